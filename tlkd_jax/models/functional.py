@@ -1,0 +1,128 @@
+"""NNX modules as pure functions of plain dicts.
+
+Nothing outside this file splits or merges a module. Parameters and BatchNorm
+statistics are nested dicts of arrays with string keys, e.g.
+params['blocks']['0']['0']['project']['conv']['kernel'].
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tlkd_jax.models.layers import Mode
+from tlkd_jax.models.spec import ModelSpec
+
+Array = jax.Array
+Tree = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model variant as a pure function; holds no arrays.
+
+  Attributes:
+    name: its key in MODELS.
+    spec: preprocessing and key tables.
+    num_classes: length of the logits.
+    graphdef: NNX structure.
+    params_shape: shapes and dtypes of the parameters.
+    model_state_shape: shapes and dtypes of the BatchNorm statistics.
+  """
+
+  name: str
+  spec: ModelSpec
+  num_classes: int
+  graphdef: Any
+  params_shape: Tree
+  model_state_shape: Tree
+  options: dict[str, Any]
+
+  def init(self, key: Array) -> tuple[Tree, Tree]:
+    """Random parameters and fresh statistics, from a typed PRNG key."""
+    module = _build(self.spec, self.num_classes, self.options, key)
+    _, params, model_state = nnx.split(module, nnx.Param, nnx.BatchStat)
+    return _plain(params), _plain(model_state)
+
+  def apply(
+    self,
+    params: Tree,
+    model_state: Tree,
+    images: Array,
+    *,
+    train: bool = False,
+    norm_train: bool = False,
+    key: Array | None = None,
+  ) -> tuple[dict[str, Any], Tree]:
+    """Runs the model on normalised images.
+
+    Args:
+      params: parameters.
+      model_state: BatchNorm statistics.
+      images: float [B, H, W, C], normalised by the spec's mean and std; their
+        dtype is the dtype of the computation.
+      train: dropout and drop-path are on.
+      norm_train: BatchNorm uses and updates batch statistics.
+      key: for dropout; needed when train and a rate is positive.
+
+    Returns:
+      ({'logits': [B, K] in the parameters' dtype, 'pre_logits': [B, D],
+      'features': {'stage1': [B, h, w, c], ...}}, new model_state).
+    """
+    module = nnx.merge(
+      self.graphdef, _state(params), _state(model_state), copy=True
+    )
+    rngs = nnx.Rngs(dropout=key) if key is not None else None
+    mode = Mode(train=train, norm_train=norm_train, rngs=rngs)
+    outputs = module(images, mode)
+    dtype = jax.tree.leaves(params)[0].dtype
+    outputs['logits'] = outputs['logits'].astype(dtype)
+    return outputs, _plain(nnx.state(module, nnx.BatchStat))
+
+
+def to_functional(
+  name: str, spec: ModelSpec, num_classes: int, **options
+) -> Model:
+  """Traces the structure of a variant without allocating its arrays."""
+  module = nnx.eval_shape(
+    lambda: _build(spec, num_classes, options, jax.random.key(0))
+  )
+  graphdef, params, model_state = nnx.split(module, nnx.Param, nnx.BatchStat)
+  return Model(
+    name=name,
+    spec=spec,
+    num_classes=num_classes,
+    graphdef=graphdef,
+    params_shape=_plain(params),
+    model_state_shape=_plain(model_state),
+    options=options,
+  )
+
+
+def normalize(
+  images: Array, spec: ModelSpec, dtype: jnp.dtype = jnp.float32
+) -> Array:
+  """(image - mean) / std per channel; images [B, H, W, 3] in 0..255."""
+  mean = jnp.asarray(spec.mean, jnp.float32).reshape(1, 1, 1, -1)
+  std = jnp.asarray(spec.std, jnp.float32).reshape(1, 1, 1, -1)
+  return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
+
+
+def _build(spec, num_classes, options, key) -> nnx.Module:
+  return spec.build(num_classes, rngs=nnx.Rngs(params=key), **options)
+
+
+def _plain(state: nnx.State) -> Tree:
+  return _string_keys(nnx.to_pure_dict(state))
+
+
+def _string_keys(tree):
+  if isinstance(tree, dict):
+    return {str(k): _string_keys(v) for k, v in tree.items()}
+  return tree
+
+
+def _state(tree: Tree) -> nnx.State:
+  return nnx.State(nnx.restore_int_paths(tree))

@@ -1,0 +1,225 @@
+"""Layers that follow PyTorch's conventions on NHWC arrays.
+
+Every layer computes in the dtype of its input: parameters are float32 (or
+float64 under x64) and are cast at use, so bfloat16 compute needs nothing but a
+bfloat16 image. What differs between training and evaluation comes in as a
+`Mode`, never as module state, so that one compiled function serves one mode.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tlkd_jax.models.convolutions import conv2d, same_padding
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+  """How one call of a model behaves.
+
+  Attributes:
+    train: dropout and drop-path are on.
+    norm_train: BatchNorm normalises by the batch and updates its running
+      statistics; otherwise it uses the running statistics unchanged.
+    rngs: the source of dropout keys; needed when `train` and a rate is > 0.
+  """
+
+  train: bool = False
+  norm_train: bool = False
+  rngs: nnx.Rngs | None = None
+
+
+EVAL = Mode()
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  'relu': jax.nn.relu,
+  'relu6': lambda x: jnp.clip(x, 0.0, 6.0),
+  'silu': jax.nn.silu,
+  'hard_swish': jax.nn.hard_swish,
+  'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+  'sigmoid': jax.nn.sigmoid,
+  'hard_sigmoid': jax.nn.hard_sigmoid,
+  'identity': lambda x: x,
+}
+
+_kernel_init = nnx.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+_linear_init = nnx.initializers.truncated_normal(0.02)
+
+
+class Conv(nnx.Module):
+  """Convolution of [B, H, W, C] with an HWIO kernel.
+
+  `padding` is 'symmetric' (k // 2 on every side, torchvision and timm), 'same'
+  (TensorFlow's dynamic SAME, timm's `tf_` models) or an int.
+  """
+
+  def __init__(
+    self,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    padding: str | int = 'symmetric',
+    groups: int = 1,
+    use_bias: bool = False,
+    rngs: nnx.Rngs,
+  ):
+    shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
+    self.kernel = nnx.Param(_kernel_init(rngs.params(), shape))
+    self.bias = nnx.Param(jnp.zeros(out_channels)) if use_bias else None
+    self.stride = stride
+    self.padding = padding
+    self.groups = groups
+
+  def __call__(self, x: Array) -> Array:
+    kernel = self.kernel[...].astype(x.dtype)
+    stride = (self.stride, self.stride)
+    if self.padding == 'same':
+      padding = same_padding(x.shape[1:3], kernel.shape[:2], stride)
+    else:
+      size = kernel.shape[0] // 2
+      size = self.padding if isinstance(self.padding, int) else size
+      padding = ((size, size), (size, size))
+    y = conv2d(x, kernel, stride=stride, padding=padding, groups=self.groups)
+    return y if self.bias is None else add_bias(y, self.bias[...])
+
+
+class Linear(nnx.Module):
+  """Affine map of the last axis, kernel [in, out]."""
+
+  def __init__(
+    self, in_features: int, out_features: int, *, rngs: nnx.Rngs, use_bias=True
+  ):
+    shape = (in_features, out_features)
+    self.kernel = nnx.Param(_linear_init(rngs.params(), shape))
+    self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else None
+
+  def __call__(self, x: Array) -> Array:
+    y = x @ self.kernel[...].astype(x.dtype)
+    return y if self.bias is None else add_bias(y, self.bias[...])
+
+
+def add_bias(x: Array, bias: Array) -> Array:
+  """Adds bias [C] to x [..., C] in x's dtype."""
+  return x + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - 1))
+
+
+class BatchNorm(nnx.Module):
+  """Batch normalisation with PyTorch's running statistics.
+
+  The batch is normalised by its biased variance while the running variance
+  accumulates the unbiased one, as torch does (Flax keeps the biased one).
+  `momentum` is torch's, the weight of the new value; Flax's is its complement.
+  Over a sharded batch the statistics are those of the global batch.
+  """
+
+  def __init__(self, features: int, *, epsilon: float, momentum: float):
+    self.scale = nnx.Param(jnp.ones(features))
+    self.bias = nnx.Param(jnp.zeros(features))
+    self.mean = nnx.BatchStat(jnp.zeros(features))
+    self.var = nnx.BatchStat(jnp.ones(features))
+    self.epsilon = epsilon
+    self.momentum = momentum
+
+  def __call__(self, x: Array, mode: Mode) -> Array:
+    mean, var = self.mean[...], self.var[...]
+    if mode.norm_train:
+      mean, var = self._update(x.astype(mean.dtype))
+    scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+    shift = self.bias[...] - mean * scale
+    shape = (1,) * (x.ndim - 1) + (-1,)
+    y = x.astype(scale.dtype) * scale.reshape(shape) + shift.reshape(shape)
+    return y.astype(x.dtype)
+
+  def _update(self, x: Array) -> tuple[Array, Array]:
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axes, keepdims=True)
+    var = jnp.square(x - mean).mean(axes)
+    mean = mean.reshape(-1)
+    count = x.size // x.shape[-1]
+    unbiased = var * (count / max(count - 1, 1))
+    for stat, value in ((self.mean, mean), (self.var, unbiased)):
+      value = jax.lax.stop_gradient(value)
+      stat[...] = (1 - self.momentum) * stat[...] + self.momentum * value
+    return mean, var
+
+
+class ConvNorm(nnx.Module):
+  """Convolution, BatchNorm and activation."""
+
+  def __init__(
+    self,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    epsilon: float,
+    momentum: float,
+    activation: str = 'identity',
+    stride: int = 1,
+    padding: str | int = 'symmetric',
+    groups: int = 1,
+    rngs: nnx.Rngs,
+  ):
+    self.conv = Conv(
+      in_channels,
+      out_channels,
+      kernel_size,
+      stride=stride,
+      padding=padding,
+      groups=groups,
+      rngs=rngs,
+    )
+    self.norm = BatchNorm(out_channels, epsilon=epsilon, momentum=momentum)
+    self.activation = activation
+
+  def __call__(self, x: Array, mode: Mode) -> Array:
+    return ACTIVATIONS[self.activation](self.norm(self.conv(x), mode))
+
+
+class SqueezeExcite(nnx.Module):
+  """Channel gate from the global mean (Hu et al. 2018, arXiv 1709.01507)."""
+
+  def __init__(
+    self,
+    channels: int,
+    hidden: int,
+    *,
+    activation: str,
+    gate: str = 'sigmoid',
+    rngs: nnx.Rngs,
+  ):
+    self.reduce = Conv(channels, hidden, 1, use_bias=True, rngs=rngs)
+    self.expand = Conv(hidden, channels, 1, use_bias=True, rngs=rngs)
+    self.activation = activation
+    self.gate = gate
+
+  def __call__(self, x: Array) -> Array:
+    s = x.mean((1, 2), keepdims=True)
+    s = self.expand(ACTIVATIONS[self.activation](self.reduce(s)))
+    return x * ACTIVATIONS[self.gate](s)
+
+
+def dropout(x: Array, rate: float, mode: Mode) -> Array:
+  """Zeroes single values with probability `rate` and rescales the rest."""
+  return _drop(x, rate, mode, x.shape)
+
+
+def drop_path(x: Array, rate: float, mode: Mode) -> Array:
+  """Zeroes whole examples of x [B, ...] (Huang et al. 2016, 1603.09382)."""
+  return _drop(x, rate, mode, (x.shape[0],) + (1,) * (x.ndim - 1))
+
+
+def _drop(x: Array, rate: float, mode: Mode, shape: tuple[int, ...]) -> Array:
+  if not mode.train or rate == 0.0:
+    return x
+  if mode.rngs is None:
+    raise ValueError('a model with dropout needs a key in training')
+  keep = jax.random.bernoulli(mode.rngs.dropout(), 1.0 - rate, shape)
+  return x * keep.astype(x.dtype) / (1.0 - rate)
