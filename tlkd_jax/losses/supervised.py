@@ -1,0 +1,45 @@
+"""Losses on labels: cross-entropy, label smoothing, soft labels."""
+
+import jax
+import jax.numpy as jnp
+import optax.losses
+
+from tlkd_jax.losses.numerics import LOGIT_LIMIT, as_float32
+
+
+def cross_entropy(
+  logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
+) -> jax.Array:
+  """Mean cross-entropy with targets (1 - e) * onehot + e / K.
+
+  Label smoothing: Szegedy et al., CVPR 2016, arXiv:1512.00567, section 7.
+
+  Args:
+    logits: [B, K], any floating precision; computed in float32.
+    labels: [B] integer class indices.
+    label_smoothing: e, in [0, 1).
+
+  Returns:
+    Scalar float32, nats.
+  """
+  logits = as_float32(logits, LOGIT_LIMIT)
+  onehot = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
+  targets = optax.losses.smooth_labels(onehot, label_smoothing)
+  return jnp.mean(optax.losses.softmax_cross_entropy(logits, targets))
+
+
+def soft_cross_entropy(
+  logits: jax.Array, probabilities: jax.Array
+) -> jax.Array:
+  """Mean cross-entropy against soft labels, as mixup and cutmix give.
+
+  Args:
+    logits: [B, K], any floating precision; computed in float32.
+    probabilities: [B, K], rows sum to one.
+
+  Returns:
+    Scalar float32, nats.
+  """
+  logits = as_float32(logits, LOGIT_LIMIT)
+  targets = jnp.asarray(probabilities, jnp.float32)
+  return jnp.mean(optax.losses.softmax_cross_entropy(logits, targets))
