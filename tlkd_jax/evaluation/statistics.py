@@ -1,0 +1,289 @@
+"""Statistics of two or more arms whose runs are paired by seed.
+
+`x` is the arm under test (TL+KD), `y` the reference (TL), x[i] and y[i] come
+from the same seed, data subset and data order. Pairs in which either value is
+NaN are left out. Everything computes in float64.
+"""
+
+import numpy as np
+from scipy import stats
+
+ALPHA = 0.05
+# Up to here all 2^k sign patterns are enumerated.
+MAX_EXACT_PAIRS = 20
+# Differences below this share of the values compared are rounding, not effect.
+_ROUNDING = 1e-12
+
+
+def paired_differences(x, y) -> np.ndarray:
+  """x - y of the pairs without a NaN, float64 [k]; rounding becomes 0.
+
+  Raises:
+    ValueError: if x and y are not vectors of one length.
+  """
+  x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+  if x.ndim != 1 or x.shape != y.shape:
+    raise ValueError(
+      f'paired values must be two vectors of one length, got {x.shape} and '
+      f'{y.shape}'
+    )
+  kept = ~(np.isnan(x) | np.isnan(y))
+  x, y = x[kept], y[kept]
+  difference = x - y
+  if not difference.size:
+    return difference
+  scale = _ROUNDING * max(np.abs(x).max(), np.abs(y).max())
+  if np.ptp(difference) <= scale:
+    difference[:] = np.median(difference)
+  difference[np.abs(difference) <= scale] = 0.0
+  return difference
+
+
+def _spread(values: np.ndarray) -> float:
+  """Standard deviation (n - 1): NaN below 2 values, 0 for equal ones."""
+  if len(values) < 2:
+    return float('nan')
+  return 0.0 if np.ptp(values) == 0 else float(np.std(values, ddof=1))
+
+
+def mean_interval(values, level: float = 0.95) -> dict[str, float]:
+  """Mean with its t interval.
+
+  Args:
+    values: [k] independent values, such as one per seed.
+    level: coverage.
+
+  Returns:
+    `mean`, `std` (n - 1), `low`, `high`; the last three NaN below 2 values.
+  """
+  values = np.asarray(values, np.float64)
+  values = values[~np.isnan(values)]
+  if not values.size:
+    return dict.fromkeys(('mean', 'std', 'low', 'high'), float('nan'))
+  mean, std, count = float(values.mean()), _spread(values), len(values)
+  half = float('nan')
+  if count > 1:
+    quantile = stats.t.ppf(0.5 + level / 2, count - 1)
+    half = float(quantile * std / np.sqrt(count))
+  return {'mean': mean, 'std': std, 'low': mean - half, 'high': mean + half}
+
+
+def proportion_interval(
+  hits: int, total: int, method: str = 'wilson', level: float = 0.95
+) -> tuple[float, float]:
+  """Interval of a proportion such as an accuracy over items.
+
+  Args:
+    hits: number of successes.
+    total: number of trials, at least 1.
+    method: 'wilson' (1927) or 'exact' (Clopper and Pearson 1934).
+    level: coverage.
+  """
+  result = stats.binomtest(int(hits), int(total))
+  interval = result.proportion_ci(level, method=method)
+  return float(interval.low), float(interval.high)
+
+
+def paired_t_test(x, y) -> tuple[float, float]:
+  """Statistic and two-sided p of the paired t test.
+
+  NaN below 2 pairs and where all differences are equal.
+  """
+  difference = paired_differences(x, y)
+  spread = _spread(difference)
+  if not spread > 0:
+    return float('nan'), float('nan')
+  count = len(difference)
+  statistic = float(difference.mean() / (spread / np.sqrt(count)))
+  return statistic, float(2 * stats.t.sf(abs(statistic), count - 1))
+
+
+def cohen_dz(x, y) -> float:
+  """Mean difference over the standard deviation of the differences.
+
+  Cohen 1988, for paired values. NaN where `paired_t_test` is.
+  """
+  difference = paired_differences(x, y)
+  spread = _spread(difference)
+  return float(difference.mean() / spread) if spread > 0 else float('nan')
+
+
+def smallest_p(num_pairs: int) -> float:
+  """Smallest two-sided p that an exact test of k pairs can give: 2 / 2^k."""
+  return min(1.0, 2.0 ** (1 - num_pairs))
+
+
+def sign_flip_test(x, y, seed: int = 0, num_flips: int = 100_000) -> float:
+  """Two-sided p of the paired permutation test on the mean difference.
+
+  Under the null hypothesis each difference could as well have had the other
+  sign (Fisher 1935). All 2^k patterns are counted up to MAX_EXACT_PAIRS
+  pairs, beyond that `num_flips` random ones and the observed one.
+
+  Returns:
+    p, at least `smallest_p(k)`; NaN without pairs.
+  """
+  difference = paired_differences(x, y)
+  if not difference.size:
+    return float('nan')
+  observed = abs(difference.sum()) * (1 - _ROUNDING)
+  if len(difference) <= MAX_EXACT_PAIRS:
+    sums = np.zeros(1)
+    for value in difference:
+      sums = np.concatenate([sums + value, sums - value])
+    # Equal sums that were added up in another order differ by rounding.
+    slack = _ROUNDING * np.abs(difference).sum()
+    return float((np.abs(sums) >= observed - slack).mean())
+  rng = np.random.default_rng(seed)
+  extreme = 1
+  for _ in range(num_flips):
+    signs = rng.integers(0, 2, len(difference)) * 2 - 1
+    extreme += abs(signs @ difference) >= observed
+  return float(extreme / (num_flips + 1))
+
+
+def wilcoxon_test(x, y) -> tuple[float, float]:
+  """Wilcoxon's signed-rank statistic and two-sided p (zeros left out).
+
+  Exact where scipy can (up to 50 differences, no ties or zeros), else the
+  normal approximation. NaN if all differences are 0.
+  """
+  difference = paired_differences(x, y)
+  if not difference.any():
+    return float('nan'), float('nan')
+  result = stats.wilcoxon(difference)
+  return float(result.statistic), float(result.pvalue)
+
+
+def bootstrap_mean_interval(
+  values,
+  method: str = 'BCa',
+  seed: int = 0,
+  num_replicates: int = 9999,
+  level: float = 0.95,
+) -> tuple[float, float]:
+  """Bootstrap interval of a mean, for instance of paired differences.
+
+  Args:
+    values: [n].
+    method: 'percentile' or 'BCa' (Efron 1987).
+    seed: of the resampling.
+    num_replicates: resamples drawn.
+    level: coverage.
+
+  Returns:
+    (low, high); both the common value where all are equal, NaN below 2.
+  """
+  values = np.asarray(values, np.float64)
+  if len(values) < 2:
+    return float('nan'), float('nan')
+  if np.ptp(values) == 0:
+    return float(values[0]), float(values[0])
+  result = stats.bootstrap(
+    (values,),
+    np.mean,
+    n_resamples=num_replicates,
+    # Bounds the resampled block to about 16 MB.
+    batch=max(1, 2_000_000 // len(values)),
+    confidence_level=level,
+    method=method,
+    rng=np.random.default_rng(seed),
+  )
+  interval = result.confidence_interval
+  return float(interval.low), float(interval.high)
+
+
+def holm(p_values) -> np.ndarray:
+  """Holm's (1979) step-down adjusted p values; NaNs stay and do not count."""
+  p_values = np.asarray(p_values, np.float64)
+  adjusted = np.full(p_values.shape, np.nan)
+  tested = np.flatnonzero(~np.isnan(p_values))
+  order = tested[np.argsort(p_values[tested], kind='stable')]
+  factors = np.arange(len(order), 0, -1)
+  steps = np.minimum(1.0, factors * p_values[order])
+  adjusted[order] = np.maximum.accumulate(steps)
+  return adjusted
+
+
+def friedman_test(scores) -> dict:
+  """Friedman's test (1937) that several arms perform alike.
+
+  Args:
+    scores: [blocks, arms], larger is better; a block is a data set or a seed.
+
+  Returns:
+    `statistic` and `p` (chi-squared approximation; NaN where every block ties
+    all arms) and `mean_ranks` [arms], 1 for the best, ties share a rank.
+
+  Raises:
+    ValueError: below 3 arms or 2 blocks.
+  """
+  scores = np.asarray(scores, np.float64)
+  if scores.ndim != 2 or scores.shape[0] < 2 or scores.shape[1] < 3:
+    raise ValueError(
+      'friedman_test needs scores [blocks >= 2, arms >= 3], got shape '
+      f'{scores.shape}; compare two arms with compare_paired'
+    )
+  statistic, p = float('nan'), float('nan')
+  if np.ptp(scores, axis=1).any():
+    statistic, p = map(float, stats.friedmanchisquare(*scores.T))
+  ranks = stats.rankdata(-scores, axis=1).mean(axis=0)
+  return {'statistic': statistic, 'p': p, 'mean_ranks': ranks}
+
+
+def verdict(
+  difference: float,
+  p: float,
+  higher_is_better: bool = True,
+  alpha: float = ALPHA,
+) -> str:
+  """'better', 'worse' or 'inconclusive' (p >= alpha, or NaN).
+
+  Args:
+    difference: x - y.
+    p: two-sided, already adjusted where several cells are judged together.
+    higher_is_better: of the quantity compared.
+    alpha: level.
+  """
+  if not p < alpha or difference == 0:
+    return 'inconclusive'
+  return 'better' if (difference > 0) == higher_is_better else 'worse'
+
+
+def compare_paired(
+  x, y, higher_is_better: bool = True, alpha: float = ALPHA
+) -> dict:
+  """Everything about x - y over paired runs.
+
+  The verdict follows the exact sign-flip test, which assumes no normality;
+  where `smallest_p` is not below alpha it is inconclusive whatever the data.
+
+  Args:
+    x: [k] values of the arm under test, one per seed.
+    y: [k] values of the reference with the same seeds.
+    higher_is_better: of the quantity compared.
+    alpha: level of the verdict; the t interval covers 1 - alpha.
+
+  Returns:
+    `pairs`, `mean_difference`, `std_difference`, `ci_low`, `ci_high` (t),
+    `t`, `p_t`, `p_sign_flip`, `p_wilcoxon`, `smallest_p`, `cohen_dz`,
+    `verdict`.
+  """
+  difference = paired_differences(x, y)
+  interval = mean_interval(difference, 1 - alpha)
+  t, p_t = paired_t_test(x, y)
+  p = sign_flip_test(x, y)
+  return {
+    'pairs': len(difference),
+    'mean_difference': interval['mean'],
+    'std_difference': interval['std'],
+    'ci_low': interval['low'],
+    'ci_high': interval['high'],
+    't': t,
+    'p_t': p_t,
+    'p_sign_flip': p,
+    'p_wilcoxon': wilcoxon_test(x, y)[1],
+    'smallest_p': smallest_p(len(difference)),
+    'cohen_dz': cohen_dz(x, y),
+    'verdict': verdict(interval['mean'], p, higher_is_better, alpha),
+  }
