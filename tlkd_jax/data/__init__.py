@@ -1,0 +1,271 @@
+"""Data sets as decoded uint8 arrays in train, validation and test splits.
+
+    dataset = load_splits('digits', image_size=48, num_train_per_class=20)
+    for batch in pipeline.eval_batches(dataset.splits['test'], 64): ...
+
+A batch is {'image': uint8[B,H,W,3], 'label': int32[B], 'mask': float32[B],
+'index': int64[B], 'view': int32[B]}. Train images are stored with a margin
+around the `image_size` pixels that `augment.augment` crops on the device;
+validation and test images have exactly `image_size` pixels.
+
+To add a data set, write a builder in `builders/` and one line in `DATASETS`.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+from absl import logging
+
+from tlkd_jax.data import decode, subsets, transforms
+from tlkd_jax.data import sources as _sources
+from tlkd_jax.data.sources import DATASETS
+
+__all__ = ['DATASETS', 'Dataset', 'Split', 'load_splits']
+
+_EVAL_SALT = 'evaluation'
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """The decoded examples of one split.
+
+  Attributes:
+    images: uint8[N, S, S, 3], in memory or memory-mapped, read only.
+    labels: int32[N].
+    indices: int64[N], the number of each example in its whole split; no
+      choice of subset changes it.
+    names: N names, for instance relative file names.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  indices: np.ndarray
+  names: list[str]
+
+  def __len__(self) -> int:
+    return self.labels.size
+
+  def fingerprint(self) -> str:
+    """A digest of pixels, labels and indices."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr(self.images.shape).encode())
+    digest.update(self.labels.tobytes() + self.indices.tobytes())
+    for start in range(0, len(self), 1024):
+      digest.update(np.ascontiguousarray(self.images[start : start + 1024]))
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A data set ready for training.
+
+  Attributes:
+    name: as it was asked for.
+    class_names: K names; label k is class_names[k].
+    splits: 'train', 'validation' and 'test'.
+    image_size: side of the images that the model shall see.
+    flip_ok: whether a mirrored image keeps its class.
+    skipped: split -> (name, reason) of each image that was left out.
+    notes: what was decided about missing splits, one sentence each.
+  """
+
+  name: str
+  class_names: list[str]
+  splits: dict[str, Split]
+  image_size: int
+  flip_ok: bool
+  skipped: dict[str, list[tuple[str, str]]]
+  notes: list[str]
+
+
+def load_splits(
+  name: str,
+  *,
+  image_size: int,
+  num_train_per_class: int | None = None,
+  train_fraction: float = 1.0,
+  num_eval_per_class: int | None = None,
+  seed: int = 0,
+  on_bad_image: str = 'error',
+  memory_budget_bytes: int = 4 << 30,
+  data_dir: str | os.PathLike | None = None,
+  cache_dir: str | os.PathLike | None = None,
+  crop_fraction: float | None = None,
+  train_size: int | None = None,
+  interpolation: str = 'bicubic',
+  validation_fraction: float = 0.1,
+  test_fraction: float = 0.2,
+  num_threads: int | None = None,
+) -> Dataset:
+  """Finds, subsets and decodes a data set.
+
+  Evaluation images: short side to image_size / crop_fraction, centre crop to
+  image_size. Train images: the same, but the crop is train_size.
+
+  The train subset of n per class is contained in that of m > n at the same
+  seed, likewise for fractions; validation and test depend on neither.
+
+  Args:
+    name: 'digits', 'folder:PATH' (a folder or a zip) or a TFDS data set that
+      `python -m tlkd_jax.data.prepare` has prepared.
+    image_size: side of the images that the model shall see.
+    num_train_per_class: so many train examples of each class, or None.
+    train_fraction: this share of each class of train, in (0, 1].
+    num_eval_per_class: at most so many validation and test examples of each
+      class, always the same ones; for short runs.
+    seed: chooses the train subset.
+    on_bad_image: 'error', or 'skip' to replace or leave out files that cannot
+      be decoded.
+    memory_budget_bytes: decoded data sets above this are memory-mapped.
+    data_dir: where TFDS sets are prepared; by default as in TFDS.
+    cache_dir: for own copies; by default in the user's cache folder.
+    crop_fraction: share of the short side that the centre crop keeps; by
+      default 1 for digits and 0.875 otherwise.
+    train_size: stored side of train images, at least image_size; by default
+      image_size / crop_fraction.
+    interpolation: a key of `transforms.INTERPOLATIONS`.
+    validation_fraction: share of each class that becomes validation where
+      the data set has none.
+    test_fraction: the same for test.
+    num_threads: decoding threads, by default one for each core.
+
+  Returns:
+    The decoded data set.
+
+  Raises:
+    ValueError: unknown name, unusable classes, an impossible subset, a bad
+      image with on_bad_image='error', a size out of range.
+    FileNotFoundError: a folder that does not exist, a TFDS set that has not
+      been prepared.
+    OSError: no space for memory-mapped images.
+  """
+  if crop_fraction is None:
+    crop_fraction = 1.0 if name == 'digits' else 0.875
+  train, evaluation = _geometries(
+    image_size, crop_fraction, train_size, interpolation
+  )
+  found = _sources.open_sources(
+    name,
+    data_dir=data_dir,
+    cache_dir=cache_dir,
+    validation_fraction=validation_fraction,
+    test_fraction=test_fraction,
+  )
+  choices = {
+    'train': _choose_train(found, num_train_per_class, train_fraction, seed),
+    'validation': _choose_eval(found, 'validation', num_eval_per_class),
+    'test': _choose_eval(found, 'test', num_eval_per_class),
+  }
+  geometries = {'train': train, 'validation': evaluation, 'test': evaluation}
+  size = sum(
+    3 * choices[split].total() * geometries[split].size ** 2
+    for split in choices
+  )
+  mapped_in = None
+  if size > memory_budget_bytes:
+    cache = pathlib.Path(cache_dir or _sources.default_cache_dir())
+    mapped_in = cache.expanduser() / 'decoded'
+    logging.info(
+      '%s: %.2f GB decoded exceed the memory budget of %.2f GB and are '
+      'memory-mapped in %s',
+      *(name, size / 1e9, memory_budget_bytes / 1e9, mapped_in),
+    )
+  splits, skipped = {}, {}
+  for split, choice in choices.items():
+    source = found.splits[split]
+    decoded = decode.decode(
+      source,
+      choice,
+      geometries[split],
+      description=f'{name} {split}',
+      on_bad_image=on_bad_image,
+      num_threads=num_threads,
+      mapped_in=mapped_in,
+    )
+    splits[split] = _as_split(source, decoded)
+    skipped[split] = decoded.skipped
+    if decoded.skipped:
+      logging.warning(
+        '%s %s: left out %d bad images', name, split, len(decoded.skipped)
+      )
+  return Dataset(
+    name,
+    found.class_names,
+    splits,
+    image_size,
+    found.flip_ok,
+    skipped,
+    found.notes,
+  )
+
+
+def _geometries(
+  image_size: int,
+  crop_fraction: float,
+  train_size: int | None,
+  interpolation: str,
+) -> tuple[decode.Geometry, decode.Geometry]:
+  if image_size < 1:
+    raise ValueError(f'image_size is {image_size}; it must be positive')
+  if not 0 < crop_fraction <= 1:
+    raise ValueError(f'crop_fraction is {crop_fraction}, not in (0, 1]')
+  if interpolation not in transforms.INTERPOLATIONS:
+    raise ValueError(
+      f'interpolation is {interpolation!r}; accepted: '
+      f'{", ".join(transforms.INTERPOLATIONS)}'
+    )
+  short_side = transforms.resize_size(image_size, crop_fraction)
+  train_size = short_side if train_size is None else train_size
+  if train_size < image_size:
+    raise ValueError(
+      f'train_size is {train_size}, less than image_size {image_size}'
+    )
+  return (
+    decode.Geometry(max(short_side, train_size), train_size, interpolation),
+    decode.Geometry(short_side, image_size, interpolation),
+  )
+
+
+def _choose_train(
+  found: _sources.Sources,
+  num_per_class: int | None,
+  fraction: float,
+  seed: int,
+) -> decode.Choice:
+  source, num_classes = found.splits['train'], len(found.class_names)
+  orders = subsets.class_orders(
+    source.names, source.labels, num_classes, f'subset-{seed}'
+  )
+  counts = subsets.subset_counts(
+    np.asarray([order.size for order in orders]),
+    found.class_names,
+    num_per_class,
+    fraction,
+  )
+  return decode.Choice(orders, counts, exact=num_per_class is not None)
+
+
+def _choose_eval(
+  found: _sources.Sources, split: str, num_per_class: int | None
+) -> decode.Choice:
+  source, num_classes = found.splits[split], len(found.class_names)
+  choice = decode.whole(source, num_classes)
+  if num_per_class is None:
+    return choice
+  orders = subsets.class_orders(
+    source.names, source.labels, num_classes, _EVAL_SALT
+  )
+  return decode.Choice(orders, np.minimum(choice.counts, num_per_class))
+
+
+def _as_split(source: _sources.Source, decoded: decode.Decoded) -> Split:
+  decoded.images.flags.writeable = False
+  return Split(
+    decoded.images,
+    source.labels[decoded.rows],
+    source.indices[decoded.rows],
+    [source.names[row] for row in decoded.rows.tolist()],
+  )

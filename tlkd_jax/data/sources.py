@@ -1,0 +1,375 @@
+"""Finds a data set by name and gives its splits as raw, undecoded records.
+
+`digits` and `folder:PATH` are written once as array_record files into the
+cache folder; any other name is a TFDS data set that
+`python -m tlkd_jax.data.prepare` wrote. All are then read the same way,
+without TensorFlow.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import io
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from tlkd_jax.data import subsets
+from tlkd_jax.data.builders import digits, folder
+
+# Sets whose meaning a left-right flip destroys.
+_NOT_FLIPPABLE = frozenset(
+  ('digits', 'mnist', 'emnist', 'kmnist', 'omniglot', 'svhn_cropped')
+  + ('cmaterdb', 'mnist_corrupted', 'visual_domain_decathlon')
+)
+
+
+_RECORDS_AT_ONCE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """One split, undecoded.
+
+  Attributes:
+    names: name of each example, unique within the data set.
+    labels: int32[N].
+    indices: int64[N], a number for each example that no subset changes.
+    read: position -> the bytes of that image file; safe to call from threads.
+    fingerprint: identifies the content.
+  """
+
+  names: list[str]
+  labels: np.ndarray
+  indices: np.ndarray
+  read: Callable[[int], bytes]
+  fingerprint: str
+
+  def take(self, rows: np.ndarray) -> 'Source':
+    """Returns the examples at `rows`, in that order."""
+    rows = np.asarray(rows, np.int64)
+    kept = rows.tolist()
+    digest = hashlib.sha256(self.fingerprint.encode() + rows.tobytes())
+    return Source(
+      [self.names[row] for row in kept],
+      self.labels[rows],
+      self.indices[rows],
+      lambda position: self.read(kept[position]),
+      digest.hexdigest(),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+  """A data set, undecoded.
+
+  Attributes:
+    class_names: K names; label k is class_names[k].
+    splits: 'train', 'validation' and 'test'.
+    flip_ok: whether a mirrored image keeps its class.
+    notes: what was decided about splits, one sentence each.
+  """
+
+  class_names: list[str]
+  splits: dict[str, Source]
+  flip_ok: bool
+  notes: list[str]
+
+
+def default_cache_dir() -> pathlib.Path:
+  """`tlkd_jax` in the user's cache folder ($XDG_CACHE_HOME or ~/.cache)."""
+  root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(root) / 'tlkd_jax'
+
+
+def default_data_dir() -> pathlib.Path:
+  """$TFDS_DATA_DIR or ~/tensorflow_datasets, as in TFDS itself."""
+  given = os.environ.get('TFDS_DATA_DIR')
+  return pathlib.Path(given or pathlib.Path.home() / 'tensorflow_datasets')
+
+
+def digits_builder(path: str, cache_dir: pathlib.Path):
+  """The prepared TFDS builder of `digits`; `path` must be empty."""
+  if path:
+    raise ValueError(f'digits takes no path, got digits:{path}')
+  key = f'digits-{digits.Digits.VERSION}'
+  return _prepare_once(
+    cache_dir, key, lambda data_dir: digits.Digits(data_dir=data_dir)
+  )
+
+
+def folder_builder(path: str, cache_dir: pathlib.Path):
+  """The prepared TFDS builder of `folder:PATH`."""
+  if not path:
+    raise ValueError('folder needs a path: folder:PATH')
+  listing = folder.list_images(path)
+  folder.check_classes(listing)
+  name = pathlib.Path(path).resolve().stem
+  key = f'folder-{name}-{listing.fingerprint}'
+  return _prepare_once(
+    cache_dir,
+    key,
+    lambda data_dir: folder.FolderImages(listing, data_dir=data_dir),
+  )
+
+
+DATASETS = {'digits': digits_builder, 'folder': folder_builder}
+
+
+def open_sources(
+  name: str,
+  *,
+  data_dir: str | os.PathLike | None = None,
+  cache_dir: str | os.PathLike | None = None,
+  validation_fraction: float = 0.1,
+  test_fraction: float = 0.2,
+) -> Sources:
+  """Opens a data set's three splits.
+
+  A missing validation split is cut from train; a set with a validation split
+  but none for test uses it as test and cuts another validation split from
+  train; a set with train alone is cut in three.
+
+  Args:
+    name: 'digits', 'folder:PATH' or a prepared TFDS name.
+    data_dir: where TFDS sets are prepared; `default_data_dir` if None.
+    cache_dir: where own copies are kept; `default_cache_dir` if None.
+    validation_fraction: share of each class cut for validation, if needed.
+    test_fraction: share of each class cut for test, if needed.
+
+  Returns:
+    The opened data set.
+
+  Raises:
+    ValueError: unknown name (the nearest are offered), or a data set that
+      cannot be used for classification.
+    FileNotFoundError: a folder that does not exist, a TFDS set that has not
+      been prepared.
+  """
+  kind, _, path = name.partition(':')
+  cache = pathlib.Path(cache_dir or default_cache_dir()).expanduser()
+  if kind in DATASETS:
+    builder = DATASETS[kind](path, cache)
+  else:
+    builder = _open_tfds(name, pathlib.Path(data_dir or default_data_dir()))
+  image_key, label_key = _find_keys(name, builder.info)
+  class_names = builder.info.features[label_key].names
+  found = {
+    split: _open_split(builder, parts, image_key, label_key, cache)
+    for split, parts in _own_splits(name, builder.info).items()
+  }
+  splits, notes = _complete(
+    found, class_names, validation_fraction, test_fraction
+  )
+  for note in notes:
+    logging.info('%s: %s', name, note)
+  _check_labels(name, splits, class_names)
+  flip_ok = builder.info.name not in _NOT_FLIPPABLE
+  return Sources(list(class_names), splits, flip_ok, notes)
+
+
+def _prepare_once(cache_dir: pathlib.Path, key: str, make_builder):
+  """Writes a builder's files unless an earlier run did."""
+  final = cache_dir / 'prepared' / key
+  if not final.is_dir():
+    # Written aside and renamed, so that runs that start at the same time or
+    # die half-way never see a part.
+    aside = final.with_name(f'.{key}-{uuid.uuid4().hex}')
+    logging.info('Preparing %s in %s', key, final)
+    tfds.disable_progress_bar()
+    try:
+      with contextlib.redirect_stdout(io.StringIO()):
+        make_builder(str(aside)).download_and_prepare()
+      aside.rename(final)
+    except OSError:
+      if not final.is_dir():
+        raise
+    finally:
+      shutil.rmtree(aside, ignore_errors=True)
+  return make_builder(str(final))
+
+
+def _open_tfds(name: str, data_dir: pathlib.Path):
+  data_dir = data_dir.expanduser()
+  if data_dir.is_dir():
+    with contextlib.suppress(tfds.core.DatasetNotFoundError):
+      return tfds.core.read_only_builder.builder_from_files(
+        name, data_dir=str(data_dir)
+      )
+  known = tfds.list_builders(with_community_datasets=False)
+  kind = name.partition('/')[0].partition(':')[0]
+  if kind in known:
+    raise FileNotFoundError(
+      f'data set {name!r} is not prepared in {data_dir}; run: python -m '
+      f'tlkd_jax.data.prepare --dataset {name} --data_dir {data_dir}'
+    )
+  raise ValueError(_unknown(name, kind, known))
+
+
+def _unknown(name: str, kind: str, known: list[str]) -> str:
+  near = difflib.get_close_matches(kind, [*DATASETS, *known], n=3)
+  hint = f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
+  return (
+    f'unknown data set {name!r}{hint} Accepted: digits, folder:PATH or the '
+    'name of a TFDS data set.'
+  )
+
+
+def _find_keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
+  """Names of the image and the label feature."""
+  keys = info.supervised_keys
+  image_key, label_key = (keys or ('image', 'label'))[:2]
+  features = dict(info.features.items())
+  if not (
+    isinstance(image_key, str)
+    and isinstance(label_key, str)
+    and isinstance(features.get(image_key), tfds.features.Image)
+    and isinstance(features.get(label_key), tfds.features.ClassLabel)
+  ):
+    raise ValueError(
+      f'data set {name!r} is not for image classification: it needs an Image '
+      f'and a ClassLabel feature, it has {features}'
+    )
+  return image_key, label_key
+
+
+def _own_splits(name: str, info: tfds.core.DatasetInfo):
+  """Which TFDS splits make up each of our splits."""
+  available = list(info.splits)
+  if any(split == 'all' or split.startswith('all_') for split in available):
+    return {'all': available}
+  own = {
+    split: [s for s in available if _base_split(s) == split]
+    for split in ('train', 'validation', 'test')
+  }
+  if not own['train']:
+    raise ValueError(f'data set {name!r} has no train split: {available}')
+  return {split: parts for split, parts in own.items() if parts}
+
+
+def _base_split(split: str) -> str:
+  base, _, part = split.rpartition('_')
+  return base if base and part.isdigit() else split
+
+
+def _open_split(
+  builder,
+  parts: list[str],
+  image_key: str,
+  label_key: str,
+  cache: pathlib.Path,
+) -> Source:
+  """Reads labels and names of a split; images stay undecoded."""
+  images = {
+    key: tfds.decode.SkipDecoding()
+    for key, feature in builder.info.features.items()
+    if isinstance(feature, tfds.features.Image)
+  }
+  split = '+'.join(parts)
+  try:
+    records = builder.as_data_source(split=split, decoders=images)
+  except NotImplementedError as error:
+    raise ValueError(
+      f'data set {builder.info.full_name!r} in {builder.data_path} is not '
+      'stored as array_record; prepare it again into another folder with '
+      'python -m tlkd_jax.data.prepare'
+    ) from error
+  info_file = pathlib.Path(builder.data_path) / 'dataset_info.json'
+  identity = f'{info_file.resolve()} {info_file.stat().st_mtime_ns} {split}'
+  fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+  index = cache / 'index' / f'{fingerprint[:24]}.npz'
+  names, labels = _read_index(records, split, label_key, index)
+  return Source(
+    names,
+    labels,
+    np.arange(labels.size, dtype=np.int64),
+    lambda position: records[position][image_key],
+    fingerprint,
+  )
+
+
+def _read_index(records, split: str, label_key: str, index: pathlib.Path):
+  """Names and labels, from `index` if an earlier run has written it."""
+  if index.exists():
+    with np.load(index, allow_pickle=False) as stored:
+      return stored['names'].tolist(), stored['labels']
+  names, labels = [], []
+  for start in range(0, len(records), _RECORDS_AT_ONCE):
+    stop = min(start + _RECORDS_AT_ONCE, len(records))
+    for record in records.__getitems__(list(range(start, stop))):
+      names.append(_name(record, f'{split}-{len(names):07d}'))
+      labels.append(record[label_key])
+  label_array = np.asarray(labels, np.int32)
+  index.parent.mkdir(parents=True, exist_ok=True)
+  aside = index.with_name(f'.{uuid.uuid4().hex}.npz')
+  np.savez(aside, names=np.asarray(names, np.str_), labels=label_array)
+  aside.replace(index)
+  return names, label_array
+
+
+def _name(record: dict, default: str) -> str:
+  name = record.get('file_name', default)
+  if isinstance(name, bytes):
+    return name.decode('utf-8', 'surrogateescape')
+  return name if isinstance(name, str) else default
+
+
+def _complete(
+  found: dict[str, Source],
+  class_names: list[str],
+  validation_fraction: float,
+  test_fraction: float,
+) -> tuple[dict[str, Source], list[str]]:
+  """Makes three splits of those that exist; see `open_sources`."""
+  splits, notes = dict(found), []
+  whole = splits.pop('all', None) or splits['train']
+  if 'test' not in splits and 'validation' in splits:
+    splits['test'] = splits.pop('validation')
+    notes.append('no test split: its validation split is used as test')
+  fractions = {}
+  if 'test' not in splits:
+    fractions['test'] = test_fraction
+  if 'validation' not in splits:
+    fractions['validation'] = validation_fraction
+  if fractions:
+    for part, fraction in fractions.items():
+      if not 0 < fraction < 1:
+        raise ValueError(f'{part}_fraction is {fraction}, not in (0, 1)')
+    parts = subsets.cut(whole.names, whole.labels, class_names, fractions)
+    cuts = ' and '.join(
+      f'{part} ({parts[part].size} images)' for part in fractions
+    )
+    notes.append(f'{cuts} cut from its {whole.labels.size} training images')
+    splits.update((part, whole.take(rows)) for part, rows in parts.items())
+  return {s: splits[s] for s in ('train', 'validation', 'test')}, notes
+
+
+def _check_labels(
+  name: str, splits: dict[str, Source], class_names: list[str]
+) -> None:
+  trained = np.bincount(
+    np.maximum(splits['train'].labels, 0), minlength=len(class_names)
+  )
+  for split, source in splits.items():
+    if source.labels.min(initial=0) < 0:
+      raise ValueError(f'data set {name!r}: split {split} is not labelled')
+    present = np.bincount(source.labels, minlength=len(class_names))
+    lacking = [class_names[c] for c in np.flatnonzero(present * (trained == 0))]
+    if lacking:
+      raise ValueError(
+        f'data set {name!r}: class {", ".join(map(repr, lacking))} is in '
+        f'{split} but train has no image of it'
+      )
+  empty = [class_names[c] for c in np.flatnonzero(trained == 0)]
+  if empty:
+    raise ValueError(
+      f'data set {name!r}: class {", ".join(map(repr, empty))} has no image '
+      'in train'
+    )

@@ -1,0 +1,122 @@
+"""Which examples go where: stable, stratified, nested choices.
+
+All choices order the examples of a class by a hash of (salt, name) and take
+the first ones. So they do not depend on the order of files on disk, on the
+number of classes or on the platform, and a smaller choice is always contained
+in a larger one.
+"""
+
+import hashlib
+
+import numpy as np
+
+
+def stable_order(names: list[str], salt: str) -> np.ndarray:
+  """Returns int64[N]: positions of `names` in a salted pseudo-random order."""
+  digests = [
+    hashlib.blake2b(f'{salt}\0{name}'.encode('utf-8', 'surrogateescape'))
+    .digest()[:16]
+    for name in names
+  ]  # fmt: skip
+  return np.asarray(
+    sorted(range(len(names)), key=lambda i: (digests[i], names[i])), np.int64
+  )
+
+
+def class_orders(
+  names: list[str], labels: np.ndarray, num_classes: int, salt: str
+) -> list[np.ndarray]:
+  """Per class, the rows of its examples in `stable_order`."""
+  order = stable_order(names, salt)
+  ordered_labels = np.asarray(labels)[order]
+  return [order[ordered_labels == c] for c in range(num_classes)]
+
+
+def cut(
+  names: list[str],
+  labels: np.ndarray,
+  class_names: list[str],
+  fractions: dict[str, float],
+  salt: str = 'split',
+) -> dict[str, np.ndarray]:
+  """Cuts parts off a set, stratified, the same on every machine and run.
+
+  Args:
+    names: stable name of each example.
+    labels: int[N].
+    class_names: K names; each class must be able to give every part one
+      example and keep one.
+    fractions: the share of each class that each part takes (rounded, at least
+      one example).
+    salt: another salt makes another cut.
+
+  Returns:
+    part -> sorted rows, and 'train' -> the rest. Disjoint, together all rows.
+
+  Raises:
+    ValueError: for a class with too few examples.
+  """
+  orders = class_orders(names, labels, len(class_names), salt)
+  parts = {part: [] for part in [*fractions, 'train']}
+  for class_name, order in zip(class_names, orders, strict=True):
+    if order.size <= len(fractions):
+      raise ValueError(
+        f'class {class_name!r} has {order.size} images; to cut '
+        f'{" and ".join(fractions)} from train it needs at least '
+        f'{len(fractions) + 1}'
+      )
+    start = 0
+    for position, (part, fraction) in enumerate(fractions.items()):
+      later = len(fractions) - position
+      count = max(1, round(fraction * order.size))
+      count = min(count, order.size - start - later)
+      parts[part].append(order[start : start + count])
+      start += count
+    parts['train'].append(order[start:])
+  return {part: np.sort(np.concatenate(rows)) for part, rows in parts.items()}
+
+
+def subset_counts(
+  class_sizes: np.ndarray,
+  class_names: list[str],
+  num_per_class: int | None = None,
+  fraction: float = 1.0,
+) -> np.ndarray:
+  """How many examples of each class a train subset takes.
+
+  Args:
+    class_sizes: int[K], the examples each class has.
+    class_names: K names, for the message.
+    num_per_class: so many of each class, or None.
+    fraction: this share of each class (rounded, at least one), in (0, 1].
+
+  Returns:
+    int64[K].
+
+  Raises:
+    ValueError: if both are given, one is out of range, or a class holds fewer
+      than `num_per_class`.
+  """
+  sizes = np.asarray(class_sizes, np.int64)
+  if not 0 < fraction <= 1:
+    raise ValueError(f'train_fraction is {fraction}; it must be in (0, 1]')
+  if num_per_class is None:
+    rounded = np.rint(fraction * sizes).astype(np.int64)
+    return np.maximum(rounded, np.minimum(sizes, 1))
+  if fraction != 1:
+    raise ValueError(
+      f'num_train_per_class={num_per_class} and train_fraction={fraction} '
+      'are both set; give one of them'
+    )
+  if num_per_class < 1:
+    raise ValueError(
+      f'num_train_per_class is {num_per_class}; it must be at least 1'
+    )
+  short = np.flatnonzero(sizes < num_per_class)
+  if short.size:
+    held = ', '.join(f'{class_names[c]!r} has {sizes[c]}' for c in short[:10])
+    raise ValueError(
+      f'num_train_per_class={num_per_class} is more than a class holds in '
+      f'train: {held}; at most {sizes.min()} is possible'
+    )
+  return np.full_like(sizes, num_per_class)
