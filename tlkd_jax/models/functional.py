@@ -9,7 +9,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from tlkd_jax.models.layers import Mode
@@ -99,15 +98,6 @@ def to_functional(
     model_state_shape=_plain(model_state),
     options=options,
   )
-
-
-def normalize(
-  images: Array, spec: ModelSpec, dtype: jnp.dtype = jnp.float32
-) -> Array:
-  """(image - mean) / std per channel; images [B, H, W, 3] in 0..255."""
-  mean = jnp.asarray(spec.mean, jnp.float32).reshape(1, 1, 1, -1)
-  std = jnp.asarray(spec.std, jnp.float32).reshape(1, 1, 1, -1)
-  return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
 
 
 def _build(spec, num_classes, options, key) -> nnx.Module:

@@ -1,0 +1,143 @@
+"""Every configuration key, once, with its meaning.
+
+The other files of this folder change values, never the set of keys. Any key
+can be set on the command line: `--config.optimizer.learning_rate=0.003`.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
+  """Builds the configuration of one arm: 'teacher', 'tl', 'kd', 'compare'.
+
+  Args:
+    arg: `dataset=NAME,student=MODEL,teacher=MODEL,smoke` in any order.
+    arm: what the run trains.
+  """
+  options = common.parse_arg(
+    arg,
+    dataset='digits',
+    student='efficientnet_lite0',
+    teacher='efficientnet_lite2',
+    smoke=False,
+  )
+  config = ml_collections.ConfigDict()
+  config.arm = arm  # 'teacher' | 'tl' | 'kd' | 'compare' (all three).
+  config.seed = 0  # Of data subsets, order, augmentation, dropout, heads.
+  config.dataset = options['dataset']  # 'digits' | 'folder:PATH' | TFDS name.
+  config.image_size = 64  # Side of the student's images, pixels.
+  config.num_train_per_class = 20  # Training images per class; 0 is all.
+  config.train_fraction = 1.0  # Stratified fraction of the training images.
+  config.batch_size = 32  # Global, over all devices.
+  config.num_steps = 200  # Updates of the student.
+  config.batch_norm = 'frozen'  # 'frozen' statistics, or 'train'.
+  config.compute_dtype = 'float32'  # 'float32' | 'bfloat16'.
+  config.label_smoothing = 0.0  # Of the hard loss.
+  config.ema_decay = 0.0  # Moving average of the weights; 0 is off.
+  config.log_every_steps = 10  # Training metrics are averaged and written.
+  config.eval_every_steps = 50  # Validation, choice of best, checkpoint.
+  config.keep_checkpoints = 2  # Newest kept, beside the best.
+  config.early_stopping = 0  # Evaluations without gain before stopping; 0 off.
+  config.best_metric = 'top1'  # Validation metric; ties keep the earlier.
+
+  config.data = _data()
+  config.augment = _augment()
+  config.optimizer = _optimizer()
+  config.student = _model(options['student'])
+  config.teacher = _model(options['teacher'])
+  # Updates when the teacher is fine-tuned; 0 is as many as the student's.
+  config.teacher.num_steps = 0
+  # Side of the teacher's images; 0 is the student's.
+  config.teacher.image_size = 0
+  config.distillation = _distillation()
+  if options['smoke']:
+    _smoke(config)
+  return config.lock()
+
+
+def _data() -> ml_collections.ConfigDict:
+  data = ml_collections.ConfigDict()
+  # Where prepared data sets lie; None is TFDS's own default.
+  data.data_dir = config_dict.placeholder(str)
+  # Own copies of digits and folders; None is the user's cache folder.
+  data.cache_dir = config_dict.placeholder(str)
+  # At most this many validation and test images per class; 0 is all.
+  data.num_eval_per_class = 0
+  # 'error' | 'skip' an unreadable image; skipped ones are in the summary.
+  data.on_bad_image = 'error'
+  # Decoded images beyond this many MiB are memory-mapped, not held.
+  data.memory_budget_mib = 2048
+  # image_size / resized short side; None is 1 for digits, else 0.875.
+  data.crop = config_dict.placeholder(float)
+  data.interpolation = 'bicubic'  # 'bilinear' | 'bicubic' | 'lanczos'.
+  return data
+
+
+def _augment() -> ml_collections.ConfigDict:
+  augment = ml_collections.ConfigDict()
+  # 'random_resized' | 'random' | 'centre'.
+  augment.crop = 'random_resized'
+  augment.scale = (0.35, 1.0)  # Area of a random resized crop.
+  augment.ratio = (3 / 4, 4 / 3)  # Its aspect ratio.
+  augment.flip = 'auto'  # 'auto' (as the data set says) | 'on' | 'off'.
+  augment.brightness = 0.0  # Factor in 1 +- this.
+  augment.contrast = 0.0
+  augment.saturation = 0.0
+  return augment
+
+
+def _optimizer() -> ml_collections.ConfigDict:
+  optimizer = ml_collections.ConfigDict()
+  optimizer.name = 'adamw'  # 'sgd' (Nesterov) | 'adamw'.
+  optimizer.learning_rate = 1e-3  # Peak.
+  optimizer.warmup_fraction = 0.1  # Of the steps, linear from 0.
+  optimizer.final_fraction = 0.0  # Of the peak, at the end of the cosine.
+  optimizer.momentum = 0.9  # SGD.
+  optimizer.beta1 = 0.9  # AdamW.
+  optimizer.beta2 = 0.999  # AdamW.
+  # Kernels only. SGD: coupled, as torch's; AdamW: decoupled.
+  optimizer.weight_decay = 1e-4
+  optimizer.clip_norm = 1.0  # Global gradient norm; 0 is off.
+  optimizer.accumulate_steps = 1  # Batches per update.
+  optimizer.head_multiplier = 1.0  # Of the learning rate, for the head.
+  optimizer.layer_decay = 1.0  # Factor per stage from the head to the stem.
+  optimizer.freeze_until_step = 0  # Only the head moves before this step.
+  optimizer.train_only = 'all'  # 'all' | 'head' (linear probe).
+  return optimizer
+
+
+def _model(name: str) -> ml_collections.ConfigDict:
+  model = ml_collections.ConfigDict()
+  model.name = name  # A key of tlkd_jax.models.MODELS.
+  # 'pretrained' (the variant's own source) | 'scratch' | a file | 'hf-hub:..'.
+  model.weights = 'pretrained'
+  # A finished run (its workdir) to start from; replaces `weights`.
+  model.checkpoint = config_dict.placeholder(str)
+  model.dropout = config_dict.placeholder(float)  # None: as published.
+  model.drop_path = 0.0  # Stochastic depth of the deepest block.
+  return model
+
+
+def _distillation() -> ml_collections.ConfigDict:
+  distillation = ml_collections.ConfigDict()
+  # loss = hard_weight * cross-entropy + soft_weight * distillation loss.
+  distillation.hard_weight = 1.0
+  distillation.soft_weight = 1.0
+  distillation.loss = 'kd'  # A key of tlkd_jax.losses.DISTILLATION_LOSSES.
+  distillation.temperature = 2.0  # Of losses that have one.
+  return distillation
+
+
+def _smoke(config: ml_collections.ConfigDict) -> None:
+  """The same code on a few images, in under a minute on two cores."""
+  config.image_size = 32
+  config.num_train_per_class = 4
+  config.data.num_eval_per_class = 4
+  config.batch_size = 8
+  config.num_steps = 6
+  config.log_every_steps = 2
+  config.eval_every_steps = 3
+  config.teacher.name = config.student.name

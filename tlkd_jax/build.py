@@ -1,0 +1,271 @@
+"""From a configuration to the objects of a run: data, models, teacher.
+
+Everything a user can get wrong is checked here, before long work starts; the
+callers turn ValueError and FileNotFoundError into one message.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from tlkd_jax import checkpoints, data, models, sharding
+from tlkd_jax.data import augment
+from tlkd_jax.errors import unknown_name
+from tlkd_jax.models import hub, pretrained, torch_files
+from tlkd_jax.models.functional import Model, Tree
+from tlkd_jax.train_step import Objective, View, make_distillation
+
+_DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A model with its weights on the host, and how it looks at images."""
+
+  view: View
+  params: Tree
+  model_state: Tree
+
+
+def load_dataset(config: Any) -> data.Dataset:
+  """Decodes the data set of a configuration, large enough for both models."""
+  return data.load_splits(
+    config.dataset,
+    image_size=max(config.image_size, config.teacher.image_size),
+    crop_fraction=config.data.crop,
+    interpolation=config.data.interpolation,
+    num_train_per_class=config.num_train_per_class or None,
+    train_fraction=config.train_fraction,
+    num_eval_per_class=config.data.num_eval_per_class or None,
+    seed=config.seed,
+    on_bad_image=config.data.on_bad_image,
+    memory_budget_bytes=config.data.memory_budget_mib * 2**20,
+    data_dir=config.data.data_dir,
+    cache_dir=config.data.cache_dir,
+  )
+
+
+def image_size(config: Any, role: str) -> int:
+  """Side of the images that 'student' or 'teacher' sees."""
+  return (role == 'teacher' and config.teacher.image_size) or config.image_size
+
+
+def make_view(config: Any, role: str, model: Model) -> View:
+  """How a model of this run looks at images."""
+  if config.compute_dtype not in _DTYPES:
+    raise ValueError(
+      f'compute_dtype {config.compute_dtype!r}; accepted: {", ".join(_DTYPES)}'
+    )
+  return View(model, image_size(config, role), _DTYPES[config.compute_dtype])
+
+
+def load_model(config: Any, role: str, class_names: list[str]) -> Loaded:
+  """A model to fine-tune: from a run, pretrained weights, or from scratch.
+
+  Args:
+    config: the run's configuration.
+    role: 'student' or 'teacher', the section that describes the model.
+    class_names: of the data.
+
+  Raises:
+    ValueError: unknown model, wrong or missing weights.
+  """
+  section = config[role]
+  model = models.create_model(
+    section.name,
+    num_classes=len(class_names),
+    dropout=section.dropout,
+    drop_path=section.drop_path,
+  )
+  view = make_view(config, role, model)
+  if section.checkpoint:
+    logging.info('%s: starts from the run %s', role, section.checkpoint)
+    return Loaded(view, *_from_run(section, model, class_names))
+  if section.weights == 'scratch':
+    logging.info('%s: %s from scratch', role, section.name)
+    params, model_state = model.init(jax.random.key(config.seed))
+    return Loaded(view, jax.device_get(params), jax.device_get(model_state))
+  source = section.weights
+  if source == 'pretrained':
+    source = model.spec.weights
+  if source is None:
+    raise ValueError(
+      f'no pretrained weights are known for {section.name}; give a file in '
+      f'config.{role}.weights, or "scratch"'
+    )
+  path = hub.resolve(source)
+  logging.info('%s: %s from %s', role, section.name, source)
+  state_dict = torch_files.read_state_dict(path)
+  try:
+    ported = pretrained.from_torch(model, state_dict, reset_head=True)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+  return Loaded(view, *ported)
+
+
+def load_teacher(config: Any, class_names: list[str]) -> Loaded:
+  """The fine-tuned teacher of a run, from the run config.teacher.checkpoint.
+
+  Raises:
+    FileNotFoundError: that run has no checkpoint.
+    ValueError: it is corrupt, or of another model, class set or image size.
+  """
+  section = config.teacher
+  model = models.create_model(section.name, num_classes=len(class_names))
+  params, model_state = _from_run(section, model, class_names)
+  return Loaded(make_view(config, 'teacher', model), params, model_state)
+
+
+def describe(model: Model, config: Any, role: str, dataset) -> dict[str, Any]:
+  """What a checkpoint says of its model; see checkpoints.read_description."""
+  return {
+    'model': model.name,
+    'num_classes': model.num_classes,
+    'class_names': list(dataset.class_names),
+    'image_size': image_size(config, role),
+    'crop': config.data.crop,
+    'interpolation': config.data.interpolation,
+    'dataset': config.dataset,
+    'arm': config.arm,
+  }
+
+
+def restore_model(workdir: str, description: dict[str, Any]) -> Loaded:
+  """The best model of a run, rebuilt from its own description."""
+  model = models.create_model(
+    description['model'], num_classes=description['num_classes']
+  )
+  restored = checkpoints.read_model(workdir, _abstract(model))
+  view = View(model, description['image_size'], jnp.float32)
+  return Loaded(view, restored['params'], restored['model_state'])
+
+
+def check_classes(
+  workdir: str, description: dict[str, Any], class_names: list[str]
+) -> None:
+  """Raises ValueError where a run's classes are not those of the data."""
+  theirs = description['class_names']
+  if theirs == list(class_names):
+    return
+  difference = sorted(set(theirs).symmetric_difference(class_names))[:6]
+  raise ValueError(
+    f'checkpoint {workdir} was trained on {len(theirs)} classes, the data has '
+    f'{len(class_names)}'
+    + (f'; only in one: {", ".join(difference)}' if difference else '')
+  )
+
+
+def check_workdir(workdir: pathlib.Path, config: Any) -> None:
+  """Writes config.json, or checks that the one there is the same.
+
+  Raises:
+    ValueError: the folder holds a run of another configuration; the message
+      lists the differing keys.
+  """
+  path = workdir / 'config.json'
+  new = pretrained.flatten(json.loads(config.to_json()))
+  if path.exists():
+    old = pretrained.flatten(json.loads(path.read_text()))
+    keys = sorted(k for k in old | new if old.get(k, '-') != new.get(k, '-'))
+    if keys:
+      lines = [f'  {k}: {old.get(k)!r} there, {new.get(k)!r} now' for k in keys]
+      raise ValueError(
+        f'{workdir} holds a run of another configuration:\n'
+        + '\n'.join(lines)
+        + '\nuse another --workdir, or delete that one'
+      )
+    return
+  if sharding.is_lead():
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(json.loads(config.to_json()), indent=1))
+
+
+def _from_run(section, model: Model, class_names) -> tuple[Tree, Tree]:
+  description = checkpoints.read_description(section.checkpoint)
+  where = f'checkpoint {section.checkpoint}'
+  if description['model'] != model.name:
+    raise ValueError(
+      f'{where} holds a {description["model"]}, the configuration names '
+      f'{model.name}'
+    )
+  check_classes(section.checkpoint, description, class_names)
+  restored = checkpoints.read_model(section.checkpoint, _abstract(model))
+  return restored['params'], restored['model_state']
+
+
+def _abstract(model: Model) -> Tree:
+  device = jax.local_devices()[0]
+  sharding_ = jax.sharding.SingleDeviceSharding(device)
+  return checkpoints.abstract_like(
+    {'params': model.params_shape, 'model_state': model.model_state_shape},
+    sharding_,
+  )
+
+
+# Metrics of which the smallest value is the best.
+LOWER_IS_BETTER = frozenset({'nll', 'brier', 'ece', 'aurc', 'e_aurc'})
+
+
+def norm_train(config: Any) -> bool:
+  """Whether BatchNorm learns statistics.
+
+  Raises:
+    ValueError: batch_norm is neither 'frozen' nor 'train'.
+  """
+  if config.batch_norm not in ('frozen', 'train'):
+    raise ValueError(
+      f'batch_norm {config.batch_norm!r}; accepted: frozen, train'
+    )
+  return config.batch_norm == 'train'
+
+
+def make_augmentation(config: Any, dataset: data.Dataset) -> Callable:
+  """The random view of a run: (uint8 images, index, view) -> float images.
+
+  Raises:
+    ValueError: an unknown crop or flip.
+  """
+  section = config.augment
+  flips = {'auto': dataset.flip_ok, 'on': True, 'off': False}
+  if section.flip not in flips:
+    raise ValueError(f'augment.flip {section.flip!r}; accepted: auto, on, off')
+  if section.crop not in augment.CROPS:
+    raise unknown_name('augment.crop', section.crop, augment.CROPS)
+  return functools.partial(
+    _draw_view,
+    seed=config.seed,
+    image_size=dataset.image_size,
+    crop=section.crop,
+    scale=tuple(section.scale),
+    ratio=tuple(section.ratio),
+    flip=flips[section.flip],
+    brightness=section.brightness,
+    contrast=section.contrast,
+    saturation=section.saturation,
+  )
+
+
+def _draw_view(images, index, view, *, seed, **options):
+  return augment.augment(images, seed, index, view, **options)
+
+
+def make_objective(config: Any) -> Objective:
+  """The loss of a run: of labels alone, or with a teacher."""
+  if config.arm != 'kd':
+    return Objective(label_smoothing=config.label_smoothing)
+  section = config.distillation
+  return Objective(
+    hard_weight=section.hard_weight,
+    label_smoothing=config.label_smoothing,
+    soft_weight=section.soft_weight,
+    distillation=make_distillation(
+      section.loss, temperature=section.temperature
+    ),
+  )

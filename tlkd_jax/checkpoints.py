@@ -1,0 +1,175 @@
+"""Saving and restoring a run; the only file that knows Orbax.
+
+A workdir's `checkpoints/latest/STEP` holds the whole TrainState and the
+progress of the loop (data order, best so far), enough to resume bit for bit.
+`checkpoints/best/STEP` holds the student's weights alone, with a description
+that suffices to rebuild the model: what evaluation, prediction, export and a
+student's teacher read. Orbax writes to a temporary folder and renames it, so a
+killed save leaves the one before.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from tlkd_jax.errors import RunError
+from tlkd_jax.models.functional import Tree
+from tlkd_jax.train_state import TrainState
+
+_STATE_FIELDS = (
+  'step',
+  'params',
+  'model_state',
+  'opt_state',
+  'ema',
+  'memory',
+)
+
+
+class Checkpoints:
+  """The checkpoints of one workdir."""
+
+  def __init__(self, workdir: str | pathlib.Path, keep: int = 2):
+    root = pathlib.Path(workdir).resolve() / 'checkpoints'
+    self._latest = _manager(root / 'latest', keep)
+    self._best = _manager(root / 'best', 1)
+
+  def latest_step(self) -> int | None:
+    """The newest step that was saved whole; None in a new workdir."""
+    return self._latest.latest_step()
+
+  def save(self, state: TrainState, progress: dict[str, Any]) -> None:
+    """Saves everything needed to resume after state.step.
+
+    Raises:
+      RunError: it could not be written; what was saved before stays.
+    """
+    items = {name: getattr(state, name) for name in _STATE_FIELDS}
+    self._write(self._latest, int(state.step), items, progress)
+
+  def save_best(self, step: int, model: Tree, description: dict) -> None:
+    """Saves {'params', 'model_state'} of the student, replacing the last."""
+    self._write(self._best, step, model, description)
+
+  def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """The newest state, on the devices that `abstract`'s shardings name.
+
+    Raises:
+      ValueError: the files are corrupt or of another structure.
+    """
+    items = {name: getattr(abstract, name) for name in _STATE_FIELDS}
+    step = self._latest.latest_step()
+    restored = _read(self._latest, step, items)
+    return TrainState(**restored['arrays']), restored['record']
+
+  def close(self) -> None:
+    """Ends Orbax's threads."""
+    self._latest.close()
+    self._best.close()
+
+  def _write(self, manager, step, arrays, record) -> None:
+    if step in manager.all_steps():
+      return
+    try:
+      manager.save(
+        step,
+        args=ocp.args.Composite(
+          arrays=ocp.args.StandardSave(arrays),
+          record=ocp.args.JsonSave(record),
+        ),
+        force=True,
+      )
+      manager.wait_until_finished()
+    except Exception as error:
+      last = self._latest.latest_step()
+      kept = 'none was saved before' if last is None else f'step {last} stays'
+      raise RunError(
+        f'could not save a checkpoint of step {step} in {manager.directory}: '
+        f'{_first_line(error)}; the last good checkpoint: {kept}. Free some '
+        'space and resume with the same command'
+      ) from error
+
+
+def read_description(workdir: str | pathlib.Path) -> dict[str, Any]:
+  """What a finished run's model is: name, classes, sizes; no arrays.
+
+  Raises:
+    FileNotFoundError: the folder is not a run with a checkpoint.
+    ValueError: the description is unreadable.
+  """
+  path = _best_step(workdir) / 'record' / 'metadata'
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise ValueError(f'corrupt checkpoint {path.parent.parent}: {error}') from (
+      error
+    )
+
+
+def read_model(workdir: str | pathlib.Path, abstract: Tree) -> Tree:
+  """The best {'params', 'model_state'} of a run, as `abstract` describes.
+
+  Raises:
+    FileNotFoundError: the folder is not a run with a checkpoint.
+    ValueError: the files are corrupt or of another structure.
+  """
+  step = _best_step(workdir)
+  manager = _manager(step.parent, 1)
+  try:
+    return _read(manager, int(step.name), abstract)['arrays']
+  finally:
+    manager.close()
+
+
+def _best_step(workdir: str | pathlib.Path) -> pathlib.Path:
+  root = pathlib.Path(workdir).resolve() / 'checkpoints' / 'best'
+  steps = (
+    [p for p in root.glob('*') if p.name.isdigit()] if root.exists() else []
+  )
+  if not steps:
+    raise FileNotFoundError(
+      f'no checkpoint in {workdir}: expected the --workdir of a finished run '
+      '(with checkpoints/best/STEP)'
+    )
+  return max(steps, key=lambda p: int(p.name))
+
+
+def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=keep, enable_async_checkpointing=False, create=True
+  )
+  return ocp.CheckpointManager(
+    directory, options=options, item_names=('arrays', 'record')
+  )
+
+
+def _read(manager, step: int, abstract: Tree) -> dict[str, Any]:
+  try:
+    restored = manager.restore(
+      step,
+      args=ocp.args.Composite(
+        arrays=ocp.args.StandardRestore(abstract),
+        record=ocp.args.JsonRestore(),
+      ),
+    )
+  except Exception as error:
+    raise ValueError(
+      f'corrupt or foreign checkpoint {manager.directory / str(step)}: '
+      f'{_first_line(error)}'
+    ) from error
+  return {'arrays': restored['arrays'], 'record': restored['record']}
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).strip().splitlines()
+  return f'{type(error).__name__}: {lines[0] if lines else ""}'[:300]
+
+
+def abstract_like(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+  """Shapes and dtypes of `tree`, all with one sharding, for `restore`."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+  )

@@ -1,0 +1,37 @@
+"""Errors that are shown to the user as one message, without a traceback."""
+
+import contextlib
+import difflib
+from collections.abc import Iterable, Iterator
+
+
+class UserError(Exception):
+  """A mistake the user can mend: `main` prints it and exits with code 2."""
+
+
+class RunError(Exception):
+  """A run cannot go on; nothing saved is lost. `main` exits with code 1."""
+
+
+@contextlib.contextmanager
+def as_user_errors() -> Iterator[None]:
+  """Turns the input errors of what it encloses into `UserError`.
+
+  Used around set-up only: a ValueError there is about a name, a file or a
+  value of the configuration; one from the training loop would be our bug.
+  """
+  try:
+    yield
+  except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+    raise UserError(str(error)) from error
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
+  """The error for a name that is not in a dict, with the nearest that are."""
+  known = sorted(known)
+  near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+  if near:
+    return ValueError(
+      f'unknown {kind} {name!r}: did you mean {", ".join(near)}?'
+    )
+  return ValueError(f'unknown {kind} {name!r}: known are {", ".join(known)}')

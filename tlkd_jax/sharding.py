@@ -1,0 +1,69 @@
+"""One mesh axis, "data": batches are split over it, everything else copied."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+Batch = dict[str, np.ndarray]
+
+
+def make_mesh(num_devices: int | None = None) -> Mesh:
+  """A ("data",) mesh over the first `num_devices` of all processes' devices."""
+  devices = jax.devices()[:num_devices]
+  return jax.make_mesh(
+    (len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The sharding of parameters and metrics: a whole copy per device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharded(mesh: Mesh) -> NamedSharding:
+  """The sharding of a batch: split along the first axis."""
+  return NamedSharding(mesh, PartitionSpec('data'))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+  """Raises ValueError unless the global batch divides over the devices."""
+  if batch_size % mesh.size:
+    raise ValueError(
+      f'batch_size {batch_size} does not divide over {mesh.size} devices; '
+      f'a multiple of {mesh.size} does'
+    )
+
+
+def shard_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
+  """Puts this process's share of the global batch on its devices.
+
+  Every process passes [B / process_count, ...] arrays, in process order.
+  """
+  sharding = batch_sharded(mesh)
+  return {
+    key: jax.make_array_from_process_local_data(sharding, value)
+    for key, value in batch.items()
+  }
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """Copies host arrays, equal in every process, to every device."""
+  sharding = replicated(mesh)
+
+  def put(x):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(put, tree)
+
+
+def is_lead() -> bool:
+  """True in the one process that writes files and prints."""
+  return jax.process_index() == 0
+
+
+def gather(tree: Any, mesh: Mesh) -> Any:
+  """Copies sharded arrays whole to every device."""
+  return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)

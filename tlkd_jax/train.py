@@ -1,0 +1,342 @@
+"""The loop of one fine-tuning run: build, resume, step, evaluate, save.
+
+No arithmetic happens here. A run lives in its workdir; calling it again with
+the same configuration resumes it, or returns the summary of a finished one.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from tlkd_jax import build, optimizers, sharding, train_state, train_step
+from tlkd_jax.checkpoints import Checkpoints, abstract_like, read_model
+from tlkd_jax.data import Dataset, pipeline
+from tlkd_jax.errors import RunError, as_user_errors
+from tlkd_jax.evaluation import evaluate
+from tlkd_jax.evaluation.metrics import METRICS
+from tlkd_jax.metric_writers import MetricWriter
+from tlkd_jax.progress import Progress
+from tlkd_jax.signals import StopRequest
+
+SPLITS = ('validation', 'test')
+
+
+class Interrupted(Exception):
+  """The run was asked to stop and has saved its state."""
+
+
+@dataclasses.dataclass
+class _Progress:
+  """What the loop remembers beside the TrainState; part of a checkpoint."""
+
+  data: Any = None
+  best_value: float | None = None
+  best_step: int = 0
+  since_best: int = 0
+  seconds: float = 0.0
+  images: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """The fixed parts of one run."""
+
+  config: Any
+  role: str
+  workdir: pathlib.Path
+  dataset: Dataset
+  mesh: Mesh
+  num_steps: int
+  learner: build.Loaded
+  teacher: build.Loaded | None
+  step: Any
+  eval_step: Any
+
+
+def fine_tune(
+  config: Any, workdir: pathlib.Path, dataset: Dataset, mesh: Mesh
+) -> dict[str, Any]:
+  """Runs config.arm 'teacher', 'tl' or 'kd' to its end; returns the summary.
+
+  Args:
+    config: locked configuration, see configs/base.py; for 'kd' its
+      teacher.checkpoint names a finished run.
+    workdir: folder of the run, created if need be.
+    dataset: from build.load_dataset.
+    mesh: devices.
+
+  Raises:
+    UserError: a mistake in the configuration or the files it names.
+    RunError: a loss that is not finite, or a checkpoint that cannot be saved.
+    Interrupted: SIGTERM or SIGINT arrived; the state is saved.
+  """
+  with as_user_errors():
+    build.check_workdir(workdir, config)
+    summary_path = workdir / 'summary.json'
+    if summary_path.exists():
+      logging.info('%s is finished; its summary is returned', workdir)
+      return json.loads(summary_path.read_text())
+    run, optimizer, memory = _build(config, workdir, dataset, mesh)
+  checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+  try:
+    state, progress = _start(run, optimizer, memory, checkpoints)
+    del memory
+    if progress.best_step < 0 or int(state.step) < run.num_steps:
+      state, progress = _loop(run, state, progress, checkpoints)
+    return _finish(run, progress, summary_path)
+  finally:
+    checkpoints.close()
+
+
+def _build(config, workdir, dataset, mesh):
+  role = 'teacher' if config.arm == 'teacher' else 'student'
+  sharding.check_batch_size(config.batch_size, mesh)
+  learner = build.load_model(config, role, dataset.class_names)
+  teacher = None
+  if config.arm == 'kd':
+    teacher = build.load_teacher(config, dataset.class_names)
+  num_steps = config.num_steps
+  if role == 'teacher':
+    num_steps = config.teacher.num_steps or num_steps
+  schedule = optimizers.learning_rate_schedule(
+    config.optimizer.learning_rate,
+    num_steps,
+    config.optimizer.warmup_fraction,
+    config.optimizer.final_fraction,
+  )
+  optimizer = optimizers.make_optimizer(
+    learner.view.model, schedule, config.optimizer
+  )
+  step = train_step.make_train_step(
+    learner.view,
+    teacher.view if teacher else None,
+    optimizer,
+    schedule,
+    build.make_objective(config),
+    build.make_augmentation(config, dataset),
+    mesh,
+    seed=config.seed,
+    norm_train=build.norm_train(config),
+    head_only=config.optimizer.train_only == 'head',
+    ema_decay=config.ema_decay,
+  )
+  eval_step = train_step.make_eval_step(learner.view, mesh)
+  run = _Run(
+    config,
+    role,
+    workdir,
+    dataset,
+    mesh,
+    num_steps,
+    learner,
+    teacher,
+    step,
+    eval_step,
+  )
+  return run, optimizer, {}
+
+
+def _start(run, optimizer, memory, checkpoints):
+  """The state to go on from: the workdir's newest, else the given weights."""
+
+  def create(params, model_state):
+    return train_state.create(
+      {'student': params, 'projector': {}},
+      model_state,
+      optimizer,
+      ema=run.config.ema_decay > 0,
+      memory=memory,
+    )
+
+  weights = run.learner.params, run.learner.model_state
+  step = checkpoints.latest_step()
+  copied = sharding.replicated(run.mesh)
+  if step is None:
+    # The jitted copy owns its buffers, so that donating them is safe.
+    on_device = sharding.replicate(weights, run.mesh)
+    state = jax.jit(create, out_shardings=copied)(*on_device)
+    return state, _Progress()
+  logging.info('resumes from step %d of %s', step, run.workdir)
+  abstract = abstract_like(jax.eval_shape(create, *weights), copied)
+  with as_user_errors():
+    state, record = checkpoints.restore(abstract)
+  return state, _Progress(**record)
+
+
+def _loop(run, state, progress, checkpoints):
+  config = run.config
+  start = int(state.step)
+  batches = pipeline.train_iterator(
+    run.dataset.splits['train'],
+    batch_size=config.batch_size,
+    seed=config.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  if progress.data is not None:
+    batches.set_state(progress.data)
+  teacher = _teacher_variables(run)
+  writer = MetricWriter(run.workdir, start) if sharding.is_lead() else None
+  shown = Progress(f'{config.arm}', start, run.num_steps)
+  pending: list[dict[str, jax.Array]] = []
+  clock = time.monotonic() - progress.seconds
+  with StopRequest() as stop, jax.transfer_guard('disallow'):
+    for number in range(start + 1, run.num_steps + 1):
+      batch = sharding.shard_batch(next(batches), run.mesh)
+      state, metrics = run.step(state, teacher, batch)
+      pending.append(metrics)
+      shown.update(number)
+      last = number == run.num_steps
+      evaluating = last or number % config.eval_every_steps == 0
+      stopping = stop.requested(number)
+      if not (evaluating or stopping or number % config.log_every_steps == 0):
+        continue
+      row = _collect(run, pending, number, checkpoints)
+      pending = []
+      progress.seconds = time.monotonic() - clock
+      _write(writer, number, 'train', row | {'seconds': progress.seconds})
+      shown.message(number, row)
+      if evaluating:
+        _evaluate(run, state, progress, number, writer, checkpoints, shown)
+      if evaluating or stopping:
+        progress.data = batches.get_state()
+        progress.images = number * config.batch_size
+        checkpoints.save(state, dataclasses.asdict(progress))
+      if stopping and not last:
+        _close(writer, shown)
+        raise Interrupted(
+          f'stopped at step {number} of {run.num_steps}, saved in '
+          f'{run.workdir}; resume with the same command'
+        )
+      patience = config.early_stopping
+      if patience and progress.since_best >= patience:
+        logging.info('no gain in %d evaluations: stops at %d', patience, number)
+        break
+  _close(writer, shown)
+  return state, progress
+
+
+def _teacher_variables(run: _Run):
+  if run.teacher is None:
+    return None
+  return sharding.replicate(
+    (run.teacher.params, run.teacher.model_state), run.mesh
+  )
+
+
+def _collect(run, pending, number: int, checkpoints) -> dict[str, float]:
+  """Means over the interval, fetched at once; stops at a loss that is not.
+
+  Raises:
+    RunError: names the step, the learning rate and the last good checkpoint.
+  """
+  rows = jax.device_get(pending)
+  for offset, row in enumerate(rows):
+    if not (np.isfinite(row['loss']) and np.isfinite(row['gradient_norm'])):
+      step = number - len(rows) + offset + 1
+      saved = checkpoints.latest_step()
+      raise RunError(
+        f'the loss is {row["loss"]} (gradient norm {row["gradient_norm"]}) at '
+        f'step {step}, learning rate {row["learning_rate"]:.3g}; last good '
+        f'checkpoint: {"none" if saved is None else f"step {saved}"} in '
+        f'{run.workdir}. A smaller optimizer.learning_rate or a '
+        'optimizer.clip_norm may help'
+      )
+  return {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+
+
+def _evaluate(run, state, progress, number, writer, checkpoints, shown):
+  params = train_state.evaluation_params(state)
+  predictions = predict_split(run, (params, state.model_state), 'validation')
+  summary = evaluate.summarize(predictions)
+  scalars = {k: v for k, v in summary.items() if isinstance(v, float)}
+  _write(writer, number, 'validation', scalars)
+  shown.message(number, scalars)
+  value = METRICS[run.config.best_metric](
+    predictions.logits, predictions.labels
+  )
+  sign = -1.0 if run.config.best_metric in build.LOWER_IS_BETTER else 1.0
+  if progress.best_value is None or sign * value > sign * progress.best_value:
+    progress.best_value = value
+    progress.best_step = number
+    progress.since_best = 0
+    model = {'params': params, 'model_state': state.model_state}
+    description = build.describe(
+      run.learner.view.model, run.config, run.role, run.dataset
+    )
+    checkpoints.save_best(number, model, description | {'step': number})
+  else:
+    progress.since_best += 1
+
+
+def predict_split(run: _Run, variables, split: str) -> evaluate.Predictions:
+  """The learner's predictions on a split."""
+  batches = pipeline.eval_batches(
+    run.dataset.splits[split],
+    batch_size=run.config.batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  return evaluate.predict(run.eval_step, variables, batches, run.mesh)
+
+
+def _finish(run, progress, summary_path) -> dict[str, Any]:
+  """Final metrics of the best step and of the teacher, on both splits."""
+  abstract = abstract_like(
+    {
+      'params': run.learner.view.model.params_shape,
+      'model_state': run.learner.view.model.model_state_shape,
+    },
+    sharding.replicated(run.mesh),
+  )
+  best = read_model(run.workdir, abstract)
+  learner = best['params'], best['model_state']
+  summary: dict[str, Any] = {'arm': run.config.arm, run.role: {}}
+  teacher_step = None
+  if run.teacher is not None:
+    summary['teacher'] = {}
+    teacher_step = train_step.make_eval_step(run.teacher.view, run.mesh)
+  for split in SPLITS:
+    predictions = predict_split(run, learner, split)
+    teacher = None
+    if teacher_step is not None:
+      teacher_run = dataclasses.replace(run, eval_step=teacher_step)
+      teacher = predict_split(teacher_run, _teacher_variables(run), split)
+      summary['teacher'][split] = evaluate.summarize(teacher)
+    summary[run.role][split] = evaluate.summarize(predictions, teacher)
+    if sharding.is_lead():
+      folder = run.workdir / 'predictions'
+      evaluate.save(folder / f'{split}.npz', predictions)
+      if teacher is not None:
+        evaluate.save(folder / f'teacher_{split}.npz', teacher)
+  summary |= {
+    'best_step': progress.best_step,
+    'seconds': progress.seconds,
+    'images_per_second': progress.images / max(progress.seconds, 1e-9),
+    'num_train': len(run.dataset.splits['train'].labels),
+    'skipped_images': run.dataset.skipped,
+    'notes': list(run.dataset.notes),
+  }
+  if sharding.is_lead():
+    temporary = summary_path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(summary, indent=1))
+    temporary.replace(summary_path)
+  return summary
+
+
+def _write(writer, step: int, split: str, values: dict[str, float]) -> None:
+  if writer is not None:
+    writer.write(step, split, values)
+
+
+def _close(writer, shown: Progress) -> None:
+  shown.close()
+  if writer is not None:
+    writer.close()
