@@ -14,6 +14,8 @@ work too, by recomputing it for each replicate, until `bootstrap` gets a
 vectorised version.
 """
 
+import difflib
+
 import numpy as np
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
@@ -284,6 +286,33 @@ METRICS = {
   'mean_confidence': mean_confidence,
   'overconfidence': overconfidence,
 }
+
+
+# Of the metrics with a better side; the others describe without judging.
+LOWER_IS_BETTER = frozenset(
+  {
+    'nll',
+    'brier',
+    'ece',
+    'ece_equal_mass',
+    'ece_classwise',
+    'mce',
+    'rms_calibration_error',
+    'aurc',
+    'e_aurc',
+  }
+)
+NO_BETTER_SIDE = frozenset(
+  {'mean_entropy', 'mean_confidence', 'overconfidence'}
+)
+
+
+def check_name(name: str) -> str:
+  """Returns name if it is a key of METRICS, else raises ValueError."""
+  if name in METRICS:
+    return name
+  near = difflib.get_close_matches(name, METRICS, n=3) or sorted(METRICS)
+  raise ValueError(f'no metric {name!r}; perhaps one of {", ".join(near)}')
 
 
 def compute_metrics(logits, labels) -> dict[str, float]:
