@@ -11,8 +11,15 @@ from tests.fixtures import fill_rule
 from tlkd_jax import models
 from tlkd_jax.models import pretrained
 
+# Compiling takes longer than running these small inputs once.
+COMPILER_OPTIONS = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}
 
-@functools.cache
+
+# Consecutive tests of one fixture share it; keeping all takes gigabytes.
+@functools.lru_cache(maxsize=1)
 def load(path: pathlib.Path) -> tuple[dict, dict, dict]:
   """(meta, torch state dict, reference arrays) of one parity fixture."""
   with np.load(path) as archive:
@@ -26,20 +33,47 @@ def load(path: pathlib.Path) -> tuple[dict, dict, dict]:
   return meta, state_dict, arrays
 
 
-def logits_error(name: str, path: pathlib.Path, *, x64: bool) -> float:
-  """Largest |ours - reference| / std of the reference's float64 logits."""
+def errors(
+  name: str, path: pathlib.Path, *, x64: bool
+) -> tuple[float, float | None]:
+  """Largest |ours - reference| / std of logits and of pre_logits.
+
+  The reference's logits are float64, its pre_logits float32; the second error
+  is None where the fixture has none.
+  """
   meta, state_dict, arrays = load(path)
   model = models.create_model(name, num_classes=meta['num_classes'])
   params, model_state = pretrained.from_torch(model, state_dict)
   images = fill_rule.make_input(*meta['input_hw'])
+
+  def apply(*variables):
+    outputs, _ = model.apply(*variables)
+    return outputs['logits'], outputs['pre_logits']
+
   with jax.enable_x64(x64):
     dtype = np.float64 if x64 else np.float32
-    cast = functools.partial(jax.tree.map, lambda x: np.asarray(x, dtype))
-    apply = jax.jit(lambda p, s, x: model.apply(p, s, x)[0]['logits'])
-    logits = np.asarray(apply(cast(params), cast(model_state), cast(images)))
+    variables = jax.tree.map(
+      lambda x: np.asarray(x, dtype), (params, model_state, images)
+    )
+    lowered = jax.jit(apply).lower(*variables)
+    compiled = lowered.compile(compiler_options=COMPILER_OPTIONS)
+    logits, pre_logits = map(np.asarray, compiled(*variables))
   assert logits.dtype == dtype
-  reference = arrays['logits64']
-  return float(np.abs(logits - reference).max() / reference.std())
+  features = arrays.get('features')
+  return (
+    _error(logits, arrays['logits64']),
+    None if features is None else _error(pre_logits, features),
+  )
+
+
+def logits_error(name: str, path: pathlib.Path, *, x64: bool) -> float:
+  """Largest |ours - reference| / std of the reference's float64 logits."""
+  return errors(name, path, x64=x64)[0]
+
+
+def _error(value: np.ndarray, reference: np.ndarray) -> float:
+  difference = np.abs(value - reference.astype(np.float64)).max()
+  return float(difference / reference.std())
 
 
 def assert_round_trip(name: str, path: pathlib.Path) -> None:

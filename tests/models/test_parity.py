@@ -1,3 +1,5 @@
+"""The convolutional families against the libraries they follow."""
+
 import pathlib
 
 import pytest
@@ -8,27 +10,54 @@ from tests.models import parity
 CASES = {
   'efficientnet_lite_pytorch__efficientnet-lite0': 'efficientnet_lite0',
   'efficientnet_lite_pytorch__efficientnet-lite2': 'efficientnet_lite2',
+  'timm__efficientnet_b0': 'timm/efficientnet_b0',
+  'timm__efficientnet_lite0': 'timm/efficientnet_lite0',
+  'timm__mobilenetv2_100': 'timm/mobilenetv2_100',
+  'timm__mobilenetv3_large_100': 'timm/mobilenetv3_large_100',
+  'timm__resnet18': 'timm/resnet18',
+  'timm__resnet50': 'timm/resnet50',
+  'timm__tf_efficientnet_b0': 'timm/tf_efficientnet_b0',
   'timm__tf_efficientnet_lite0': 'timm/tf_efficientnet_lite0',
+  'timm__tf_efficientnetv2_b0': 'timm/tf_efficientnetv2_b0',
+  'torchvision__efficientnet_b0': 'torchvision/efficientnet_b0',
+  'torchvision__efficientnet_v2_s': 'torchvision/efficientnet_v2_s',
+  'torchvision__mobilenet_v2': 'torchvision/mobilenet_v2',
+  'torchvision__mobilenet_v3_large': 'torchvision/mobilenet_v3_large',
+  'torchvision__resnet18': 'torchvision/resnet18',
+  'torchvision__resnet34': 'torchvision/resnet34',
+  'torchvision__resnet50': 'torchvision/resnet50',
+  'torchvision__resnext50_32x4d': 'torchvision/resnext50_32x4d',
 }
+# One of each structure.
+FLOAT32 = [
+  'efficientnet_lite_pytorch__efficientnet-lite0',
+  'timm__mobilenetv3_large_100',
+  'timm__tf_efficientnetv2_b0',
+  'torchvision__efficientnet_b0',
+  'torchvision__mobilenet_v2',
+  'torchvision__resnet18',
+]
 
 FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'parity'
 
 
-@pytest.mark.parametrize('fixture', CASES)
-def test_logits_match_the_reference_in_float64(fixture):
-  path = FIXTURES / f'{fixture}.npz'
-  assert parity.logits_error(CASES[fixture], path, x64=True) < 1e-6
+# Module scope keeps the tests of one fixture together, which then load it once.
+@pytest.fixture(params=CASES, scope='module')
+def case(request) -> tuple[str, pathlib.Path]:
+  return CASES[request.param], FIXTURES / f'{request.param}.npz'
 
 
-@pytest.mark.parametrize(
-  'fixture', ['efficientnet_lite_pytorch__efficientnet-lite0']
-)
+def test_logits_match_the_reference_in_float64(case):
+  logits, pre_logits = parity.errors(*case, x64=True)
+  assert logits < 1e-6
+  assert pre_logits < 5e-5
+
+
+def test_weights_survive_the_round_trip(case):
+  parity.assert_round_trip(*case)
+
+
+@pytest.mark.parametrize('fixture', FLOAT32)
 def test_logits_match_the_reference_in_float32(fixture):
   path = FIXTURES / f'{fixture}.npz'
   assert parity.logits_error(CASES[fixture], path, x64=False) < 5e-5
-
-
-@pytest.mark.parametrize('fixture', CASES)
-def test_weights_survive_the_round_trip(fixture):
-  path = FIXTURES / f'{fixture}.npz'
-  parity.assert_round_trip(CASES[fixture], path)

