@@ -67,6 +67,23 @@ REFERENCES = {
     0.0,
   ),
 }
+REFERENCES |= {
+  f'sklearn/micro_{name}': (metrics.top1, 0.0)
+  for name in ('precision', 'recall', 'f1')
+} | {
+  'sklearn/brier_half(scale_by_half=True)': (
+    lambda logits, labels: metrics.brier(logits, labels) / 2,
+    0.0,
+  ),
+  'ref/brier_mean_over_classes(mse)': (
+    lambda logits, labels: metrics.brier(logits, labels) / logits.shape[1],
+    0.0,
+  ),
+  'scipy/entropy_std': (
+    lambda logits, labels: metrics.entropy_per_example(logits).std(),
+    0.0,
+  ),
+}
 for _coverage in (0.5, 0.8, 0.9):
   REFERENCES[f'ref/selective_acc@{_coverage}'] = (
     lambda logits, labels, c=_coverage: selective.accuracy_at_coverage(
@@ -138,6 +155,26 @@ def test_golden(name, arm, key):
     assert key == 'sklearn/auroc_ovr_macro' and name == 'edge_n40_c4'
 
 
+# These two agree with ours except where sklearn clips probabilities, and where
+# torchmetrics counts a class absent from the labels as 0.
+@pytest.mark.parametrize(
+  ('name', 'arm'), [a for a in ARMS if a[0] != 'edge_n40_c4']
+)
+def test_golden_without_extremes(name, arm):
+  logits = ARRAYS[f'{name}/{arm}_logits']
+  labels = ARRAYS[f'{name}/labels']
+  golden = GOLDEN[name][arm]
+  np.testing.assert_allclose(
+    metrics.nll(logits, labels), golden['sklearn/nll'], rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    metrics.macro_auroc(logits, labels),
+    golden['torchmetrics/auroc_ovr_macro'],
+    rtol=0,
+    atol=FLOAT32,
+  )
+
+
 @pytest.mark.parametrize(('name', 'arm'), ARMS)
 def test_golden_arrays(name, arm):
   logits = ARRAYS[f'{name}/{arm}_logits']
@@ -178,11 +215,19 @@ def test_golden_bin_edges():
   for bins in (4, 8, 10, 15):
     index = reliability.equal_width_bins(scores, bins)
     got = reliability.ece_of(scores, hits, index, bins)
-    for key in (f'ref/ece_{bins}[a,b)', f'netcal/ece_{bins}'):
+    for key in (
+      f'ref/ece_{bins}[a,b)',
+      f'netcal/ece_{bins}',
+      f'robustness_metrics/ece_even_{bins}',
+    ):
       np.testing.assert_allclose(got, golden[key], rtol=1e-6)
+    np.testing.assert_allclose(
+      got, golden[f'torchmetrics/ece_{bins}'], rtol=0, atol=FLOAT32
+    )
     data = reliability.reliability_of(scores, hits, bins)
     gap = np.nanmax(np.abs(data['accuracy'] - data['confidence']))
-    np.testing.assert_allclose(gap, golden[f'ref/mce_{bins}[a,b)'], rtol=1e-6)
+    for key in (f'ref/mce_{bins}[a,b)', f'netcal/mce_{bins}'):
+      np.testing.assert_allclose(gap, golden[key], rtol=1e-6)
 
 
 def test_golden_class_absent_from_the_labels():
@@ -200,6 +245,13 @@ def test_golden_class_absent_from_the_labels():
     ('sklearn/macro_f1(labels=None)', metrics.macro_f1),
   ):
     np.testing.assert_allclose(function(logits, labels), golden[key], rtol=1e-6)
+  for key, function in (
+    ('torchmetrics/macro_recall', metrics.macro_recall),
+    ('torchmetrics/macro_f1', metrics.macro_f1),
+  ):
+    np.testing.assert_allclose(
+      function(logits, labels), golden[key], rtol=0, atol=FLOAT32
+    )
   # On the probabilities: a softmax of their logarithms would break ties.
   auroc = metrics.one_vs_rest_auroc(probs, labels)
   expected = golden['sklearn/auroc_per_present_class']
