@@ -238,18 +238,15 @@ def _class_rankings(split: Split) -> Evaluate:
   def evaluate(counts):
     drawn = counts.astype(np.float32)
     everyone, positives = to_all @ drawn, to_own @ drawn
-    sums = {'macro_auroc': 0.0, 'macro_average_precision': 0.0}
-    terms = {name: 0 for name in sums}
-    for low, high in zip(starts[:-1], starts[1:], strict=True):
-      pair = _auroc_and_ap(everyone[low:high], positives[low:high])
-      for name, values in zip(sums, pair, strict=True):
-        defined = ~np.isnan(values)
-        sums[name] = sums[name] + np.where(defined, values, 0.0)
-        terms[name] = terms[name] + defined
-    return {
-      name: predictions.safe_divide(sums[name], terms[name], np.nan)
-      for name in sums
-    }
+    pairs = np.stack(
+      [
+        _auroc_and_ap(everyone[low:high], positives[low:high])
+        for low, high in zip(starts[:-1], starts[1:], strict=True)
+      ]
+    )
+    defined = (~np.isnan(pairs)).sum(axis=0)
+    means = predictions.safe_divide(np.nansum(pairs, axis=0), defined, np.nan)
+    return {'macro_auroc': means[0], 'macro_average_precision': means[1]}
 
   return evaluate
 
