@@ -1,10 +1,15 @@
 """The convolutional families against the libraries they follow."""
 
 import pathlib
+import re
 
+import jax
+import numpy as np
 import pytest
 
 from tests.models import parity
+from tlkd_jax import models
+from tlkd_jax.models import pretrained
 
 # Fixture file -> the name it has here.
 CASES = {
@@ -14,25 +19,32 @@ CASES = {
   'timm__efficientnet_lite0': 'timm/efficientnet_lite0',
   'timm__mobilenetv2_100': 'timm/mobilenetv2_100',
   'timm__mobilenetv3_large_100': 'timm/mobilenetv3_large_100',
+  'timm__regnety_004': 'timm/regnety_004',
   'timm__resnet18': 'timm/resnet18',
   'timm__resnet50': 'timm/resnet50',
   'timm__tf_efficientnet_b0': 'timm/tf_efficientnet_b0',
   'timm__tf_efficientnet_lite0': 'timm/tf_efficientnet_lite0',
   'timm__tf_efficientnetv2_b0': 'timm/tf_efficientnetv2_b0',
+  'torchvision__densenet121': 'torchvision/densenet121',
   'torchvision__efficientnet_b0': 'torchvision/efficientnet_b0',
   'torchvision__efficientnet_v2_s': 'torchvision/efficientnet_v2_s',
   'torchvision__mobilenet_v2': 'torchvision/mobilenet_v2',
   'torchvision__mobilenet_v3_large': 'torchvision/mobilenet_v3_large',
+  'torchvision__regnet_y_400mf': 'torchvision/regnet_y_400mf',
   'torchvision__resnet18': 'torchvision/resnet18',
   'torchvision__resnet34': 'torchvision/resnet34',
   'torchvision__resnet50': 'torchvision/resnet50',
   'torchvision__resnext50_32x4d': 'torchvision/resnext50_32x4d',
+  'torchvision__vgg11_bn@96x72': 'torchvision/vgg11_bn',
 }
+LARGE = {'torchvision__vgg11_bn': 'torchvision/vgg11_bn'}
 # One of each structure.
 FLOAT32 = [
   'efficientnet_lite_pytorch__efficientnet-lite0',
   'timm__mobilenetv3_large_100',
+  'timm__regnety_004',
   'timm__tf_efficientnetv2_b0',
+  'torchvision__densenet121',
   'torchvision__efficientnet_b0',
   'torchvision__mobilenet_v2',
   'torchvision__resnet18',
@@ -61,3 +73,26 @@ def test_weights_survive_the_round_trip(case):
 def test_logits_match_the_reference_in_float32(fixture):
   path = FIXTURES / f'{fixture}.npz'
   assert parity.logits_error(CASES[fixture], path, x64=False) < 5e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('fixture', LARGE)
+def test_large_models_at_their_native_size(fixture):
+  path = FIXTURES / f'{fixture}.npz'
+  logits, pre_logits = parity.errors(LARGE[fixture], path, x64=True)
+  assert logits < 1e-6
+  assert pre_logits < 5e-5
+
+
+def test_dense_net_files_with_old_names_are_read():
+  path = FIXTURES / 'torchvision__densenet121.npz'
+  _, state_dict, _ = parity.load(path)
+  old = {
+    re.sub(r'(denselayer\d+\.(?:norm|conv))(\d)', r'\1.\2', key): value
+    for key, value in state_dict.items()
+  }
+  assert 'features.denseblock1.denselayer1.norm.1.weight' in old
+  model = models.create_model('densenet121')
+  expected = pretrained.from_torch(model, state_dict)
+  got = pretrained.from_torch(model, old)
+  jax.tree.map(np.testing.assert_array_equal, got, expected)

@@ -8,10 +8,15 @@ published package for EfficientNet-Lite and timm otherwise; 'timm/NAME' and
 import difflib
 
 from tlkd_jax.models import (
+  convnext,
+  densenet,
   efficientnet,
   mobilenetv2,
   mobilenetv3,
+  regnet,
   resnet,
+  vgg,
+  vit,
 )
 from tlkd_jax.models.functional import Model, to_functional
 from tlkd_jax.models.spec import ModelSpec
@@ -21,6 +26,11 @@ _NAMED: dict[str, ModelSpec] = {
   **mobilenetv2.VARIANTS,
   **mobilenetv3.VARIANTS,
   **resnet.VARIANTS,
+  **regnet.VARIANTS,
+  **densenet.VARIANTS,
+  **vgg.VARIANTS,
+  **convnext.VARIANTS,
+  **vit.VARIANTS,
 }
 
 

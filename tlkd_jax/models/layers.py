@@ -288,6 +288,10 @@ def avg_pool(x: Array, size: int, stride: int, *, ceil: bool = False) -> Array:
 def _windows(x: Array, size: int, stride: int) -> Iterator[Array]:
   """For every offset inside a window, the values there: [B, H', W', C]."""
   b, h, w, c = x.shape
+  if min(h, w) < size:
+    raise ValueError(
+      f'a {h}x{w} map is too small to pool by {size}: use larger images'
+    )
   spans = [(n - size) // stride * stride + 1 for n in (h, w)]
   for u in range(size):
     for v in range(size):

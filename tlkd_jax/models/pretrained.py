@@ -11,6 +11,7 @@ torch's num_batches_tracked has no meaning here: it is read past, and written
 as zero. Every other entry of a file is used exactly once.
 """
 
+import re
 from typing import Any
 
 import jax
@@ -48,6 +49,7 @@ def from_torch(
     ValueError: a key is missing or left over, or a shape or dtype differs.
   """
   table = leaf_table(model)
+  state_dict = _present_keys(model, state_dict)
   remaining = {k: v for k, v in state_dict.items() if not _is_counter(k)}
   missing, wrong, flat = [], [], {}
   for path, (shape, leaf) in table.items():
@@ -182,6 +184,16 @@ def _raise_on_mismatch(name, missing, unexpected, wrong) -> None:
 
 def _in_head(model: Model, path: str) -> bool:
   return any(path.startswith(f'{head}.') for head in model.spec.head)
+
+
+def _present_keys(
+  model: Model, state_dict: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  for pattern, replacement in model.spec.old_keys:
+    state_dict = {
+      re.sub(pattern, replacement, k): v for k, v in state_dict.items()
+    }
+  return state_dict
 
 
 def _is_counter(key: str) -> bool:

@@ -40,6 +40,8 @@ class ModelSpec:
     torch_modules: path of a submodule ('stem.conv') -> torch prefix
       ('conv_stem'), for every submodule that owns parameters.
     torch_leaves: path of a parameter -> its exceptional torch entry.
+    old_keys: (regular expression, replacement) pairs that turn names in old
+      files into the present ones, applied in order when reading.
     head: path of the last linear layer(s); replaced for another class count.
     stem: path of the first convolution; adapted to other channel counts.
     weights: where pretrained weights come from, for `hub.resolve`; None when
@@ -55,6 +57,7 @@ class ModelSpec:
   interpolation: str = 'bicubic'
   crop: float = 0.875
   torch_leaves: Callable[[], dict[str, TorchLeaf]] = dict
+  old_keys: tuple[tuple[str, str], ...] = ()
   head: tuple[str, ...] = ('head',)
   stem: str = 'stem.conv'
   weights: str | None = None
