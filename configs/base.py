@@ -8,13 +8,15 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import common
+from tlkd_jax import losses
 
 
 def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
   """Builds the configuration of one arm: 'teacher', 'tl', 'kd', 'compare'.
 
   Args:
-    arg: `dataset=NAME,student=MODEL,teacher=MODEL,smoke` in any order.
+    arg: `dataset=NAME,student=MODEL,teacher=MODEL,loss=NAME,smoke`, in
+      any order.
     arm: what the run trains.
   """
   options = common.parse_arg(
@@ -22,6 +24,7 @@ def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
     dataset='digits',
     student='efficientnet_lite0',
     teacher='efficientnet_lite2',
+    loss='kd',
     smoke=False,
   )
   config = ml_collections.ConfigDict()
@@ -52,7 +55,7 @@ def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
   config.teacher.num_steps = 0
   # Side of the teacher's images; 0 is the student's.
   config.teacher.image_size = 0
-  config.distillation = _distillation()
+  config.distillation = _distillation(options['loss'])
   if options['smoke']:
     _smoke(config)
   return config.lock()
@@ -121,13 +124,20 @@ def _model(name: str) -> ml_collections.ConfigDict:
   return model
 
 
-def _distillation() -> ml_collections.ConfigDict:
+def _distillation(loss: str) -> ml_collections.ConfigDict:
   distillation = ml_collections.ConfigDict()
   # loss = hard_weight * cross-entropy + soft_weight * distillation loss.
   distillation.hard_weight = 1.0
   distillation.soft_weight = 1.0
-  distillation.loss = 'kd'  # A key of tlkd_jax.losses.DISTILLATION_LOSSES.
+  distillation.loss = loss  # A key of tlkd_jax.losses.DISTILLATION_LOSSES.
   distillation.temperature = 2.0  # Of losses that have one.
+  # Other hyper-parameters of the loss; all are here, with their published
+  # values, when the loss is chosen as `configs/kd.py:loss=NAME`.
+  distillation.options = ml_collections.ConfigDict()
+  if loss != 'kd':
+    options = losses.hyperparameters_of(loss)
+    distillation.options.update(options)
+    distillation.soft_weight = losses.PUBLISHED_WEIGHTS.get(loss, 1.0)
   return distillation
 
 

@@ -92,5 +92,5 @@ def _check_names(config: Any) -> None:
   """Fails on names and values before anything is decoded or trained."""
   for role in ('student', 'teacher'):
     models.create_model(config[role].name, num_classes=2)
-  build.make_objective(_as_arm(config, 'kd'))
+  build.make_objective(_as_arm(config, 'kd'), None)
   build.norm_train(config)

@@ -13,14 +13,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
-from tlkd_jax import checkpoints, data, models, sharding
+from tlkd_jax import checkpoints, data, losses, models, sharding
 from tlkd_jax.data import augment
 from tlkd_jax.errors import unknown_name
 from tlkd_jax.models import hub, pretrained, torch_files
 from tlkd_jax.models.functional import Model, Tree
-from tlkd_jax.train_step import Objective, View, make_distillation
+from tlkd_jax.train_step import (
+  Distillation,
+  Objective,
+  View,
+  output_shapes,
+)
 
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -256,16 +262,54 @@ def _draw_view(images, index, view, *, seed, **options):
   return augment.augment(images, seed, index, view, **options)
 
 
-def make_objective(config: Any) -> Objective:
-  """The loss of a run: of labels alone, or with a teacher."""
+def make_objective(config: Any, dataset: data.Dataset | None) -> Objective:
+  """The loss of a run: of labels alone, or with a teacher.
+
+  Args:
+    config: the run's configuration.
+    dataset: for losses that remember examples; None only checks the names.
+
+  Raises:
+    ValueError: unknown loss or hyper-parameter.
+  """
   if config.arm != 'kd':
     return Objective(label_smoothing=config.label_smoothing)
   section = config.distillation
+  hyperparameters = dict(section.options)
+  if 'temperature' in losses.hyperparameters_of(section.loss):
+    hyperparameters.setdefault('temperature', section.temperature)
+  losses.check_hyperparameters(section.loss, hyperparameters)
+  positions = None
+  if dataset is not None and section.loss in losses.MEMORIES:
+    indices = dataset.splits['train'].indices
+    positions = np.zeros(indices.max() + 1, np.int32)
+    positions[indices] = np.arange(indices.size)
   return Objective(
     hard_weight=section.hard_weight,
     label_smoothing=config.label_smoothing,
-    soft_weight=section.soft_weight,
-    distillation=make_distillation(
-      section.loss, temperature=section.temperature
+    distillation=Distillation(
+      section.loss, section.soft_weight, hyperparameters, positions
     ),
+  )
+
+
+def distillation_extras(
+  objective: Objective,
+  student: View,
+  teacher: View | None,
+  dataset: data.Dataset,
+  seed: int,
+) -> dict[str, Tree]:
+  """{'projector', 'memory'} of the distillation loss, {} where it has none."""
+  if objective.distillation is None or teacher is None:
+    return {'projector': {}, 'memory': {}}
+  train = dataset.splits['train']
+  return losses.init_extras(
+    objective.distillation.name,
+    jax.random.fold_in(jax.random.key(seed), 1),
+    output_shapes(student, dataset.image_size),
+    output_shapes(teacher, dataset.image_size),
+    len(train),
+    train.labels,
+    **objective.distillation.hyperparameters,
   )

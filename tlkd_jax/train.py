@@ -83,11 +83,10 @@ def fine_tune(
     if summary_path.exists():
       logging.info('%s is finished; its summary is returned', workdir)
       return json.loads(summary_path.read_text())
-    run, optimizer, memory = _build(config, workdir, dataset, mesh)
+    run, optimizer, extras = _build(config, workdir, dataset, mesh)
   checkpoints = Checkpoints(workdir, config.keep_checkpoints)
   try:
-    state, progress = _start(run, optimizer, memory, checkpoints)
-    del memory
+    state, progress = _start(run, optimizer, extras, checkpoints)
     if progress.best_step < 0 or int(state.step) < run.num_steps:
       state, progress = _loop(run, state, progress, checkpoints)
     return _finish(run, progress, summary_path)
@@ -114,12 +113,13 @@ def _build(config, workdir, dataset, mesh):
   optimizer = optimizers.make_optimizer(
     learner.view.model, schedule, config.optimizer
   )
+  objective = build.make_objective(config, dataset)
   step = train_step.make_train_step(
     learner.view,
     teacher.view if teacher else None,
     optimizer,
     schedule,
-    build.make_objective(config),
+    objective,
     build.make_augmentation(config, dataset),
     mesh,
     seed=config.seed,
@@ -140,22 +140,29 @@ def _build(config, workdir, dataset, mesh):
     step,
     eval_step,
   )
-  return run, optimizer, {}
+  extras = build.distillation_extras(
+    objective,
+    learner.view,
+    teacher.view if teacher else None,
+    dataset,
+    config.seed,
+  )
+  return run, optimizer, extras
 
 
-def _start(run, optimizer, memory, checkpoints):
+def _start(run, optimizer, extras, checkpoints):
   """The state to go on from: the workdir's newest, else the given weights."""
 
-  def create(params, model_state):
+  def create(params, model_state, extras):
     return train_state.create(
-      {'student': params, 'projector': {}},
+      {'student': params, 'projector': extras['projector']},
       model_state,
       optimizer,
       ema=run.config.ema_decay > 0,
-      memory=memory,
+      memory=extras['memory'],
     )
 
-  weights = run.learner.params, run.learner.model_state
+  weights = run.learner.params, run.learner.model_state, extras
   step = checkpoints.latest_step()
   copied = sharding.replicated(run.mesh)
   if step is None:

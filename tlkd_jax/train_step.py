@@ -7,19 +7,17 @@ argument of their own, never donated and never part of the state.
 """
 
 import dataclasses
-import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from tlkd_jax import losses, optimizers, sharding
 from tlkd_jax.data import augment
-from tlkd_jax.errors import unknown_name
 from tlkd_jax.losses import supervised
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.train_state import TrainState
@@ -44,41 +42,36 @@ class View:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distillation:
+  """One distillation loss with what it was bound to.
+
+  Attributes:
+    name: a key of losses.DISTILLATION_LOSSES.
+    weight: of this loss beside the cross-entropy.
+    hyperparameters: its keywords.
+    positions: int32, example index -> its row of the loss's memory; None for
+      losses without one.
+  """
+
+  name: str
+  weight: float
+  hyperparameters: dict[str, Any]
+  positions: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Objective:
-  """hard_weight * cross-entropy + soft_weight * distillation loss.
+  """hard_weight * cross-entropy + weight * distillation loss.
 
   Attributes:
     hard_weight: weight of the labels.
     label_smoothing: of the cross-entropy.
-    soft_weight: weight of the distillation loss, 0 without a teacher.
-    distillation: (student outputs, teacher outputs, labels, key, projector)
-      -> scalar.
+    distillation: None without a teacher.
   """
 
   hard_weight: float = 1.0
   label_smoothing: float = 0.0
-  soft_weight: float = 0.0
-  distillation: Callable[..., Array] | None = None
-
-
-def make_distillation(name: str, **hyperparameters) -> Callable[..., Array]:
-  """Binds a distillation loss; keywords it does not have are an error.
-
-  Raises:
-    ValueError: unknown loss or hyper-parameter.
-  """
-  if name not in losses.DISTILLATION_LOSSES:
-    known = losses.DISTILLATION_LOSSES
-    raise unknown_name('distillation.loss', name, known)
-  loss = losses.DISTILLATION_LOSSES[name]
-  accepted = inspect.signature(loss).parameters
-  for keyword in hyperparameters:
-    if keyword not in accepted:
-      raise ValueError(
-        f'distillation loss {name!r} has no {keyword!r}; it has '
-        + ', '.join(list(accepted)[3:])
-      )
-  return functools.partial(loss, **hyperparameters)
+  distillation: Distillation | None = None
 
 
 def make_train_step(
@@ -116,7 +109,7 @@ def make_train_step(
     data.pipeline, sharded over "data"; metrics are replicated scalars.
   """
 
-  def loss_fn(params, state, teacher_outputs, images, batch):
+  def loss_fn(params, state, guidance, images, batch):
     if head_only:
       params = _stop_backbone(student.model, params)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -134,25 +127,31 @@ def make_train_step(
     )
     loss = objective.hard_weight * hard
     metrics = {'hard_loss': hard, 'accuracy': _accuracy(outputs, labels)}
-    if teacher_outputs is not None:
-      soft = objective.distillation(outputs, teacher_outputs, labels)
-      loss = loss + objective.soft_weight * soft
+    memory = state.memory
+    if guidance is not None:
+      soft, memory = distill(
+        objective.distillation,
+        params,
+        outputs,
+        guidance,
+        memory,
+        batch,
+        jax.random.fold_in(key, 1),
+      )
+      loss = loss + objective.distillation.weight * soft
       metrics |= {
         'soft_loss': soft,
-        'teacher_accuracy': _accuracy(teacher_outputs, labels),
+        'teacher_accuracy': _accuracy(guidance['outputs'], labels),
       }
-    return loss, (model_state, metrics | {'loss': loss})
+    return loss, (model_state, memory, metrics | {'loss': loss})
 
   def step(state: TrainState, teacher_variables, batch):
     images = augmentation(batch['image'], batch['index'], batch['view'])
-    teacher_outputs = None
+    guidance = None
     if teacher is not None:
-      teacher_outputs, _ = teacher.model.apply(
-        *teacher_variables, teacher.prepare(images)
-      )
-      teacher_outputs = jax.lax.stop_gradient(teacher_outputs)
-    grads, (model_state, metrics) = jax.grad(loss_fn, has_aux=True)(
-      state.params, state, teacher_outputs, images, batch
+      guidance = guide(teacher, teacher_variables, images)
+    grads, (model_state, memory, metrics) = jax.grad(loss_fn, has_aux=True)(
+      state.params, state, guidance, images, batch
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -164,6 +163,7 @@ def make_train_step(
       params=params,
       model_state=model_state,
       opt_state=opt_state,
+      memory=memory,
       ema=_average(state, params, ema_decay),
     )
     return new_state, metrics
@@ -195,6 +195,74 @@ def make_eval_step(view: View, mesh: Mesh) -> Callable:
 
   copied, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
   return jax.jit(step, in_shardings=(copied, split), out_shardings=copied)
+
+
+def guide(teacher: View, variables: Any, images: Array) -> dict[str, Any]:
+  """What a teacher says of a batch, cut off from every gradient.
+
+  Args:
+    teacher: the model.
+    variables: its (params, model_state).
+    images: float [B, S, S, 3] in 0..255, the views that the student sees.
+
+  Returns:
+    {'outputs': the model's outputs, 'head': its last linear layer}.
+  """
+  params, model_state = variables
+  outputs, _ = teacher.model.apply(params, model_state, teacher.prepare(images))
+  head = params
+  for name in teacher.model.spec.head[0].split('.'):
+    head = head[name]
+  return jax.lax.stop_gradient({'outputs': outputs, 'head': head})
+
+
+def distill(
+  distillation: Distillation,
+  params: Tree,
+  outputs: dict[str, Any],
+  guidance: dict[str, Any],
+  memory: Tree,
+  batch: dict[str, Array],
+  key: Array,
+) -> tuple[Array, Tree]:
+  """The distillation loss of a batch and the loss's new memory.
+
+  Args:
+    distillation: which loss.
+    params: of the state, for the projector.
+    outputs: the student's.
+    guidance: from `guide`.
+    memory: state of the loss, {} where it has none.
+    batch: for labels and example indices.
+    key: for losses that draw a mask.
+  """
+  index = None
+  if distillation.positions is not None:
+    index = jnp.asarray(distillation.positions)[batch['index']]
+  return losses.compute(
+    distillation.name,
+    outputs,
+    guidance['outputs'],
+    batch['label'],
+    projector=params['projector'],
+    memory=memory,
+    index=index,
+    key=key,
+    teacher_head=guidance['head'],
+    **distillation.hyperparameters,
+  )
+
+
+def output_shapes(view: View, image_size: int) -> dict[str, Any]:
+  """Shapes of a model's outputs for one image, for losses with projectors."""
+  images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+
+  def outputs(params, model_state, images):
+    return view.model.apply(params, model_state, view.prepare(images))[0]
+
+  return jax.eval_shape(
+    outputs, view.model.params_shape, view.model.model_state_shape, images
+  )
 
 
 def _accuracy(outputs, labels: Array) -> Array:
