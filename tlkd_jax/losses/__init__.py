@@ -1,8 +1,54 @@
-"""Distillation and transfer losses."""
+"""Distillation and transfer losses: pure functions of model outputs.
 
-from tlkd_jax.losses import logits
+Signature: `DISTILLATION_LOSSES[name](student_outputs, teacher_outputs, labels,
+**hyperparameters) -> scalar float32`, the mean over the (global) batch.
+Outputs are `{'logits': [B, K], 'pre_logits': [B, D], 'features': {'stage1':
+[B, h, w, c], ...}}` of any floating precision; computation is in float32, the
+teacher gets no gradient, labels are int32 [B] (unused by most). Names are
+those of the golden fixtures, with short names beside them.
 
-DISTILLATION_LOSSES = {
+What a loss needs beyond the outputs, it is given:
+
+- learnable parts: `PROJECTORS[name](key, student_shapes, teacher_shapes,
+  **hyperparameters)` makes a pytree that is trained with the student and
+  passed as `projector`;
+- state: `MEMORIES[name](key, num_examples, labels_of_all_examples,
+  **hyperparameters)` makes a pytree that the training state carries, and
+  `MEMORY_LOSSES[name]` is the loss that returns (loss, new memory);
+- a random mask (`key`), or the frozen linear head of the teacher
+  (`teacher_head`).
+
+A training step needs to know none of this. It calls
+
+  extras = init_extras(name, key, student_shapes, teacher_shapes,
+                       num_examples, labels, **hyperparameters)
+  loss, memory = compute(name, student_outputs, teacher_outputs, labels,
+                         projector=extras['projector'], memory=memory,
+                         index=batch['index'], key=key,
+                         teacher_head=teacher_head, **hyperparameters)
+
+where `projector` and `memory` are empty dicts for the losses without them.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from tlkd_jax.errors import unknown_name
+from tlkd_jax.losses import (
+  boundaries,
+  contrastive,
+  features,
+  logits,
+  projectors,
+  relations,
+  review,
+  transfer,
+)
+
+DISTILLATION_LOSSES: dict[str, Callable[..., jax.Array]] = {
   'kd': logits.kd,
   'kd_logit_std': logits.kd_logit_std,
   'dkd': logits.dkd,
@@ -18,4 +64,199 @@ DISTILLATION_LOSSES = {
   'function_matching_mixup': logits.function_matching,
   'ce_label_smoothing': logits.ce_label_smoothing,
   'bv_distances': logits.bv_distances,
+  'fitnet': features.fitnet_hint,
+  'fitnet_hint': features.fitnet_hint,
+  'fitnet_convreg': features.fitnet_convreg,
+  'at': features.at,
+  'ft': features.ft,
+  'vid': features.vid,
+  'mgd': features.mgd,
+  'srrl': features.srrl,
+  'simkd': features.simkd,
+  'srd': features.srd,
+  'sp': relations.sp,
+  'ickd': relations.ickd,
+  'nst': relations.nst,
+  'fsp': relations.fsp,
+  'rkd': relations.rkd,
+  'pkt': relations.pkt,
+  'cc': relations.cc,
+  'crd': contrastive.crd,
+  'ab': boundaries.ab,
+  'ofd': boundaries.ofd,
+  'ofd_partial_l2': boundaries.ofd,
+  'reviewkd': review.reviewkd,
+  'reviewkd_hcl': review.reviewkd,
+  'delta': transfer.delta,
+  'l2sp': transfer.l2sp,
 }
+
+PROJECTORS: dict[str, Callable[..., dict]] = {
+  'fitnet': projectors.hint,
+  'fitnet_hint': projectors.hint,
+  'fitnet_convreg': projectors.normalized_hint,
+  'ft': projectors.hint,
+  'vid': projectors.variational,
+  'mgd': projectors.generator,
+  'srrl': projectors.representation,
+  'simkd': projectors.bottleneck,
+  'srd': projectors.embedding_adapter,
+  'ickd': projectors.width_adapter,
+  'fsp': projectors.width_adapter,
+  'cc': projectors.embedding_adapter,
+  'crd': projectors.contrastive,
+  'ab': projectors.normalized_hint,
+  'ofd': projectors.normalized_hint,
+  'ofd_partial_l2': projectors.normalized_hint,
+  'reviewkd': projectors.fusion,
+  'reviewkd_hcl': projectors.fusion,
+}
+
+MEMORIES: dict[str, Callable[..., dict]] = {'crd': contrastive.crd_memory}
+MEMORY_LOSSES: dict[str, Callable[..., tuple[jax.Array, dict]]] = {
+  'crd': contrastive.crd_with_memory
+}
+
+# Losses that read nothing but logits: all that cached teacher targets need.
+LOGIT_LOSSES = frozenset(
+  name
+  for name, loss in DISTILLATION_LOSSES.items()
+  if loss.__module__ == logits.__name__
+)
+
+# Weights beside a cross-entropy of weight one, where a method is published
+# with one that is not near one. Sources are in docs/methods.md.
+PUBLISHED_WEIGHTS: dict[str, float] = {
+  'kd_logit_std': 9.0,
+  'fitnet': 100.0,
+  'fitnet_hint': 100.0,
+  'fitnet_convreg': 100.0,
+  'at': 1000.0,
+  'ft': 200.0,
+  'sp': 3000.0,
+  'nst': 50.0,
+  'fsp': 50.0,
+  'pkt': 30000.0,
+  'cc': 0.02,
+  'crd': 0.8,
+  'ofd': 1e-3,
+  'ofd_partial_l2': 1e-3,
+}
+
+# Keywords that the caller of `compute` supplies, not the user.
+_CONTEXT = ('projector', 'memory', 'index', 'key', 'teacher_head')
+
+
+def hyperparameters_of(name: str) -> dict[str, Any]:
+  """Names and default values of what a user may set for a loss.
+
+  Raises:
+    ValueError: No such loss.
+  """
+  if name not in DISTILLATION_LOSSES:
+    raise unknown_name('distillation loss', name, DISTILLATION_LOSSES)
+  parameters = inspect.signature(DISTILLATION_LOSSES[name]).parameters.values()
+  return {
+    p.name: p.default
+    for p in parameters
+    if p.kind is p.KEYWORD_ONLY and p.name not in _CONTEXT
+  }
+
+
+def check_hyperparameters(name: str, hyperparameters: Mapping) -> None:
+  """Raises ValueError for an unknown loss or a keyword it does not have."""
+  accepted = hyperparameters_of(name)
+  for keyword in hyperparameters:
+    if keyword not in accepted:
+      raise unknown_name(f'hyperparameter of {name!r}', keyword, accepted)
+
+
+def init_extras(
+  name: str,
+  key: jax.Array,
+  student_shapes: Mapping,
+  teacher_shapes: Mapping,
+  num_examples: int,
+  labels: jax.Array | None = None,
+  **hyperparameters,
+) -> dict[str, dict]:
+  """Makes the learnable parts and the state of a loss.
+
+  Args:
+    name: Key of DISTILLATION_LOSSES.
+    key: PRNG key.
+    student_shapes: Model outputs as jax.ShapeDtypeStruct.
+    teacher_shapes: Likewise.
+    num_examples: Size of the training set.
+    labels: [num_examples] classes of the training set, or None.
+    **hyperparameters: Those of the loss.
+
+  Returns:
+    {'projector': params, 'memory': state}, each {} where there is none.
+
+  Raises:
+    ValueError: Unknown loss, hyperparameter or stage.
+  """
+  check_hyperparameters(name, hyperparameters)
+  projector_key, memory_key = jax.random.split(key)
+  extras = {'projector': {}, 'memory': {}}
+  if name in PROJECTORS:
+    extras['projector'] = PROJECTORS[name](
+      projector_key, student_shapes, teacher_shapes, **hyperparameters
+    )
+  if name in MEMORIES:
+    extras['memory'] = MEMORIES[name](
+      memory_key, num_examples, labels, **hyperparameters
+    )
+  return extras
+
+
+def compute(
+  name: str,
+  student_outputs: Mapping,
+  teacher_outputs: Mapping,
+  labels: jax.Array | None,
+  *,
+  projector: dict | None = None,
+  memory: dict | None = None,
+  index: jax.Array | None = None,
+  key: jax.Array | None = None,
+  teacher_head: dict | None = None,
+  **hyperparameters,
+) -> tuple[jax.Array, dict]:
+  """One call for every loss.
+
+  Args:
+    name: Key of DISTILLATION_LOSSES.
+    student_outputs: Model outputs.
+    teacher_outputs: Model outputs.
+    labels: [B] int32, or None.
+    projector: As `init_extras` makes it.
+    memory: Likewise.
+    index: [B] positions of the examples in the training set; for memories.
+    key: PRNG key of this step.
+    teacher_head: {'kernel': [D, K], 'bias': [K]} of the teacher.
+    **hyperparameters: Those of the loss.
+
+  Returns:
+    (loss, new memory); the memory is {} for losses without one.
+
+  Raises:
+    ValueError: Unknown loss or hyperparameter, or something that the loss
+      needs is missing.
+  """
+  check_hyperparameters(name, hyperparameters)
+  context = dict(
+    projector=projector,
+    memory=memory,
+    index=index,
+    key=key,
+    teacher_head=teacher_head,
+  )
+  loss_fn = MEMORY_LOSSES.get(name, DISTILLATION_LOSSES[name])
+  wanted = inspect.signature(loss_fn).parameters
+  context = {k: v for k, v in context.items() if k in wanted}
+  result = loss_fn(
+    student_outputs, teacher_outputs, labels, **context, **hyperparameters
+  )
+  return result if name in MEMORY_LOSSES else (result, {})

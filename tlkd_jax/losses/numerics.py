@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 # Squares of saturated features, summed over a batch, stay below 3.4e38.
-FEATURE_LIMIT = 1e15
+FEATURE_LIMIT = 1e14
 # Logits enter losses linearly (after a log-softmax), so they may be larger.
 LOGIT_LIMIT = 1e30
 

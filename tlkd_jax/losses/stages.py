@@ -1,0 +1,173 @@
+"""Feature maps of two networks: which to compare, and in what shape.
+
+`outputs['features']` is `{'stage1': [B, h, w, C], ...}` from the input to the
+output. A `stages` argument is None (all stages that both networks have), or a
+sequence of names; `'stage2:stage3'` pairs the student's stage2 with the
+teacher's stage3. Maps of different resolution are average-pooled to the
+smaller height and the smaller width.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tlkd_jax.losses.numerics import FEATURE_LIMIT, as_float32
+
+
+class StagePair(NamedTuple):
+  """One stage of the student, float32, and the teacher's, without gradient."""
+
+  name: str
+  student: jax.Array
+  teacher: jax.Array
+
+
+def stage_names(
+  loss_name: str,
+  student_features: Mapping,
+  teacher_features: Mapping,
+  stages: Sequence[str] | None,
+) -> list[tuple[str, str]]:
+  """Resolves `stages` to pairs (student's stage, teacher's stage).
+
+  Args:
+    loss_name: For the error message.
+    student_features: Stage name to array or shape.
+    teacher_features: Likewise.
+    stages: See the top of this file.
+
+  Returns:
+    Pairs of names, in the order given (default: from the input on).
+
+  Raises:
+    ValueError: A stage is missing, or the networks share none.
+  """
+  available = (
+    f'the student has {_in_order(student_features)}, '
+    f'the teacher {_in_order(teacher_features)}'
+  )
+  if stages is None:
+    common = _in_order(set(student_features) & set(teacher_features))
+    if not common:
+      raise ValueError(f'{loss_name}: no common stage; {available}')
+    return [(name, name) for name in common]
+  if isinstance(stages, str):
+    stages = [stage for stage in re.split(r'[,\s]+', stages) if stage]
+  pairs = [(s, t or s) for s, _, t in (name.partition(':') for name in stages)]
+  for student_name, teacher_name in pairs:
+    if (
+      student_name not in student_features
+      or teacher_name not in teacher_features
+    ):
+      raise ValueError(
+        f'{loss_name}: stages={list(stages)} cannot be paired; {available}'
+      )
+  if not pairs:
+    raise ValueError(f'{loss_name}: stages is empty; {available}')
+  return pairs
+
+
+def _in_order(names) -> list[str]:
+  # stage10 comes after stage2.
+  return sorted(
+    names, key=lambda name: [int(s) if s.isdigit() else 0 for s in
+                             re.split(r'(\d+)', name)] + [0]
+  )  # fmt: skip
+
+
+def paired_stages(
+  loss_name: str,
+  student_outputs: Mapping,
+  teacher_outputs: Mapping,
+  stages: Sequence[str] | None,
+  *,
+  pool: bool = True,
+  limit: float = FEATURE_LIMIT,
+) -> list[StagePair]:
+  """The chosen feature maps, float32, at the same resolution.
+
+  Args:
+    loss_name: For error messages.
+    student_outputs: Model outputs.
+    teacher_outputs: Model outputs.
+    stages: See the top of this file.
+    pool: Whether to pool the larger map to the smaller.
+    limit: Largest magnitude kept.
+
+  Returns:
+    One StagePair per stage.
+
+  Raises:
+    ValueError: A stage is missing.
+  """
+  student = student_outputs.get('features', {})
+  teacher = teacher_outputs.get('features', {})
+  pairs = []
+  for s_name, t_name in stage_names(loss_name, student, teacher, stages):
+    s = as_float32(student[s_name], limit)
+    t = jax.lax.stop_gradient(as_float32(teacher[t_name], limit))
+    if pool:
+      size = tuple(
+        min(a, b) for a, b in zip(s.shape[1:3], t.shape[1:3], strict=True)
+      )
+      s, t = average_pool(s, size), average_pool(t, size)
+    pairs.append(StagePair(s_name, s, t))
+  return pairs
+
+
+def embeddings(
+  loss_name: str, student_outputs: Mapping, teacher_outputs: Mapping
+) -> tuple[jax.Array, jax.Array]:
+  """`pre_logits` of both networks, [B, D] float32, the teacher's without grad.
+
+  Raises:
+    ValueError: A network does not give `pre_logits`.
+  """
+  for side, outputs in (
+    ('student', student_outputs),
+    ('teacher', teacher_outputs),
+  ):
+    if 'pre_logits' not in outputs:
+      raise ValueError(
+        f"{loss_name}: the {side}'s outputs have no 'pre_logits', only "
+        f'{sorted(outputs)}'
+      )
+  student = as_float32(student_outputs['pre_logits'])
+  teacher = as_float32(teacher_outputs['pre_logits'])
+  return student, jax.lax.stop_gradient(teacher)
+
+
+def average_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Adaptive average pooling of [B, h, w, C] to [B, *size, C].
+
+  Bin i of n covers the input from floor(i h / n) to ceil((i + 1) h / n).
+  """
+  for axis, bins in ((1, size[0]), (2, size[1])):
+    if x.shape[axis] != bins:
+      weights = _pooling_matrix(x.shape[axis], bins)
+      pooled = jnp.tensordot(
+        weights, x, axes=(1, axis), precision=jax.lax.Precision.HIGHEST
+      )
+      x = jnp.moveaxis(pooled, 0, axis)
+  return x
+
+
+def _pooling_matrix(length: int, bins: int) -> np.ndarray:
+  weights = np.zeros((bins, length), np.float32)
+  for i in range(bins):
+    start, stop = i * length // bins, -(-(i + 1) * length // bins)
+    weights[i, start:stop] = 1.0 / (stop - start)
+  return weights
+
+
+def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """[B, h, w, C] to [B, *size, C]; output i takes input floor(i h / n)."""
+  for axis, length in ((1, size[0]), (2, size[1])):
+    if x.shape[axis] != length:
+      index = np.arange(length) * x.shape[axis] // length
+      x = jnp.take(x, index, axis=axis)
+  return x
