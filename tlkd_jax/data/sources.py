@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import pathlib
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -30,6 +31,9 @@ _NOT_FLIPPABLE = frozenset(
   + ('cmaterdb', 'mnist_corrupted', 'visual_domain_decathlon')
 )
 
+
+# name[/config][:version]
+_TFDS_NAME = re.compile(r'\w+(/[\w.-]+)?(:[\w.*]+)?')
 
 _RECORDS_AT_ONCE = 256
 
@@ -198,28 +202,32 @@ def _prepare_once(cache_dir: pathlib.Path, key: str, make_builder):
 
 def _open_tfds(name: str, data_dir: pathlib.Path):
   data_dir = data_dir.expanduser()
-  if data_dir.is_dir():
+  if data_dir.is_dir() and _TFDS_NAME.fullmatch(name):
     with contextlib.suppress(tfds.core.DatasetNotFoundError):
       return tfds.core.read_only_builder.builder_from_files(
         name, data_dir=str(data_dir)
       )
+  check_tfds_name(name)
+  raise FileNotFoundError(
+    f'data set {name!r} is not prepared in {data_dir}; run: python -m '
+    f'tlkd_jax.data.prepare --dataset {name} --data_dir {data_dir}'
+  )
+
+
+def check_tfds_name(name: str) -> None:
+  """Raises ValueError, with the nearest names, if TFDS does not know `name`.
+
+  A config or version, as in 'name/config:1.0.0', is not checked.
+  """
   known = tfds.list_builders(with_community_datasets=False)
   kind = name.partition('/')[0].partition(':')[0]
-  if kind in known:
-    raise FileNotFoundError(
-      f'data set {name!r} is not prepared in {data_dir}; run: python -m '
-      f'tlkd_jax.data.prepare --dataset {name} --data_dir {data_dir}'
+  if kind not in known or not _TFDS_NAME.fullmatch(name):
+    near = difflib.get_close_matches(kind, {*DATASETS, *known}, n=3)
+    hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
+    raise ValueError(
+      f'unknown data set {name!r}.{hint} Accepted: digits, folder:PATH or '
+      'the name of a TFDS data set.'
     )
-  raise ValueError(_unknown(name, kind, known))
-
-
-def _unknown(name: str, kind: str, known: list[str]) -> str:
-  near = difflib.get_close_matches(kind, [*DATASETS, *known], n=3)
-  hint = f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
-  return (
-    f'unknown data set {name!r}{hint} Accepted: digits, folder:PATH or the '
-    'name of a TFDS data set.'
-  )
 
 
 def _find_keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
@@ -240,23 +248,18 @@ def _find_keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
   return image_key, label_key
 
 
-def _own_splits(name: str, info: tfds.core.DatasetInfo):
-  """Which TFDS splits make up each of our splits."""
+def _own_splits(name: str, info: tfds.core.DatasetInfo) -> dict[str, list[str]]:
+  """Which TFDS splits, in which order, make up each of our splits."""
   available = list(info.splits)
-  if any(split == 'all' or split.startswith('all_') for split in available):
-    return {'all': available}
-  own = {
-    split: [s for s in available if _base_split(s) == split]
-    for split in ('train', 'validation', 'test')
-  }
-  if not own['train']:
+  if info.name == folder.FolderImages.name:
+    parts = {}
+    for split in sorted(available, key=lambda split: (len(split), split)):
+      parts.setdefault(split.partition('_')[0], []).append(split)
+    return parts
+  if 'train' not in available:
     raise ValueError(f'data set {name!r} has no train split: {available}')
-  return {split: parts for split, parts in own.items() if parts}
-
-
-def _base_split(split: str) -> str:
-  base, _, part = split.rpartition('_')
-  return base if base and part.isdigit() else split
+  used = ('train', 'validation', 'test')
+  return {split: [split] for split in used if split in available}
 
 
 def _open_split(
@@ -329,7 +332,7 @@ def _complete(
 ) -> tuple[dict[str, Source], list[str]]:
   """Makes three splits of those that exist; see `open_sources`."""
   splits, notes = dict(found), []
-  whole = splits.pop('all', None) or splits['train']
+  whole = splits.pop('unsplit', None) or splits['train']
   if 'test' not in splits and 'validation' in splits:
     splits['test'] = splits.pop('validation')
     notes.append('no test split: its validation split is used as test')

@@ -13,14 +13,13 @@ import numpy as np
 
 def stable_order(names: list[str], salt: str) -> np.ndarray:
   """Returns int64[N]: positions of `names` in a salted pseudo-random order."""
-  digests = [
-    hashlib.blake2b(f'{salt}\0{name}'.encode('utf-8', 'surrogateescape'))
-    .digest()[:16]
-    for name in names
-  ]  # fmt: skip
-  return np.asarray(
-    sorted(range(len(names)), key=lambda i: (digests[i], names[i])), np.int64
-  )
+  keys = [(_digest(f'{salt}\0{name}'), name) for name in names]
+  return np.asarray(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+
+
+def _digest(text: str) -> bytes:
+  data = text.encode('utf-8', 'surrogateescape')
+  return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def class_orders(

@@ -45,7 +45,7 @@ class Listing:
     location: the path as the user gave it.
     prefix: the folders, with a final slash, in which the layout lies.
     files: split -> class -> sorted [(name after the prefix, size in bytes)];
-      the one split 'all' if there are class folders only.
+      the one split 'unsplit' if there are class folders only.
     fingerprint: changes whenever a file is added, removed or altered.
   """
 
@@ -139,7 +139,7 @@ def _group(path: str, folders: set, entries: list, top: tuple[str, ...]):
     if len(prefixes) < len(found):
       raise ValueError(f'folder:{path}: {found} name one split twice')
   else:
-    prefixes = {'all': top}
+    prefixes = {'unsplit': top}
   files = {
     split: {c: [] for c in _children(folders, prefix)}
     for split, prefix in prefixes.items()
@@ -176,7 +176,7 @@ def check_classes(listing: Listing) -> list[str]:
       folder is empty, or another split has a class that train lacks.
   """
   where = f'folder:{listing.location}'
-  main = 'all' if 'all' in listing.files else 'train'
+  main = 'unsplit' if 'unsplit' in listing.files else 'train'
   if main not in listing.files:
     raise ValueError(
       f'{where}: has {sorted(listing.files)} but no train/ folder'
@@ -191,8 +191,9 @@ def check_classes(listing: Listing) -> list[str]:
       )
     empty = sorted(c for c, files in classes.items() if not files)
     if empty:
+      place = '' if split == 'unsplit' else f' in {split}'
       raise ValueError(
-        f'{where}: class {", ".join(map(repr, empty))} in {split} holds no '
+        f'{where}: class {", ".join(map(repr, empty))}{place} holds no '
         f'images (files ending in {", ".join(EXTENSIONS)})'
       )
   if len(class_names) < 2:

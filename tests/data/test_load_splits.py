@@ -1,0 +1,439 @@
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import encode, make_classes, picture
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tlkd_jax.data import decode, sources, transforms
+from tlkd_jax.data.builders import folder
+
+
+def _per_class(split, num_classes):
+  return np.bincount(split.labels, minlength=num_classes).tolist()
+
+
+def test_digits_are_the_real_ones(load):
+  dataset = load('digits')
+  assert dataset.class_names == [str(d) for d in range(10)]
+  assert not dataset.flip_ok
+  images, labels = load_digits(return_X_y=True)
+  seen = []
+  for split in dataset.splits.values():
+    assert split.images.dtype == np.uint8
+    assert split.images.shape == (len(split), 16, 16, 3)
+    assert split.labels.dtype == np.int32
+    assert split.indices.dtype == np.int64
+    for position in range(0, len(split), 50):
+      row = int(split.names[position].removeprefix('digit-'))
+      assert split.labels[position] == labels[row]
+      small = np.rint(images[row].reshape(8, 8) * (255 / 16)).astype(np.uint8)
+      large = Image.fromarray(small).resize((16, 16), Image.Resampling.BICUBIC)
+      expected = np.asarray(large)[..., None].repeat(3, -1)
+      np.testing.assert_array_equal(split.images[position], expected)
+    seen += split.names
+  assert sorted(seen) == [f'digit-{i:04d}' for i in range(1797)]
+
+
+def test_digits_split_is_fixed_and_stratified(load):
+  splits = load('digits').splits
+  sizes = {name: len(split) for name, split in splits.items()}
+  assert sizes == {'train': 1169, 'validation': 269, 'test': 359}
+  totals = np.bincount(load_digits().target)
+  for name, share in [('train', 0.65), ('validation', 0.15), ('test', 0.2)]:
+    counts = np.asarray(_per_class(splits[name], 10))
+    assert np.abs(counts - share * totals).max() <= 1
+  assert splits['test'].names[:3] == ['digit-0000', 'digit-0003', 'digit-0009']
+
+
+@pytest.mark.parametrize('unit', ['num_train_per_class', 'train_fraction'])
+def test_subsets_are_nested_stratified_and_seeded(load, unit):
+  sizes = {'num_train_per_class': (5, 20), 'train_fraction': (0.05, 0.2)}[unit]
+  small, large = (load('digits', **{unit: n}) for n in sizes)
+  again = load('digits', **{unit: sizes[0]})
+  other = load('digits', seed=1, **{unit: sizes[0]})
+  names = {
+    key: set(dataset.splits['train'].names)
+    for key, dataset in
+    [('small', small), ('large', large), ('again', again), ('other', other)]
+  }  # fmt: skip
+  assert names['small'] == names['again'] and names['small'] < names['large']
+  assert len(names['small'] & names['other']) < len(names['small']) / 2
+  counts = _per_class(small.splits['train'], 10)
+  assert max(counts) - min(counts) <= (unit == 'train_fraction')
+  if unit == 'num_train_per_class':
+    assert counts == [5] * 10
+  for split in ('validation', 'test'):
+    fingerprints = {
+      dataset.splits[split].fingerprint()
+      for dataset in (small, large, other, load('digits'))
+    }
+    assert len(fingerprints) == 1
+
+
+def test_index_of_an_example_does_not_depend_on_the_subset(load):
+  whole = load('digits').splits['train']
+  number_of = dict(zip(whole.names, whole.indices.tolist(), strict=True))
+  part = load('digits', num_train_per_class=7, seed=3).splits['train']
+  assert [number_of[name] for name in part.names] == part.indices.tolist()
+  assert len(set(number_of.values())) == len(whole)
+
+
+def test_num_eval_per_class(load):
+  dataset = load('digits', num_eval_per_class=4)
+  assert _per_class(dataset.splits['validation'], 10) == [4] * 10
+  assert _per_class(dataset.splits['test'], 10) == [4] * 10
+  assert len(dataset.splits['train']) == 1169
+
+
+def test_folder_with_three_splits(load, three_splits):
+  dataset = load(f'folder:{three_splits}')
+  assert dataset.class_names == ['cat', 'dog', 'owl']
+  assert dataset.flip_ok and dataset.notes == []
+  assert {n: _per_class(s, 3) for n, s in dataset.splits.items()} == {
+    'train': [12, 9, 20],
+    'validation': [3, 3, 3],
+    'test': [4, 5, 6],
+  }
+  train = dataset.splits['train']
+  # 16 / 0.875 pixels for train, so that a crop has room; 16 for the others.
+  assert train.images.shape[1:] == (18, 18, 3)
+  assert dataset.splits['test'].images.shape[1:] == (16, 16, 3)
+  position = train.names.index('train/dog/004.png')
+  expected = transforms.load_square(
+    (three_splits / 'train/dog/004.png').read_bytes(), short_side=18, size=18
+  )
+  np.testing.assert_array_equal(train.images[position], expected)
+  assert train.labels[position] == 1
+
+
+def test_train_size_stores_more_pixels(load, three_splits):
+  dataset = load(f'folder:{three_splits}', train_size=30)
+  assert dataset.splits['train'].images.shape[1:] == (30, 30, 3)
+  assert dataset.splits['test'].images.shape[1:] == (16, 16, 3)
+
+
+def test_validation_is_cut_from_train(load, tmp_path):
+  make_classes(tmp_path / 'train', {'a': 20, 'b': 30})
+  make_classes(tmp_path / 'test', {'a': 4, 'b': 4})
+  dataset = load(f'folder:{tmp_path}', validation_fraction=0.2)
+  assert _per_class(dataset.splits['train'], 2) == [16, 24]
+  assert _per_class(dataset.splits['validation'], 2) == [4, 6]
+  assert _per_class(dataset.splits['test'], 2) == [4, 4]
+  assert not set(dataset.splits['train'].names) & set(
+    dataset.splits['validation'].names
+  )
+  assert dataset.notes == [
+    'validation (10 images) cut from its 50 training images'
+  ]
+
+
+def test_validation_serves_as_test_if_there_is_none(load, tmp_path):
+  make_classes(tmp_path / 'train', {'a': 20, 'b': 20})
+  make_classes(tmp_path / 'val', {'a': 3, 'b': 3})
+  dataset = load(f'folder:{tmp_path}')
+  assert all(n.startswith('val/') for n in dataset.splits['test'].names)
+  assert _per_class(dataset.splits['validation'], 2) == [2, 2]
+  assert any('used as test' in note for note in dataset.notes)
+
+
+def test_class_folders_are_split_by_name(load, tmp_path):
+  make_classes(tmp_path / 'first', {'train': 20, 'bus': 20})
+  dataset = load(f'folder:{tmp_path / "first"}')
+  assert dataset.class_names == ['bus', 'train']
+  assert {n: _per_class(s, 2) for n, s in dataset.splits.items()} == {
+    'train': [14, 14],
+    'validation': [2, 2],
+    'test': [4, 4],
+  }
+  # Elsewhere, with other times of change, the split is the same.
+  shutil.copytree(tmp_path / 'first', tmp_path / 'second')
+  copy = load(f'folder:{tmp_path / "second"}')
+  for split in dataset.splits:
+    assert copy.splits[split].names == dataset.splits[split].names
+
+
+def test_zip_is_read_like_its_folder(load, three_splits, tmp_path):
+  path = tmp_path / 'pets.zip'
+  with zipfile.ZipFile(path, 'w') as archive:
+    for file in three_splits.rglob('*.png'):
+      archive.write(file, f'pets/{file.relative_to(three_splits)}')
+    archive.writestr('__MACOSX/pets/train/cat/._1.png', b'x')
+    archive.writestr('pets/train/cat/.hidden.png', b'x')
+  zipped, plain = load(f'folder:{path}'), load(f'folder:{three_splits}')
+  for split in plain.splits:
+    assert zipped.splits[split].names == plain.splits[split].names
+    assert (
+      zipped.splits[split].fingerprint() == plain.splits[split].fingerprint()
+    )
+
+
+def test_changed_folder_is_noticed(load, tmp_path):
+  make_classes(tmp_path, {'a': 10, 'b': 10})
+  before = load(f'folder:{tmp_path}')
+  make_classes(tmp_path, {'b': 11})
+  after = load(f'folder:{tmp_path}')
+  assert sum(map(len, before.splits.values())) == 20
+  assert sum(map(len, after.splits.values())) == 21
+
+
+def test_large_splits_are_written_in_parts(monkeypatch, load, tmp_path):
+  make_classes(tmp_path, {'a': 12, 'b': 12})
+  monkeypatch.setattr(folder, '_MAX_PART_BYTES', 2000)
+  listing = folder.list_images(str(tmp_path))
+  parts = folder._parts('unsplit', listing.files['unsplit'])
+  assert len(parts) > 3 and sum(map(len, parts.values())) == 24
+  dataset = load(f'folder:{tmp_path}')
+  names = [n for split in dataset.splits.values() for n in split.names]
+  assert len(set(names)) == 24
+  train = dataset.splits['train']
+  for name, image in zip(train.names, train.images, strict=True):
+    data = (tmp_path / name).read_bytes()
+    expected = transforms.load_square(data, short_side=18, size=18)
+    np.testing.assert_array_equal(image, expected)
+
+
+@pytest.fixture
+def with_bad(tmp_path):
+  """Ten images per class; two of class b are not whole."""
+  make_classes(tmp_path / 'train', {'a': 10, 'b': 10})
+  make_classes(tmp_path / 'validation', {'a': 2, 'b': 2})
+  make_classes(tmp_path / 'test', {'a': 2, 'b': 2})
+  broken = tmp_path / 'train' / 'b'
+  whole = (broken / '003.png').read_bytes()
+  (broken / '003.png').write_bytes(whole[: len(whole) // 2])
+  (broken / '007.png').write_text('not an image')
+  return tmp_path
+
+
+def test_bad_images_are_named(load, with_bad):
+  with pytest.raises(ValueError, match='2 bad image') as caught:
+    load(f'folder:{with_bad}')
+  for part in ('train/b/003.png', 'train/b/007.png', 'on_bad_image', 'train'):
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize('budget', [1 << 30, 0])
+def test_bad_images_are_skipped_and_counted(load, with_bad, budget):
+  dataset = load(
+    f'folder:{with_bad}', on_bad_image='skip', memory_budget_bytes=budget
+  )
+  train = dataset.splits['train']
+  assert _per_class(train, 2) == [10, 8]
+  assert len(train.images) == len(train.names) == len(train.indices) == 18
+  assert [n for n, _ in sorted(dataset.skipped['train'])] == [
+    'train/b/003.png',
+    'train/b/007.png',
+  ]
+  assert all(reason for _, reason in dataset.skipped['train'])
+  assert dataset.skipped['test'] == []
+  for name, image in zip(train.names, train.images, strict=True):
+    data = (with_bad / name).read_bytes()
+    expected = transforms.load_square(data, short_side=18, size=18)
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_a_skipped_image_is_replaced_in_a_subset(load, with_bad):
+  for seed in range(3):
+    names = []
+    for count in (4, 8):
+      train = load(
+        f'folder:{with_bad}',
+        on_bad_image='skip',
+        num_train_per_class=count,
+        seed=seed,
+      ).splits['train']
+      assert _per_class(train, 2) == [count, count]
+      names.append(set(train.names))
+    assert names[0] < names[1]
+  with pytest.raises(ValueError, match='b/.* has 8 images of the 9 needed'):
+    load(f'folder:{with_bad}', on_bad_image='skip', num_train_per_class=9)
+
+
+def test_over_the_budget_images_are_mapped(monkeypatch, load, three_splits):
+  name = f'folder:{three_splits}'
+  held = load(name)
+  mapped = load(name, memory_budget_bytes=1000)
+  for split in held.splits:
+    assert not isinstance(held.splits[split].images, np.memmap)
+    assert isinstance(mapped.splits[split].images, np.memmap)
+    assert (
+      held.splits[split].fingerprint() == mapped.splits[split].fingerprint()
+    )
+
+  def no_decoding(*args, **kwargs):
+    raise AssertionError('decoded again')
+
+  monkeypatch.setattr(transforms, 'load_square', no_decoding)
+  again = load(name, memory_budget_bytes=1000)
+  assert (
+    again.splits['train'].fingerprint() == held.splits['train'].fingerprint()
+  )
+  with pytest.raises(AssertionError, match='decoded again'):
+    load(name, memory_budget_bytes=1000, seed=5)
+
+
+def test_no_space_for_mapped_images(monkeypatch, load, three_splits):
+  full = shutil._ntuple_diskusage(10**9, 10**9, 5)
+  monkeypatch.setattr(decode.shutil, 'disk_usage', lambda path: full)
+  with pytest.raises(OSError, match='are free'):
+    load(f'folder:{three_splits}', memory_budget_bytes=0, seed=77)
+
+
+def test_images_cannot_be_changed(load):
+  with pytest.raises(ValueError, match='read-only'):
+    load('digits').splits['train'].images[0] = 0
+
+
+def _case(make, message, error=ValueError, **options):
+  return make, message, error, options
+
+
+BAD_FOLDERS = {
+  'missing': _case(lambda root: root / 'nowhere', 'no such', FileNotFoundError),
+  'file': _case(lambda root: _write(root / 'x.txt'), 'neither a folder nor'),
+  'no classes': _case(lambda root: root, 'no class folders'),
+  'empty class': _case(
+    lambda root: _classes(root, {'a': 5, 'b': 5, 'void': 0}),
+    "class 'void' holds no images.*png",
+  ),
+  'empty train class': _case(
+    lambda root: _splits(root, {'a': 5, 'void': 0}, {'a': 2}),
+    "class 'void' in train holds no images",
+  ),
+  'unknown test class': _case(
+    lambda root: _splits(root, {'a': 5, 'b': 5}, {'a': 2, 'zebra': 2}),
+    "class 'zebra' is in test but not in train, which has 'a', 'b'",
+  ),
+  'no train': _case(
+    lambda root: _splits(root, {}, {'a': 2, 'b': 2}), 'no train/ folder'
+  ),
+  'one class': _case(lambda root: _splits(root, {'a': 5}, {}), 'one class'),
+  'two names of one split': _case(
+    lambda root: _twice(root), "'val', 'validation'.*one split twice"
+  ),
+  'too few to cut': _case(
+    lambda root: _classes(root, {'a': 5, 'b': 2}), "'b' has 2 images"
+  ),
+  'too many per class': _case(
+    lambda root: _splits(root, {'a': 9, 'b': 5}, {'a': 2, 'b': 2}),
+    "num_train_per_class=6 .*'b' has 4; at most 4",
+    num_train_per_class=6,
+  ),
+}
+
+
+def _write(path):
+  path.write_text('text')
+  return path
+
+
+def _classes(root, counts):
+  make_classes(root, counts)
+  return root
+
+
+def _splits(root, train, test):
+  make_classes(root / 'train', train)
+  make_classes(root / 'test', test)
+  return root
+
+
+def _twice(root):
+  for split in ('train', 'val', 'validation'):
+    make_classes(root / split, {'a': 4, 'b': 4})
+  return root
+
+
+@pytest.mark.parametrize('case', BAD_FOLDERS)
+def test_bad_folders(load, tmp_path, case):
+  make, message, error, options = BAD_FOLDERS[case]
+  with pytest.raises(error, match=message):
+    load(f'folder:{make(tmp_path)}', **options)
+
+
+@pytest.mark.parametrize(
+  'name, message',
+  [
+    ('digit', "'digits'"),
+    ('cifar1O', "Did you mean 'cifar10'"),
+    ('folders:/tmp', "'folder'"),
+    ('folder', 'folder:PATH'),
+    ('folder:', 'folder:PATH'),
+    ('digits:x', 'no path'),
+    ('qqqqqqqq', 'Accepted: digits, folder:PATH'),
+  ],
+)
+def test_unknown_names(load, tmp_path, name, message):
+  with pytest.raises(ValueError, match=message):
+    load(name, data_dir=tmp_path)
+
+
+def test_unprepared_tfds_set_says_how(load, tmp_path):
+  message = 'tlkd_jax.data.prepare --dataset cifar10 --data_dir'
+  with pytest.raises(FileNotFoundError, match=message):
+    load('cifar10', data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'image_size': 0}, 'image_size is 0'),
+    ({'crop_fraction': 0.0}, 'crop_fraction'),
+    ({'crop_fraction': 1.1}, 'crop_fraction'),
+    ({'interpolation': 'cubic'}, "'cubic'; accepted: .*bicubic"),
+    ({'train_size': 8}, 'train_size is 8'),
+    ({'on_bad_image': 'ignore'}, "'error', 'skip'"),
+    ({'train_fraction': 0.5, 'num_train_per_class': 3}, 'both set'),
+  ],
+)
+def test_bad_options(load, options, message):
+  with pytest.raises(ValueError, match=message):
+    load('digits', **options)
+
+
+def test_nothing_half_written_is_used(tmp_path):
+  def failing(data_dir):
+    raise OSError('disk full')
+
+  with pytest.raises(OSError, match='disk full'):
+    sources._prepare_once(tmp_path, 'key', failing)
+  assert list((tmp_path / 'prepared').glob('*')) == []
+
+
+def test_training_path_never_imports_tensorflow(data_cache):
+  script = f"""
+import sys
+from tlkd_jax.data import load_splits, pipeline
+dataset = load_splits('digits', image_size=16, cache_dir={str(data_cache)!r})
+batches = pipeline.train_iterator(dataset.splits['train'], 8, 0)
+next(batches)
+next(iter(pipeline.eval_batches(dataset.splits['test'], 8)))
+from tlkd_jax.data import augment, mixing
+assert 'tensorflow' not in sys.modules
+assert 'torch' not in sys.modules
+print('fine')
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', script], capture_output=True, text=True, timeout=120
+  )
+  assert done.stdout.strip() == 'fine', done.stderr
+
+
+def test_other_files_in_class_folders_are_ignored(load, tmp_path):
+  make_classes(tmp_path / 'train', {'a': 6, 'b': 6})
+  make_classes(tmp_path / 'test', {'a': 2, 'b': 2})
+  (tmp_path / 'train' / 'a' / 'notes.txt').write_text('x')
+  (tmp_path / 'train' / 'a' / '.DS_Store').write_text('x')
+  (tmp_path / 'train' / 'a' / 'deep').mkdir()
+  (tmp_path / 'train' / 'a' / 'deep' / 'UPPER.PNG').write_bytes(
+    encode(picture('deep'), 'PNG')
+  )
+  (tmp_path / '.cache' / 'a').mkdir(parents=True)
+  dataset = load(f'folder:{tmp_path}', validation_fraction=0.15)
+  names = dataset.splits['train'].names + dataset.splits['validation'].names
+  assert 'train/a/deep/UPPER.PNG' in names and len(names) == 13

@@ -1,0 +1,117 @@
+"""Writes a data set as array_record files, once.
+
+    python -m tlkd_jax.data.prepare --dataset oxford_flowers102
+
+Most TFDS data sets need TensorFlow for this step, and only for this step:
+
+    pip install 'tensorflow-cpu>=2.21'
+
+The files may be prepared on another machine or in another environment and
+copied; training reads them without TensorFlow.
+"""
+
+import importlib.util
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import tensorflow_datasets as tfds
+from absl import app, flags, logging
+
+from tlkd_jax.data import sources
+
+_DATASET = flags.DEFINE_string(
+  'dataset', None, 'digits, folder:PATH or a TFDS name.', required=True
+)
+_DATA_DIR = flags.DEFINE_string(
+  'data_dir', None, 'Where TFDS sets are written; by default as in TFDS.'
+)
+_CACHE_DIR = flags.DEFINE_string(
+  'cache_dir', None, 'Where digits and folders are written.'
+)
+
+_HOW_TO_GET_TENSORFLOW = (
+  "pip install 'tlkd_jax[tfds]' (or pip install 'tensorflow-cpu>=2.21'); it "
+  'can share the environment, and it is not needed again once the data set is '
+  'prepared'
+)
+
+
+def prepare(
+  name: str,
+  *,
+  data_dir: str | os.PathLike | None = None,
+  cache_dir: str | os.PathLike | None = None,
+) -> pathlib.Path:
+  """Prepares a data set unless it is prepared already.
+
+  Args:
+    name: 'digits', 'folder:PATH' or a TFDS name, also with a config, as in
+      'name/config'.
+    data_dir: where TFDS sets are written; `sources.default_data_dir` if None.
+    cache_dir: where own sets are written; `sources.default_cache_dir` if None.
+
+  Returns:
+    The folder of the files.
+
+  Raises:
+    ValueError: an unknown name, or a data set that cannot be used.
+    ModuleNotFoundError: the step needs TensorFlow, which is not installed.
+  """
+  kind, _, path = name.partition(':')
+  if kind in sources.DATASETS:
+    cache = pathlib.Path(cache_dir or sources.default_cache_dir())
+    builder = sources.DATASETS[kind](path, cache.expanduser())
+    return pathlib.Path(builder.data_path)
+  target = pathlib.Path(data_dir or sources.default_data_dir()).expanduser()
+  sources.check_tfds_name(name)
+  try:
+    builder = tfds.builder(
+      name, data_dir=str(target), file_format='array_record'
+    )
+    builder.download_and_prepare()
+  # TFDS wraps the missing import in errors of its own while it extracts.
+  except Exception as error:
+    if not _lacks_tensorflow(error):
+      raise
+    raise ModuleNotFoundError(
+      f'preparing {name!r} needs TensorFlow: {_HOW_TO_GET_TENSORFLOW}',
+      name='tensorflow',
+    ) from error
+  return pathlib.Path(builder.data_path)
+
+
+def _lacks_tensorflow(error: BaseException | None) -> bool:
+  while error is not None:
+    if isinstance(error, ModuleNotFoundError):
+      return (error.name or '').partition('.')[0] == 'tensorflow'
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prepares the data set of the flags; exits with 2 on a user's mistake."""
+  del argv
+  name = _DATASET.value
+  own = name.partition(':')[0] in sources.DATASETS
+  if not own and importlib.util.find_spec('tensorflow') is None:
+    # Said before the download, though some sets can do without.
+    logging.warning(
+      'TensorFlow is not installed. Most TFDS data sets need it to be '
+      'prepared: %s',
+      _HOW_TO_GET_TENSORFLOW,
+    )
+  try:
+    folder = prepare(name, data_dir=_DATA_DIR.value, cache_dir=_CACHE_DIR.value)
+  except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  except OSError as error:
+    print(f'error: {name} could not be written: {error}', file=sys.stderr)
+    sys.exit(1)
+  print(f'{name} is prepared in {folder}')
+
+
+if __name__ == '__main__':
+  app.run(main)
