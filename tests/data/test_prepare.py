@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from conftest import encode, picture
+from pictures import encode, picture
 
 from tlkd_jax.data import prepare
 

@@ -4,15 +4,10 @@ import zlib
 
 import numpy as np
 import pytest
+from pictures import encode
 from PIL import Image
 
 from tlkd_jax.data import transforms
-
-
-def _encode(image, file_format, **options):
-  data = io.BytesIO()
-  image.save(data, file_format, **options)
-  return data.getvalue()
 
 
 def _decode(data):
@@ -52,7 +47,7 @@ def _assert_near(actual, expected, tolerance):
   ],
 )
 def test_formats(colours, file_format, options, tolerance):
-  data = _encode(Image.fromarray(colours), file_format, **options)
+  data = encode(Image.fromarray(colours), file_format, **options)
   _assert_near(_decode(data), colours.astype(int), tolerance)
 
 
@@ -60,7 +55,7 @@ def test_formats(colours, file_format, options, tolerance):
 def test_greyscale_becomes_three_equal_channels(file_format):
   grey = np.tile(np.arange(0, 240, 10, dtype=np.uint8), (16, 1))
   options = {'lossless': True} if file_format == 'WEBP' else {}
-  decoded = _decode(_encode(Image.fromarray(grey), file_format, **options))
+  decoded = _decode(encode(Image.fromarray(grey), file_format, **options))
   assert decoded.shape == (16, 24, 3)
   np.testing.assert_array_equal(decoded[..., 0], decoded[..., 1])
   assert np.abs(decoded[..., 0] - grey.astype(int)).max() <= 2
@@ -69,20 +64,20 @@ def test_greyscale_becomes_three_equal_channels(file_format):
 def test_one_bit_greyscale():
   bits = np.zeros((4, 6), bool)
   bits[:, 3:] = True
-  decoded = _decode(_encode(Image.fromarray(bits), 'PNG'))
+  decoded = _decode(encode(Image.fromarray(bits), 'PNG'))
   np.testing.assert_array_equal(decoded[..., 1], bits * 255)
 
 
 def test_palette(colours):
   image = Image.fromarray(colours).quantize(8)
   assert image.mode == 'P'
-  _assert_near(_decode(_encode(image, 'PNG')), colours.astype(int), 3)
+  _assert_near(_decode(encode(image, 'PNG')), colours.astype(int), 3)
 
 
 def test_transparent_palette_entry_is_white(colours):
   image = Image.fromarray(colours).quantize(8)
   red = image.getpixel((2, 2))
-  decoded = _decode(_encode(image, 'PNG', transparency=red))
+  decoded = _decode(encode(image, 'PNG', transparency=red))
   np.testing.assert_array_equal(decoded[2, 2], [255, 255, 255])
   assert np.abs(decoded[2, 20] - [10, 180, 40]).max() <= 3
 
@@ -91,7 +86,7 @@ def test_alpha_is_laid_over_white(colours):
   rgba = np.dstack([colours, np.full((16, 24), 255, np.uint8)])
   rgba[:8, :12, 3] = 0
   rgba[8:, 12:, 3] = 128
-  decoded = _decode(_encode(Image.fromarray(rgba), 'PNG'))
+  decoded = _decode(encode(Image.fromarray(rgba), 'PNG'))
   np.testing.assert_array_equal(decoded[2, 2], [255, 255, 255])
   np.testing.assert_array_equal(decoded[2, 20], [10, 180, 40])
   # 90 * 128 / 255 + 255 * 127 / 255
@@ -102,20 +97,20 @@ def test_grey_with_alpha():
   pixels = np.full((4, 4, 2), 100, np.uint8)
   pixels[..., 1] = 255
   pixels[:2, :, 1] = 0
-  decoded = _decode(_encode(Image.fromarray(pixels, 'LA'), 'PNG'))
+  decoded = _decode(encode(Image.fromarray(pixels, 'LA'), 'PNG'))
   assert (decoded[:2] == 255).all() and (decoded[2:] == 100).all()
 
 
 def test_cmyk_jpeg(colours):
   image = Image.fromarray(colours).convert('CMYK')
-  data = _encode(image, 'JPEG', quality=95, subsampling=0)
+  data = encode(image, 'JPEG', quality=95, subsampling=0)
   assert Image.open(io.BytesIO(data)).mode == 'CMYK'
   _assert_near(_decode(data), colours.astype(int), 8)
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
   wide = (np.arange(16, dtype=np.uint16)[None] * 4096 + 255).repeat(4, 0)
-  data = _encode(Image.fromarray(wide), 'PNG')
+  data = encode(Image.fromarray(wide), 'PNG')
   assert Image.open(io.BytesIO(data)).mode.startswith('I')
   decoded = _decode(data)
   np.testing.assert_array_equal(decoded[0, :, 0], np.arange(16) * 16)
@@ -137,19 +132,19 @@ def test_exif_orientation_is_applied(colours, orientation):
   }[orientation](upright)
   exif = Image.Exif()
   exif[0x0112] = orientation
-  data = _encode(stored, 'JPEG', quality=95, subsampling=0, exif=exif)
+  data = encode(stored, 'JPEG', quality=95, subsampling=0, exif=exif)
   _assert_near(_decode(data), colours.astype(int), 6)
 
 
 def test_damaged_exif_does_not_matter(colours):
-  data = _encode(Image.fromarray(colours), 'JPEG', exif=b'Exif\0\0MM\0*\xff')
+  data = encode(Image.fromarray(colours), 'JPEG', exif=b'Exif\0\0MM\0*\xff')
   assert _decode(data).shape == (16, 24, 3)
 
 
 def test_truncated_and_foreign_files(colours):
   noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
   for file_format in ('JPEG', 'PNG', 'BMP', 'WEBP'):
-    data = _encode(Image.fromarray(noise), file_format)
+    data = encode(Image.fromarray(noise), file_format)
     with pytest.raises(transforms.BadImageError):
       transforms.decode_image(data[: len(data) // 2])
   for data in (b'', b'hello', b'%!PS-Adobe-3.0 EPSF-3.0', b'\xff\xd8\xff'):

@@ -54,7 +54,7 @@ class Split:
     digest.update(repr(self.images.shape).encode())
     digest.update(self.labels.tobytes() + self.indices.tobytes())
     for start in range(0, len(self), 1024):
-      digest.update(np.ascontiguousarray(self.images[start : start + 1024]))
+      digest.update(self.images[start : start + 1024].tobytes())
     return digest.hexdigest()
 
 
@@ -160,19 +160,15 @@ def load_splits(
     'test': _choose_eval(found, 'test', num_eval_per_class),
   }
   geometries = {'train': train, 'validation': evaluation, 'test': evaluation}
-  size = sum(
-    3 * choices[split].total() * geometries[split].size ** 2
-    for split in choices
+  mapped_in = _mapped_folder(
+    name,
+    sum(
+      3 * choices[split].total() * geometries[split].size ** 2
+      for split in choices
+    ),
+    memory_budget_bytes,
+    cache_dir,
   )
-  mapped_in = None
-  if size > memory_budget_bytes:
-    cache = pathlib.Path(cache_dir or _sources.default_cache_dir())
-    mapped_in = cache.expanduser() / 'decoded'
-    logging.info(
-      '%s: %.2f GB decoded exceed the memory budget of %.2f GB and are '
-      'memory-mapped in %s',
-      *(name, size / 1e9, memory_budget_bytes / 1e9, mapped_in),
-    )
   splits, skipped = {}, {}
   for split, choice in choices.items():
     source = found.splits[split]
@@ -187,10 +183,6 @@ def load_splits(
     )
     splits[split] = _as_split(source, decoded)
     skipped[split] = decoded.skipped
-    if decoded.skipped:
-      logging.warning(
-        '%s %s: left out %d bad images', name, split, len(decoded.skipped)
-      )
   return Dataset(
     name,
     found.class_names,
@@ -200,6 +192,28 @@ def load_splits(
     skipped,
     found.notes,
   )
+
+
+def _mapped_folder(
+  name: str,
+  size: int,
+  budget: int,
+  cache_dir: str | os.PathLike | None,
+) -> pathlib.Path | None:
+  """The folder for memory-mapped images, or None if memory is enough."""
+  if size <= budget:
+    return None
+  cache = pathlib.Path(cache_dir or _sources.default_cache_dir())
+  folder = cache.expanduser() / 'decoded'
+  logging.info(
+    '%s: %.2f GB of decoded images exceed the memory budget of %.2f GB and '
+    'are memory-mapped in %s',
+    name,
+    size / 1e9,
+    budget / 1e9,
+    folder,
+  )
+  return folder
 
 
 def _geometries(

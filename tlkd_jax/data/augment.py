@@ -218,9 +218,9 @@ def normalize(
   Returns:
     float32[B, H, W, 3].
   """
-  mean = jnp.broadcast_to(jnp.asarray(mean, jnp.float32), (1, 1, 1, 3))
-  std = jnp.broadcast_to(jnp.asarray(std, jnp.float32), (1, 1, 1, 3))
-  return (images.astype(jnp.float32) - mean) / std
+  shift = jnp.broadcast_to(jnp.asarray(mean, jnp.float32), (1, 1, 1, 3))
+  scale = jnp.broadcast_to(jnp.asarray(std, jnp.float32), (1, 1, 1, 3))
+  return (images.astype(jnp.float32) - shift) / scale
 
 
 def resize_for(

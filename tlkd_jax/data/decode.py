@@ -118,9 +118,9 @@ def decode(
   if mapped_in is None:
     return fill(np.empty(shape, np.uint8))
   key = _key(source, choice, geometry)
-  stored = _reopen(mapped_in, key)
-  if stored is None:
+  if not (mapped_in / f'{key}.json').exists():
     return _write_mapped(mapped_in, key, shape, fill)
+  stored = _open_mapped(mapped_in, key)
   if stored.skipped and on_bad_image == 'error':
     raise ValueError(_bad_message(description, stored.skipped))
   return stored
@@ -166,6 +166,8 @@ def _fill(
     pending = _replacements(source, choice, taken, failed)
   rows = np.concatenate(kept) if kept else np.zeros(0, np.int64)
   _check_complete(source, choice, rows, description, len(skipped))
+  if skipped:
+    logging.warning('%s: left out %d bad images', description, len(skipped))
   return Decoded(images[:filled], rows, skipped)
 
 
@@ -256,11 +258,8 @@ def _key(source: sources.Source, choice: Choice, geometry: Geometry) -> str:
   return digest.hexdigest()[:24]
 
 
-def _reopen(folder: pathlib.Path, key: str) -> Decoded | None:
-  about = folder / f'{key}.json'
-  if not about.exists():
-    return None
-  stored = json.loads(about.read_text())
+def _open_mapped(folder: pathlib.Path, key: str) -> Decoded:
+  stored = json.loads((folder / f'{key}.json').read_text())
   images = np.load(folder / f'{key}.npy', mmap_mode='r')
   rows = np.asarray(stored['rows'], np.int64)
   skipped = [(name, reason) for name, reason in stored['skipped']]
@@ -296,4 +295,4 @@ def _write_mapped(
     array_file.unlink(missing_ok=True)
     about.unlink(missing_ok=True)
   logging.info('decoded images are in %s', folder / f'{key}.npy')
-  return _reopen(folder, key)
+  return _open_mapped(folder, key)

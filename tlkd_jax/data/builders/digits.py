@@ -8,7 +8,6 @@ import io
 from collections.abc import Iterator
 
 import numpy as np
-import sklearn.datasets
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -49,7 +48,12 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     del dl_manager
-    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    # Here and not above: it takes seconds and is needed in the first run only.
+    import sklearn.datasets
+
+    images, labels = map(
+      np.asarray, sklearn.datasets.load_digits(return_X_y=True)
+    )
     names = [f'digit-{i:04d}' for i in range(labels.size)]
     class_names = [str(d) for d in range(10)]
     parts = subsets.cut(names, labels, class_names, _FRACTIONS, 'digits')

@@ -15,7 +15,8 @@ import hashlib
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
@@ -247,20 +248,29 @@ class FolderImages(tfds.core.GeneratorBasedBuilder):
     self, root: pathlib.Path, files: list[tuple[str, str]]
   ) -> Iterator[tuple[int, dict]]:
     archive = None if root.is_dir() else zipfile.ZipFile(root)
-    read: Callable[[str], bytes] = (
-      archive.read if archive else lambda name: (root / name).read_bytes()
-    )
     for key, (name, class_name) in enumerate(files):
+      full_name = self._listing.prefix + name
       yield (
         key,
         {
-          'image': read(self._listing.prefix + name),
+          'image': (
+            _read_member(archive, full_name)
+            if archive
+            else (root / full_name).read_bytes()
+          ),
           'label': class_name,
           'file_name': name.encode('utf-8', 'surrogateescape'),
         },
       )
     if archive:
       archive.close()
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+  try:
+    return archive.read(name)
+  except (zipfile.BadZipFile, zlib.error, EOFError):
+    return b''  # no image, so it is named when it comes to decoding
 
 
 def _parts(split: str, classes: dict[str, list[tuple[str, int]]]):
