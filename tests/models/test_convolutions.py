@@ -31,6 +31,8 @@ CASES = {
     3,
     ((4, 0), (1, 3)),
   ),
+  'depthwise_stride3': ((2, 10, 8, 3), (2, 4, 1, 3), (3, 3), 3, None),
+  'depthwise_wide': ((2, 5, 6, 70), (3, 3, 1, 70), (1, 1), 70, None),
   'depthwise_multiplier': ((2, 6, 7, 3), (3, 3, 1, 6), (2, 2), 3, None),
   'pointwise': ((2, 5, 4, 6), (1, 1, 6, 7), (1, 1), 1, None),
   'pointwise_stride2': ((2, 5, 4, 6), (1, 1, 6, 7), (2, 2), 1, None),
@@ -105,7 +107,8 @@ def test_lax_context_selects_the_primitive():
 
 
 @pytest.mark.parametrize(
-  'case', ['depthwise3_stride2_odd', 'pointwise', 'stem', 'dense3']
+  'case',
+  ['depthwise3', 'depthwise3_stride2_odd', 'pointwise', 'stem', 'dense3'],
 )
 def test_sharded_batch_stays_on_its_device(case):
   f, x, kernel = _inputs(case, 'float32')

@@ -5,11 +5,13 @@ depthwise convolution is a sum of shifted products with its own gradients and
 a pointwise one is a matrix product; everything else, and every other backend,
 uses `lax.conv_general_dilated`.
 
-Arrays are NHWC, kernels HWIO. Reductions keep the batch axis until the end,
-so that a batch sharded over devices never leaves its device.
+Arrays are NHWC, kernels HWIO. A batch that is sharded over devices stays where
+it is; only weight gradients are summed over devices.
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -178,40 +180,97 @@ def _depthwise_bwd(stride, padding, residuals, dy):
 _depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)
 
 
+def _meeting_taps(residue, size, stride, low):
+  """Kernel positions that meet inputs of this residue, with the output offset.
+
+  Input index residue + n * stride meets kernel position u at the output index
+  n + (residue + low - u) / stride, where that is whole.
+  """
+  shifts = [(u, residue + low - u) for u in range(size)]
+  return [(u, shift // stride) for u, shift in shifts if shift % stride == 0]
+
+
 def _depthwise_dx(dy, kernel, x_shape, stride, padding):
-  """A stride-1 convolution of the dilated dy with the flipped kernel."""
-  config = [(0, 0, 0)]
-  for i in range(2):
-    size, k, out = x_shape[1 + i], kernel.shape[i], dy.shape[1 + i]
-    low = k - 1 - padding[i][0]
-    dilated = (out - 1) * stride[i] + 1
-    config.append((low, size + k - 1 - low - dilated, stride[i] - 1))
-  config.append((0, 0, 0))
-  dy = lax.pad(dy, jnp.zeros((), dy.dtype), config)
-  return _depthwise(dy, kernel[::-1, ::-1], (1, 1), ((0, 0), (0, 0)))
+  """A stride-1 convolution of dy for each residue of (row, column) % stride.
+
+  The transposed convolution in one piece would run over a dilated copy of dy
+  that is mostly zeros.
+  """
+  dtype = _accumulator(dy.dtype)
+  kernel = kernel.astype(dtype)
+  sizes = [-(-x_shape[1 + i] // stride[i]) for i in range(2)]
+  row_taps, column_taps = (
+    [
+      _meeting_taps(r, kernel.shape[i], stride[i], padding[i][0])
+      for r in range(stride[i])
+    ]
+    for i in range(2)
+  )
+  reach = []
+  for i, taps in enumerate((row_taps, column_taps)):
+    offsets = [offset for phase in taps for _, offset in phase]
+    before = max(0, -min(offsets))
+    reach.append((before, max(0, max(offsets) + sizes[i] - dy.shape[1 + i])))
+  padded = _pad(dy, reach)
+
+  def phase(rows, columns):
+    total = jnp.zeros((dy.shape[0], *sizes, dy.shape[3]), dtype)
+    for (u, row), (v, column) in itertools.product(rows, columns):
+      top, left = reach[0][0] + row, reach[1][0] + column
+      window = padded[:, top : top + sizes[0], left : left + sizes[1]]
+      total += window.astype(dtype) * kernel[u, v][None, None, None]
+    return total.astype(dy.dtype)
+
+  dx = jnp.stack(
+    [
+      jnp.stack([phase(rows, columns) for columns in column_taps], axis=3)
+      for rows in row_taps
+    ],
+    axis=2,
+  )
+  dx = dx.reshape(
+    dy.shape[0], sizes[0] * stride[0], sizes[1] * stride[1], dy.shape[3]
+  )
+  return dx[:, : x_shape[1], : x_shape[2]]
 
 
 def _depthwise_dw(x, dy, kernel_shape, stride, padding):
-  """Sums products row by row into [kh, kw, B, W', C], then over B and W'.
+  """Adds products of whole images into [H', W', C], then over H' and W'.
 
   XLA turns the direct reduction over batch, height and width into a scalar
-  loop; whole planes are added with vector instructions.
+  loop; whole planes are added with vector instructions. One image at a time
+  keeps the planes in the cache. The batch is first split by the number of
+  devices, so that each device steps through its own part of it.
   """
   kh, kw, c = kernel_shape
   dtype = _accumulator(x.dtype)
   batch, oh, ow, _ = dy.shape
+  parts = math.gcd(batch, jax.device_count())
   x = _pad(x, padding)
+  # XLA unrolls a short channel loop into scalar code; with unit stride columns
+  # and channels are one contiguous axis.
+  merge = stride[1] == 1 and c < 64
+  width = ow * c if merge else ow
+  trailing = (-1,) if merge else (-1, c)
+  x = x.reshape(parts, batch // parts, x.shape[1], *trailing)
+  dy = dy.reshape(parts, batch // parts, oh, *trailing)
 
-  def add_row(i, planes):
-    row = lax.dynamic_slice_in_dim(dy, i, 1, axis=1).astype(dtype)
-    band = lax.dynamic_slice_in_dim(x, i * stride[0], kh, axis=1)
-    return [
-      plane + (tap.astype(dtype) * row)[:, 0]
-      for plane, (_, tap) in zip(
-        planes, _taps(band, (kh, kw), stride, (1, ow)), strict=True
-      )
-    ]
+  def add_image(i, planes):
+    image = lax.dynamic_index_in_dim(x, i, axis=1, keepdims=False)
+    grad = lax.dynamic_index_in_dim(dy, i, axis=1, keepdims=False).astype(dtype)
+    sums = []
+    for plane, (u, v) in zip(planes, positions, strict=True):
+      left = v * c if merge else v
+      tap = image[
+        :,
+        u : u + (oh - 1) * stride[0] + 1 : stride[0],
+        left : left + (width - 1) * stride[1] + 1 : stride[1],
+      ]
+      sums.append(plane + tap.astype(dtype) * grad)
+    return sums
 
-  zeros = [jnp.zeros((batch, ow, c), dtype)] * (kh * kw)
-  planes = lax.fori_loop(0, oh, add_row, zeros)
-  return jnp.stack([p.sum((0, 1)) for p in planes]).reshape(kernel_shape)
+  positions = list(itertools.product(range(kh), range(kw)))
+  zeros = [jnp.zeros((parts, *dy.shape[2:]), dtype)] * len(positions)
+  planes = lax.fori_loop(0, batch // parts, add_image, zeros)
+  sums = [plane.reshape(-1, c).sum(0) for plane in planes]
+  return jnp.stack(sums).reshape(kernel_shape)
