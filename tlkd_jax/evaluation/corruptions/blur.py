@@ -34,7 +34,8 @@ def defocus_blur(image: jax.Array, severity: int, key: jax.Array):
   radius, alias_sigma = parameters('defocus_blur', image, severity)
   scale = length_scale(*image.shape[:2])
   kernel = disk_kernel(radius * scale, alias_sigma * scale)
-  return to_uint8(filters.convolve_fft(image.astype(jnp.float32), kernel))
+  blurred = filters.convolve_fft(image.astype(jnp.float32), kernel)
+  return to_uint8(blurred, filters.FFT_SLACK)
 
 
 def disk_kernel(radius: float, alias_sigma: float) -> np.ndarray:
@@ -96,8 +97,10 @@ def motion_blur_along(
   pads = ((reach, reach), (reach, reach)) + ((0, 0),) * (image.ndim - 2)
   padded = jnp.pad(image, pads, mode='edge').reshape(height + 2 * reach, -1)
   radians = jnp.deg2rad(angle)
-  down = jnp.ceil(taps * jnp.sin(radians) - 0.5).astype(jnp.int32)
-  right = jnp.ceil(taps * jnp.cos(radians) - 0.5).astype(jnp.int32)
+  # Halves round down; a float32 sine of exactly 1/2 may fall on either side.
+  half = 0.5 - 1e-5
+  down = jnp.ceil(taps * jnp.sin(radians) - half).astype(jnp.int32)
+  right = jnp.ceil(taps * jnp.cos(radians) - half).astype(jnp.int32)
   total = jnp.zeros((height, width * channels))
   for tap, weight in enumerate(weights):
     start = (reach + down[tap], (reach + right[tap]) * channels)

@@ -59,15 +59,16 @@ def jpeg_compression(image: jax.Array, severity: int, key: jax.Array):
   pixels = image.astype(jnp.int32)
   pixels = jnp.pad(pixels, ((0, height % 2), (0, right), (0, 0)), mode='edge')
   luma, blue, red = _to_ycc(pixels)
-  small = (-(-height // 2), -(-width // 2))
   luma = _code(luma[:height], quantisation_table(quality, False))
   luma = luma[:height, :width]
+  rows, columns = -(-height // 2), -(-width // 2)
   table = quantisation_table(quality, True)
-  chroma = [
-    _double(_code(_halve(plane), table)[: small[0], : small[1]])
-    for plane in (blue, red)
-  ]
-  blue, red = (plane[:height, :width] for plane in chroma)
+
+  def code_chroma(plane):
+    coded = _code(_halve(plane), table)[:rows, :columns]
+    return _double(coded)[:height, :width]
+
+  blue, red = jax.vmap(code_chroma)(jnp.stack([blue, red]))
   return _to_rgb(luma, blue, red)
 
 
