@@ -96,3 +96,12 @@ def test_dense_net_files_with_old_names_are_read():
   expected = pretrained.from_torch(model, state_dict)
   got = pretrained.from_torch(model, old)
   jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(n for n in models.MODELS if '/' in n))
+def test_every_variant_has_a_torch_key_for_every_array(name):
+  model = models.create_model(name, num_classes=7)
+  shapes = pretrained.leaf_table(model)
+  assert model.spec.stem + '.kernel' in shapes
+  assert all(f'{head}.kernel' in shapes for head in model.spec.head)
