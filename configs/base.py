@@ -23,7 +23,7 @@ def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
     arg,
     dataset='digits',
     student='efficientnet_lite0',
-    teacher='efficientnet_lite2',
+    teacher='',
     loss='kd',
     smoke=False,
   )
@@ -35,7 +35,7 @@ def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
   config.num_train_per_class = 20  # Training images per class; 0 is all.
   config.train_fraction = 1.0  # Stratified fraction of the training images.
   config.batch_size = 32  # Global, over all devices.
-  config.num_steps = 200  # Updates of the student.
+  config.num_steps = 200  # Batches the student learns from.
   config.batch_norm = 'frozen'  # 'frozen' statistics, or 'train'.
   config.compute_dtype = 'float32'  # 'float32' | 'bfloat16'.
   config.label_smoothing = 0.0  # Of the hard loss.
@@ -50,8 +50,10 @@ def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
   config.augment = _augment()
   config.optimizer = _optimizer()
   config.student = _model(options['student'])
-  config.teacher = _model(options['teacher'])
-  # Updates when the teacher is fine-tuned; 0 is as many as the student's.
+  # The smoke run compiles one architecture unless told otherwise.
+  default = options['student'] if options['smoke'] else 'efficientnet_lite2'
+  config.teacher = _model(options['teacher'] or default)
+  # Batches when the teacher is fine-tuned; 0 is as many as the student's.
   config.teacher.num_steps = 0
   # Side of the teacher's images; 0 is the student's.
   config.teacher.image_size = 0
@@ -119,6 +121,10 @@ def _model(name: str) -> ml_collections.ConfigDict:
   model.weights = 'pretrained'
   # A finished run (its workdir) to start from; replaces `weights`.
   model.checkpoint = config_dict.placeholder(str)
+  # The last layer of `weights`: 'new', or 'keep' it where it has the data's
+  # number of classes (in the data's order).
+  model.head = 'new'
+  model.head_init = 'zero'  # Of a new head: 'zero' | 'small_random'.
   model.dropout = config_dict.placeholder(float)  # None: as published.
   model.drop_path = 0.0  # Stochastic depth of the deepest block.
   return model
@@ -150,4 +156,3 @@ def _smoke(config: ml_collections.ConfigDict) -> None:
   config.num_steps = 6
   config.log_every_steps = 2
   config.eval_every_steps = 3
-  config.teacher.name = config.student.name

@@ -7,12 +7,23 @@ from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax import build, checkpoints, models
-from tlkd_jax.data import Dataset
-from tlkd_jax.errors import UserError, as_user_errors
+from tlkd_jax.errors import UserError, as_user_errors, unknown_name
+from tlkd_jax.evaluation.metrics import METRICS
 from tlkd_jax.report import tables
 from tlkd_jax.train import fine_tune
 
 ARMS = ('teacher', 'tl', 'kd', 'compare')
+_LEAST = {
+  'batch_size': 1,
+  'num_steps': 1,
+  'log_every_steps': 1,
+  'eval_every_steps': 1,
+  'keep_checkpoints': 1,
+  'image_size': 8,
+  'optimizer.accumulate_steps': 1,
+  'optimizer.learning_rate': 0.0,
+  'optimizer.warmup_fraction': 0.0,
+}
 _LABELS = {'teacher': 'teacher', 'tl': 'TL', 'kd': 'TL+KD'}
 
 
@@ -29,18 +40,24 @@ def run(
   """
   if config.arm not in ARMS:
     raise UserError(f'unknown arm {config.arm!r}; accepted: {", ".join(ARMS)}')
+  plan = _plan(config, workdir)
   with as_user_errors():
-    _check_names(config)
-    if config.teacher.checkpoint:
-      checkpoints.read_description(config.teacher.checkpoint)
+    _check_values(config)
+    for folder, arm in plan:
+      build.check_workdir(folder, arm)
+    for role in ('student', 'teacher'):
+      if config[role].checkpoint:
+        checkpoints.read_description(config[role].checkpoint)
     dataset = build.load_dataset(config)
+    _check_models(config, plan, dataset.class_names)
   for note in dataset.notes:
     logging.info('%s: %s', config.dataset, note)
-  if config.arm == 'compare':
-    return _compare(config, workdir, dataset, mesh)
-  if config.arm == 'kd':
-    config = _with_teacher(config, workdir / 'teacher', dataset, mesh)
-  return {config.arm: fine_tune(config, workdir, dataset, mesh)}
+  summaries = {}
+  for folder, arm in plan:
+    if len(plan) > 1:
+      logging.info('%s, in %s', _LABELS[arm.arm], folder)
+    summaries[arm.arm] = fine_tune(arm, folder, dataset, mesh)
+  return summaries
 
 
 def table(summaries: dict[str, dict[str, Any]]) -> str:
@@ -58,28 +75,19 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
   return '\n'.join([tables.closing_table(rows), *tables.remarks(summaries)])
 
 
-def _compare(config, workdir, dataset, mesh):
-  summaries = {}
-  teacher_dir = config.teacher.checkpoint or workdir / 'teacher'
+def _plan(config: Any, workdir: pathlib.Path) -> list[tuple[pathlib.Path, Any]]:
+  """The runs that an arm consists of, in order: (workdir, configuration)."""
+  if config.arm in ('teacher', 'tl'):
+    return [(workdir, config)]
+  plan = []
+  guided = _as_arm(config, 'kd')
   if not config.teacher.checkpoint:
-    arm = _as_arm(config, 'teacher')
-    summaries['teacher'] = fine_tune(arm, teacher_dir, dataset, mesh)
-  for name in ('tl', 'kd'):
-    arm = _as_arm(config, name)
-    if name == 'kd':
-      arm.teacher.checkpoint = str(teacher_dir)
-    summaries[name] = fine_tune(arm, workdir / name, dataset, mesh)
-  return summaries
-
-
-def _with_teacher(config: Any, folder: pathlib.Path, dataset: Dataset, mesh):
-  if config.teacher.checkpoint:
-    return config
-  logging.info('no teacher.checkpoint: fine-tunes the teacher in %s', folder)
-  fine_tune(_as_arm(config, 'teacher'), folder, dataset, mesh)
-  config = config.copy_and_resolve_references()
-  config.teacher.checkpoint = str(folder)
-  return config
+    plan.append((workdir / 'teacher', _as_arm(config, 'teacher')))
+    guided.teacher.checkpoint = str(workdir / 'teacher')
+  if config.arm == 'kd':
+    return [*plan, (workdir, guided)]
+  tl = _as_arm(config, 'tl')
+  return [*plan, (workdir / 'tl', tl), (workdir / 'kd', guided)]
 
 
 def _as_arm(config: Any, arm: str) -> Any:
@@ -88,9 +96,24 @@ def _as_arm(config: Any, arm: str) -> Any:
   return config
 
 
-def _check_names(config: Any) -> None:
+def _check_values(config: Any) -> None:
   """Fails on names and values before anything is decoded or trained."""
   for role in ('student', 'teacher'):
     models.create_model(config[role].name, num_classes=2)
   build.make_objective(_as_arm(config, 'kd'), None)
   build.norm_train(config)
+  if config.best_metric not in METRICS:
+    raise unknown_name('best_metric', config.best_metric, METRICS)
+  for name, least in _LEAST.items():
+    section, _, key = name.rpartition('.')
+    value = (config[section] if section else config)[key]
+    if value < least:
+      raise ValueError(f'{name} is {value}; it must be at least {least}')
+
+
+def _check_models(config: Any, plan: list, class_names: list[str]) -> None:
+  """Loads now what would otherwise fail after an earlier run of the plan."""
+  if len(plan) > 1:
+    build.load_model(config, 'student', class_names)
+    if config.teacher.checkpoint:
+      build.load_teacher(config, class_names)

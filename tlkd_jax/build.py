@@ -19,7 +19,7 @@ from absl import logging
 from tlkd_jax import checkpoints, data, losses, models, sharding
 from tlkd_jax.data import augment
 from tlkd_jax.errors import unknown_name
-from tlkd_jax.models import hub, pretrained, torch_files
+from tlkd_jax.models import loading, pretrained
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.train_step import (
   Distillation,
@@ -95,6 +95,10 @@ def load_model(config: Any, role: str, class_names: list[str]) -> Loaded:
     logging.info('%s: starts from the run %s', role, section.checkpoint)
     return Loaded(view, *_from_run(section, model, class_names))
   if section.weights == 'scratch':
+    if section.head == 'keep':
+      raise ValueError(
+        f'{role}.head is "keep", and weights from scratch have no head to keep'
+      )
     logging.info('%s: %s from scratch', role, section.name)
     params, model_state = model.init(jax.random.key(config.seed))
     return Loaded(view, jax.device_get(params), jax.device_get(model_state))
@@ -106,14 +110,15 @@ def load_model(config: Any, role: str, class_names: list[str]) -> Loaded:
       f'no pretrained weights are known for {section.name}; give a file in '
       f'config.{role}.weights, or "scratch"'
     )
-  path = hub.resolve(source)
   logging.info('%s: %s from %s', role, section.name, source)
-  state_dict = torch_files.read_state_dict(path)
-  try:
-    ported = pretrained.from_torch(model, state_dict, reset_head=True)
-  except ValueError as error:
-    raise ValueError(f'{path}: {error}') from error
-  return Loaded(view, *ported)
+  variables = loading.load_weights(
+    model,
+    source,
+    jax.random.fold_in(jax.random.key(config.seed), 2),
+    head=section.head,
+    head_init=section.head_init,
+  )
+  return Loaded(view, *variables)
 
 
 def load_teacher(config: Any, class_names: list[str]) -> Loaded:
@@ -140,6 +145,7 @@ def describe(model: Model, config: Any, role: str, dataset) -> dict[str, Any]:
     'interpolation': config.data.interpolation,
     'dataset': config.dataset,
     'arm': config.arm,
+    'compute_dtype': config.compute_dtype,
   }
 
 
@@ -149,7 +155,8 @@ def restore_model(workdir: str, description: dict[str, Any]) -> Loaded:
     description['model'], num_classes=description['num_classes']
   )
   restored = checkpoints.read_model(workdir, _abstract(model))
-  view = View(model, description['image_size'], jnp.float32)
+  dtype = _DTYPES[description['compute_dtype']]
+  view = View(model, description['image_size'], dtype)
   return Loaded(view, restored['params'], restored['model_state'])
 
 
@@ -169,7 +176,7 @@ def check_classes(
 
 
 def check_workdir(workdir: pathlib.Path, config: Any) -> None:
-  """Writes config.json, or checks that the one there is the same.
+  """Checks that a run's folder is new or holds the same configuration.
 
   Raises:
     ValueError: the folder holds a run of another configuration; the message
@@ -178,7 +185,7 @@ def check_workdir(workdir: pathlib.Path, config: Any) -> None:
   path = workdir / 'config.json'
   new = pretrained.flatten(json.loads(config.to_json()))
   if path.exists():
-    old = pretrained.flatten(json.loads(path.read_text()))
+    old = pretrained.flatten(read_config(workdir))
     keys = sorted(k for k in old | new if old.get(k, '-') != new.get(k, '-'))
     if keys:
       lines = [f'  {k}: {old.get(k)!r} there, {new.get(k)!r} now' for k in keys]
@@ -187,10 +194,32 @@ def check_workdir(workdir: pathlib.Path, config: Any) -> None:
         + '\n'.join(lines)
         + '\nuse another --workdir, or delete that one'
       )
-    return
-  if sharding.is_lead():
+
+
+def write_config(workdir: pathlib.Path, config: Any) -> None:
+  """Makes a run's folder with its config.json."""
+  path = workdir / 'config.json'
+  if sharding.is_lead() and not path.exists():
     workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(json.loads(config.to_json()), indent=1))
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(json.loads(config.to_json()), indent=1))
+    temporary.replace(path)
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+  """The configuration that `write_config` wrote, as plain nested dicts.
+
+  Raises:
+    FileNotFoundError: the folder is not a run.
+    ValueError: the file is damaged.
+  """
+  path = workdir / 'config.json'
+  if not path.exists():
+    raise FileNotFoundError(f'{workdir} holds no config.json: not a run')
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f'{path} is damaged: {error}') from error
 
 
 def _from_run(section, model: Model, class_names) -> tuple[Tree, Tree]:

@@ -29,13 +29,19 @@ _STATE_FIELDS = (
 )
 
 
+_DESCRIPTION = frozenset(
+  ('model', 'num_classes', 'class_names', 'image_size', 'crop')
+  + ('interpolation', 'compute_dtype')
+)
+
+
 class Checkpoints:
   """The checkpoints of one workdir."""
 
   def __init__(self, workdir: str | pathlib.Path, keep: int = 2):
     root = pathlib.Path(workdir).resolve() / 'checkpoints'
-    self._latest = _manager(root / 'latest', keep)
-    self._best = _manager(root / 'best', 1)
+    self._latest = _manager(root / 'latest', max_to_keep=keep)
+    self._best = _manager(root / 'best', max_to_keep=1)
 
   def latest_step(self) -> int | None:
     """The newest step that was saved whole; None in a new workdir."""
@@ -100,13 +106,17 @@ def read_description(workdir: str | pathlib.Path) -> dict[str, Any]:
     FileNotFoundError: the folder is not a run with a checkpoint.
     ValueError: the description is unreadable.
   """
-  path = _best_step(workdir) / 'record' / 'metadata'
+  step = _best_step(workdir)
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise ValueError(f'corrupt checkpoint {path.parent.parent}: {error}') from (
-      error
+    description = json.loads((step / 'record' / 'metadata').read_text())
+    missing = sorted(_DESCRIPTION - set(description))
+  except (OSError, TypeError, ValueError) as error:
+    raise ValueError(f'corrupt checkpoint {step}: {error}') from error
+  if missing:
+    raise ValueError(
+      f'corrupt checkpoint {step}: its record lacks {", ".join(missing)}'
     )
+  return description
 
 
 def read_model(workdir: str | pathlib.Path, abstract: Tree) -> Tree:
@@ -117,7 +127,7 @@ def read_model(workdir: str | pathlib.Path, abstract: Tree) -> Tree:
     ValueError: the files are corrupt or of another structure.
   """
   step = _best_step(workdir)
-  manager = _manager(step.parent, 1)
+  manager = _manager(step.parent, read_only=True)
   try:
     return _read(manager, int(step.name), abstract)['arrays']
   finally:
@@ -137,9 +147,15 @@ def _best_step(workdir: str | pathlib.Path) -> pathlib.Path:
   return max(steps, key=lambda p: int(p.name))
 
 
-def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
+def _manager(
+  directory: pathlib.Path, max_to_keep: int | None = None, *, read_only=False
+) -> ocp.CheckpointManager:
   options = ocp.CheckpointManagerOptions(
-    max_to_keep=keep, enable_async_checkpointing=False, create=True
+    max_to_keep=max_to_keep,
+    enable_async_checkpointing=False,
+    # What a killed save left behind.
+    cleanup_tmp_directories=not read_only,
+    read_only=read_only,
   )
   return ocp.CheckpointManager(
     directory, options=options, item_names=('arrays', 'record')

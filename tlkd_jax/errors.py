@@ -13,17 +13,30 @@ class RunError(Exception):
   """A run cannot go on; nothing saved is lost. `main` exits with code 1."""
 
 
+class Interrupted(Exception):
+  """A run was asked to stop; what it saved is enough to resume."""
+
+
 @contextlib.contextmanager
 def as_user_errors() -> Iterator[None]:
   """Turns the input errors of what it encloses into `UserError`.
 
   Used around set-up only: a ValueError there is about a name, a file or a
-  value of the configuration; one from the training loop would be our bug.
+  value of the configuration; one from the training loop would be our bug. Any
+  other OSError (a full disk) becomes a `RunError`.
   """
   try:
     yield
-  except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+  except (
+    ValueError,
+    FileNotFoundError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+  ) as error:
     raise UserError(str(error)) from error
+  except OSError as error:
+    raise RunError(str(error)) from error
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:

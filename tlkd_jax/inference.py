@@ -37,7 +37,7 @@ def evaluate_run(workdir: str, mesh: Mesh) -> str:
   with as_user_errors():
     description = checkpoints.read_description(workdir)
     loaded = build.restore_model(workdir, description)
-    config = _read_config(pathlib.Path(workdir))
+    config = ml_collections.ConfigDict(build.read_config(pathlib.Path(workdir)))
     dataset = build.load_dataset(config)
     build.check_classes(workdir, description, dataset.class_names)
     sharding.check_batch_size(config.batch_size, mesh)
@@ -79,8 +79,8 @@ def predict_images(
   """
   with as_user_errors():
     files = _image_files(pathlib.Path(source))
-    if output and pathlib.Path(output).suffix not in ('.csv', '.jsonl'):
-      raise ValueError(f'--output {output}: accepted are .csv and .jsonl')
+    if output:
+      _check_output(pathlib.Path(output))
     description = checkpoints.read_description(workdir)
     loaded = build.restore_model(workdir, description)
   eval_step = train_step.make_eval_step(loaded.view, mesh)
@@ -140,6 +140,13 @@ def _image_files(source: pathlib.Path) -> list[pathlib.Path]:
   return files
 
 
+def _check_output(path: pathlib.Path) -> None:
+  if path.suffix not in ('.csv', '.jsonl'):
+    raise ValueError(f'--output {path}: accepted are .csv and .jsonl')
+  if not path.parent.is_dir():
+    raise FileNotFoundError(f'--output {path}: no such folder {path.parent}')
+
+
 def _write_rows(rows: list[dict[str, Any]], output: str | None) -> None:
   if not rows:
     logging.warning('no image could be read')
@@ -156,10 +163,3 @@ def _write_rows(rows: list[dict[str, Any]], output: str | None) -> None:
   finally:
     if output:
       stream.close()
-
-
-def _read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-  path = workdir / 'config.json'
-  if not path.exists():
-    raise FileNotFoundError(f'{workdir} holds no config.json: not a run')
-  return ml_collections.ConfigDict(json.loads(path.read_text()))

@@ -17,6 +17,7 @@ from tlkd_jax.models.functional import Model
 Tree = dict[str, Any]
 
 _STAGE = re.compile(r'^student\.(?:blocks|stages|layers|features)\.(\d+)\.')
+_FOREVER = 2**31 - 1
 _STEM = re.compile(r'^student\.(?:stem|patch_embed|pos_embed|cls_token)')
 
 
@@ -39,7 +40,8 @@ def make_optimizer(
 
   Args:
     model: the student, whose head and stages name the parameter groups.
-    schedule: update -> learning rate.
+    schedule: step -> learning rate. With accumulation a step is a batch, and
+      every `accumulate_steps` of them make an update.
     options: config.optimizer, see configs/base.py.
 
   Raises:
@@ -49,9 +51,11 @@ def make_optimizer(
     raise ValueError(
       f'optimizer.train_only is {options.train_only!r}; accepted: all, head'
     )
+  every = options.accumulate_steps
+  until = -(-options.freeze_until_step // every)
   parts = []
   if options.freeze_until_step:
-    parts.append(_freeze_backbone(model, options.freeze_until_step))
+    parts.append(_freeze_backbone(model, until))
   if options.clip_norm:
     parts.append(optax.clip_by_global_norm(options.clip_norm))
   if options.name == 'sgd':
@@ -71,14 +75,17 @@ def make_optimizer(
   parts.append(
     _scale_by_path(model, options.head_multiplier, options.layer_decay)
   )
-  parts.append(optax.scale_by_learning_rate(schedule))
+  parts.append(
+    optax.scale_by_learning_rate(lambda update: schedule(update * every))
+  )
   if options.freeze_until_step:
-    parts.append(_freeze_backbone(model, options.freeze_until_step))
+    parts.append(_freeze_backbone(model, until))
+  if options.train_only == 'head':
+    # Weight decay moves what has no gradient.
+    parts.append(_freeze_backbone(model, _FOREVER))
   optimizer = optax.chain(*parts)
-  if options.accumulate_steps > 1:
-    return optax.MultiSteps(
-      optimizer, options.accumulate_steps
-    ).gradient_transformation()
+  if every > 1:
+    return optax.MultiSteps(optimizer, every).gradient_transformation()
   return optimizer
 
 

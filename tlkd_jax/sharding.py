@@ -1,5 +1,6 @@
 """One mesh axis, "data": batches are split over it, everything else copied."""
 
+import functools
 from typing import Any
 
 import jax
@@ -66,4 +67,9 @@ def is_lead() -> bool:
 
 def gather(tree: Any, mesh: Mesh) -> Any:
   """Copies sharded arrays whole to every device."""
-  return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+  return _copy(tree, replicated(mesh))
+
+
+@functools.partial(jax.jit, static_argnames='sharding')
+def _copy(tree, sharding: NamedSharding):
+  return jax.lax.with_sharding_constraint(tree, sharding)

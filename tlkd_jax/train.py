@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from tlkd_jax import build, optimizers, sharding, train_state, train_step
 from tlkd_jax.checkpoints import Checkpoints, abstract_like, read_model
 from tlkd_jax.data import Dataset, pipeline
-from tlkd_jax.errors import RunError, as_user_errors
+from tlkd_jax.errors import Interrupted, RunError, as_user_errors
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.evaluation.metrics import METRICS
 from tlkd_jax.metric_writers import MetricWriter
@@ -28,15 +28,15 @@ from tlkd_jax.signals import StopRequest
 SPLITS = ('validation', 'test')
 
 
-class Interrupted(Exception):
-  """The run was asked to stop and has saved its state."""
-
-
 @dataclasses.dataclass
 class _Progress:
-  """What the loop remembers beside the TrainState; part of a checkpoint."""
+  """What the loop remembers beside the TrainState; part of a checkpoint.
+
+  `pending` are the metrics of the steps since the last written row.
+  """
 
   data: Any = None
+  pending: list[dict[str, float]] = dataclasses.field(default_factory=list)
   best_value: float | None = None
   best_step: int = 0
   since_best: int = 0
@@ -79,6 +79,7 @@ def fine_tune(
   """
   with as_user_errors():
     build.check_workdir(workdir, config)
+    build.write_config(workdir, config)
     summary_path = workdir / 'summary.json'
     if summary_path.exists():
       logging.info('%s is finished; its summary is returned', workdir)
@@ -87,7 +88,7 @@ def fine_tune(
   checkpoints = Checkpoints(workdir, config.keep_checkpoints)
   try:
     state, progress = _start(run, optimizer, extras, checkpoints)
-    if progress.best_step < 0 or int(state.step) < run.num_steps:
+    if int(state.step) < run.num_steps and not _stalled(config, progress):
       state, progress = _loop(run, state, progress, checkpoints)
     return _finish(run, progress, summary_path)
   finally:
@@ -178,56 +179,84 @@ def _start(run, optimizer, extras, checkpoints):
 
 
 def _loop(run, state, progress, checkpoints):
-  config = run.config
   start = int(state.step)
+  batches = _train_batches(run, progress)
+  writer = MetricWriter(run.workdir, start) if sharding.is_lead() else None
+  shown = Progress(run.config.arm, start, run.num_steps)
+  try:
+    with StopRequest() as stop:
+      return _steps(
+        run, state, progress, checkpoints, batches, writer, shown, stop
+      )
+  finally:
+    batches.close()
+    shown.close()
+    if writer is not None:
+      writer.close()
+
+
+def _train_batches(run: _Run, progress: _Progress):
   batches = pipeline.train_iterator(
     run.dataset.splits['train'],
-    batch_size=config.batch_size,
-    seed=config.seed,
+    batch_size=run.config.batch_size,
+    seed=run.config.seed,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
   if progress.data is not None:
     batches.set_state(progress.data)
+  return batches
+
+
+def _steps(run, state, progress, checkpoints, batches, writer, shown, stop):
+  config = run.config
   teacher = _teacher_variables(run)
-  writer = MetricWriter(run.workdir, start) if sharding.is_lead() else None
-  shown = Progress(f'{config.arm}', start, run.num_steps)
-  pending: list[dict[str, jax.Array]] = []
+  pending: list[dict[str, Any]] = list(progress.pending)
   clock = time.monotonic() - progress.seconds
-  with StopRequest() as stop, jax.transfer_guard('disallow'):
-    for number in range(start + 1, run.num_steps + 1):
-      batch = sharding.shard_batch(next(batches), run.mesh)
+  for number in range(int(state.step) + 1, run.num_steps + 1):
+    batch = sharding.shard_batch(next(batches), run.mesh)
+    with jax.transfer_guard('disallow'):
       state, metrics = run.step(state, teacher, batch)
-      pending.append(metrics)
-      shown.update(number)
-      last = number == run.num_steps
-      evaluating = last or number % config.eval_every_steps == 0
-      stopping = stop.requested(number)
-      if not (evaluating or stopping or number % config.log_every_steps == 0):
-        continue
-      row = _collect(run, pending, number, checkpoints)
+    pending.append(metrics)
+    shown.update(number)
+    evaluating = (
+      number % config.eval_every_steps == 0 or number == run.num_steps
+    )
+    writing = evaluating or number % config.log_every_steps == 0
+    stopping = stop.requested(number)
+    if not (writing or stopping):
+      continue
+    pending = _collect(run, pending, number, checkpoints)
+    progress.seconds = time.monotonic() - clock
+    if writing:
+      row = {k: float(np.mean([r[k] for r in pending])) for k in pending[0]}
       pending = []
-      progress.seconds = time.monotonic() - clock
       _write(writer, number, 'train', row | {'seconds': progress.seconds})
       shown.message(number, row)
-      if evaluating:
-        _evaluate(run, state, progress, number, writer, checkpoints, shown)
-      if evaluating or stopping:
-        progress.data = batches.get_state()
-        progress.images = number * config.batch_size
-        checkpoints.save(state, dataclasses.asdict(progress))
-      if stopping and not last:
-        _close(writer, shown)
-        raise Interrupted(
-          f'stopped at step {number} of {run.num_steps}, saved in '
-          f'{run.workdir}; resume with the same command'
-        )
-      patience = config.early_stopping
-      if patience and progress.since_best >= patience:
-        logging.info('no gain in %d evaluations: stops at %d', patience, number)
-        break
-  _close(writer, shown)
+    if evaluating:
+      _evaluate(run, state, progress, number, writer, checkpoints, shown)
+    if evaluating or stopping:
+      progress.data = batches.get_state()
+      progress.pending = pending
+      progress.images = number * config.batch_size
+      checkpoints.save(state, dataclasses.asdict(progress))
+    if stopping:
+      raise Interrupted(
+        f'stopped at step {number} of {run.num_steps}, saved in '
+        f'{run.workdir}; resume with the same command'
+      )
+    if _stalled(config, progress):
+      logging.info(
+        'no gain in %d evaluations: stops at step %d',
+        *(progress.since_best, number),
+      )
+      break
   return state, progress
+
+
+def _stalled(config: Any, progress: _Progress) -> bool:
+  patience = config.early_stopping
+  return patience > 0 and progress.since_best >= patience
 
 
 def _teacher_variables(run: _Run):
@@ -238,30 +267,42 @@ def _teacher_variables(run: _Run):
   )
 
 
-def _collect(run, pending, number: int, checkpoints) -> dict[str, float]:
-  """Means over the interval, fetched at once; stops at a loss that is not.
+def _collect(run, pending, number: int, checkpoints) -> list[dict[str, float]]:
+  """The metrics of steps up to `number`, fetched at once.
 
   Raises:
-    RunError: names the step, the learning rate and the last good checkpoint.
+    RunError: a loss is not finite.
   """
-  rows = jax.device_get(pending)
-  for offset, row in enumerate(rows):
+  rows = [
+    {name: float(value) for name, value in row.items()}
+    for row in jax.device_get(pending)
+  ]
+  for step, row in enumerate(rows, start=number - len(rows) + 1):
     if not (np.isfinite(row['loss']) and np.isfinite(row['gradient_norm'])):
-      step = number - len(rows) + offset + 1
-      saved = checkpoints.latest_step()
-      raise RunError(
+      raise _diverged(
+        run,
         f'the loss is {row["loss"]} (gradient norm {row["gradient_norm"]}) at '
-        f'step {step}, learning rate {row["learning_rate"]:.3g}; last good '
-        f'checkpoint: {"none" if saved is None else f"step {saved}"} in '
-        f'{run.workdir}. A smaller optimizer.learning_rate or a '
-        'optimizer.clip_norm may help'
+        f'step {step}, learning rate {row["learning_rate"]:.3g}',
+        checkpoints,
       )
-  return {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+  return rows
+
+
+def _diverged(run: _Run, what: str, checkpoints) -> RunError:
+  saved = checkpoints.latest_step()
+  return RunError(
+    f'{what}; last good checkpoint: '
+    f'{"none" if saved is None else f"step {saved}"} in {run.workdir}. A '
+    'smaller optimizer.learning_rate or an optimizer.clip_norm may help'
+  )
 
 
 def _evaluate(run, state, progress, number, writer, checkpoints, shown):
   params = train_state.evaluation_params(state)
   predictions = predict_split(run, (params, state.model_state), 'validation')
+  if not np.isfinite(predictions.logits).all():
+    what = f'the validation logits after step {number} are not finite'
+    raise _diverged(run, what, checkpoints)
   summary = evaluate.summarize(predictions)
   scalars = {k: v for k, v in summary.items() if isinstance(v, float)}
   _write(writer, number, 'validation', scalars)
@@ -341,9 +382,3 @@ def _finish(run, progress, summary_path) -> dict[str, Any]:
 def _write(writer, step: int, split: str, values: dict[str, float]) -> None:
   if writer is not None:
     writer.write(step, split, values)
-
-
-def _close(writer, shown: Progress) -> None:
-  shown.close()
-  if writer is not None:
-    writer.close()

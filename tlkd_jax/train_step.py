@@ -94,7 +94,7 @@ def make_train_step(
     student: the model that learns.
     teacher: the model that guides, or None.
     optimizer: acts on state.params.
-    schedule: update -> learning rate, for the metrics.
+    schedule: step -> learning rate, for the metrics.
     objective: the loss.
     augmentation: (uint8 images, index, view) -> float images in 0..255.
     mesh: devices.
@@ -155,7 +155,7 @@ def make_train_step(
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics['gradient_norm'] = optax.global_norm(grads)
+    metrics['gradient_norm'] = optax.tree.norm(grads)
     metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
     new_state = dataclasses.replace(
       state,

@@ -1,0 +1,275 @@
+"""A run that was stopped, killed or crashed ends as if nothing had happened."""
+
+import json
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import tensorstore as ts
+
+from tests import tiny
+from tlkd_jax import arms, sharding, train
+from tlkd_jax.errors import Interrupted, RunError
+from tlkd_jax.evaluation import evaluate
+from tlkd_jax.metric_writers import read_rows
+
+pytestmark = pytest.mark.usefixtures('tiny_models')
+
+# All that a state can hold: dropout, trained statistics, momentum, an average;
+# row and evaluation intervals that do not divide each other.
+STATEFUL = {
+  'num_steps': 10,
+  'log_every_steps': 3,
+  'eval_every_steps': 4,
+  'batch_norm': 'train',
+  'ema_decay': 0.9,
+  'student.drop_path': 0.2,
+  'optimizer.name': 'adamw',
+  'optimizer.learning_rate': 3e-2,
+}
+
+
+def changes():
+  return {key.replace('.', '__'): value for key, value in STATEFUL.items()}
+
+
+def arrays(workdir, kind: str = 'latest') -> dict[str, np.ndarray]:
+  """Every array of the newest checkpoint, read without the package."""
+  root = workdir / 'checkpoints' / kind
+  step = max(int(p.name) for p in root.iterdir() if p.name.isdigit())
+  store = {'driver': 'ocdbt', 'base': f'file://{root}/{step}/arrays/'}
+  keys = ts.KvStore.open(store).result().list().result()
+  names = [k.decode().removesuffix('/.zarray') for k in keys if b'.zarray' in k]
+  return {'step': np.asarray(step)} | {
+    name: ts.open({'driver': 'zarr', 'kvstore': {**store, 'path': f'{name}/'}})
+    .result()
+    .read()
+    .result()
+    for name in names
+  }
+
+
+def assert_same_run(left, right):
+  for kind in ('latest', 'best'):
+    a, b = arrays(left, kind), arrays(right, kind)
+    assert a.keys() == b.keys() and len(a) > 10
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+  rows = [
+    [{k: v for k, v in row.items() if k != 'seconds'} for row in read_rows(p)]
+    for p in (left / 'metrics.jsonl', right / 'metrics.jsonl')
+  ]
+  assert rows[0] == rows[1]
+  summaries = [
+    json.loads((run / 'summary.json').read_text()) for run in (left, right)
+  ]
+  for summary in summaries:
+    del summary['seconds'], summary['images_per_second']
+  assert summaries[0] == summaries[1]
+  for split in train.SPLITS:
+    a, b = (
+      evaluate.load(folder / 'predictions' / f'{split}.npz')
+      for folder in (left, right)
+    )
+    np.testing.assert_array_equal(a.logits, b.logits)
+
+
+class Crash(Exception):
+  """Stands for a power cut in the middle of a step."""
+
+
+@pytest.fixture(scope='module')
+def runner(cache_dir, compare_run):
+  """Runs the kd arm in a folder; compiles once for all runs of this file."""
+  made = {}
+  make = train._build
+
+  def build_once(config, workdir, dataset, mesh):
+    if not made:
+      made['run'] = make(config, workdir, dataset, mesh)
+    run, optimizer, extras = made['run']
+    return train.dataclasses.replace(run, workdir=workdir), optimizer, extras
+
+  def call(workdir, monkeypatch, **more):
+    config = tiny.make_config('kd', cache_dir, **(changes() | more))
+    config.teacher.checkpoint = str(compare_run / 'teacher')
+    monkeypatch.setattr(train, '_build', build_once)
+    return arms.run(config, workdir, sharding.make_mesh())['kd']
+
+  return call
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(runner, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('uninterrupted')
+  with tiny.registered(), pytest.MonkeyPatch.context() as monkeypatch:
+    runner(workdir, monkeypatch)
+  return workdir
+
+
+@pytest.mark.parametrize('stop_at', [1, 5, 8, 10])
+def test_stop_request(stop_at, runner, uninterrupted, tmp_path, monkeypatch):
+  """Before the first row, between rows, at an evaluation, at the last step."""
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      train.StopRequest, 'requested', lambda self, step: step == stop_at
+    )
+    with pytest.raises(Interrupted, match='resume with the same command'):
+      runner(tmp_path, patch)
+  assert arrays(tmp_path)['step'] == stop_at
+  assert not (tmp_path / 'summary.json').exists()
+  runner(tmp_path, monkeypatch)
+  assert_same_run(uninterrupted, tmp_path)
+
+
+@pytest.mark.parametrize('crash_at', [6, 9])
+def test_crash(crash_at, runner, uninterrupted, tmp_path, monkeypatch):
+  """Rows and steps after the last checkpoint are made again, not twice."""
+
+  def crash(self, step):
+    if step == crash_at:
+      raise Crash
+    return False
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train.StopRequest, 'requested', crash)
+    with pytest.raises(Crash):
+      runner(tmp_path, patch)
+  with (tmp_path / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 9, "split": "tr')
+  runner(tmp_path, monkeypatch)
+  assert_same_run(uninterrupted, tmp_path)
+
+
+def test_crash_between_best_and_latest(
+  runner, uninterrupted, tmp_path, monkeypatch
+):
+  def crash(self, *_):
+    raise Crash
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train.Checkpoints, 'save', crash)
+    with pytest.raises(Crash):
+      runner(tmp_path, patch)
+  runner(tmp_path, monkeypatch)
+  assert_same_run(uninterrupted, tmp_path)
+
+
+def test_crash_while_finishing(runner, uninterrupted, tmp_path, monkeypatch):
+  def crash(*_):
+    raise Crash
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train, '_finish', crash)
+    with pytest.raises(Crash):
+      runner(tmp_path, patch)
+  monkeypatch.setattr(train, '_steps', crash)
+  runner(tmp_path, monkeypatch)
+  assert_same_run(uninterrupted, tmp_path)
+
+
+def test_full_disk_keeps_the_last_good_checkpoint(
+  runner, uninterrupted, tmp_path, monkeypatch
+):
+  save = train.Checkpoints.save
+
+  def full(self, state, progress):
+    if int(state.step) > 4:
+      # What a full disk does to any file that Orbax opens.
+      patch.setattr('tlkd_jax.checkpoints.ocp.CheckpointManager.save', no_space)
+    return save(self, state, progress)
+
+  def no_space(*_, **__):
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train.Checkpoints, 'save', full)
+    with pytest.raises(RunError, match='No space left.*step 4 stays'):
+      runner(tmp_path, patch)
+  runner(tmp_path, monkeypatch)
+  assert_same_run(uninterrupted, tmp_path)
+
+
+def test_finished_run_is_not_repeated(runner, uninterrupted, monkeypatch):
+  before = (uninterrupted / 'summary.json').read_text()
+  monkeypatch.setattr(train, '_start', None)
+  assert runner(uninterrupted, monkeypatch) == json.loads(before)
+
+
+def test_early_stopping_stays_stopped(cache_dir, tmp_path, monkeypatch):
+  config = tiny.make_config(
+    'tl',
+    cache_dir,
+    num_steps=9,
+    eval_every_steps=1,
+    early_stopping=2,
+    optimizer__learning_rate=0.0,
+  )
+  finish = train._finish
+
+  def crash(*_):
+    raise Crash
+
+  monkeypatch.setattr(train, '_finish', crash)
+  with pytest.raises(Crash):
+    arms.run(config, tmp_path, sharding.make_mesh())
+  monkeypatch.setattr(train, '_finish', finish)
+  summary = arms.run(config, tmp_path, sharding.make_mesh())['tl']
+  assert arrays(tmp_path)['step'] == 3 and summary['best_step'] == 1
+
+
+def wait_for_step(workdir, process, least: int) -> int:
+  """Returns the newest checkpoint's step once it is at least `least`."""
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline:
+    steps = [
+      int(p.name)
+      for p in workdir.glob('checkpoints/latest/*')
+      if p.name.isdigit()
+    ]
+    if max(steps, default=0) >= least:
+      return max(steps)
+    if process.poll() is not None:
+      raise AssertionError(process.communicate()[1])
+    time.sleep(0.02)
+  raise AssertionError(f'no checkpoint of step {least}')
+
+
+def test_kill_and_sigterm(start_main, cache_dir, tmp_path):
+  """One run is killed, resumed, asked to stop, and resumed; another is not."""
+  arguments = tiny.arguments(
+    'tl',
+    cache_dir,
+    num_steps=250,
+    log_every_steps=20,
+    eval_every_steps=25,
+    ema_decay=0.9,
+  )
+  reference = start_main(*arguments, f'--workdir={tmp_path / "whole"}')
+  out, error = reference.communicate(timeout=500)
+  assert reference.returncode == 0, error
+  assert 'TL' in out and 'Traceback' not in error
+
+  command = [*arguments, f'--workdir={tmp_path / "parts"}']
+  process = start_main(*command)
+  wait_for_step(tmp_path / 'parts', process, 25)
+  time.sleep(random.uniform(0, 1))
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+
+  process = start_main(*command)
+  step = wait_for_step(tmp_path / 'parts', process, 50)
+  wait_for_step(tmp_path / 'parts', process, step + 1)
+  process.send_signal(signal.SIGTERM)
+  _, error = process.communicate(timeout=200)
+  assert process.returncode == 0, error
+  assert 'resume with the same command' in error
+  assert 'Traceback' not in error
+
+  process = start_main(*command)
+  _, error = process.communicate(timeout=200)
+  assert process.returncode == 0, error
+  assert_same_run(tmp_path / 'whole', tmp_path / 'parts')

@@ -1,0 +1,109 @@
+"""Two very small models, so that tests compile fast, and runs of them.
+
+`python -m tests.tiny ARGUMENTS` is `python -m tlkd_jax.main ARGUMENTS` with
+these models beside the package's own.
+"""
+
+import contextlib
+import functools
+
+import jax
+
+from configs import base
+from tlkd_jax import main, models
+from tlkd_jax.models import inverted
+from tlkd_jax.models.inverted import Design, Row
+
+
+def _design(width: int) -> Design:
+  rows = ((Row(3, 1, 1, 8, 1),), (Row(3, 2, 2, width, 1),))
+  return Design(
+    stages=inverted.scale(rows, 8),
+    stem=8,
+    neck=16,
+    dropout=0.2,
+    activation='relu6',
+    momentum=0.1,
+  )
+
+
+SPECS = {
+  'tiny': inverted.spec(
+    _design(8),
+    inverted.timm_modules,
+    image_size=32,
+    mean=(127.0,) * 3,
+    std=(128.0,) * 3,
+  ),
+  'tiny_teacher': inverted.spec(
+    _design(16), inverted.timm_modules, image_size=32
+  ),
+}
+
+
+# Optimising takes longer than these programs run.
+COMPILER_OPTIONS = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}
+
+
+@contextlib.contextmanager
+def registered():
+  """The models are in MODELS, and jax.jit compiles fast, while this is open."""
+  jit = jax.jit
+  jax.jit = functools.partial(jit, compiler_options=COMPILER_OPTIONS)
+  models.MODELS.update(SPECS)
+  try:
+    yield
+  finally:
+    jax.jit = jit
+    for name in SPECS:
+      models.MODELS.pop(name, None)
+
+
+def make_config(arm: str, cache_dir=None, **changes):
+  """A few steps of the tiny models on digits.
+
+  Args:
+    arm: as in the configuration.
+    cache_dir: of the prepared digits.
+    **changes: keys to set, with '__' for the dot.
+  """
+  config = base.get_base('smoke,student=tiny', arm)
+  flat = {
+    'image_size': 16,
+    'teacher.name': 'tiny_teacher',
+    'student.weights': 'scratch',
+    'teacher.weights': 'scratch',
+    'augment.crop': 'centre',
+    'optimizer.name': 'sgd',
+    'optimizer.learning_rate': 1e-2,
+  }
+  if cache_dir is not None:
+    flat['data.cache_dir'] = str(cache_dir)
+  flat |= {key.replace('__', '.'): value for key, value in changes.items()}
+  config.update_from_flattened_dict(flat)
+  return config
+
+
+def arguments(arm: str, cache_dir, **changes) -> list[str]:
+  """Command-line arguments of `make_config(arm, cache_dir, **changes)`."""
+  default = dict(_flatten(base.get_base('smoke,student=tiny', arm)))
+  changed = _flatten(make_config(arm, cache_dir, **changes))
+  return [f'--config=configs/{arm}.py:smoke,student=tiny'] + [
+    f'--config.{key}={value}' for key, value in changed if value != default[key]
+  ]
+
+
+def _flatten(config, prefix: str = ''):
+  for key, value in config.items():
+    if hasattr(value, 'items'):
+      yield from _flatten(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}', value
+
+
+if __name__ == '__main__':
+  with registered():
+    main.run()
