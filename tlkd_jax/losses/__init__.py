@@ -143,8 +143,17 @@ PUBLISHED_WEIGHTS: dict[str, float] = {
   'ofd_partial_l2': 1e-3,
 }
 
-# Keywords that the caller of `compute` supplies, not the user.
+# Keywords that no user sets: what the caller of `compute` supplies, ...
 _CONTEXT = ('projector', 'memory', 'index', 'key', 'teacher_head')
+# ... arrays that replace something drawn or computed, and second names.
+_INTERNAL = (
+  'channel_attention',
+  'contrast_idx',
+  'mask_uniform',
+  'student_logits_via_teacher_head',
+  't',
+  'temp',
+)
 
 
 def hyperparameters_of(name: str) -> dict[str, Any]:
@@ -159,7 +168,7 @@ def hyperparameters_of(name: str) -> dict[str, Any]:
   return {
     p.name: p.default
     for p in parameters
-    if p.kind is p.KEYWORD_ONLY and p.name not in _CONTEXT
+    if p.kind is p.KEYWORD_ONLY and p.name not in _CONTEXT + _INTERNAL
   }
 
 

@@ -166,7 +166,7 @@ def normalized_hint(
   """A 1x1 convolution with batch normalisation for every stage."""
   widths = _stage_widths(student_shapes, teacher_shapes, stages)
   return _each_stage(
-    key, widths, lambda k, i, o: linear_init(k, i, o, norm=True)
+    key, widths, lambda k, i, o: linear_init(k, i, o, bias=False, norm=True)
   )
 
 
