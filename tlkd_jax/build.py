@@ -141,7 +141,7 @@ def describe(model: Model, config: Any, role: str, dataset) -> dict[str, Any]:
     'num_classes': model.num_classes,
     'class_names': list(dataset.class_names),
     'image_size': image_size(config, role),
-    'crop': config.data.crop,
+    'crop': config.data.crop or data.default_crop(config.dataset),
     'interpolation': config.data.interpolation,
     'dataset': config.dataset,
     'arm': config.arm,

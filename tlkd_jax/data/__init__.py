@@ -81,6 +81,11 @@ class Dataset:
   notes: list[str]
 
 
+def default_crop(name: str) -> float:
+  """Share of the short side that the centre crop keeps of a data set."""
+  return 1.0 if name == 'digits' else 0.875
+
+
 def load_splits(
   name: str,
   *,
@@ -123,7 +128,7 @@ def load_splits(
     data_dir: where TFDS sets are prepared; by default as in TFDS.
     cache_dir: for own copies; by default in the user's cache folder.
     crop_fraction: share of the short side that the centre crop keeps; by
-      default 1 for digits and 0.875 otherwise.
+      default `default_crop(name)`.
     train_size: stored side of train images, at least image_size; by default
       image_size / crop_fraction.
     interpolation: a key of `transforms.INTERPOLATIONS`.
@@ -143,7 +148,7 @@ def load_splits(
     OSError: no space for memory-mapped images.
   """
   if crop_fraction is None:
-    crop_fraction = 1.0 if name == 'digits' else 0.875
+    crop_fraction = default_crop(name)
   train, evaluation = _geometries(
     image_size, crop_fraction, train_size, interpolation
   )

@@ -1,0 +1,65 @@
+"""ONNX through jax2onnx, run by onnxruntime; both are optional packages."""
+
+import contextlib
+import logging
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+INPUT = 'images'
+OUTPUT = 'logits'
+
+
+def convert(function: Callable, image_size: int) -> bytes:
+  """Converts a classifier to a serialised ONNX model, weights inside.
+
+  Args:
+    function: traceable, normalised float32 images [B, H, W, 3] -> logits.
+    image_size: H and W.
+
+  Returns:
+    A model that takes `images` float32 [batch, 3, H, W] and gives `logits`
+    float32 [batch, K], with any batch.
+  """
+  import jax2onnx
+
+  with _quiet('jax2onnx', 'onnx_ir'):
+    model = jax2onnx.to_onnx(
+      function,
+      [('batch', image_size, image_size, 3)],
+      model_name='student',
+      inputs_as_nchw=[0],
+      input_names=[INPUT],
+      output_names=[OUTPUT],
+    )
+  return model.SerializeToString()
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+  """Holds back reports of plugins for other libraries and of lacking types."""
+  loggers = [logging.getLogger(name) for name in names]
+  levels = [logger.level for logger in loggers]
+  for logger in loggers:
+    logger.setLevel(logging.CRITICAL)
+  try:
+    yield
+  finally:
+    for logger, level in zip(loggers, levels, strict=True):
+      logger.setLevel(level)
+
+
+def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
+  """The file's model as a function of NHWC images, on the CPU."""
+  import onnxruntime
+
+  session = onnxruntime.InferenceSession(
+    str(path), providers=['CPUExecutionProvider']
+  )
+
+  def run(images: np.ndarray) -> np.ndarray:
+    nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return session.run([OUTPUT], {INPUT: nchw})[0]
+
+  return run
