@@ -38,6 +38,20 @@ CASES = {
   'torchvision__vgg11_bn@96x72': 'torchvision/vgg11_bn',
 }
 LARGE = {'torchvision__vgg11_bn': 'torchvision/vgg11_bn'}
+# Modules of the reference whose output is the end of one of our stages.
+STAGES = {
+  'timm__efficientnet_b0': [f'blocks.{i}' for i in range(7)],
+  'timm__mobilenetv3_large_100': [f'blocks.{i}' for i in range(6)],
+  'timm__regnety_004': ['s1', 's2', 's3', 's4'],
+  'timm__resnet50': [f'layer{i}' for i in range(1, 5)],
+  'timm__tf_efficientnetv2_b0': [f'blocks.{i}' for i in range(6)],
+  'torchvision__densenet121': [f'features.denseblock{i}' for i in range(1, 5)],
+  'torchvision__efficientnet_v2_s': [f'features.{i}' for i in range(1, 7)],
+  'torchvision__mobilenet_v2': [
+    f'features.{i}' for i in (1, 3, 6, 10, 13, 16, 17)
+  ],
+  'torchvision__vgg11_bn@96x72': [f'features.{i}' for i in (3, 7, 14, 21, 28)],
+}
 # One of each structure.
 FLOAT32 = [
   'efficientnet_lite_pytorch__efficientnet-lite0',
@@ -60,9 +74,21 @@ def case(request) -> tuple[str, pathlib.Path]:
 
 
 def test_logits_match_the_reference_in_float64(case):
-  logits, pre_logits = parity.errors(*case, x64=True)
-  assert logits < 1e-6
-  assert pre_logits < 5e-5
+  assert parity.logits_error(*case, x64=True) < 1e-6
+
+
+def test_features_are_those_of_the_reference(case):
+  name, path = case
+  outputs = parity.outputs(name, path, x64=True)
+  reference = parity.load(path)[2]
+  # The reference computed these in float32.
+  assert parity.error(outputs['pre_logits'], reference['features']) < 5e-5
+  assert tuple(outputs['features']) == models.MODELS[name].stages
+  modules = STAGES.get(path.stem, ())
+  for (stage, mean), module in zip(
+    outputs['features'].items(), modules, strict=bool(modules)
+  ):
+    assert parity.error(mean, reference[f'stage/{module}']) < 5e-5, stage
 
 
 def test_weights_survive_the_round_trip(case):
@@ -79,9 +105,7 @@ def test_logits_match_the_reference_in_float32(fixture):
 @pytest.mark.parametrize('fixture', LARGE)
 def test_large_models_at_their_native_size(fixture):
   path = FIXTURES / f'{fixture}.npz'
-  logits, pre_logits = parity.errors(LARGE[fixture], path, x64=True)
-  assert logits < 1e-6
-  assert pre_logits < 5e-5
+  assert parity.logits_error(LARGE[fixture], path, x64=True) < 1e-6
 
 
 def test_dense_net_files_with_old_names_are_read():

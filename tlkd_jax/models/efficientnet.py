@@ -77,16 +77,15 @@ _V2_B0 = _v2_rows(
 )
 
 
-def _v2_design(rows, dropout: float, padding: str) -> Design:
-  """V2-S and V2-M; both libraries keep TensorFlow's epsilon."""
+def _v2_design(rows, dropout: float, **conventions) -> Design:
+  """V2-S and V2-M."""
   return Design(
     stages=inverted.scale(rows, 24),
     stem=24,
     neck=1280,
     dropout=dropout,
     activation='silu',
-    epsilon=1e-3,
-    padding=padding,
+    **conventions,
   )
 
 
@@ -171,7 +170,8 @@ _TORCHVISION = {
   'v2_m': (480, 480, 'bilinear'),
 }
 
-# Default weights, native side, crop, fields that differ (timm 1.0).
+# Default weights (None: timm has none), native side, crop, fields that differ
+# (timm 1.0).
 _TIMM = {
   'efficientnet_b0': ('ra_in1k', 224, 0.875, {}),
   'efficientnet_b1': ('ra4_e3600_r240_in1k', 240, 0.9, _HALF),
@@ -179,6 +179,12 @@ _TIMM = {
   'efficientnet_b3': ('ra2_in1k', 288, 0.875, {}),
   'efficientnet_b4': ('ra2_in1k', 320, 0.875, {}),
   'efficientnet_lite0': ('ra_in1k', 224, 0.875, {}),
+  'efficientnet_lite1': (None, 240, 0.882, {}),
+  'efficientnet_lite2': (None, 260, 0.89, {}),
+  'efficientnet_lite3': (None, 300, 0.904, {}),
+  'efficientnet_lite4': (None, 380, 0.922, {}),
+  'efficientnetv2_s': (None, 288, 1.0, {}),
+  'efficientnetv2_m': (None, 320, 1.0, {}),
   'tf_efficientnet_b0': ('ns_jft_in1k', 224, 0.875, {}),
   'tf_efficientnet_b1': ('ns_jft_in1k', 240, 0.882, {}),
   'tf_efficientnet_b2': ('ns_jft_in1k', 260, 0.89, {}),
@@ -215,9 +221,9 @@ _LITE_PACKAGE = {
 def _torchvision_spec(suffix: str) -> ModelSpec:
   size, resize, interpolation = _TORCHVISION[suffix]
   if suffix == 'v2_s':
-    design = _v2_design(_V2_S, 0.2, 'symmetric')
+    design = _v2_design(_V2_S, 0.2, epsilon=1e-3)
   elif suffix == 'v2_m':
-    design = _v2_design(_V2_M, 0.3, 'symmetric')
+    design = _v2_design(_V2_M, 0.3, epsilon=1e-3)
   else:
     design = _design(*_SCALES[suffix])
   return inverted.spec(
@@ -233,9 +239,9 @@ def _timm_design(name: str) -> Design:
   conventions = _TENSORFLOW if name.startswith('tf_') else {}
   suffix = name.rpartition('efficientnet')[2].lstrip('_')
   if suffix == 'v2_s':
-    return _v2_design(_V2_S, 0.2, 'same')
+    return _v2_design(_V2_S, 0.2, **conventions)
   if suffix == 'v2_m':
-    return _v2_design(_V2_M, 0.3, 'same')
+    return _v2_design(_V2_M, 0.3, **conventions)
   if suffix.startswith('v2_b'):
     return _v2_b_design(*_SCALES[suffix])
   if suffix.startswith('lite'):
@@ -250,7 +256,7 @@ def _timm_spec(name: str) -> ModelSpec:
     inverted.timm_modules,
     image_size=size,
     crop=crop,
-    weights=f'timm:{name}.{tag}',
+    weights=f'timm:{name}.{tag}' if tag else None,
     **fields,
   )
 

@@ -58,9 +58,11 @@ def _torchvision_modules(design: Design) -> dict[str, str]:
   return table
 
 
-# Design, default weights (timm 1.0).
+# Design, default weights (timm 1.0; None: it has none).
 _TIMM = {
+  'mobilenetv2_035': (_design(0.35), None),
   'mobilenetv2_050': (_design(0.5), 'lamb_in1k'),
+  'mobilenetv2_075': (_design(0.75), None),
   'mobilenetv2_100': (_design(), 'ra_in1k'),
   'mobilenetv2_110d': (_design(1.1, 1.2, fixed_ends=True), 'ra_in1k'),
   'mobilenetv2_120d': (_design(1.2, 1.4, fixed_ends=True), 'ra_in1k'),
@@ -81,7 +83,7 @@ VARIANTS: dict[str, ModelSpec] = {
       design,
       inverted.timm_modules,
       image_size=224,
-      weights=f'timm:{name}.{tag}',
+      weights=f'timm:{name}.{tag}' if tag else None,
     )
     for name, (design, tag) in _TIMM.items()
   },

@@ -98,21 +98,28 @@ def _torchvision_spec(size: str, resize: int) -> ModelSpec:
   )
 
 
-def _timm_spec(name: str, design: Design, tag: str, **fields) -> ModelSpec:
+def _timm_spec(
+  name: str, design: Design, tag: str | None, **fields
+) -> ModelSpec:
   return inverted.spec(
     design,
     _timm_modules,
     torch_leaves=_timm_leaves,
     image_size=224,
-    weights=f'timm:{name}.{tag}',
+    weights=f'timm:{name}.{tag}' if tag else None,
     **fields,
   )
 
 
 _TENSORFLOW = {'epsilon': 1e-3, 'padding': 'same'}
 
-# Design, default weights, fields that differ (timm 1.0).
+# Design, default weights (None: timm has none), fields that differ (timm 1.0).
 _TIMM = {
+  'mobilenetv3_large_075': (
+    _design('large', 0.75),
+    None,
+    {'interpolation': 'bilinear'},
+  ),
   'mobilenetv3_large_100': (_design('large'), 'ra_in1k', {}),
   'mobilenetv3_small_050': (_design('small', 0.5), 'lamb_in1k', {}),
   'mobilenetv3_small_075': (_design('small', 0.75), 'lamb_in1k', {}),
