@@ -38,6 +38,10 @@ CASES = {
   'pointwise_stride2': ((2, 5, 4, 6), (1, 1, 6, 7), (2, 2), 1, None),
   'pointwise_padded': ((2, 5, 4, 6), (1, 1, 6, 7), (2, 2), 1, ((1, 0), (0, 1))),
   'stem': ((2, 9, 8, 3), (3, 3, 3, 8), (2, 2), 1, None),
+  'patches': ((2, 9, 8, 3), (4, 2, 3, 5), (4, 2), 1, ((0, 0), (0, 0))),
+  'thin_stride1': ((2, 5, 6, 4), (3, 2, 4, 5), (1, 1), 1, None),
+  'grouped_many': ((2, 4, 5, 96), (3, 3, 8, 24), (1, 1), 12, None),
+  'grouped_wide': ((2, 4, 3, 80), (3, 3, 40, 4), (1, 1), 2, None),
   'dense3': ((1, 6, 7, 4), (3, 3, 4, 5), (1, 1), 1, ((1, 1), (1, 1))),
   'dense3_stride2': ((2, 7, 6, 4), (3, 3, 4, 5), (2, 2), 1, ((1, 1), (1, 1))),
   'grouped': ((2, 6, 5, 8), (3, 3, 4, 6), (1, 1), 2, ((1, 1), (1, 1))),
@@ -86,7 +90,9 @@ def test_agrees_with_lax(case, dtype):
       _assert_close(a, e, RTOL[dtype])
 
 
-@pytest.mark.parametrize('case', ['depthwise5', 'pointwise', 'stem', 'grouped'])
+@pytest.mark.parametrize(
+  'case', ['depthwise5', 'pointwise', 'stem', 'grouped', 'patches']
+)
 def test_bfloat16_is_close_to_float32(case):
   f, x, kernel = _inputs(case, 'bfloat16')
   actual = _value_and_gradients(f, x, kernel)
@@ -108,7 +114,15 @@ def test_lax_context_selects_the_primitive():
 
 @pytest.mark.parametrize(
   'case',
-  ['depthwise3', 'depthwise3_stride2_odd', 'pointwise', 'stem', 'dense3'],
+  [
+    'depthwise3',
+    'depthwise3_stride2_odd',
+    'pointwise',
+    'stem',
+    'dense3',
+    'patches',
+    'grouped',
+  ],
 )
 def test_sharded_batch_stays_on_its_device(case):
   f, x, kernel = _inputs(case, 'float32')

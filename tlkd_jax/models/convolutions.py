@@ -2,8 +2,9 @@
 
 XLA's grouped convolution is slow on CPU, forward and backward. There, a
 depthwise convolution is a sum of shifted products with its own gradients and
-a pointwise one is a matrix product; everything else, and every other backend,
-uses `lax.conv_general_dilated`.
+pointwise, patchwise and first convolutions are matrix products, and narrow
+groups share a dense kernel; the rest, and every other backend, uses
+`lax.conv_general_dilated`. benchmarks/convolutions.py measures each form.
 
 Arrays are NHWC, kernels HWIO. A batch that is sharded over devices stays where
 it is; only weight gradients are summed over devices.
@@ -81,13 +82,16 @@ def conv2d(
   _check(x, kernel, groups)
   if _use_lax.value or jax.default_backend() != 'cpu':
     return _conv_lax(x, kernel, stride, padding, groups)
-  if groups > 1 and kernel.shape[2] == 1:
-    multiplier = kernel.shape[3] // x.shape[3]
-    if multiplier > 1:
-      x = jnp.repeat(x, multiplier, axis=3)
-    return _depthwise(x, kernel[:, :, 0], stride, padding)
-  if groups == 1 and kernel.shape[:2] == (1, 1) and not any(sum(padding, ())):
+  if groups > 1:
+    return _grouped(x, kernel, stride, padding, groups)
+  kernel_hw = kernel.shape[:2]
+  padded = any(sum(padding, ()))
+  if kernel_hw == (1, 1) and not padded:
     return _pointwise(x, kernel[0, 0], stride)
+  if kernel_hw == tuple(stride) and not padded:
+    return _patchwise(x, kernel)
+  if x.shape[3] <= 4 and math.prod(kernel_hw) <= 9:
+    return _thin(x, kernel, stride, padding)
   return _conv_lax(x, kernel, stride, padding, groups)
 
 
@@ -125,6 +129,55 @@ def _pointwise(x, weight, stride):
   # times faster on CPU.
   y = x.reshape(-1, x.shape[3]) @ weight
   return y.reshape(*x.shape[:3], weight.shape[1])
+
+
+def _patchwise(x, kernel):
+  """Patches that do not overlap: one matrix product, without copies of x."""
+  kh, kw, c, features = kernel.shape
+  height, width = x.shape[1] // kh, x.shape[2] // kw
+  x = x[:, : height * kh, : width * kw]
+  x = x.reshape(-1, height, kh, width, kw * c).swapaxes(2, 3)
+  y = x.reshape(-1, kh * kw * c) @ kernel.reshape(-1, features)
+  return y.reshape(-1, height, width, features)
+
+
+def _thin(x, kernel, stride, padding):
+  """Few input channels (a first convolution): patches side by side."""
+  out_hw = _out_hw(x, kernel.shape[:2], stride, padding)
+  taps = _taps(_pad(x, padding), kernel.shape[:2], stride, out_hw)
+  patches = jnp.concatenate([tap for _, tap in taps], axis=3)
+  features = kernel.shape[3]
+  y = patches.reshape(-1, patches.shape[3]) @ kernel.reshape(-1, features)
+  return y.reshape(x.shape[0], *out_hw, features)
+
+
+def _grouped(x, kernel, stride, padding, groups):
+  if kernel.shape[2] == 1:
+    x = jnp.repeat(x, kernel.shape[3] // groups, axis=3)
+    return _depthwise(x, kernel[:, :, 0], stride, padding)
+  # Measured at 4 to 24 channels a group: neighbours that share a dense kernel
+  # of up to 32 input channels, with zeros between them, beat batched products.
+  together = max(
+    n
+    for n in range(1, groups + 1)
+    if groups % n == 0 and n * kernel.shape[2] <= max(32, kernel.shape[2])
+  )
+  parts = groups // together
+  kernels = jnp.split(_block_diagonal(kernel, parts, together), parts, axis=3)
+  xs = jnp.split(x, parts, axis=3)
+  return jnp.concatenate(
+    [_conv_lax(xs[i], kernels[i], stride, padding, 1) for i in range(parts)],
+    axis=3,
+  )
+
+
+def _block_diagonal(kernel, parts, together):
+  """[kh, kw, c, Cout] -> [kh, kw, together * c, Cout], zero across groups."""
+  kh, kw, c, features = kernel.shape
+  kernel = kernel.reshape(kh, kw, 1, c, parts, together, -1)
+  eye = jnp.eye(together, dtype=kernel.dtype)
+  blocks = kernel * eye.reshape(1, 1, together, 1, 1, together, 1)
+  return blocks.reshape(kh, kw, together * c, features)
 
 
 def _accumulator(dtype):
