@@ -40,7 +40,10 @@ def _images(count: int, size: int = 32) -> np.ndarray:
   return np.clip(np.stack(images), 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize('name', _NAMES)
+# The original's figures at 32 pixels are those of `elastic_transform`.
+@pytest.mark.parametrize(
+  'name', [n for n in _NAMES if n != 'elastic_transform_original']
+)
 def test_output_depends_on_image_and_key_alone(name):
   images = np.repeat(_images(1), 3, axis=0)
   keys = corruptions.corruption_keys(0, [4, 5, 4], name, 3)

@@ -170,6 +170,8 @@ def corrupt_batch(
   count, height, width = images.shape[:3]
   largest = max(1, _CPU_PIXELS // (height * width))
   piece = max(n for n in range(1, largest + 1) if count % n == 0)
+  if piece == 1:
+    return jax.lax.map(lambda pair: corrupt(*pair), (images, keys))
   pieces = (count // piece, piece)
   out = jax.lax.map(
     lambda pair: jax.vmap(corrupt)(*pair),

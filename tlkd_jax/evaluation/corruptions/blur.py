@@ -101,14 +101,13 @@ def motion_blur_along(
   half = 0.5 - 1e-5
   down = jnp.ceil(taps * jnp.sin(radians) - half).astype(jnp.int32)
   right = jnp.ceil(taps * jnp.cos(radians) - half).astype(jnp.int32)
-  total = jnp.zeros((height, width * channels))
-  for tap, weight in enumerate(weights):
-    start = (reach + down[tap], (reach + right[tap]) * channels)
-    moved = jax.lax.dynamic_slice(padded, start, total.shape)
-    if tap > reach:
-      inside = (abs(down[tap]) <= reach) & (abs(right[tap]) <= reach)
-      moved = jnp.where(inside, moved, 0)
-    total += weight * moved
+  inside = (abs(down) <= reach) & (abs(right) <= reach)
+  total = filters.sum_of_slices(
+    padded,
+    (reach + down, (reach + right) * channels),
+    jnp.where(inside, weights, 0),
+    (height, width * channels),
+  )
   return total.reshape(image.shape)
 
 
@@ -145,9 +144,8 @@ def clipped_zoom(image: jax.Array, factor: float) -> jax.Array:
     column = (size, 1) if axis == 0 else (1, size)
     near = jnp.take(image, first[trim] + start, axis)
     far = jnp.take(image, second[trim] + start, axis)
-    image = near * weight[trim].reshape(column + shape) + far * rest[
-      trim
-    ].reshape(column + shape)
+    weight, rest = (w[trim].reshape(column + shape) for w in (weight, rest))
+    image = near * weight + far * rest
   return image
 
 
@@ -187,7 +185,10 @@ def _copy_source(
   # A pointer of at least `count` is an end: that pixel's value before the pass.
   pointer = jnp.where(chained, source, source + count)
   if reach > 1:
-    for _ in range(_CHAIN_DOUBLINGS):
+
+    def double(_, pointer):
       follow = pointer[jnp.minimum(pointer, count - 1)]
-      pointer = jnp.where(pointer < count, follow, pointer)
+      return jnp.where(pointer < count, follow, pointer)
+
+    pointer = jax.lax.fori_loop(0, _CHAIN_DOUBLINGS, double, pointer)
   return pointer - count

@@ -16,6 +16,8 @@ import numpy as np
 SUM_SLACK = 3e-5
 # A Fourier transform's error is larger.
 FFT_SLACK = 1e-3
+# Slices summed per turn of a loop: 8 gave XLA whole kernels to unroll again.
+_UNROLL = 4
 
 
 def to_uint8(image: jax.Array, slack: float = SUM_SLACK) -> jax.Array:
@@ -75,13 +77,45 @@ def filter_separable(
   pads = ((radius, radius), (radius, radius)) + ((0, 0),) * (image.ndim - 2)
   # One axis for columns and channels makes every tap a contiguous slice.
   padded = jnp.pad(image, pads, mode=mode).reshape(height + 2 * radius, -1)
-  weights = kernel.astype(np.float32)
-  rows = sum(w * padded[i : i + height] for i, w in enumerate(weights))
-  out = sum(
-    w * rows[:, i * channels : (i + width) * channels]
-    for i, w in enumerate(weights)
-  )
+  starts = np.arange(len(kernel))
+  zeros = np.zeros_like(starts)
+  shape = (height, padded.shape[1])
+  rows = sum_of_slices(padded, (starts, zeros), kernel, shape)
+  shape = (height, width * channels)
+  out = sum_of_slices(rows, (zeros, starts * channels), kernel, shape)
   return out.reshape(image.shape)
+
+
+def sum_of_slices(
+  array: jax.Array,
+  starts: tuple[jax.Array | np.ndarray, jax.Array | np.ndarray],
+  weights: jax.Array | np.ndarray,
+  shape: tuple[int, int],
+) -> jax.Array:
+  """Weighted sum of slices of one array.
+
+  A loop, not one expression: XLA would compute the producers of `array`, or
+  this sum, anew for each use of a value.
+
+  Args:
+    array: float32[M, N].
+    starts: first rows and first columns of the slices, int[K] each.
+    weights: float[K].
+    shape: of the slices.
+
+  Returns:
+    float32 of that shape.
+  """
+  rows, columns = (jnp.asarray(s, jnp.int32) for s in starts)
+  weights = jnp.asarray(weights, jnp.float32)
+
+  def add(i, total):
+    moved = jax.lax.dynamic_slice(array, (rows[i], columns[i]), shape)
+    return total + weights[i] * moved
+
+  return jax.lax.fori_loop(
+    0, len(weights), add, jnp.zeros(shape), unroll=_UNROLL
+  )
 
 
 def gaussian_blur(image: jax.Array, sigma: float) -> jax.Array:

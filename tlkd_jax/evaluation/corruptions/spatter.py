@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlkd_jax.evaluation.corruptions.filters import gaussian_blur, to_uint8
+from tlkd_jax.evaluation.corruptions.filters import (
+  gaussian_blur,
+  to_uint8,
+)
 from tlkd_jax.evaluation.corruptions.tables import length_scale, parameters
 
 _WATER = np.array([175, 238, 238], np.float32).reshape(1, 1, 3)
