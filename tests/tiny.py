@@ -16,7 +16,11 @@ from tlkd_jax.models.inverted import Design, Row
 
 
 def _design(width: int) -> Design:
-  rows = ((Row(3, 1, 1, 8, 1),), (Row(3, 2, 2, width, 1),))
+  stage = {'kernel_size': 3, 'expand': 1, 'repeats': 1, 'fused': True}
+  rows = (
+    (Row(stride=1, channels=8, **stage),),
+    (Row(stride=2, channels=width, **stage),),
+  )
   return Design(
     stages=inverted.scale(rows, 8),
     stem=8,

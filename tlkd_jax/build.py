@@ -100,7 +100,7 @@ def load_model(config: Any, role: str, class_names: list[str]) -> Loaded:
         f'{role}.head is "keep", and weights from scratch have no head to keep'
       )
     logging.info('%s: %s from scratch', role, section.name)
-    params, model_state = model.init(jax.random.key(config.seed))
+    params, model_state = jax.jit(model.init)(jax.random.key(config.seed))
     return Loaded(view, jax.device_get(params), jax.device_get(model_state))
   source = section.weights
   if source == 'pretrained':

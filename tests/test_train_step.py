@@ -1,0 +1,372 @@
+"""The jitted update: losses by hand, the teacher's role, devices, precision."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from tests import tiny
+from tlkd_jax import build, optimizers, sharding, train_state, train_step
+from tlkd_jax.data import Dataset, Split
+from tlkd_jax.models import create_model
+from tlkd_jax.train_step import Distillation, Objective, View
+
+pytestmark = pytest.mark.usefixtures('tiny_models')
+CLASSES = 5
+
+
+def make_batch(step: int = 0, size: int = 8) -> dict[str, np.ndarray]:
+  rng = np.random.default_rng(step)
+  return {
+    'image': rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8),
+    'label': rng.integers(0, CLASSES, size).astype(np.int32),
+    'mask': np.ones(size, np.float32),
+    'index': np.arange(size),
+    'view': np.zeros(size, np.int32),
+  }
+
+
+def crop(images, index, view):
+  """An augmentation that changes nothing."""
+  del index, view
+  return images.astype(jnp.float32)
+
+
+def make_models(teacher_size: int = 16, dtype=jnp.float32, dropout=0.0):
+  student = create_model('tiny', num_classes=CLASSES, dropout=dropout)
+  teacher = create_model('tiny_teacher', num_classes=CLASSES)
+  return View(student, 16, dtype), View(teacher, teacher_size, dtype)
+
+
+def variables(view: View, seed: int):
+  """Weights large enough that logits and their KL are not tiny."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path, shape):
+    name = path.rpartition('.')[2]
+    if name in ('scale', 'var'):
+      return rng.uniform(0.5, 1.5, shape.shape).astype(np.float32)
+    scale = 1.5 * np.prod(shape.shape[:-1], dtype=float) ** -0.5
+    return (rng.normal(size=shape.shape) * scale).astype(np.float32)
+
+  model = view.model
+  return (
+    optimizers.map_with_path(draw, model.params_shape),
+    optimizers.map_with_path(draw, model.model_state_shape),
+  )
+
+
+def make_objective(soft, hard, temperature, label_smoothing):
+  distillation = None
+  if soft is not None:
+    distillation = Distillation('kd', soft, {'temperature': temperature})
+  return Objective(hard, label_smoothing, distillation)
+
+
+@functools.cache
+def make_step(
+  *,
+  soft: float | None,
+  hard: float = 1.0,
+  temperature: float = 3.0,
+  label_smoothing: float = 0.0,
+  devices: int = 1,
+  teacher_size: int = 16,
+  dtype=jnp.float32,
+  dropout: float = 0.0,
+  rate: float = 0.05,
+  seed: int = 0,
+  norm_train: bool = False,
+  **options,
+):
+  """(step, create state, mesh, views); compiled once for equal arguments."""
+  mesh = sharding.make_mesh(devices)
+  views = make_models(teacher_size, dtype, dropout)
+  settings = tiny.make_config('kd').optimizer
+  schedule = optimizers.learning_rate_schedule(rate, 10, 0.0, 0.0)
+  optimizer = optimizers.make_optimizer(views[0].model, schedule, settings)
+  step = train_step.make_train_step(
+    views[0],
+    None if soft is None else views[1],
+    optimizer,
+    schedule,
+    make_objective(soft, hard, temperature, label_smoothing),
+    crop,
+    mesh,
+    seed=seed,
+    norm_train=norm_train,
+    **options,
+  )
+
+  def create():
+    return make_state(views[0], optimizer, mesh, 'ema_decay' in options)
+
+  return step, create, mesh, views
+
+
+def make_state(view, optimizer, mesh, ema=False, projector=None, memory=None):
+  params, model_state = variables(view, 1)
+  state = train_state.create(
+    {'student': params, 'projector': projector or {}},
+    model_state,
+    optimizer,
+    ema=ema,
+    memory=memory or {},
+  )
+  return jax.device_put(state, sharding.replicated(mesh))
+
+
+def run_steps(steps: int = 3, **options):
+  """(states after every step, metrics of every step, teacher's variables)."""
+  step, create, mesh, views = make_step(**options)
+  state = create()
+  guide = None
+  if options['soft'] is not None:
+    guide = sharding.replicate(variables(views[1], 2), mesh)
+  states, rows = [], []
+  for number in range(steps):
+    batch = sharding.shard_batch(make_batch(number), mesh)
+    state, metrics = step(state, guide, batch)
+    states.append(jax.device_get(state))
+    rows.append(jax.device_get(metrics))
+  return states, rows, guide
+
+
+KD = {'soft': 0.7, 'hard': 0.3}
+TL = {'soft': None}
+
+
+def assert_trees_close(a, b, tolerance):
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance), a, b
+  )
+
+
+def test_loss_is_the_formula_by_hand():
+  _, rows, _ = run_steps(1, **KD)
+  batch = make_batch()
+  logits = []
+  for view, seed in zip(make_models(), (1, 2), strict=True):
+    spec = view.model.spec
+    mean, std = np.float32(spec.mean), np.float32(spec.std)
+    pixels = (batch['image'].astype(np.float32) - mean) / std
+    outputs, _ = jax.jit(view.model.apply)(*variables(view, seed), pixels)
+    logits.append(np.asarray(outputs['logits'], np.float64))
+  student, teacher = logits
+  own = special.log_softmax(student, -1)[np.arange(8), batch['label']]
+  hard = -own.mean()
+  q, p = (special.log_softmax(z / 3.0, -1) for z in (student, teacher))
+  soft = 9.0 * (np.exp(p) * (p - q)).sum(-1).mean()
+  assert soft > 0.1
+  np.testing.assert_allclose(rows[0]['hard_loss'], hard, rtol=1e-5)
+  np.testing.assert_allclose(rows[0]['soft_loss'], soft, rtol=1e-4)
+  np.testing.assert_allclose(
+    rows[0]['loss'], 0.3 * hard + 0.7 * soft, rtol=1e-4
+  )
+  accuracy = (teacher.argmax(-1) == batch['label']).mean()
+  assert rows[0]['teacher_accuracy'] == pytest.approx(accuracy)
+
+
+def test_no_soft_weight_is_plain_fine_tuning():
+  """With dropout: the keys of the student do not depend on the teacher."""
+  guided, rows, _ = run_steps(4, soft=0.0, dropout=0.3)
+  alone, plain, _ = run_steps(4, soft=None, dropout=0.3)
+  assert 'soft_loss' in rows[0] and 'soft_loss' not in plain[0]
+  assert_trees_close(guided[-1].params, alone[-1].params, 1e-6)
+
+
+def test_teacher_is_neither_changed_nor_donated():
+  """Its statistics stay although the student's BatchNorm is in train mode."""
+  states, _, guide = run_steps(**KD, norm_train=True)
+  student, teacher = make_models()
+  assert not any(x.is_deleted() for x in jax.tree.leaves(guide))
+  before = variables(teacher, 2)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(guide), before)
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(),
+    states[-1].model_state,
+    variables(student, 1)[1],
+  )
+  assert min(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_teacher_gets_no_gradient():
+  _, view = make_models()
+  params, model_state = variables(view, 2)
+
+  def total(params, images):
+    outputs = train_step.guide(view, (params, model_state), images)
+    return sum(jnp.sum(x) for x in jax.tree.leaves(outputs))
+
+  images = make_batch()['image'].astype(np.float32)
+  grads = jax.jit(jax.grad(total, argnums=(0, 1)))(params, images)
+  assert all(np.all(g == 0) for g in jax.tree.leaves(jax.device_get(grads)))
+
+
+def test_teacher_is_in_evaluation_mode():
+  """Its outputs do not depend on the other images, and dropout is off."""
+  _, view = make_models()
+  images = make_batch()['image'].astype(np.float32)
+  guide = jax.jit(lambda v, x: train_step.guide(view, v, x))
+  given = variables(view, 2)
+  whole = guide(given, images)['outputs']['logits']
+  again = guide(given, images)['outputs']['logits']
+  halves = [
+    guide(given, x)['outputs']['logits'] for x in (images[:4], images[4:])
+  ]
+  np.testing.assert_array_equal(whole, again)
+  np.testing.assert_allclose(
+    whole, np.concatenate(halves), rtol=1e-5, atol=1e-5
+  )
+
+
+def test_teacher_sees_its_own_size():
+  _, small, _ = run_steps(1, **KD)
+  _, large, _ = run_steps(1, **KD, teacher_size=24)
+  assert large[0]['hard_loss'] == pytest.approx(small[0]['hard_loss'], abs=1e-6)
+  assert abs(large[0]['soft_loss'] - small[0]['soft_loss']) > 1e-3
+  _, view = make_models(24)
+  prepared = jax.eval_shape(view.prepare, make_batch()['image'])
+  assert prepared.shape == (8, 24, 24, 3)
+
+
+@pytest.mark.parametrize('norm_train', [False, True])
+def test_devices_do_not_change_the_losses(norm_train):
+  """BatchNorm in train mode uses the global batch: else this differs by far."""
+  one, rows, _ = run_steps(**KD, norm_train=norm_train)
+  four, split, _ = run_steps(**KD, norm_train=norm_train, devices=4)
+  for a, b in zip(rows, split, strict=True):
+    del a['gradient_norm'], b['gradient_norm']
+    assert_trees_close(a, b, 1e-5)
+  assert_trees_close(one[-1].model_state, four[-1].model_state, 1e-5)
+
+
+def test_bfloat16_compute_keeps_float32_state():
+  half, rows, _ = run_steps(**KD, dtype=jnp.bfloat16, norm_train=True)
+  _, full, _ = run_steps(**KD, norm_train=True)
+  dtypes = {np.dtype(x.dtype) for x in jax.tree.leaves(half[-1])}
+  assert dtypes == {np.dtype('float32'), np.dtype('int32')}
+  for a, b in zip(rows, full, strict=True):
+    assert all(np.isfinite(v) for v in a.values())
+    assert a['loss'] == pytest.approx(b['loss'], rel=0.05)
+  assert rows[0]['loss'] != full[0]['loss']
+
+
+def test_dropout_depends_on_seed_and_step():
+  def losses(seed):
+    step, create, mesh, _ = make_step(soft=None, dropout=0.3, seed=seed)
+    values = []
+    for number in (0, 1, 0):
+      # A state of its own each time: the step donates it.
+      state = dataclasses.replace(create(), step=jnp.int32(number))
+      state = jax.device_put(state, sharding.replicated(mesh))
+      batch = sharding.shard_batch(make_batch(), mesh)
+      values.append(float(step(state, None, batch)[1]['loss']))
+    return values
+
+  first = losses(0)
+  assert first[0] == first[2] != first[1]
+  assert not set(losses(1)) & set(first)
+
+
+def test_state_is_donated_and_counted():
+  states, rows, _ = run_steps(2, **TL)
+  assert [int(state.step) for state in states] == [1, 2]
+  rates = [row['learning_rate'] for row in rows]
+  expected = [0.05, 0.05 * (1 + np.cos(np.pi / 10)) / 2]
+  np.testing.assert_allclose(rates, expected, rtol=1e-6)
+  step, create, mesh, _ = make_step(**TL)
+  state = create()
+  step(state, None, sharding.shard_batch(make_batch(), mesh))
+  assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
+
+
+def test_label_smoothing_by_hand():
+  _, plain, _ = run_steps(1, **TL)
+  _, smooth, _ = run_steps(1, **TL, label_smoothing=0.2)
+  view, _ = make_models()
+  pixels = (make_batch()['image'].astype(np.float32) - 127.0) / 128.0
+  outputs, _ = jax.jit(view.model.apply)(*variables(view, 1), pixels)
+  log_p = special.log_softmax(np.asarray(outputs['logits'], np.float64), -1)
+  expected = 0.8 * float(plain[0]['loss']) - 0.2 * log_p.mean()
+  assert smooth[0]['loss'] == pytest.approx(expected, rel=1e-5)
+  assert abs(smooth[0]['loss'] - plain[0]['loss']) > 1e-3
+
+
+def test_average_of_weights_by_hand():
+  """With a warm-up: decay min(d, (1 + t) / (10 + t)) at update t."""
+  states, _, _ = run_steps(3, **TL, ema_decay=0.15)
+  average = variables(make_models()[0], 1)[0]
+  for state, decay in zip(states, (0.1, 0.15, 0.15), strict=True):
+    average = jax.tree.map(
+      lambda a, n, d=decay: d * a + (1 - d) * n,
+      average,
+      state.params['student'],
+    )
+    assert_trees_close(state.ema, average, 1e-6)
+  assert train_state.evaluation_params(states[-1]) is states[-1].ema
+
+
+def test_projector_and_memory_travel_with_the_state():
+  """A loss with a projector (FitNets) and one with a memory (CRD)."""
+  split = Split(
+    make_batch()['image'],
+    make_batch()['label'],
+    np.arange(8) * 3,
+    [str(i) for i in range(8)],
+  )
+  names = [str(c) for c in range(CLASSES)]
+  dataset = Dataset('fake', names, {'train': split}, 16, True, {}, [])
+  student, teacher = make_models()
+  mesh = sharding.make_mesh(1)
+  for loss, part in (('fitnet', 'projector'), ('crd', 'memory')):
+    config = tiny.make_config('kd', distillation__loss=loss)
+    objective = build.make_objective(config, dataset)
+    extras = build.distillation_extras(objective, student, teacher, dataset, 0)
+    schedule = optimizers.learning_rate_schedule(0.05, 10, 0.0, 0.0)
+    optimizer = optimizers.make_optimizer(
+      student.model, schedule, config.optimizer
+    )
+    step = train_step.make_train_step(
+      student,
+      teacher,
+      optimizer,
+      schedule,
+      objective,
+      crop,
+      mesh,
+      seed=0,
+      norm_train=False,
+    )
+    before = jax.device_get(extras)
+    state = make_state(student, optimizer, mesh, **extras)
+    batch = make_batch() | {'index': split.indices}
+    guide = sharding.replicate(variables(teacher, 2), mesh)
+    state, metrics = step(state, guide, sharding.shard_batch(batch, mesh))
+    assert np.isfinite(metrics['soft_loss'])
+    after = {'projector': state.params['projector'], 'memory': state.memory}
+    changed = jax.tree.map(
+      lambda a, b: bool(np.any(a != b)), jax.device_get(after), before
+    )
+    assert any(jax.tree.leaves(changed[part])), loss
+
+
+def test_evaluation_step_is_the_model():
+  view, _ = make_models()
+  mesh = sharding.make_mesh(4)
+  given = variables(view, 1)
+  images = make_batch()['image']
+  outputs = train_step.make_eval_step(view, mesh)(
+    sharding.replicate(given, mesh),
+    sharding.shard_batch({'image': images}, mesh)['image'],
+  )
+  pixels = (images.astype(np.float32) - 127.0) / 128.0
+  expected, _ = jax.jit(view.model.apply)(*given, pixels)
+  assert set(outputs) == {'logits', 'pre_logits'}
+  np.testing.assert_allclose(
+    outputs['logits'], expected['logits'], rtol=1e-5, atol=1e-5
+  )
