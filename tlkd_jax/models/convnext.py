@@ -52,7 +52,7 @@ class Stem(nnx.Module):
   """4x4 patches, then LayerNorm."""
 
   def __init__(self, in_channels, out_channels, *, epsilon, rngs):
-    self.conv = layers.PatchConv(in_channels, out_channels, 4, rngs=rngs)
+    self.conv = layers.patch_conv(in_channels, out_channels, 4, rngs=rngs)
     self.norm = layers.LayerNorm(out_channels, epsilon=epsilon)
 
   def __call__(self, x: Array) -> Array:
@@ -64,7 +64,7 @@ class Downsample(nnx.Module):
 
   def __init__(self, in_channels, out_channels, *, epsilon, rngs):
     self.norm = layers.LayerNorm(in_channels, epsilon=epsilon)
-    self.conv = layers.PatchConv(in_channels, out_channels, 2, rngs=rngs)
+    self.conv = layers.patch_conv(in_channels, out_channels, 2, rngs=rngs)
 
   def __call__(self, x: Array) -> Array:
     return self.conv(self.norm(x))

@@ -130,7 +130,7 @@ class VisionTransformer(nnx.Module):
     def tokens(n):
       return nnx.Param(_position_init(rngs.params(), (1, n, width)))
 
-    self.patch = layers.PatchConv(in_channels, width, _PATCH, rngs=rngs)
+    self.patch = layers.patch_conv(in_channels, width, _PATCH, rngs=rngs)
     self.class_token = tokens(1)
     self.distillation_token = tokens(1) if design.distilled else None
     self.position = tokens(count)
