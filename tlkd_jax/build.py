@@ -167,12 +167,19 @@ def check_classes(
   theirs = description['class_names']
   if theirs == list(class_names):
     return
-  difference = sorted(set(theirs).symmetric_difference(class_names))[:6]
-  raise ValueError(
+  message = (
     f'checkpoint {workdir} was trained on {len(theirs)} classes, the data has '
     f'{len(class_names)}'
-    + (f'; only in one: {", ".join(difference)}' if difference else '')
   )
+  for place, ours, other in (
+    ('the checkpoint', theirs, class_names),
+    ('the data', class_names, theirs),
+  ):
+    only = [name for name in ours if name not in set(other)]
+    if only:
+      dots = ', ...' if len(only) > 5 else ''
+      message += f'; only in {place}: {", ".join(only[:5])}{dots}'
+  raise ValueError(message)
 
 
 def check_workdir(workdir: pathlib.Path, config: Any) -> None:

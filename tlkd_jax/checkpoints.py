@@ -10,6 +10,8 @@ killed save leaves the one before.
 
 import json
 import pathlib
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,8 +42,8 @@ class Checkpoints:
 
   def __init__(self, workdir: str | pathlib.Path, keep: int = 2):
     root = pathlib.Path(workdir).resolve() / 'checkpoints'
-    self._latest = _manager(root / 'latest', max_to_keep=keep)
-    self._best = _manager(root / 'best', max_to_keep=1)
+    self._latest = _manager(root / 'latest', keep)
+    self._best = _manager(root / 'best', 1)
 
   def latest_step(self) -> int | None:
     """The newest step that was saved whole; None in a new workdir."""
@@ -68,7 +70,13 @@ class Checkpoints:
     """
     items = {name: getattr(abstract, name) for name in _STATE_FIELDS}
     step = self._latest.latest_step()
-    restored = _read(self._latest, step, items)
+    args = ocp.args.Composite(
+      arrays=ocp.args.StandardRestore(items), record=ocp.args.JsonRestore()
+    )
+    restored = _checked(
+      self._latest.directory / str(step),
+      lambda: self._latest.restore(step, args=args),
+    )
     return TrainState(**restored['arrays']), restored['record']
 
   def close(self) -> None:
@@ -126,12 +134,9 @@ def read_model(workdir: str | pathlib.Path, abstract: Tree) -> Tree:
     FileNotFoundError: the folder is not a run with a checkpoint.
     ValueError: the files are corrupt or of another structure.
   """
-  step = _best_step(workdir)
-  manager = _manager(step.parent, read_only=True)
-  try:
-    return _read(manager, int(step.name), abstract)['arrays']
-  finally:
-    manager.close()
+  path = _best_step(workdir) / 'arrays'
+  with ocp.StandardCheckpointer() as checkpointer:
+    return _checked(path, lambda: checkpointer.restore(path, abstract))
 
 
 def _best_step(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -147,36 +152,37 @@ def _best_step(workdir: str | pathlib.Path) -> pathlib.Path:
   return max(steps, key=lambda p: int(p.name))
 
 
-def _manager(
-  directory: pathlib.Path, max_to_keep: int | None = None, *, read_only=False
-) -> ocp.CheckpointManager:
+def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
   options = ocp.CheckpointManagerOptions(
-    max_to_keep=max_to_keep,
+    max_to_keep=keep,
     enable_async_checkpointing=False,
     # What a killed save left behind.
-    cleanup_tmp_directories=not read_only,
-    read_only=read_only,
+    cleanup_tmp_directories=True,
   )
   return ocp.CheckpointManager(
     directory, options=options, item_names=('arrays', 'record')
   )
 
 
-def _read(manager, step: int, abstract: Tree) -> dict[str, Any]:
+def _checked(path: pathlib.Path, read: Callable[[], Any]) -> Any:
+  """Calls `read`; whatever Orbax raises is about a file of the user."""
+  report = sys.unraisablehook
+
+  def report_others(unraisable):
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      report(unraisable)
+
+  sys.unraisablehook = report_others
   try:
-    restored = manager.restore(
-      step,
-      args=ocp.args.Composite(
-        arrays=ocp.args.StandardRestore(abstract),
-        record=ocp.args.JsonRestore(),
-      ),
-    )
+    result = read()
   except Exception as error:
+    # The hook stays: reads that Orbax abandoned are yet to come back, each to
+    # an event loop that it has closed.
     raise ValueError(
-      f'corrupt or foreign checkpoint {manager.directory / str(step)}: '
-      f'{_first_line(error)}'
+      f'corrupt or foreign checkpoint {path}: {_first_line(error)}'
     ) from error
-  return {'arrays': restored['arrays'], 'record': restored['record']}
+  sys.unraisablehook = report
+  return result
 
 
 def _first_line(error: Exception) -> str:

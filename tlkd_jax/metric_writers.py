@@ -33,7 +33,8 @@ class MetricWriter:
     self._file.write(_dumps({'step': step, 'split': split} | values) + '\n')
     self._file.flush()
     for name, value in values.items():
-      self._events.add_scalar(f'{split}/{name}', value, step)
+      if math.isfinite(value):
+        self._events.add_scalar(f'{split}/{name}', value, step)
 
   def close(self) -> None:
     """Flushes and closes both files."""

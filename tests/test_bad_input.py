@@ -1,0 +1,481 @@
+"""What bad input gets: one readable message and an exit code, before work."""
+
+import io
+import json
+import pathlib
+import shutil
+import signal
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from tests import tiny
+from tlkd_jax import main, train
+
+pytestmark = [
+  pytest.mark.usefixtures('tiny_models'),
+  # How ml_collections 1.1.0 loads a file.
+  pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning'),
+]
+
+
+def call_main(monkeypatch, *arguments: str) -> int:
+  """The exit code of the command line, run in this process."""
+  argv = ['tlkd_jax.main', '--compilation_cache=off', *arguments]
+  monkeypatch.setattr(sys, 'argv', argv)
+  handler = signal.getsignal(signal.SIGTERM)
+  try:
+    main.main(main._parse_flags(argv))
+  except SystemExit as stop:
+    return stop.code
+  finally:
+    signal.signal(signal.SIGTERM, handler)
+    for name in list(flags.FLAGS):
+      if name.startswith('config.'):
+        delattr(flags.FLAGS, name)
+      else:
+        flags.FLAGS[name].unparse()
+    flags.FLAGS.unparse_flags()
+  return 0
+
+
+def png(seed: int) -> bytes:
+  pixels = np.random.default_rng(seed).integers(0, 256, (20, 20, 3), np.uint8)
+  data = io.BytesIO()
+  Image.fromarray(pixels).save(data, 'PNG')
+  return data.getvalue()
+
+
+class Place:
+  """What a case may use: a folder, three classes of images, a finished run."""
+
+  def __init__(self, folder: pathlib.Path, cache, runs: pathlib.Path):
+    self.folder = folder
+    self.cache = cache
+    self.runs = runs
+    self.workdir = folder / 'run'
+
+  def images(self, **counts) -> pathlib.Path:
+    """Class folders in train, validation and test."""
+    root = self.folder / 'images'
+    for split in ('train', 'validation', 'test'):
+      for name in ('cat', 'dog', 'owl'):
+        (root / split / name).mkdir(parents=True)
+        for i in range(counts.get(name, 4)):
+          path = root / split / name / f'{i}.png'
+          path.write_bytes(png(hash((split, name, i)) % 1000))
+    return root
+
+  def train(self, arm: str = 'tl', **changes) -> list[str]:
+    settings = {'dataset': f'folder:{self.folder}/images'} | changes
+    return [
+      *tiny.arguments(arm, self.cache, **settings),
+      f'--workdir={self.workdir}',
+    ]
+
+  def digits(self, arm: str = 'tl', **changes) -> list[str]:
+    return self.train(arm, dataset='digits', **changes)
+
+  def copy_of_run(self, arm: str = 'teacher') -> pathlib.Path:
+    copy = self.folder / 'copy'
+    shutil.copytree(self.runs / arm, copy)
+    return copy
+
+
+CASES = {}
+
+
+def case(*expected: str, code: int = 2):
+  """Registers (Place -> arguments), what the message holds, the exit code."""
+
+  def register(make):
+    CASES[make.__name__] = (make, expected, code)
+    return make
+
+  return register
+
+
+@case('--config')
+def no_config(place):
+  return []
+
+
+@case('configs/nothing.py', 'no such file')
+def config_file_missing(place):
+  return ['--config=configs/nothing.py']
+
+
+@case("'smok'", 'smoke')
+def unknown_config_argument(place):
+  return ['--config=configs/tl.py:smok']
+
+
+@case("'typo'", 'seed')
+def unknown_key(place):
+  return [*place.digits(), '--config.typo=1']
+
+
+@case("'optimizer.lerning_rate'", 'optimizer.learning_rate')
+def unknown_nested_key(place):
+  return [*place.digits(), '--config.optimizer.lerning_rate=1']
+
+
+@case('config.num_steps', "'many'")
+def wrong_type(place):
+  return [*place.digits(), '--config.num_steps=many']
+
+
+@case('--config.seed')
+def key_without_config(place):
+  return ['--config.seed=1']
+
+
+@case("'confg'", 'config')
+def unknown_flag(place):
+  return ['--confg=configs/tl.py']
+
+
+@case('mode', 'train|evaluate|predict')
+def unknown_mode(place):
+  return ['--mode=tran']
+
+
+@case('unexpected arguments', 'stray')
+def stray_argument(place):
+  return [*place.digits(), 'stray']
+
+
+@case("'digitz'", "'digits'")
+def unknown_dataset(place):
+  return place.train(dataset='digitz')
+
+
+@case("'oxford_flowers10'", "'oxford_flowers102'")
+def unknown_tfds_dataset(place):
+  return place.train(dataset='oxford_flowers10')
+
+
+@case("'cifar10'", 'not prepared', 'tlkd_jax.data.prepare')
+def dataset_not_prepared(place):
+  return place.train(dataset='cifar10', data__data_dir=str(place.folder))
+
+
+@case("'efficientnet_lit0'", 'efficientnet_lite0')
+def unknown_student(place):
+  return place.digits(student__name='efficientnet_lit0')
+
+
+@case("'resnet51'", 'resnet50')
+def unknown_teacher(place):
+  return place.digits('kd', teacher__name='resnet51')
+
+
+@case("'dkdd'", 'dkd')
+def unknown_loss(place):
+  return place.digits('kd', distillation__loss='dkdd')
+
+
+@case("'lion'", 'adamw', 'sgd')
+def unknown_optimizer(place):
+  return place.digits(optimizer__name='lion')
+
+
+@case("'trainable'", 'frozen')
+def unknown_batch_norm(place):
+  return place.digits(batch_norm='trainable')
+
+
+@case("'top2'", 'top1')
+def unknown_metric(place):
+  return place.digits(best_metric='top2')
+
+
+@case("'float8'", 'bfloat16')
+def unknown_dtype(place):
+  return place.digits(compute_dtype='float8')
+
+
+@case("'centre_crop'", 'centre')
+def unknown_crop(place):
+  return place.digits(augment__crop='centre_crop')
+
+
+@case("'maybe'", 'auto')
+def unknown_flip(place):
+  return place.digits(augment__flip='maybe')
+
+
+@case("'ignore'", 'skip')
+def unknown_bad_image_choice(place):
+  place.images()
+  return place.train(data__on_bad_image='ignore')
+
+
+@case('num_steps', '0')
+def no_steps(place):
+  return place.digits(num_steps=0)
+
+
+@case('batch_size 6', '4 devices')
+def batch_does_not_divide(place):
+  return place.digits(batch_size=6)
+
+
+@case('num_train_per_class=500', 'at most')
+def too_many_per_class(place):
+  return place.digits(num_train_per_class=500)
+
+
+@case('/images', 'no such folder')
+def folder_missing(place):
+  return place.train()
+
+
+@case("'bat'", 'no images')
+def empty_class(place):
+  (place.images() / 'train' / 'bat').mkdir()
+  return place.train()
+
+
+@case("'bat'", 'test', 'train')
+def class_only_in_test(place):
+  folder = place.images() / 'test' / 'bat'
+  folder.mkdir()
+  (folder / '0.png').write_bytes(png(0))
+  return place.train()
+
+
+@case('train/cat/2.png', 'truncated')
+def truncated_image(place):
+  path = place.images() / 'train' / 'cat' / '2.png'
+  path.write_bytes(path.read_bytes()[:200])
+  return place.train()
+
+
+@case('test/owl/1.png')
+def not_an_image(place):
+  (place.images() / 'test' / 'owl' / '1.png').write_text('not an image')
+  return place.train()
+
+
+@case('nowhere', 'no checkpoint')
+def teacher_checkpoint_missing(place):
+  return place.digits('kd', teacher__checkpoint=f'{place.folder}/nowhere')
+
+
+@case('10 classes', '3', 'cat')
+def teacher_of_other_classes(place):
+  """Before TL is trained."""
+  place.images()
+  teacher = str(place.runs / 'teacher')
+  return place.train('compare', teacher__checkpoint=teacher)
+
+
+@case('tiny_teacher', 'efficientnet_lite2')
+def teacher_of_another_model(place):
+  return place.digits(
+    'kd',
+    teacher__checkpoint=str(place.runs / 'teacher'),
+    teacher__name='efficientnet_lite2',
+  )
+
+
+@case('corrupt', 'copy')
+def teacher_arrays_corrupt(place):
+  copy = place.copy_of_run()
+  for path in copy.glob('checkpoints/best/*/arrays/**/d/*'):
+    path.write_bytes(b'0' * path.stat().st_size)
+  return place.digits('kd', teacher__checkpoint=str(copy))
+
+
+@case('corrupt', 'copy')
+def teacher_description_cut_short(place):
+  copy = place.copy_of_run()
+  for path in copy.glob('checkpoints/best/*/record/metadata'):
+    path.write_text(path.read_text()[:40])
+  return place.digits('kd', teacher__checkpoint=str(copy))
+
+
+@case('corrupt', 'class_names')
+def teacher_description_incomplete(place):
+  copy = place.copy_of_run()
+  for path in copy.glob('checkpoints/best/*/record/metadata'):
+    path.write_text('{"model": "tiny_teacher"}')
+  return place.digits('kd', teacher__checkpoint=str(copy))
+
+
+@case('weights.pth')
+def student_weights_missing(place):
+  """Before the teacher is trained."""
+  return place.digits('kd', student__weights=f'{place.folder}/weights.pth')
+
+
+@case('tiny', 'scratch')
+def no_weights_known(place):
+  return place.digits(student__weights='pretrained')
+
+
+@case('another configuration', 'num_steps: 6 there, 7 now', '--workdir')
+def workdir_of_another_config(place):
+  place.workdir = place.copy_of_run('tl')
+  return place.digits(num_steps=7)
+
+
+@case('config.json is damaged')
+def workdir_config_damaged(place):
+  place.workdir.mkdir()
+  (place.workdir / 'config.json').write_text('{"arm": ')
+  return place.digits()
+
+
+@case('corrupt', 'run/checkpoints/latest/6')
+def own_checkpoint_corrupt(place):
+  shutil.copytree(place.runs / 'tl', place.workdir)
+  (place.workdir / 'summary.json').unlink()
+  for path in place.workdir.glob('checkpoints/latest/*/arrays/**/d/*'):
+    path.write_bytes(b'0' * path.stat().st_size)
+  return place.digits()
+
+
+@case('Not a directory', 'run')
+def workdir_is_below_a_file(place):
+  place.workdir = place.folder / 'file' / 'run'
+  place.workdir.parent.write_text('')
+  return place.digits()
+
+
+@case('--checkpoint')
+def evaluate_what(place):
+  return ['--mode=evaluate']
+
+
+@case('nowhere', 'no checkpoint')
+def evaluate_nothing(place):
+  return ['--mode=evaluate', f'--checkpoint={place.folder}/nowhere']
+
+
+@case('--input')
+def predict_what(place):
+  return ['--mode=predict', f'--checkpoint={place.runs}/tl']
+
+
+def predict(place, *more: str) -> list[str]:
+  return ['--mode=predict', f'--checkpoint={place.runs}/tl', *more]
+
+
+@case('nowhere', 'no such file')
+def predict_nothing(place):
+  return predict(place, f'--input={place.folder}/nowhere')
+
+
+@case('no image')
+def predict_empty_folder(place):
+  return predict(place, f'--input={place.folder}')
+
+
+@case('.txt', '.csv')
+def predict_to_unknown_format(place):
+  place.images()
+  return predict(place, f'--input={place.folder}', '--output=a.txt')
+
+
+@case('no such folder')
+def predict_to_nowhere(place):
+  place.images()
+  output = f'--output={place.folder}/nowhere/a.csv'
+  return predict(place, f'--input={place.folder}', output)
+
+
+@case('loss', 'step', 'learning rate', 'last good checkpoint: none', code=1)
+def loss_not_finite(place):
+  return place.digits(
+    optimizer__learning_rate=1e30,
+    optimizer__clip_norm=0.0,
+    optimizer__warmup_fraction=0.0,
+  )
+
+
+@case('validation logits after step 1 are not finite', 'none', code=1)
+def weights_not_finite(place):
+  return place.digits(
+    optimizer__learning_rate=1e38,
+    optimizer__clip_norm=0.0,
+    optimizer__warmup_fraction=0.0,
+    optimizer__head_multiplier=1e5,
+    eval_every_steps=1,
+  )
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_bad_input(name, tmp_path, cache_dir, compare_run, monkeypatch, capsys):
+  make, expected, code = CASES[name]
+  place = Place(tmp_path, cache_dir, compare_run)
+  arguments = make(place)
+  before = snapshot(place.workdir)
+  if code == 2:
+    monkeypatch.setattr(train, '_loop', long_work)
+  assert call_main(monkeypatch, *arguments) == code
+  out, error = capsys.readouterr()
+  message = error[error.index('error: ') :]
+  assert not out and 'Traceback' not in error and len(message) < 2000
+  for text in expected:
+    assert text in message
+  if before and code == 2:
+    assert snapshot(place.workdir) == before
+
+
+def snapshot(folder: pathlib.Path) -> dict[str, bytes]:
+  return {str(p): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+
+def long_work(*_):
+  raise AssertionError('long work has started')
+
+
+def test_bad_images_are_skipped_and_counted(
+  tmp_path, cache_dir, compare_run, monkeypatch, capsys
+):
+  place = Place(tmp_path, cache_dir, compare_run)
+  root = place.images(cat=5)
+  for name in ('train/cat/2.png', 'test/owl/1.png'):
+    (root / name).write_bytes(png(0)[:100])
+  arguments = place.train(
+    data__on_bad_image='skip',
+    num_train_per_class=0,
+    num_steps=1,
+    batch_size=4,
+  )
+  assert call_main(monkeypatch, *arguments) == 0
+  summary = json.loads((place.workdir / 'summary.json').read_text())
+  skipped = summary['skipped_images']
+  assert [name for name, _ in skipped['train']] == ['train/cat/2.png']
+  assert [name for name, _ in skipped['test']] == ['test/owl/1.png']
+  assert summary['student']['test']['count'] == 11
+  assert 'TL' in capsys.readouterr().out
+
+
+def test_exit_codes_of_the_process(
+  start_main, cache_dir, compare_run, tmp_path
+):
+  """The same through a real process: nothing but the message on stderr."""
+  arguments = tiny.arguments('tl', cache_dir)
+  workdir = f'--workdir={tmp_path}'
+  damaged = Place(tmp_path, cache_dir, compare_run).copy_of_run('tl')
+  for path in damaged.glob('checkpoints/best/*/arrays/**/d/*'):
+    path.write_bytes(b'0' * path.stat().st_size)
+  processes = [
+    start_main('--mode=evaluate', f'--checkpoint={damaged}'),
+    start_main(*arguments, workdir, '--config.typo=1'),
+    start_main(*arguments, workdir, '--config.student.name=tinny'),
+    start_main(*arguments, workdir, '--distributed'),
+  ]
+  for process, text in zip(
+    processes, ('corrupt', "'typo'", 'tiny', 'coordinator'), strict=True
+  ):
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 2, error
+    assert error.startswith('error: ') and text in error and not out
+    assert 'Traceback' not in error
