@@ -291,39 +291,50 @@ def _depthwise_dw(x, dy, kernel_shape, stride, padding):
   """Adds products of whole images into [H', W', C], then over H' and W'.
 
   XLA turns the direct reduction over batch, height and width into a scalar
-  loop; whole planes are added with vector instructions. One image at a time
-  keeps the planes in the cache. The batch is first split by the number of
-  devices, so that each device steps through its own part of it.
+  loop; whole planes are added with vector instructions, four images at a time
+  for less traffic through the planes. The batch is first split by the number
+  of devices, so that each device steps through its own part of it.
   """
   kh, kw, c = kernel_shape
   dtype = _accumulator(x.dtype)
   batch, oh, ow, _ = dy.shape
   parts = math.gcd(batch, jax.device_count())
+  together = math.gcd(batch // parts, 4)
   x = _pad(x, padding)
   # XLA unrolls a short channel loop into scalar code; with unit stride columns
   # and channels are one contiguous axis.
-  merge = stride[1] == 1 and c < 64
-  width = ow * c if merge else ow
-  trailing = (-1,) if merge else (-1, c)
-  x = x.reshape(parts, batch // parts, x.shape[1], *trailing)
-  dy = dy.reshape(parts, batch // parts, oh, *trailing)
+  step = 1
+  if stride[1] == 1 and c < 64:
+    x = x.reshape(*x.shape[:2], -1, 1)
+    dy = dy.reshape(*dy.shape[:2], -1, 1)
+    step = c
+  x = x.reshape(parts, -1, together, *x.shape[1:])
+  dy = dy.reshape(parts, -1, together, *dy.shape[1:])
 
-  def add_image(i, planes):
-    image = lax.dynamic_index_in_dim(x, i, axis=1, keepdims=False)
-    grad = lax.dynamic_index_in_dim(dy, i, axis=1, keepdims=False).astype(dtype)
+  def window(array, group, image, row, column, span, strides=(1, 1)):
+    sizes = [(n - 1) * s + 1 for n, s in zip(span, strides, strict=True)]
+    # The bare loop index, and one slice for each operand of a product: any
+    # arithmetic on the index in here keeps XLA from vectorising the sum.
+    start = [jnp.asarray(i, group.dtype) for i in (0, image, row, column, 0)]
+    cut = lax.dynamic_slice(
+      array,
+      (start[0], group, *start[1:]),
+      (parts, 1, 1, *sizes, array.shape[5]),
+      allow_negative_indices=False,
+    )
+    return cut[:, 0, 0, :: strides[0], :: strides[1]].astype(dtype)
+
+  def add_images(group, planes):
     sums = []
     for plane, (u, v) in zip(planes, positions, strict=True):
-      left = v * c if merge else v
-      tap = image[
-        :,
-        u : u + (oh - 1) * stride[0] + 1 : stride[0],
-        left : left + (width - 1) * stride[1] + 1 : stride[1],
-      ]
-      sums.append(plane + tap.astype(dtype) * grad)
+      for image in range(together):
+        tap = window(x, group, image, u, v * step, plane.shape[1:3], stride)
+        plane += tap * window(dy, group, image, 0, 0, plane.shape[1:3])
+      sums.append(plane)
     return sums
 
   positions = list(itertools.product(range(kh), range(kw)))
-  zeros = [jnp.zeros((parts, *dy.shape[2:]), dtype)] * len(positions)
-  planes = lax.fori_loop(0, batch // parts, add_image, zeros)
+  zeros = [jnp.zeros((parts, *dy.shape[3:]), dtype)] * len(positions)
+  planes = lax.fori_loop(0, x.shape[1], add_images, zeros)
   sums = [plane.reshape(-1, c).sum(0) for plane in planes]
   return jnp.stack(sums).reshape(kernel_shape)
