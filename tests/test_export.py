@@ -291,9 +291,7 @@ class TestMistakes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('fold_norm', [False, True])
-@pytest.mark.parametrize(
-  'name', ['mobilenetv2_050', 'mobilenet_v3_small']
-)
+@pytest.mark.parametrize('name', ['mobilenetv2_050', 'mobilenet_v3_small'])
 def test_onnxruntime_gives_the_students_logits(name, fold_norm, tmp_path):
   pytest.importorskip('jax2onnx', exc_type=ImportError)
   onnxruntime = pytest.importorskip('onnxruntime')
