@@ -136,13 +136,13 @@ def _fail(message: str, code: int = 2) -> None:
 
 
 def _start_logging() -> None:
-  """Our messages with the time; of the libraries, warnings and worse."""
+  """Our messages with the time; of the libraries, errors only."""
   logging.set_verbosity(logging.INFO)
   package = os.path.dirname(os.path.abspath(__file__))
   handler = logging.get_absl_handler()
   handler.addFilter(
     lambda record: (
-      record.levelno >= stdlib_logging.WARNING
+      record.levelno >= stdlib_logging.ERROR
       or record.pathname.startswith(package)
     )
   )
