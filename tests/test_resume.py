@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import signal
 import time
 
@@ -173,23 +174,29 @@ def test_crash_while_finishing(runner, uninterrupted, tmp_path, monkeypatch):
 def test_full_disk_keeps_the_last_good_checkpoint(
   runner, uninterrupted, tmp_path, monkeypatch
 ):
+  """A limit on file sizes makes Orbax's own writes fail half-way."""
   save = train.Checkpoints.save
 
   def full(self, state, progress):
-    if int(state.step) > 4:
-      # What a full disk does to any file that Orbax opens.
-      patch.setattr('tlkd_jax.checkpoints.ocp.CheckpointManager.save', no_space)
-    return save(self, state, progress)
-
-  def no_space(*_, **__):
-    raise OSError(28, 'No space left on device')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    small = 1024 if int(state.step) > 4 else limits[0]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (small, limits[1]))
+    try:
+      return save(self, state, progress)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
   with monkeypatch.context() as patch:
     patch.setattr(train.Checkpoints, 'save', full)
-    with pytest.raises(RunError, match='No space left.*step 4 stays'):
+    with pytest.raises(RunError, match='could not save.*step 8.*step 4 stays'):
       runner(tmp_path, patch)
+  assert arrays(tmp_path)['step'] == 4
   runner(tmp_path, monkeypatch)
   assert_same_run(uninterrupted, tmp_path)
+  leftovers = [
+    p for p in tmp_path.rglob('*') if 'orbax-checkpoint-tmp' in p.name
+  ]
+  assert not leftovers
 
 
 def test_finished_run_is_not_repeated(runner, uninterrupted, monkeypatch):

@@ -265,7 +265,9 @@ def norm_train(config: Any) -> bool:
     raise ValueError(
       f'batch_norm {config.batch_norm!r}; accepted: frozen, train'
     )
-  return config.batch_norm == 'train'
+  # A linear probe reads fixed features.
+  probe = config.optimizer.train_only == 'head'
+  return config.batch_norm == 'train' and not probe
 
 
 def make_augmentation(config: Any, dataset: data.Dataset) -> Callable:

@@ -8,10 +8,11 @@ student's teacher read. Orbax writes to a temporary folder and renames it, so a
 killed save leaves the one before.
 """
 
+import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -88,15 +89,16 @@ class Checkpoints:
     if step in manager.all_steps():
       return
     try:
-      manager.save(
-        step,
-        args=ocp.args.Composite(
-          arrays=ocp.args.StandardSave(arrays),
-          record=ocp.args.JsonSave(record),
-        ),
-        force=True,
-      )
-      manager.wait_until_finished()
+      with _quiet_failure():
+        manager.save(
+          step,
+          args=ocp.args.Composite(
+            arrays=ocp.args.StandardSave(arrays),
+            record=ocp.args.JsonSave(record),
+          ),
+          force=True,
+        )
+        manager.wait_until_finished()
     except Exception as error:
       last = self._latest.latest_step()
       kept = 'none was saved before' if last is None else f'step {last} stays'
@@ -166,6 +168,22 @@ def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
 
 def _checked(path: pathlib.Path, read: Callable[[], Any]) -> Any:
   """Calls `read`; whatever Orbax raises is about a file of the user."""
+  try:
+    with _quiet_failure():
+      return read()
+  except Exception as error:
+    raise ValueError(
+      f'corrupt or foreign checkpoint {path}: {_first_line(error)}'
+    ) from error
+
+
+@contextlib.contextmanager
+def _quiet_failure() -> Iterator[None]:
+  """Keeps what follows a failure off the user's screen.
+
+  Reads and writes that Orbax abandons come back later, each to an event loop
+  that is closed by then, and each with a traceback.
+  """
   report = sys.unraisablehook
 
   def report_others(unraisable):
@@ -173,16 +191,9 @@ def _checked(path: pathlib.Path, read: Callable[[], Any]) -> Any:
       report(unraisable)
 
   sys.unraisablehook = report_others
-  try:
-    result = read()
-  except Exception as error:
-    # The hook stays: reads that Orbax abandoned are yet to come back, each to
-    # an event loop that it has closed.
-    raise ValueError(
-      f'corrupt or foreign checkpoint {path}: {_first_line(error)}'
-    ) from error
+  yield
+  # Not reached after a failure: the hook must outlive it.
   sys.unraisablehook = report
-  return result
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,6 @@ learning rate times the head's multiplier, and is never frozen.
 import re
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -16,9 +15,13 @@ from tlkd_jax.models.functional import Model
 
 Tree = dict[str, Any]
 
-_STAGE = re.compile(r'^student\.(?:blocks|stages|layers|features)\.(\d+)\.')
+_STAGE = re.compile(r'^student\.(?:blocks|stages)\.(\d+)\.')
+# Between two stages: goes with the later one.
+_BETWEEN = re.compile(r'^student\.(?:transitions|downsamples)\.(\d+)\.')
 _FOREVER = 2**31 - 1
-_STEM = re.compile(r'^student\.(?:stem|patch_embed|pos_embed|cls_token)')
+_STEM = re.compile(
+  r'^student\.(?:stem|patch|position|class_token|distillation_token)\b'
+)
 
 
 def learning_rate_schedule(
@@ -90,8 +93,13 @@ def make_optimizer(
 
 
 def decayed(params: Tree) -> Tree:
-  """True for the leaves that weight decay acts on: kernels, not norms."""
-  return jax.tree.map(lambda p: p.ndim > 1, params)
+  """True for the leaves that weight decay acts on.
+
+  These are the kernels: not biases, norms, layer scales, tokens or positions.
+  """
+  return map_with_path(
+    lambda path, _: path.rpartition('.')[2] == 'kernel', params
+  )
 
 
 def is_new(model: Model, path: str) -> bool:
@@ -134,8 +142,10 @@ def learning_rate_factor(
     default=0,
   )
   match = _STAGE.match(path)
-  if match:
-    return layer_decay ** (num_stages + 1 - int(match.group(1)))
+  between = _BETWEEN.match(path)
+  if match or between:
+    stage = int(match.group(1)) if match else int(between.group(1)) + 1
+    return layer_decay ** (num_stages + 1 - stage)
   return layer_decay ** (num_stages + 2 if _STEM.match(path) else 1)
 
 
@@ -156,9 +166,7 @@ def _scale_by_path(
   return optax.stateless(lambda updates, _: map_with_path(factor, updates))
 
 
-def _freeze_backbone(
-  model: Model, until: int
-) -> optax.GradientTransformationExtraArgs:
+def _freeze_backbone(model: Model, until: int) -> optax.GradientTransformation:
   """Zeroes the updates of everything old before update number `until`."""
 
   def update(updates, state, params=None):
