@@ -20,8 +20,21 @@ _DETERMINISTIC = {
   'saturate',
   'zoom_blur',
 }
-# As in the reference at 32 pixels, where a larger affine jitter comes first.
-_NOT_MONOTONE = {'elastic_transform', 'elastic_transform_original'}
+# Severities between which the mean squared error must rise, where not all
+# five. The reference's 32-pixel tables do not rise throughout either: frost
+# lowers the image's weight, glass blur trades blur for passes, elastic
+# transform starts with the largest jitter, saturate first fades colours, and
+# the boxes of pixelate fall better or worse on 32 pixels.
+_RISING = {
+  'elastic_transform': ((5, 1),),
+  'elastic_transform_original': ((5, 1),),
+  'frost': ((1, 2, 3),),
+  'glass_blur': ((1, 4), (2, 5)),
+  'pixelate': ((2, 3, 5),),
+  # Beyond 30 degrees the pixels compared have nothing to do with each other.
+  'rotation': ((1, 2, 3, 4),),
+  'saturate': ((1, 2), (3, 4, 5)),
+}
 
 
 def _images(count: int, size: int = 32) -> np.ndarray:
@@ -76,18 +89,9 @@ def test_damage_grows_with_severity(name):
     keys = corruptions.corruption_keys(0, range(len(images)), name, severity)
     out = corruptions.corrupt_batch(name, images, severity, keys)
     damage.append(np.mean((np.asarray(out).astype(float) - images) ** 2))
-  if name == 'saturate':
-    # Severities 1 and 2 fade colours, 3 to 5 strengthen them.
-    assert damage[0] < damage[1] and damage[2] < damage[3] < damage[4]
-  elif name == 'spatter':
-    # Severities 1 to 3 are water, 4 and 5 mud.
-    assert damage[0] < damage[1] < damage[2] and damage[3] < damage[4]
-  elif name == 'glass_blur':
-    # The passes and the blur do not rise together in the table: (0.4, one
-    # pass) is followed by (0.25, two passes).
-    assert damage[0] < damage[3] and damage[1] < damage[3]
-  elif name not in _NOT_MONOTONE:
-    assert np.all(np.diff(damage) > 0), damage
+  for severities in _RISING.get(name, (corruptions.SEVERITIES,)):
+    chosen = [damage[severity - 1] for severity in severities]
+    assert np.all(np.diff(chosen) > 0), damage
 
 
 def test_sets_and_groups_name_known_corruptions_once():
