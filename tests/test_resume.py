@@ -8,9 +8,9 @@ import time
 
 import numpy as np
 import pytest
-import tensorstore as ts
 
 from tests import tiny
+from tests.workdirs import arrays, wait_for_step
 from tlkd_jax import arms, sharding, train
 from tlkd_jax.errors import Interrupted, RunError
 from tlkd_jax.evaluation import evaluate
@@ -34,22 +34,6 @@ STATEFUL = {
 
 def changes():
   return {key.replace('.', '__'): value for key, value in STATEFUL.items()}
-
-
-def arrays(workdir, kind: str = 'latest') -> dict[str, np.ndarray]:
-  """Every array of the newest checkpoint, read without the package."""
-  root = workdir / 'checkpoints' / kind
-  step = max(int(p.name) for p in root.iterdir() if p.name.isdigit())
-  store = {'driver': 'ocdbt', 'base': f'file://{root}/{step}/arrays/'}
-  keys = ts.KvStore.open(store).result().list().result()
-  names = [k.decode().removesuffix('/.zarray') for k in keys if b'.zarray' in k]
-  return {'step': np.asarray(step)} | {
-    name: ts.open({'driver': 'zarr', 'kvstore': {**store, 'path': f'{name}/'}})
-    .result()
-    .read()
-    .result()
-    for name in names
-  }
 
 
 def assert_same_run(left, right):
@@ -225,23 +209,6 @@ def test_early_stopping_stays_stopped(cache_dir, tmp_path, monkeypatch):
   monkeypatch.setattr(train, '_finish', finish)
   summary = arms.run(config, tmp_path, sharding.make_mesh())['tl']
   assert arrays(tmp_path)['step'] == 3 and summary['best_step'] == 1
-
-
-def wait_for_step(workdir, process, least: int) -> int:
-  """Returns the newest checkpoint's step once it is at least `least`."""
-  deadline = time.monotonic() + 240
-  while time.monotonic() < deadline:
-    steps = [
-      int(p.name)
-      for p in workdir.glob('checkpoints/latest/*')
-      if p.name.isdigit()
-    ]
-    if max(steps, default=0) >= least:
-      return max(steps)
-    if process.poll() is not None:
-      raise AssertionError(process.communicate()[1])
-    time.sleep(0.02)
-  raise AssertionError(f'no checkpoint of step {least}')
 
 
 def test_kill_and_sigterm(start_main, cache_dir, tmp_path):

@@ -11,6 +11,7 @@ import pathlib
 import re
 import signal
 import sys
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
@@ -130,7 +131,7 @@ def _terminate(number, frame) -> None:
   raise Interrupted('stopped by SIGTERM; resume with the same command')
 
 
-def _fail(message: str, code: int = 2) -> None:
+def _fail(message: str, code: int = 2) -> NoReturn:
   print(f'error: {message}', file=sys.stderr)
   sys.exit(code)
 

@@ -143,8 +143,12 @@ def learning_rate_factor(
   )
   match = _STAGE.match(path)
   between = _BETWEEN.match(path)
-  if match or between:
-    stage = int(match.group(1)) if match else int(between.group(1)) + 1
+  stage = None
+  if match:
+    stage = int(match.group(1))
+  elif between:
+    stage = int(between.group(1)) + 1
+  if stage is not None:
     return layer_decay ** (num_stages + 1 - stage)
   return layer_decay ** (num_stages + 2 if _STEM.match(path) else 1)
 

@@ -128,7 +128,7 @@ def make_train_step(
     loss = objective.hard_weight * hard
     metrics = {'hard_loss': hard, 'accuracy': _accuracy(outputs, labels)}
     memory = state.memory
-    if guidance is not None:
+    if guidance is not None and objective.distillation is not None:
       soft, memory = distill(
         objective.distillation,
         params,
@@ -274,8 +274,9 @@ def _average(state: TrainState, params: Tree, decay: float) -> Tree:
   if not state.ema:
     return {}
   step = state.step.astype(jnp.float32)
-  decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-  return optax.incremental_update(params['student'], state.ema, 1.0 - decay)
+  kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  new = params['student']
+  return jax.tree.map(lambda e, p: kept * e + (1.0 - kept) * p, state.ema, new)
 
 
 def _stop_backbone(model: Model, params: Tree) -> Tree:

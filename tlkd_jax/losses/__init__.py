@@ -262,7 +262,9 @@ def compute(
     key=key,
     teacher_head=teacher_head,
   )
-  loss_fn = MEMORY_LOSSES.get(name, DISTILLATION_LOSSES[name])
+  loss_fn: Callable[..., Any] = MEMORY_LOSSES.get(
+    name, DISTILLATION_LOSSES[name]
+  )
   wanted = inspect.signature(loss_fn).parameters
   context = {k: v for k, v in context.items() if k in wanted}
   result = loss_fn(

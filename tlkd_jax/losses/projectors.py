@@ -9,6 +9,8 @@ is used in training only; normalisation therefore uses the batch's statistics
 (of the global batch) and keeps no running ones.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -203,7 +205,7 @@ def variational(
 
   def make(k, c_in, c_out):
     k0, k1, k2 = jax.random.split(k, 3)
-    params = {
+    params: dict[str, Any] = {
       'layer0': linear_init(k0, c_in, c_out, bias=False),
       'layer1': linear_init(k1, c_out, c_out, bias=False),
       'layer2': linear_init(k2, c_out, c_out, bias=False),

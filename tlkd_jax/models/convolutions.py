@@ -212,7 +212,7 @@ def _depthwise(x, kernel, stride, padding):
   dtype = _accumulator(x.dtype)
   out_hw = _out_hw(x, kernel_hw, stride, padding)
   kernel = kernel.astype(dtype)
-  y = 0
+  y = jnp.zeros((), dtype)
   for (u, v), tap in _taps(_pad(x, padding), kernel_hw, stride, out_hw):
     y += tap.astype(dtype) * kernel[u, v][None, None, None]
   return y.astype(x.dtype)

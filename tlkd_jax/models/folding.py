@@ -66,6 +66,7 @@ def _build_folded(build, num_classes: int, **options) -> nnx.Module:
   modules = dict(_modules(module))
   for conv, norm, _ in _pairs(module):
     layer = modules[conv]
+    assert isinstance(layer, layers.Conv)
     if layer.bias is None:
       # None made the attribute static; `data` makes it hold a parameter.
       layer.bias = nnx.data(nnx.Param(jnp.zeros(layer.kernel.shape[-1])))
@@ -88,6 +89,7 @@ def _pairs(module: nnx.Module) -> list[tuple[str, str, float]]:
     if isinstance(child, layers.ConvNorm) or (
       isinstance(child, vgg.ConvBlock) and child.norm is not None
     ):
+      assert child.norm is not None
       conv, norm = 'conv', 'norm'
       epsilon = child.norm.epsilon
     elif isinstance(child, densenet.DenseLayer):

@@ -8,6 +8,7 @@ bfloat16 image. What differs between training and evaluation comes in as a
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Iterator
 
 import jax
@@ -267,7 +268,10 @@ def avg_pool(x: Array, size: int, stride: int, *, ceil: bool = False) -> Array:
     over = [-(n - size) % stride for n in x.shape[1:3]]
     pads = ((0, 0), (0, over[0]), (0, over[1]), (0, 0))
     x, ones = jnp.pad(x, pads), jnp.pad(ones, pads)
-  return sum(_windows(x, size, stride)) / sum(_windows(ones, size, stride))
+  total, count = (
+    functools.reduce(operator.add, _windows(v, size, stride)) for v in (x, ones)
+  )
+  return total / count
 
 
 def _windows(x: Array, size: int, stride: int) -> Iterator[Array]:

@@ -5,6 +5,8 @@ position embeddings for another grid. Shapes come from the model; a model's
 `params_shape` says what it wants.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,7 +112,7 @@ def adapt_state_dict(
     A new dict; `pretrained.from_torch` judges what else may not fit.
   """
   table = pretrained.leaf_table(model)
-  result = dict(state_dict)
+  result: dict[str, Any] = dict(state_dict)
   shape, leaf = table[f'{model.spec.stem}.kernel']
   if leaf.key in result:
     kernel = leaf.to_flax(result[leaf.key])

@@ -104,7 +104,9 @@ def _dense(conv: Conv, x: Array) -> Array:
     return conv(x)
   matrix = kernel.reshape(-1, kernel.shape[3]).astype(x.dtype)
   y = x.reshape(x.shape[0], -1) @ matrix
-  return layers.add_bias(y, conv.bias[...])[:, None, None]
+  if conv.bias is not None:
+    y = layers.add_bias(y, conv.bias[...])
+  return y[:, None, None]
 
 
 def _modules(design: Design, dense: tuple[str, str, str]) -> dict[str, str]:

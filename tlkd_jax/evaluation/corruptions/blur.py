@@ -57,8 +57,13 @@ def disk_kernel(radius: float, alias_sigma: float) -> np.ndarray:
   weights /= weights.sum()
   padded = np.pad(disk, reach, mode='reflect')
   size = len(line)
-  rows = sum(w * padded[i : i + size] for i, w in enumerate(weights))
-  return sum(w * rows[:, i : i + size] for i, w in enumerate(weights))
+  rows = np.zeros((size, padded.shape[1]))
+  result = np.zeros((size, size))
+  for i, w in enumerate(weights):
+    rows += w * padded[i : i + size]
+  for i, w in enumerate(weights):
+    result += w * rows[:, i : i + size]
+  return result
 
 
 def motion_blur(image: jax.Array, severity: int, key: jax.Array):

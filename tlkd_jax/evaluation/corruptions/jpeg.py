@@ -141,11 +141,11 @@ def _code(plane: jax.Array, table: np.ndarray) -> jax.Array:
     plane, ((0, 8 * down - height), (0, 8 * across - width)), mode='edge'
   )
   blocks = plane.reshape(down, 8, across, 8).transpose(1, 3, 0, 2) - 128
-  table = jnp.asarray(table, jnp.int32)[:, :, None, None]
+  steps = jnp.asarray(table, jnp.int32)[:, :, None, None]
   # libjpeg's forward DCT is 8 times too large.
   coefficients = _forward_dct(blocks)
-  levels = (jnp.abs(coefficients) + 4 * table) // (8 * table)
-  coefficients = jnp.sign(coefficients) * levels * table
+  levels = (jnp.abs(coefficients) + 4 * steps) // (8 * steps)
+  coefficients = jnp.sign(coefficients) * levels * steps
   pixels = jnp.clip(_inverse_dct(coefficients) + 128, 0, 255)
   return pixels.transpose(2, 0, 3, 1).reshape(8 * down, 8 * across)
 

@@ -5,6 +5,9 @@ the distance to the drops' edges (Canny, IEEE PAMI 1986; chamfer distance of
 Borgefors, CVGIP 1986, with the 5x5 weights of OpenCV).
 """
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,11 +84,13 @@ def _neighbours(image: jax.Array, mode: str) -> dict:
 
 def _correlate3(image: jax.Array, kernel: np.ndarray) -> jax.Array:
   near = _neighbours(image, 'reflect')
-  return sum(kernel[1 + i, 1 + j] * near[i, j] for i, j in near)
+  weighted = [kernel[1 + i, 1 + j] * near[i, j] for i, j in near]
+  return functools.reduce(operator.add, weighted)
 
 
 def _box_blur(image: jax.Array) -> jax.Array:
-  return sum(_neighbours(image, 'reflect').values()) / 9
+  near = _neighbours(image, 'reflect').values()
+  return functools.reduce(operator.add, near) / 9
 
 
 def _canny(image: jax.Array) -> jax.Array:

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Trains on this machine: CPU, or all its GPUs in one process.
+#   launch/local.sh configs/compare.py runs/compare [--config.KEY=VALUE ...]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [ $# -lt 2 ]; then
+  echo "usage: $0 CONFIG WORKDIR [flags of tlkd_jax.main]" >&2
+  exit 2
+fi
+config=$1
+workdir=$2
+shift 2
+exec "${PYTHON:-python}" -m tlkd_jax.main \
+  --config "$config" --workdir "$workdir" "$@"

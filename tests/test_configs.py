@@ -1,0 +1,105 @@
+"""Every key once, commented; the argument of a config file."""
+
+import pathlib
+import re
+
+import pytest
+
+from configs import base, common, compare, kd, teacher, tl
+from tlkd_jax.models.pretrained import flatten
+
+FILES = {'teacher': teacher, 'tl': tl, 'kd': kd, 'compare': compare}
+
+
+@pytest.mark.parametrize(
+  ('arg', 'expected'),
+  [
+    (None, {'name': 'a', 'count': 1, 'rate': 0.5, 'flag': False}),
+    ('', {'name': 'a', 'count': 1, 'rate': 0.5, 'flag': False}),
+    ('flag', {'name': 'a', 'count': 1, 'rate': 0.5, 'flag': True}),
+    (
+      'rate=1e-3,name=folder:/b=c,count=7,flag=false',
+      {'name': 'folder:/b=c', 'count': 7, 'rate': 1e-3, 'flag': False},
+    ),
+  ],
+)
+def test_parse_arg(arg, expected):
+  values = common.parse_arg(arg, name='a', count=1, rate=0.5, flag=False)
+  assert values == expected
+  assert [type(v) for v in values.values()] == [str, int, float, bool]
+
+
+@pytest.mark.parametrize(
+  ('arg', 'message'),
+  [
+    ('cuont=3', "'cuont', did you mean count"),
+    ('xyzzy', "'xyzzy'; accepted: name, count"),
+    ('count=three', "count='three' is not of type int"),
+    ('count=1.5', 'is not of type int'),
+    ('count', "'count' needs a value"),
+    ('count=', "'count' needs a value"),
+    ('flag=yes', "flag='yes' is not true or false"),
+    ('count=1,count=2', "'count' is given twice"),
+  ],
+)
+def test_parse_arg_is_strict(arg, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    common.parse_arg(arg, name='a', count=1, flag=False)
+
+
+@pytest.mark.parametrize('arg', [None, 'smoke', 'student=resnet18,loss=dkd'])
+def test_files_differ_in_the_arm_alone(arg):
+  configs = {name: file.get_config(arg) for name, file in FILES.items()}
+  flat = {name: flatten(config.to_dict()) for name, config in configs.items()}
+  for name, values in flat.items():
+    assert values.pop('arm') == name
+    assert values == {k: v for k, v in flat['kd'].items() if k != 'arm'}
+
+
+def test_configuration_is_locked():
+  config = kd.get_config()
+  with pytest.raises(AttributeError):
+    config.lerning_rate = 1
+  with pytest.raises(TypeError):
+    config.num_steps = 'many'
+
+
+def test_argument_sets_the_names():
+  config = kd.get_config('dataset=folder:/x,student=a,teacher=b,loss=dkd')
+  assert (config.dataset, config.student.name) == ('folder:/x', 'a')
+  assert (config.teacher.name, config.distillation.loss) == ('b', 'dkd')
+  assert config.distillation.options.beta == 8.0
+
+
+def test_smoke_keeps_the_teacher_that_was_asked_for():
+  assert kd.get_config('smoke').teacher.name == 'efficientnet_lite0'
+  assert kd.get_config('smoke,teacher=resnet18').teacher.name == 'resnet18'
+
+
+def test_every_key_has_a_comment():
+  """On its line, or above a group of lines that it covers."""
+  lines = pathlib.Path(base.__file__).read_text().splitlines()
+  assigned = re.compile(
+    r'  (config|data|augment|optimizer|model|distillation)(\.\w+)+ = '
+  )
+  bare, count = [], 0
+  for number, line in enumerate(lines):
+    section = 'ConfigDict()' in line or re.search(r'= _\w+\(', line)
+    in_smoke = any('def _smoke' in earlier for earlier in lines[:number])
+    if not assigned.match(line) or section or in_smoke:
+      continue
+    count += 1
+    above = next(
+      earlier
+      for earlier in reversed(lines[:number])
+      if not assigned.match(earlier)
+    )
+    if '#' not in line and '#' not in above:
+      bare.append(line.strip())
+  assert count > 40
+  assert not [line for line in bare if not _is_covered(line)]
+
+
+def _is_covered(line: str) -> bool:
+  # Brightness explains the two that follow it.
+  return line.startswith(('augment.contrast', 'augment.saturation'))

@@ -1,0 +1,70 @@
+"""metrics.jsonl and the TensorBoard events beside it."""
+
+import json
+
+from tensorboardX.proto import event_pb2
+
+from tlkd_jax.metric_writers import MetricWriter, read_rows
+
+
+def test_rows_and_undefined_values(tmp_path):
+  writer = MetricWriter(tmp_path)
+  writer.write(1, 'train', {'loss': 0.1, 'accuracy': 1.0})
+  writer.write(2, 'validation', {'top5': float('nan'), 'nll': float('inf')})
+  # Written at once, not at the end.
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  writer.close()
+  assert [json.loads(line) for line in lines] == [
+    {'step': 1, 'split': 'train', 'loss': 0.1, 'accuracy': 1.0},
+    {'step': 2, 'split': 'validation', 'top5': None, 'nll': None},
+  ]
+
+
+def test_resume_drops_what_comes_after(tmp_path):
+  writer = MetricWriter(tmp_path)
+  for step in (1, 2, 3):
+    writer.write(step, 'train', {'loss': step / 10})
+  writer.close()
+  with (tmp_path / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 4, "spl')
+  writer = MetricWriter(tmp_path, resume_step=2)
+  writer.write(3, 'train', {'loss': 0.3})
+  writer.close()
+  assert [row['step'] for row in read_rows(tmp_path / 'metrics.jsonl')] == [
+    1,
+    2,
+    3,
+  ]
+
+
+def test_floats_survive_bit_for_bit(tmp_path):
+  value = 0.1 + 0.2
+  writer = MetricWriter(tmp_path)
+  writer.write(1, 'train', {'loss': value})
+  writer.close()
+  assert read_rows(tmp_path / 'metrics.jsonl')[0]['loss'] == value
+
+
+def test_no_file_is_no_rows(tmp_path):
+  assert read_rows(tmp_path / 'metrics.jsonl') == []
+
+
+def test_tensorboard_events(tmp_path):
+  writer = MetricWriter(tmp_path)
+  writer.write(7, 'train', {'loss': 0.5, 'undefined': float('nan')})
+  writer.close()
+  (path,) = (tmp_path / 'tensorboard').iterdir()
+  found = {}
+  for record in records(path.read_bytes()):
+    event = event_pb2.Event.FromString(record)
+    for value in event.summary.value:
+      found[value.tag] = (event.step, value.simple_value)
+  assert found == {'train/loss': (7, 0.5)}
+
+
+def records(data: bytes):
+  """TFRecords: length, its checksum, the record, its checksum."""
+  while data:
+    length = int.from_bytes(data[:8], 'little')
+    yield data[12 : 12 + length]
+    data = data[16 + length :]

@@ -1,0 +1,39 @@
+"""What a run has written, read without the package."""
+
+import time
+
+import numpy as np
+import tensorstore as ts
+
+
+def arrays(workdir, kind: str = 'latest') -> dict[str, np.ndarray]:
+  """Every array of the newest checkpoint, read without the package."""
+  root = workdir / 'checkpoints' / kind
+  step = max(int(p.name) for p in root.iterdir() if p.name.isdigit())
+  store = {'driver': 'ocdbt', 'base': f'file://{root}/{step}/arrays/'}
+  keys = ts.KvStore.open(store).result().list().result()
+  names = [k.decode().removesuffix('/.zarray') for k in keys if b'.zarray' in k]
+  return {'step': np.asarray(step)} | {
+    name: ts.open({'driver': 'zarr', 'kvstore': {**store, 'path': f'{name}/'}})
+    .result()
+    .read()
+    .result()
+    for name in names
+  }
+
+
+def wait_for_step(workdir, process, least: int) -> int:
+  """Returns the newest checkpoint's step once it is at least `least`."""
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline:
+    steps = [
+      int(p.name)
+      for p in workdir.glob('checkpoints/latest/*')
+      if p.name.isdigit()
+    ]
+    if max(steps, default=0) >= least:
+      return max(steps)
+    if process.poll() is not None:
+      raise AssertionError(process.communicate()[1])
+    time.sleep(0.02)
+  raise AssertionError(f'no checkpoint of step {least}')
