@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests import tiny
+from tests.workdirs import arrays
 from tlkd_jax import arms, inference, sharding
 from tlkd_jax.data import load_splits
 from tlkd_jax.evaluation import evaluate, predictions
@@ -62,8 +63,6 @@ def test_the_teacher_of_kd_is_the_one_that_was_fine_tuned(compare_run):
 
 
 def test_students_checkpoint_holds_no_teacher(compare_run):
-  from tests.workdirs import arrays
-
   for kind in ('latest', 'best'):
     names = arrays(compare_run / 'kd', kind)
     assert not [n for n in names if 'teacher' in n]
@@ -97,6 +96,8 @@ def test_evaluate_equals_the_runs_summary(arm, compare_run):
   assert f'{expected["test"]["nll"]:.3f}' in table
   found = read(folder / 'evaluation' / 'clean.json')
   for split in ('validation', 'test'):
+    confusion = found[split].pop('confusion')
+    assert confusion == expected[split]['confusion']
     for name, value in found[split].items():
       assert value == pytest.approx(expected[split][name], rel=1e-6), name
   after = evaluate.load(folder / 'predictions' / 'test.npz')
