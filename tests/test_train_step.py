@@ -81,12 +81,15 @@ def make_step(
   rate: float = 0.05,
   seed: int = 0,
   norm_train: bool = False,
+  accumulate: int = 1,
   **options,
 ):
   """(step, create state, mesh, views); compiled once for equal arguments."""
   mesh = sharding.make_mesh(devices)
   views = make_models(teacher_size, dtype, dropout)
-  settings = tiny.make_config('kd').optimizer
+  settings = tiny.make_config(
+    'kd', optimizer__accumulate_steps=accumulate
+  ).optimizer
   schedule = optimizers.learning_rate_schedule(rate, 10, 0.0, 0.0)
   optimizer = optimizers.make_optimizer(views[0].model, schedule, settings)
   step = train_step.make_train_step(
@@ -285,6 +288,21 @@ def test_state_is_donated_and_counted():
   assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
 
 
+def test_two_half_batches_are_one_batch():
+  """Without BatchNorm's batch statistics, and with clipping."""
+  states, _, _ = run_steps(1, **TL)
+  step, create, mesh, _ = make_step(**TL, accumulate=2)
+  state, whole = create(), make_batch()
+  start = jax.device_get(state.params)
+  for half in (slice(0, 4), slice(4, 8)):
+    assert_trees_close(state.params, start, 0)
+    batch = {key: value[half] for key, value in whole.items()}
+    state, _ = step(state, None, sharding.shard_batch(batch, mesh))
+  assert_trees_close(state.params, states[0].params, 1e-6)
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, start)
+  assert max(jax.tree.leaves(moved)) > 1e-3
+
+
 def test_label_smoothing_by_hand():
   _, plain, _ = run_steps(1, **TL)
   _, smooth, _ = run_steps(1, **TL, label_smoothing=0.2)
@@ -370,3 +388,18 @@ def test_evaluation_step_is_the_model():
   np.testing.assert_allclose(
     outputs['logits'], expected['logits'], rtol=1e-5, atol=1e-5
   )
+
+
+@pytest.mark.parametrize(
+  ('batch_norm', 'train_only', 'expected'),
+  [
+    ('frozen', 'all', False),
+    ('train', 'all', True),
+    ('train', 'head', False),
+  ],
+)
+def test_whose_statistics_are_trained(batch_norm, train_only, expected):
+  config = tiny.make_config(
+    'tl', batch_norm=batch_norm, optimizer__train_only=train_only
+  )
+  assert build.norm_train(config) is expected

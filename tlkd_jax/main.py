@@ -68,6 +68,8 @@ def main(argv: list[str]) -> None:
     _fail(str(error))
   except RunError as error:
     _fail(str(error), code=1)
+  except OSError as error:
+    _fail(f'{error}; resume with the same command when it is mended', code=1)
   except Interrupted as stop:
     logging.warning('%s', stop)
   except KeyboardInterrupt:
@@ -143,8 +145,10 @@ def _start_logging() -> None:
   handler = logging.get_absl_handler()
   handler.addFilter(
     lambda record: (
-      record.levelno >= stdlib_logging.ERROR
-      or record.pathname.startswith(package)
+      record.pathname.startswith(package)
+      # What Orbax cannot do, `checkpoints` says in one line.
+      or record.levelno >= stdlib_logging.ERROR
+      and '/orbax/' not in record.pathname
     )
   )
   handler.setFormatter(
