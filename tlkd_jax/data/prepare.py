@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from tlkd_jax.data import sources
 
 _DATASET = flags.DEFINE_string(
-  'dataset', None, 'digits, folder:PATH or a TFDS name.', required=True
+  'dataset', None, 'digits, folder:PATH or a TFDS name; must be given.'
 )
 _DATA_DIR = flags.DEFINE_string(
   'data_dir', None, 'Where TFDS sets are written; by default as in TFDS.'
@@ -94,6 +94,9 @@ def main(argv: Sequence[str]) -> None:
   """Prepares the data set of the flags; exits with 2 on a user's mistake."""
   del argv
   name = _DATASET.value
+  if not name:
+    print('error: --dataset NAME must be given', file=sys.stderr)
+    sys.exit(2)
   own = name.partition(':')[0] in sources.DATASETS
   if not own and importlib.util.find_spec('tensorflow') is None:
     # Said before the download, though some sets can do without.
