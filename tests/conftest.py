@@ -1,5 +1,6 @@
 """Strict defaults for every test: four CPU devices, no silent broadcasting."""
 
+import fcntl
 import os
 import pathlib
 import subprocess
@@ -25,9 +26,16 @@ def shared_dir() -> pathlib.Path:
 
 
 @pytest.fixture(scope='session')
-def cache_dir(tmp_path_factory) -> pathlib.Path:
+def session_dir(tmp_path_factory) -> pathlib.Path:
+  """A folder that all workers of this session share."""
+  base = tmp_path_factory.getbasetemp()
+  return base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+
+
+@pytest.fixture(scope='session')
+def cache_dir(session_dir) -> pathlib.Path:
   """Prepared copies of the data sets that the tests train on."""
-  return tmp_path_factory.mktemp('data')
+  return session_dir / 'data_cache'
 
 
 @pytest.fixture
@@ -40,22 +48,25 @@ def tiny_models():
 
 
 @pytest.fixture(scope='session')
-def compare_run(cache_dir, tmp_path_factory) -> pathlib.Path:
+def compare_run(cache_dir, session_dir) -> pathlib.Path:
   """Workdir of a finished run of teacher, TL and TL+KD."""
   from tests import tiny
   from tlkd_jax import arms, sharding
 
-  workdir = tmp_path_factory.mktemp('runs') / 'compare'
-  with tiny.registered():
-    config = tiny.make_config('compare', cache_dir)
-    arms.run(config, workdir, sharding.make_mesh())
+  workdir = session_dir / 'compare_run'
+  with (session_dir / 'compare_run.lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (workdir / 'kd' / 'summary.json').exists():
+      with tiny.registered():
+        config = tiny.make_config('compare', cache_dir)
+        arms.run(config, workdir, sharding.make_mesh())
   return workdir
 
 
 @pytest.fixture(scope='session')
-def start_main(cache_dir, tmp_path_factory):
+def start_main(session_dir):
   """Starts the command line, tiny models included, in a process of its own."""
-  compiled = tmp_path_factory.mktemp('compiled')
+  compiled = session_dir / 'compiled'
 
   def start(*arguments: str, devices: int = 1) -> subprocess.Popen:
     flags = f'--xla_force_host_platform_device_count={devices}'

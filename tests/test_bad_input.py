@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
+from scipy import special
 
 from tests import tiny
 from tlkd_jax import main, train
+from tlkd_jax.evaluation import evaluate
 
 pytestmark = [
   pytest.mark.usefixtures('tiny_models'),
@@ -324,6 +326,13 @@ def workdir_of_another_config(place):
   return place.digits(num_steps=7)
 
 
+@case('another configuration', 'num_steps: 6 there, 7 now')
+def workdir_of_another_kd_run(place):
+  """Before the teacher is trained."""
+  shutil.copytree(place.runs / 'kd', place.workdir)
+  return place.digits('kd', num_steps=7)
+
+
 @case('config.json is damaged')
 def workdir_config_damaged(place):
   place.workdir.mkdir()
@@ -435,7 +444,7 @@ def long_work(*_):
   raise AssertionError('long work has started')
 
 
-def test_bad_images_are_skipped_and_counted(
+def test_run_on_a_folder_with_bad_images(
   tmp_path, cache_dir, compare_run, monkeypatch, capsys
 ):
   place = Place(tmp_path, cache_dir, compare_run)
@@ -445,6 +454,7 @@ def test_bad_images_are_skipped_and_counted(
   arguments = place.train(
     data__on_bad_image='skip',
     num_train_per_class=0,
+    data__num_eval_per_class=0,
     num_steps=1,
     batch_size=4,
   )
@@ -453,8 +463,23 @@ def test_bad_images_are_skipped_and_counted(
   skipped = summary['skipped_images']
   assert [name for name, _ in skipped['train']] == ['train/cat/2.png']
   assert [name for name, _ in skipped['test']] == ['test/owl/1.png']
-  assert summary['student']['test']['count'] == 11
+  assert summary['student']['test']['count'] == 12
   assert 'TL' in capsys.readouterr().out
+
+  # The same pictures, decoded and resized for prediction alone.
+  arguments = [
+    '--mode=predict',
+    f'--checkpoint={place.workdir}',
+    f'--input={root}/test',
+    f'--output={tmp_path}/out.csv',
+  ]
+  assert call_main(monkeypatch, *arguments) == 0
+  rows = np.genfromtxt(tmp_path / 'out.csv', delimiter=',', skip_header=1)
+  saved = evaluate.load(place.workdir / 'predictions' / 'test.npz')
+  assert rows.shape[0] == 12
+  np.testing.assert_allclose(
+    rows[:, 2:], special.softmax(saved.logits, -1), atol=2e-6
+  )
 
 
 def test_exit_codes_of_the_process(

@@ -175,6 +175,9 @@ def test_full_disk_keeps_the_last_good_checkpoint(
     with pytest.raises(RunError, match='could not save.*step 8.*step 4 stays'):
       runner(tmp_path, patch)
   assert arrays(tmp_path)['step'] == 4
+  # As if another step had been saved: resuming does not write over it.
+  leftover = tmp_path / 'checkpoints' / 'latest' / '8.orbax-checkpoint-tmp'
+  leftover.rename(leftover.with_name('7.orbax-checkpoint-tmp'))
   runner(tmp_path, monkeypatch)
   assert_same_run(uninterrupted, tmp_path)
   leftovers = [

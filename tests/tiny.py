@@ -80,9 +80,14 @@ def make_config(arm: str, cache_dir=None, **changes):
     'teacher.name': 'tiny_teacher',
     'student.weights': 'scratch',
     'teacher.weights': 'scratch',
+    'ema_decay': 0.0,
     'augment.crop': 'centre',
     'optimizer.name': 'sgd',
     'optimizer.learning_rate': 1e-2,
+    'optimizer.weight_decay': 1e-4,
+    'optimizer.clip_norm': 1.0,
+    'optimizer.head_multiplier': 1.0,
+    'optimizer.layer_decay': 1.0,
   }
   if cache_dir is not None:
     flat['data.cache_dir'] = str(cache_dir)
