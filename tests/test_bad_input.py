@@ -448,7 +448,7 @@ def test_run_on_a_folder_with_bad_images(
   tmp_path, cache_dir, compare_run, monkeypatch, capsys
 ):
   place = Place(tmp_path, cache_dir, compare_run)
-  root = place.images(cat=5)
+  root = place.images(cat=6)
   for name in ('train/cat/2.png', 'test/owl/1.png'):
     (root / name).write_bytes(png(0)[:100])
   arguments = place.train(
@@ -463,7 +463,7 @@ def test_run_on_a_folder_with_bad_images(
   skipped = summary['skipped_images']
   assert [name for name, _ in skipped['train']] == ['train/cat/2.png']
   assert [name for name, _ in skipped['test']] == ['test/owl/1.png']
-  assert summary['student']['test']['count'] == 12
+  assert summary['student']['test']['count'] == 13
   assert 'TL' in capsys.readouterr().out
 
   # The same pictures, decoded and resized for prediction alone.
@@ -476,7 +476,7 @@ def test_run_on_a_folder_with_bad_images(
   assert call_main(monkeypatch, *arguments) == 0
   rows = np.genfromtxt(tmp_path / 'out.csv', delimiter=',', skip_header=1)
   saved = evaluate.load(place.workdir / 'predictions' / 'test.npz')
-  assert rows.shape[0] == 12
+  assert rows.shape[0] == 13
   np.testing.assert_allclose(
     rows[:, 2:], special.softmax(saved.logits, -1), atol=2e-6
   )

@@ -37,7 +37,12 @@ def changes():
 
 
 def assert_same_run(left, right):
-  for kind in ('latest', 'best'):
+  for kind, kept in (('latest', 2), ('best', 1)):
+    steps = [
+      sorted(p.name for p in (run / 'checkpoints' / kind).iterdir())
+      for run in (left, right)
+    ]
+    assert steps[0] == steps[1] and len(steps[0]) == kept
     a, b = arrays(left, kind), arrays(right, kind)
     assert a.keys() == b.keys() and len(a) > 10
     for name in a:
