@@ -251,10 +251,6 @@ def _abstract(model: Model) -> Tree:
   )
 
 
-# Metrics of which the smallest value is the best.
-LOWER_IS_BETTER = frozenset({'nll', 'brier', 'ece', 'aurc', 'e_aurc'})
-
-
 def norm_train(config: Any) -> bool:
   """Whether BatchNorm learns statistics.
 

@@ -20,7 +20,7 @@ from tlkd_jax.checkpoints import Checkpoints, abstract_like, read_model
 from tlkd_jax.data import Dataset, pipeline
 from tlkd_jax.errors import Interrupted, RunError, as_user_errors
 from tlkd_jax.evaluation import evaluate
-from tlkd_jax.evaluation.metrics import METRICS
+from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, METRICS
 from tlkd_jax.metric_writers import MetricWriter
 from tlkd_jax.progress import Progress
 from tlkd_jax.signals import StopRequest
@@ -310,7 +310,7 @@ def _evaluate(run, state, progress, number, writer, checkpoints, shown):
   value = METRICS[run.config.best_metric](
     predictions.logits, predictions.labels
   )
-  sign = -1.0 if run.config.best_metric in build.LOWER_IS_BETTER else 1.0
+  sign = -1.0 if run.config.best_metric in LOWER_IS_BETTER else 1.0
   if progress.best_value is None or sign * value > sign * progress.best_value:
     progress.best_value = value
     progress.best_step = number
@@ -347,16 +347,16 @@ def _finish(run, progress, summary_path) -> dict[str, Any]:
   best = read_model(run.workdir, abstract)
   learner = best['params'], best['model_state']
   summary: dict[str, Any] = {'arm': run.config.arm, run.role: {}}
-  teacher_step = None
+  teacher_run, teacher_variables = None, _teacher_variables(run)
   if run.teacher is not None:
     summary['teacher'] = {}
     teacher_step = train_step.make_eval_step(run.teacher.view, run.mesh)
+    teacher_run = dataclasses.replace(run, eval_step=teacher_step)
   for split in SPLITS:
     predictions = predict_split(run, learner, split)
     teacher = None
-    if teacher_step is not None:
-      teacher_run = dataclasses.replace(run, eval_step=teacher_step)
-      teacher = predict_split(teacher_run, _teacher_variables(run), split)
+    if teacher_run is not None:
+      teacher = predict_split(teacher_run, teacher_variables, split)
       summary['teacher'][split] = evaluate.summarize(teacher)
     summary[run.role][split] = evaluate.summarize(predictions, teacher)
     if sharding.is_lead():

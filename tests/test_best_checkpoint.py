@@ -1,0 +1,23 @@
+"""Which step of a run is kept as the best."""
+
+import pytest
+
+from tests import tiny
+from tlkd_jax import arms, metric_writers, sharding
+from tlkd_jax.evaluation import metrics
+
+
+@pytest.mark.usefixtures('tiny_models')
+def test_an_error_metric_keeps_its_smallest_value(
+  tmp_path, cache_dir, monkeypatch
+):
+  # Stands in for any error, since NLL is what the validation rows show.
+  monkeypatch.setitem(metrics.METRICS, 'ece_classwise', metrics.METRICS['nll'])
+  config = tiny.make_config(
+    'tl', cache_dir, best_metric='ece_classwise', eval_every_steps=1
+  )
+  summary = arms.run(config, tmp_path / 'run', sharding.make_mesh())['tl']
+  rows = metric_writers.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+  nll = {r['step']: r['nll'] for r in rows if r['split'] == 'validation'}
+  assert len(set(nll.values())) > 1
+  assert summary['best_step'] == min(nll, key=nll.get)
