@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tlkd_jax.models import MODELS, create_model, pretrained
-from tlkd_jax.models.functional import Model
+from tlkd_jax.models import MODELS, create_model, twins
 
 StateDict = dict[str, np.ndarray]
 Rule = tuple[str, str | Callable[[re.Match], str]]
@@ -76,14 +75,6 @@ _HUGGING_FACE: dict[str, tuple[Rule, ...]] = {
   r'^(convnext\.)?embeddings\.patch_embeddings\.weight$': _CONVNEXT,
 }
 
-# torchvision's variants whose keys are not timm's -> the same one in timm.
-_IN_TIMM = {
-  'torchvision/vit_b_16': 'timm/vit_base_patch16_224',
-  'torchvision/convnext_tiny': 'timm/convnext_tiny',
-  'torchvision/convnext_small': 'timm/convnext_small',
-  'torchvision/convnext_base': 'timm/convnext_base',
-}
-
 
 def canonical_keys(name: str, state_dict: StateDict) -> StateDict:
   """Gives a file's entries the keys of a variant.
@@ -112,10 +103,10 @@ def canonical_keys(name: str, state_dict: StateDict) -> StateDict:
         if not key.startswith('pooler.')
       }
       state_dict = _join_projections(state_dict)
-      twin = _timm_twin(name)
-      if twin is not None:
-        model = create_model(name)
-        state_dict = _translated(state_dict, create_model(twin), model)
+      timm = twins.timm_name(name)
+      if timm not in (None, twins.full_name(name)):
+        source, target = create_model(timm), create_model(name)
+        state_dict = twins.rename(source, target, state_dict)
       break
   old_keys = MODELS[name].old_keys if name in MODELS else ()
   return _renamed(state_dict, old_keys)
@@ -141,25 +132,4 @@ def _join_projections(state_dict: StateDict) -> StateDict:
     if '.attn.q.' in key and all(part in state_dict for part in parts):
       values = [result.pop(part) for part in parts]
       result[key.replace('.attn.q.', '.attn.qkv.')] = np.concatenate(values)
-  return result
-
-
-def _timm_twin(name: str) -> str | None:
-  for torchvision, timm in _IN_TIMM.items():
-    if name in (torchvision, torchvision.removeprefix('torchvision/')):
-      return timm
-  return None
-
-
-def _translated(
-  state_dict: StateDict, source: Model, target: Model
-) -> StateDict:
-  """Entries named as the source's, under the target's keys and layouts."""
-  result = dict(state_dict)
-  theirs = pretrained.leaf_table(source)
-  for path, (_, leaf) in pretrained.leaf_table(target).items():
-    old = theirs[path][1]
-    if old.key in state_dict:
-      value = old.to_flax(result.pop(old.key))
-      result[leaf.key] = np.ascontiguousarray(leaf.to_torch(value))
   return result

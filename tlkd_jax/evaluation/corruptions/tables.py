@@ -9,12 +9,13 @@ An image takes the table whose size is nearest to its shorter side in ratio,
 and lengths in pixels are multiplied by (shorter side) / (table size).
 """
 
-import difflib
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from tlkd_jax.errors import unknown_name
 
 TABLE_SIZES = (224, 64, 32)
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -214,10 +215,7 @@ def describe_table(height: int, width: int) -> str:
 def check_name(name: str) -> None:
   """Raises ValueError, with the nearest names, for an unknown corruption."""
   if name not in _TABLES:
-    near = difflib.get_close_matches(name, _TABLES, n=3) or sorted(_TABLES)
-    raise ValueError(
-      f'unknown corruption {name!r}; did you mean: {", ".join(near)}?'
-    )
+    raise unknown_name('corruption', name, _TABLES)
 
 
 def parameters(name: str, image: jax.Array, severity: int) -> Any:
