@@ -362,7 +362,6 @@ def main(argv: list[str] | None = None) -> None:
     help='fold BatchNorm into the convolutions (onnx, stablehlo)',
   )
   flags = parser.parse_args(argv)
-  logging.set_verbosity(logging.ERROR)
   try:
     result = export_run(
       flags.checkpoint, flags.format, flags.out, fold_norm=flags.fold_norm
@@ -377,4 +376,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
+  # Here, so that callers of `main` keep their own log level.
+  logging.set_verbosity(logging.ERROR)
   main()
