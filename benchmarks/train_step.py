@@ -7,6 +7,8 @@ Prints one JSON line per model. A step is forward, backward and a Nesterov SGD
 update with BatchNorm in train mode, in float32, on 1,000 classes; both sides
 run in turn in one process, medians are quoted, compilation is left out.
 `step_ratio` and `forward_ratio` are ours / PyTorch's (channels_last, eager).
+Both sides run with `tlkd_jax.allocator`'s settings, as a training run does;
+`--default-malloc` leaves the C library as it is, for both.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tlkd_jax import models
+from tlkd_jax import allocator, models
 
 MODELS = (
   'efficientnet_lite0',
@@ -119,7 +121,10 @@ def main() -> None:
   parser.add_argument('--batch-size', type=int, default=32)
   parser.add_argument('--against', choices=['torch'], default=None)
   parser.add_argument('--repeats', type=int, default=15)
+  parser.add_argument('--default-malloc', action='store_true')
   arguments = parser.parse_args()
+  if not arguments.default_malloc:
+    allocator.keep_freed_memory()
   names = MODELS if arguments.model == 'all' else (arguments.model,)
   for name in names:
     row = run(

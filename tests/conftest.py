@@ -9,6 +9,9 @@ import sys
 import jax
 import pytest
 
+from tlkd_jax import allocator
+
+allocator.keep_freed_memory()
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
+from tlkd_jax import allocator
 from tlkd_jax.errors import Interrupted, RunError, UserError, unknown_name
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -101,6 +102,7 @@ def _run() -> None:
 
 def _start_jax() -> None:
   """Devices, processes and the compilation cache, before anything compiles."""
+  allocator.keep_freed_memory()
   import jax
 
   if _DISTRIBUTED.value:
