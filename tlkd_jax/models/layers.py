@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from tlkd_jax.models.convolutions import conv2d, same_padding
+from tlkd_jax.models.normalization import batch_norm_train
 
 Array = jax.Array
 
@@ -151,26 +152,22 @@ class BatchNorm(nnx.Module):
     self.momentum = momentum
 
   def __call__(self, x: Array, mode: Mode) -> Array:
-    mean, var = self.mean[...], self.var[...]
+    scale, bias = self.scale[...], self.bias[...]
     if mode.norm_train:
-      mean, var = self._update(x.astype(mean.dtype))
-    scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-    shift = self.bias[...] - mean * scale
+      y, mean, var = batch_norm_train(x, scale, bias, self.epsilon)
+      self._update(mean, var, x.size // x.shape[-1])
+      return y
+    scale = scale * jax.lax.rsqrt(self.var[...] + self.epsilon)
+    bias = bias - self.mean[...] * scale
     shape = (1,) * (x.ndim - 1) + (-1,)
-    y = x.astype(scale.dtype) * scale.reshape(shape) + shift.reshape(shape)
+    y = x.astype(scale.dtype) * scale.reshape(shape) + bias.reshape(shape)
     return y.astype(x.dtype)
 
-  def _update(self, x: Array) -> tuple[Array, Array]:
-    axes = tuple(range(x.ndim - 1))
-    mean = x.mean(axes, keepdims=True)
-    var = jnp.square(x - mean).mean(axes)
-    mean = mean.reshape(-1)
-    count = x.size // x.shape[-1]
+  def _update(self, mean: Array, var: Array, count: int) -> None:
     unbiased = var * (count / max(count - 1, 1))
     for stat, value in ((self.mean, mean), (self.var, unbiased)):
-      value = jax.lax.stop_gradient(value)
+      value = jax.lax.stop_gradient(value).astype(stat[...].dtype)
       stat[...] = (1 - self.momentum) * stat[...] + self.momentum * value
-    return mean, var
 
 
 class LayerNorm(nnx.Module):
