@@ -137,6 +137,11 @@ def _distillation(loss: str) -> ml_collections.ConfigDict:
   distillation.soft_weight = 1.0
   distillation.loss = loss  # A key of tlkd_jax.losses.DISTILLATION_LOSSES.
   distillation.temperature = 2.0  # Of losses that have one.
+  # Finished runs (workdirs) that teach beside config.teacher.
+  distillation.more_teachers = ()
+  # Of several teachers: mean of the 'probabilities' at the loss's temperature,
+  # or of the 'losses', which is for losses on features too.
+  distillation.ensemble = 'probabilities'
   # Other hyper-parameters of the loss; all are here, with their published
   # values, when the loss is chosen as `configs/kd.py:loss=NAME`.
   distillation.options = ml_collections.ConfigDict()

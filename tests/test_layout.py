@@ -19,6 +19,7 @@ ORDER = (
   ('sharding',),
   ('optimizers',),
   ('train_state',),
+  ('objective',),
   ('train_step',),
   ('targets',),
   ('checkpoints',),

@@ -6,17 +6,27 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import special
 
 from tests import tiny
-from tlkd_jax import build, optimizers, sharding, train_state, train_step
+from tlkd_jax import (
+  build,
+  objective,
+  optimizers,
+  sharding,
+  train_state,
+  train_step,
+)
 from tlkd_jax.data import Dataset, Split
 from tlkd_jax.models import create_model
-from tlkd_jax.train_step import Distillation, Objective, View
+from tlkd_jax.objective import Objective, Term
+from tlkd_jax.train_step import View
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 CLASSES = 5
+NO_TEACHER = {'teachers': ()}
 
 
 def make_batch(step: int = 0, size: int = 8) -> dict[str, np.ndarray]:
@@ -61,10 +71,11 @@ def variables(view: View, seed: int):
 
 
 def make_objective(soft, hard, temperature, label_smoothing):
-  distillation = None
+  terms = ()
   if soft is not None:
-    distillation = Distillation('kd', soft, {'temperature': temperature})
-  return Objective(hard, label_smoothing, distillation)
+    weight = optax.constant_schedule(soft)
+    terms = (Term('kd', weight, {'temperature': temperature}),)
+  return Objective(hard, label_smoothing, terms)
 
 
 @functools.cache
@@ -94,7 +105,7 @@ def make_step(
   optimizer = optimizers.make_optimizer(views[0].model, schedule, settings)
   step = train_step.make_train_step(
     views[0],
-    None if soft is None else views[1],
+    () if soft is None else views[1:],
     optimizer,
     schedule,
     make_objective(soft, hard, temperature, label_smoothing),
@@ -124,12 +135,12 @@ def make_state(view, optimizer, mesh, ema=False, projector=None, memory=None):
 
 
 def run_steps(steps: int = 3, **options):
-  """(states after every step, metrics of every step, teacher's variables)."""
+  """(states after every step, metrics of every step, the constants)."""
   step, create, mesh, views = make_step(**options)
   state = create()
-  guide = None
+  guide = NO_TEACHER
   if options['soft'] is not None:
-    guide = sharding.replicate(variables(views[1], 2), mesh)
+    guide = sharding.replicate({'teachers': (variables(views[1], 2),)}, mesh)
   states, rows = [], []
   for number in range(steps):
     batch = sharding.shard_batch(make_batch(number), mesh)
@@ -188,7 +199,9 @@ def test_teacher_is_neither_changed_nor_donated():
   student, teacher = make_models()
   assert not any(x.is_deleted() for x in jax.tree.leaves(guide))
   before = variables(teacher, 2)
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(guide), before)
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.device_get(guide['teachers'][0]), before
+  )
   moved = jax.tree.map(
     lambda a, b: np.abs(a - b).max(),
     states[-1].model_state,
@@ -268,7 +281,7 @@ def test_dropout_depends_on_seed_and_step():
       state = dataclasses.replace(create(), step=jnp.int32(number))
       state = jax.device_put(state, sharding.replicated(mesh))
       batch = sharding.shard_batch(make_batch(), mesh)
-      values.append(float(step(state, None, batch)[1]['loss']))
+      values.append(float(step(state, NO_TEACHER, batch)[1]['loss']))
     return values
 
   first = losses(0)
@@ -284,7 +297,7 @@ def test_state_is_donated_and_counted():
   np.testing.assert_allclose(rates, expected, rtol=1e-6)
   step, create, mesh, _ = make_step(**TL)
   state = create()
-  step(state, None, sharding.shard_batch(make_batch(), mesh))
+  step(state, NO_TEACHER, sharding.shard_batch(make_batch(), mesh))
   assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
 
 
@@ -297,7 +310,7 @@ def test_two_half_batches_are_one_batch():
   for half in (slice(0, 4), slice(4, 8)):
     assert_trees_close(state.params, start, 0)
     batch = {key: value[half] for key, value in whole.items()}
-    state, _ = step(state, None, sharding.shard_batch(batch, mesh))
+    state, _ = step(state, NO_TEACHER, sharding.shard_batch(batch, mesh))
   assert_trees_close(state.params, states[0].params, 1e-6)
   moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, start)
   assert max(jax.tree.leaves(moved)) > 1e-3
@@ -343,18 +356,20 @@ def test_projector_and_memory_travel_with_the_state():
   mesh = sharding.make_mesh(1)
   for loss, part in (('fitnet', 'projector'), ('crd', 'memory')):
     config = tiny.make_config('kd', distillation__loss=loss)
-    objective = build.make_objective(config, dataset)
-    extras = build.distillation_extras(objective, student, teacher, dataset, 0)
+    loss_sum = objective.make_objective(config, dataset)
+    extras = build.distillation_extras(
+      loss_sum, student, (teacher,), dataset, 0
+    )
     schedule = optimizers.learning_rate_schedule(0.05, 10, 0.0, 0.0)
     optimizer = optimizers.make_optimizer(
       student.model, schedule, config.optimizer
     )
     step = train_step.make_train_step(
       student,
-      teacher,
+      (teacher,),
       optimizer,
       schedule,
-      objective,
+      loss_sum,
       crop,
       mesh,
       seed=0,
@@ -363,7 +378,7 @@ def test_projector_and_memory_travel_with_the_state():
     before = jax.device_get(extras)
     state = make_state(student, optimizer, mesh, **extras)
     batch = make_batch() | {'index': split.indices}
-    guide = sharding.replicate(variables(teacher, 2), mesh)
+    guide = {'teachers': (sharding.replicate(variables(teacher, 2), mesh),)}
     state, metrics = step(state, guide, sharding.shard_batch(batch, mesh))
     assert np.isfinite(metrics['soft_loss'])
     after = {'projector': state.params['projector'], 'memory': state.memory}

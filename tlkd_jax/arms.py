@@ -6,7 +6,7 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
-from tlkd_jax import build, checkpoints, models
+from tlkd_jax import build, checkpoints, models, objective
 from tlkd_jax.errors import UserError, as_user_errors, unknown_name
 from tlkd_jax.evaluation.metrics import METRICS
 from tlkd_jax.report import tables
@@ -48,6 +48,8 @@ def run(
     for role in ('student', 'teacher'):
       if config[role].checkpoint:
         checkpoints.read_description(config[role].checkpoint)
+    for teacher in config.distillation.more_teachers:
+      checkpoints.read_description(teacher)
     dataset = build.load_dataset(config)
     _check_models(config, plan, dataset.class_names)
   for note in dataset.notes:
@@ -100,7 +102,7 @@ def _check_values(config: Any) -> None:
   """Fails on names and values before anything is decoded or trained."""
   for role in ('student', 'teacher'):
     models.create_model(config[role].name, num_classes=2)
-  build.make_objective(_as_arm(config, 'kd'), None)
+  objective.make_objective(_as_arm(config, 'kd'), None)
   build.norm_train(config)
   if config.best_metric not in METRICS:
     raise unknown_name('best_metric', config.best_metric, METRICS)

@@ -13,20 +13,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 
-from tlkd_jax import checkpoints, data, losses, models, sharding
+from tlkd_jax import checkpoints, data, models, sharding
 from tlkd_jax.data import augment
 from tlkd_jax.errors import unknown_name
 from tlkd_jax.models import loading, pretrained
 from tlkd_jax.models.functional import Model, Tree
-from tlkd_jax.train_step import (
-  Distillation,
-  Objective,
-  View,
-  output_shapes,
-)
+from tlkd_jax.objective import Objective, init_extras
+from tlkd_jax.train_step import View, output_shapes
 
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -41,10 +36,14 @@ class Loaded:
 
 
 def load_dataset(config: Any) -> data.Dataset:
-  """Decodes the data set of a configuration, large enough for both models."""
+  """Decodes the data set of a configuration, large enough for all models."""
+  more = [
+    checkpoints.read_description(workdir)['image_size']
+    for workdir in config.distillation.more_teachers
+  ]
   return data.load_splits(
     config.dataset,
-    image_size=max(config.image_size, config.teacher.image_size),
+    image_size=max(config.image_size, config.teacher.image_size, *more),
     crop_fraction=config.data.crop,
     interpolation=config.data.interpolation,
     num_train_per_class=config.num_train_per_class or None,
@@ -132,6 +131,22 @@ def load_teacher(config: Any, class_names: list[str]) -> Loaded:
   model = models.create_model(section.name, num_classes=len(class_names))
   params, model_state = _from_run(section, model, class_names)
   return Loaded(make_view(config, 'teacher', model), params, model_state)
+
+
+def load_teachers(config: Any, class_names: list[str]) -> tuple[Loaded, ...]:
+  """config.teacher.checkpoint, then distillation.more_teachers.
+
+  The further ones are what their own descriptions say, in model and size.
+
+  Raises:
+    FileNotFoundError, ValueError: as `load_teacher`.
+  """
+  loaded = [load_teacher(config, class_names)]
+  for workdir in config.distillation.more_teachers:
+    description = checkpoints.read_description(workdir)
+    check_classes(workdir, description, class_names)
+    loaded.append(restore_model(workdir, description))
+  return tuple(loaded)
 
 
 def describe(model: Model, config: Any, role: str, dataset) -> dict[str, Any]:
@@ -296,54 +311,18 @@ def _draw_view(images, index, view, *, seed, **options):
   return augment.augment(images, seed, index, view, **options)
 
 
-def make_objective(config: Any, dataset: data.Dataset | None) -> Objective:
-  """The loss of a run: of labels alone, or with a teacher.
-
-  Args:
-    config: the run's configuration.
-    dataset: for losses that remember examples; None only checks the names.
-
-  Raises:
-    ValueError: unknown loss or hyper-parameter.
-  """
-  if config.arm != 'kd':
-    return Objective(label_smoothing=config.label_smoothing)
-  section = config.distillation
-  hyperparameters = dict(section.options)
-  if 'temperature' in losses.hyperparameters_of(section.loss):
-    hyperparameters.setdefault('temperature', section.temperature)
-  losses.check_hyperparameters(section.loss, hyperparameters)
-  positions = None
-  if dataset is not None and section.loss in losses.MEMORIES:
-    indices = dataset.splits['train'].indices
-    positions = np.zeros(indices.max() + 1, np.int32)
-    positions[indices] = np.arange(indices.size)
-  return Objective(
-    hard_weight=section.hard_weight,
-    label_smoothing=config.label_smoothing,
-    distillation=Distillation(
-      section.loss, section.soft_weight, hyperparameters, positions
-    ),
-  )
-
-
 def distillation_extras(
   objective: Objective,
   student: View,
-  teacher: View | None,
+  teachers: tuple[View, ...],
   dataset: data.Dataset,
   seed: int,
 ) -> dict[str, Tree]:
-  """{'projector', 'memory'} of the distillation loss, {} where it has none."""
-  if objective.distillation is None or teacher is None:
-    return {'projector': {}, 'memory': {}}
-  train = dataset.splits['train']
-  return losses.init_extras(
-    objective.distillation.name,
+  """{'projector', 'memory'} of the distillation losses; see init_extras."""
+  return init_extras(
+    objective,
     jax.random.fold_in(jax.random.key(seed), 1),
     output_shapes(student, dataset.image_size),
-    output_shapes(teacher, dataset.image_size),
-    len(train),
-    train.labels,
-    **objective.distillation.hyperparameters,
+    tuple(output_shapes(teacher, dataset.image_size) for teacher in teachers),
+    dataset.splits['train'],
   )

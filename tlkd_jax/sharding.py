@@ -43,10 +43,9 @@ def shard_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
   Every process passes [B / process_count, ...] arrays, in process order.
   """
   sharding = batch_sharded(mesh)
-  return {
-    key: jax.make_array_from_process_local_data(sharding, value)
-    for key, value in batch.items()
-  }
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

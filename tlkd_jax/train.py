@@ -15,7 +15,14 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from tlkd_jax import build, optimizers, sharding, train_state, train_step
+from tlkd_jax import (
+  build,
+  objective,
+  optimizers,
+  sharding,
+  train_state,
+  train_step,
+)
 from tlkd_jax.checkpoints import Checkpoints, abstract_like, read_model
 from tlkd_jax.data import Dataset, pipeline
 from tlkd_jax.errors import Interrupted, RunError, as_user_errors
@@ -55,7 +62,7 @@ class _Run:
   mesh: Mesh
   num_steps: int
   learner: build.Loaded
-  teacher: build.Loaded | None
+  teachers: tuple[build.Loaded, ...]
   step: Any
   eval_step: Any
 
@@ -99,9 +106,10 @@ def _build(config, workdir, dataset, mesh):
   role = 'teacher' if config.arm == 'teacher' else 'student'
   sharding.check_batch_size(config.batch_size, mesh)
   learner = build.load_model(config, role, dataset.class_names)
-  teacher = None
+  teachers = ()
   if config.arm == 'kd':
-    teacher = build.load_teacher(config, dataset.class_names)
+    teachers = build.load_teachers(config, dataset.class_names)
+  views = tuple(teacher.view for teacher in teachers)
   num_steps = config.num_steps
   if role == 'teacher':
     num_steps = config.teacher.num_steps or num_steps
@@ -114,13 +122,13 @@ def _build(config, workdir, dataset, mesh):
   optimizer = optimizers.make_optimizer(
     learner.view.model, schedule, config.optimizer
   )
-  objective = build.make_objective(config, dataset)
+  loss = objective.make_objective(config, dataset)
   step = train_step.make_train_step(
     learner.view,
-    teacher.view if teacher else None,
+    views,
     optimizer,
     schedule,
-    objective,
+    loss,
     build.make_augmentation(config, dataset),
     mesh,
     seed=config.seed,
@@ -137,16 +145,12 @@ def _build(config, workdir, dataset, mesh):
     mesh,
     num_steps,
     learner,
-    teacher,
+    teachers,
     step,
     eval_step,
   )
   extras = build.distillation_extras(
-    objective,
-    learner.view,
-    teacher.view if teacher else None,
-    dataset,
-    config.seed,
+    loss, learner.view, views, dataset, config.seed
   )
   return run, optimizer, extras
 
@@ -210,13 +214,13 @@ def _train_batches(run: _Run, progress: _Progress):
 
 def _steps(run, state, progress, checkpoints, batches, writer, shown, stop):
   config = run.config
-  teacher = _teacher_variables(run)
+  constants = {'teachers': _teacher_variables(run)}
   pending: list[dict[str, Any]] = list(progress.pending)
   clock = time.monotonic() - progress.seconds
   for number in range(int(state.step) + 1, run.num_steps + 1):
     batch = sharding.shard_batch(next(batches), run.mesh)
     with jax.transfer_guard('disallow'):
-      state, metrics = run.step(state, teacher, batch)
+      state, metrics = run.step(state, constants, batch)
     pending.append(metrics)
     shown.update(number)
     evaluating = (
@@ -260,11 +264,8 @@ def _stalled(config: Any, progress: _Progress) -> bool:
 
 
 def _teacher_variables(run: _Run):
-  if run.teacher is None:
-    return None
-  return sharding.replicate(
-    (run.teacher.params, run.teacher.model_state), run.mesh
-  )
+  variables = tuple((t.params, t.model_state) for t in run.teachers)
+  return sharding.replicate(variables, run.mesh)
 
 
 def _collect(run, pending, number: int, checkpoints) -> list[dict[str, float]]:
@@ -347,11 +348,12 @@ def _finish(run, progress, summary_path) -> dict[str, Any]:
   best = read_model(run.workdir, abstract)
   learner = best['params'], best['model_state']
   summary: dict[str, Any] = {'arm': run.config.arm, run.role: {}}
-  teacher_run, teacher_variables = None, _teacher_variables(run)
-  if run.teacher is not None:
+  teacher_run, teacher_variables = None, None
+  if run.teachers:
     summary['teacher'] = {}
-    teacher_step = train_step.make_eval_step(run.teacher.view, run.mesh)
+    teacher_step = train_step.make_eval_step(run.teachers[0].view, run.mesh)
     teacher_run = dataclasses.replace(run, eval_step=teacher_step)
+    teacher_variables = _teacher_variables(run)[0]
   for split in SPLITS:
     predictions = predict_split(run, learner, split)
     teacher = None

@@ -1,9 +1,11 @@
-"""One jitted function: teacher forward, student update. And its evaluation.
+"""One jitted function: teachers forward, student update. And its evaluation.
 
 The batch is uint8; augmentation, resizing and each model's own normalisation
-happen on the device inside the step, so student and teacher see the same view.
-The teacher runs in evaluation mode under stop_gradient; its variables are an
-argument of their own, never donated and never part of the state.
+happen on the device inside the step, so student and teachers see the same view.
+Teachers run in evaluation mode under stop_gradient; their variables are an
+argument of their own, never donated and never part of the state. A batch with
+'targets' (a tuple, for each teacher a dict of stored outputs: 'logits' [B, K],
+perhaps 'pre_logits' and 'features') needs no teacher's forward pass.
 """
 
 import dataclasses
@@ -12,14 +14,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from tlkd_jax import losses, optimizers, sharding
+from tlkd_jax import objective as objectives
+from tlkd_jax import optimizers, sharding
 from tlkd_jax.data import augment
-from tlkd_jax.losses import supervised
 from tlkd_jax.models.functional import Model, Tree
+from tlkd_jax.objective import Objective
 from tlkd_jax.train_state import TrainState
 
 Array = jax.Array
@@ -41,42 +43,9 @@ class View:
     return images.astype(self.dtype)
 
 
-@dataclasses.dataclass(frozen=True)
-class Distillation:
-  """One distillation loss with what it was bound to.
-
-  Attributes:
-    name: a key of losses.DISTILLATION_LOSSES.
-    weight: of this loss beside the cross-entropy.
-    hyperparameters: its keywords.
-    positions: int32, example index -> its row of the loss's memory; None for
-      losses without one.
-  """
-
-  name: str
-  weight: float
-  hyperparameters: dict[str, Any]
-  positions: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-  """hard_weight * cross-entropy + weight * distillation loss.
-
-  Attributes:
-    hard_weight: weight of the labels.
-    label_smoothing: of the cross-entropy.
-    distillation: None without a teacher.
-  """
-
-  hard_weight: float = 1.0
-  label_smoothing: float = 0.0
-  distillation: Distillation | None = None
-
-
 def make_train_step(
   student: View,
-  teacher: View | None,
+  teachers: tuple[View, ...],
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   objective: Objective,
@@ -92,7 +61,7 @@ def make_train_step(
 
   Args:
     student: the model that learns.
-    teacher: the model that guides, or None.
+    teachers: the models that guide, () for none.
     optimizer: acts on state.params.
     schedule: step -> learning rate, for the metrics.
     objective: the loss.
@@ -104,9 +73,10 @@ def make_train_step(
     ema_decay: of the weight average; used when state.ema is not empty.
 
   Returns:
-    step(state, teacher_variables, batch) -> (state, metrics): state donated;
-    teacher_variables is (params, model_state) or None; batch as in
-    data.pipeline, sharded over "data"; metrics are replicated scalars.
+    step(state, constants, batch) -> (state, metrics): state donated;
+    constants is {'teachers': ((params, model_state), ...)}; batch as in
+    data.pipeline, perhaps with 'targets', sharded over "data"; metrics are
+    replicated scalars.
   """
 
   def loss_fn(params, state, guidance, images, batch):
@@ -122,34 +92,31 @@ def make_train_step(
       key=key,
     )
     labels = batch['label']
-    hard = supervised.cross_entropy(
-      outputs['logits'], labels, objective.label_smoothing
-    )
+    hard = objectives.hard_loss(objective, outputs['logits'], labels)
     loss = objective.hard_weight * hard
     metrics = {'hard_loss': hard, 'accuracy': _accuracy(outputs, labels)}
     memory = state.memory
-    if guidance is not None and objective.distillation is not None:
-      soft, memory = distill(
-        objective.distillation,
+    if guidance:
+      soft, memory, parts = objectives.distill(
+        objective,
         params,
         outputs,
         guidance,
         memory,
         batch,
         jax.random.fold_in(key, 1),
+        state.step,
       )
-      loss = loss + objective.distillation.weight * soft
-      metrics |= {
-        'soft_loss': soft,
-        'teacher_accuracy': _accuracy(guidance['outputs'], labels),
-      }
+      loss = loss + soft
+      metrics |= parts
+      logits = [teacher['outputs']['logits'] for teacher in guidance]
+      together = {'logits': objectives.mean_logits(logits, 1.0)}
+      metrics['teacher_accuracy'] = _accuracy(together, labels)
     return loss, (model_state, memory, metrics | {'loss': loss})
 
-  def step(state: TrainState, teacher_variables, batch):
+  def step(state: TrainState, constants, batch):
     images = augmentation(batch['image'], batch['index'], batch['view'])
-    guidance = None
-    if teacher is not None:
-      guidance = guide(teacher, teacher_variables, images)
+    guidance = _guidance(teachers, constants['teachers'], images, batch)
     grads, (model_state, memory, metrics) = jax.grad(loss_fn, has_aux=True)(
       state.params, state, guidance, images, batch
     )
@@ -210,46 +177,28 @@ def guide(teacher: View, variables: Any, images: Array) -> dict[str, Any]:
   """
   params, model_state = variables
   outputs, _ = teacher.model.apply(params, model_state, teacher.prepare(images))
-  head = params
-  for name in teacher.model.spec.head[0].split('.'):
-    head = head[name]
+  head = last_layer(teacher.model, params)
   return jax.lax.stop_gradient({'outputs': outputs, 'head': head})
 
 
-def distill(
-  distillation: Distillation,
-  params: Tree,
-  outputs: dict[str, Any],
-  guidance: dict[str, Any],
-  memory: Tree,
-  batch: dict[str, Array],
-  key: Array,
-) -> tuple[Array, Tree]:
-  """The distillation loss of a batch and the loss's new memory.
+def last_layer(model: Model, params: Tree) -> Tree:
+  """{'kernel': [D, K], 'bias': [K]} of a model's head."""
+  for name in model.spec.head[0].split('.'):
+    params = params[name]
+  return params
 
-  Args:
-    distillation: which loss.
-    params: of the state, for the projector.
-    outputs: the student's.
-    guidance: from `guide`.
-    memory: state of the loss, {} where it has none.
-    batch: for labels and example indices.
-    key: for losses that draw a mask.
-  """
-  index = None
-  if distillation.positions is not None:
-    index = jnp.asarray(distillation.positions)[batch['index']]
-  return losses.compute(
-    distillation.name,
-    outputs,
-    guidance['outputs'],
-    batch['label'],
-    projector=params['projector'],
-    memory=memory,
-    index=index,
-    key=key,
-    teacher_head=guidance['head'],
-    **distillation.hyperparameters,
+
+def _guidance(teachers, variables, images, batch) -> tuple[dict[str, Any], ...]:
+  """From stored outputs where the batch has them, else from the teachers."""
+  pairs = list(zip(teachers, variables, strict=True))
+  if 'targets' not in batch:
+    return tuple(guide(teacher, given, images) for teacher, given in pairs)
+  stored = zip(pairs, batch['targets'], strict=True)
+  return jax.lax.stop_gradient(
+    tuple(
+      {'outputs': outputs, 'head': last_layer(teacher.model, params)}
+      for (teacher, (params, _)), outputs in stored
+    )
   )
 
 
