@@ -173,3 +173,15 @@ def test_start_from_a_run(compare_run, cache_dir, tmp_path):
     for folder in (compare_run / 'kd', tmp_path)
   )
   np.testing.assert_allclose(a.logits, b.logits, rtol=1e-5, atol=1e-6)
+
+
+def test_a_workdir_by_another_path_is_the_same_run(
+  compare_run, cache_dir, tmp_path
+):
+  link = tmp_path / 'link'
+  link.symlink_to(compare_run)
+  with tiny.registered():
+    config = tiny.make_config('compare', cache_dir)
+    summaries = arms.run(config, link, sharding.make_mesh())
+  saved = json.loads((compare_run / 'kd' / 'summary.json').read_text())
+  assert summaries['kd'] == saved

@@ -208,7 +208,11 @@ def check_workdir(workdir: pathlib.Path, config: Any) -> None:
   new = pretrained.flatten(json.loads(config.to_json()))
   if path.exists():
     old = pretrained.flatten(read_config(workdir))
-    keys = sorted(k for k in old | new if old.get(k, '-') != new.get(k, '-'))
+    keys = sorted(
+      k
+      for k in old | new
+      if _as_compared(k, old.get(k, '-')) != _as_compared(k, new.get(k, '-'))
+    )
     if keys:
       lines = [f'  {k}: {old.get(k)!r} there, {new.get(k)!r} now' for k in keys]
       raise ValueError(
@@ -216,6 +220,13 @@ def check_workdir(workdir: pathlib.Path, config: Any) -> None:
         + '\n'.join(lines)
         + '\nuse another --workdir, or delete that one'
       )
+
+
+def _as_compared(key: str, value: Any) -> Any:
+  """A run that is named by another path is the same run."""
+  if key.endswith('.checkpoint') and isinstance(value, str):
+    return str(pathlib.Path(value).resolve())
+  return value
 
 
 def write_config(workdir: pathlib.Path, config: Any) -> None:
