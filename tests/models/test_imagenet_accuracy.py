@@ -1,4 +1,4 @@
-"""The packaged weights on true ImageNet validation images, all 1,000 classes."""
+"""The packaged weights on ImageNet validation images, all 1,000 classes."""
 
 import io
 import zipfile
