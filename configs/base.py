@@ -16,7 +16,7 @@ def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
 
   Args:
     arg: `dataset=NAME,student=MODEL,teacher=MODEL,loss=NAME,smoke`, in
-      any order.
+      any order; `loss=NAME+NAME` is a sum.
     arm: what the run trains.
   """
   options = common.parse_arg(
@@ -58,6 +58,10 @@ def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
   # Side of the teacher's images; 0 is the student's.
   config.teacher.image_size = 0
   config.distillation = _distillation(options['loss'])
+  if options['loss'].startswith('function_matching'):
+    # Beyer et al. 2022, section 3: labels unused, mixing rate uniform.
+    config.distillation.hard_weight = 0.0
+    config.augment.mixup_alpha = 1.0
   if options['smoke']:
     _smoke(config)
   return config.lock()
@@ -91,6 +95,12 @@ def _augment() -> ml_collections.ConfigDict:
   augment.brightness = 0.0  # Factor in 1 +- this.
   augment.contrast = 0.0
   augment.saturation = 0.0
+  augment.randaugment_ops = 0  # RandAugment's operations per image; 0 is off.
+  augment.randaugment_magnitude = 9.0  # 0 to 10.
+  # Beta(alpha, alpha) of mixup and CutMix, 0 is off; with both, each batch
+  # draws one of them. Teachers see the mixed images.
+  augment.mixup_alpha = 0.0
+  augment.cutmix_alpha = 0.0
   return augment
 
 
@@ -130,13 +140,23 @@ def _model(name: str) -> ml_collections.ConfigDict:
   return model
 
 
-def _distillation(loss: str) -> ml_collections.ConfigDict:
+def _distillation(names: str) -> ml_collections.ConfigDict:
+  loss, *others = names.split('+')
   distillation = ml_collections.ConfigDict()
   # loss = hard_weight * cross-entropy + soft_weight * distillation loss.
   distillation.hard_weight = 1.0
-  distillation.soft_weight = 1.0
   distillation.loss = loss  # A key of tlkd_jax.losses.DISTILLATION_LOSSES.
-  distillation.temperature = 2.0  # Of losses that have one.
+  distillation.soft_weight = 1.0
+  # Of soft_weight, from it to end_weight over the run: 'constant' | 'linear' |
+  # 'cosine'.
+  distillation.schedule = 'constant'
+  distillation.end_weight = 0.0
+  # Share of the run in which the weight rises linearly from 0.
+  distillation.warmup_fraction = losses.PUBLISHED_WARMUPS.get(loss, 0.0)
+  distillation.temperature = 2.0  # Of `loss`, where it has one.
+  # Of every loss with a temperature, from its own to end_temperature.
+  distillation.temperature_schedule = 'constant'
+  distillation.end_temperature = 1.0
   # Finished runs (workdirs) that teach beside config.teacher.
   distillation.more_teachers = ()
   # Of several teachers: mean of the 'probabilities' at the loss's temperature,
@@ -145,10 +165,22 @@ def _distillation(loss: str) -> ml_collections.ConfigDict:
   # Other hyper-parameters of the loss; all are here, with their published
   # values, when the loss is chosen as `configs/kd.py:loss=NAME`.
   distillation.options = ml_collections.ConfigDict()
-  if loss != 'kd':
-    options = losses.hyperparameters_of(loss)
-    distillation.options.update(options)
+  if names != 'kd':
+    distillation.options.update(losses.hyperparameters_of(loss))
     distillation.soft_weight = losses.PUBLISHED_WEIGHTS.get(loss, 1.0)
+  # Further losses of the sum, `loss=NAME+NAME`: extra.NAME.weight, .schedule,
+  # .end_weight, .warmup_fraction and .options, as above.
+  distillation.extra = ml_collections.ConfigDict()
+  for name in others:
+    if name == loss or name in distillation.extra:
+      raise ValueError(f'loss={names} names {name!r} twice')
+    distillation.extra[name] = {
+      'weight': losses.PUBLISHED_WEIGHTS.get(name, 1.0),
+      'schedule': 'constant',
+      'end_weight': 0.0,
+      'warmup_fraction': losses.PUBLISHED_WARMUPS.get(name, 0.0),
+      'options': losses.hyperparameters_of(name),
+    }
   return distillation
 
 

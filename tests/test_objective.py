@@ -1,6 +1,7 @@
 """The weighted sum of losses: several teachers, stored outputs."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import optax
 import pytest
 from scipy import special
 
+from configs import base
 from tests import tiny
 from tests.test_train_step import (
   crop,
@@ -16,14 +18,14 @@ from tests.test_train_step import (
   make_state,
   variables,
 )
-from tlkd_jax import losses, objective, optimizers, sharding, train_step
+from tlkd_jax import build, losses, objective, optimizers, sharding, train_step
 from tlkd_jax.objective import Objective, Term
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
 
-def one_step(loss_sum, batch, *, teachers=2, mesh=None, extras=None):
-  """Metrics of the first update under `teachers` different teachers."""
+def make_step(loss_sum, *, teachers=2, mesh=None, extras=None, mixing=None):
+  """batch -> metrics of the first update under different teachers."""
   mesh = mesh or sharding.make_mesh(1)
   student, teacher = make_models()
   settings = tiny.make_config('kd').optimizer
@@ -37,16 +39,26 @@ def one_step(loss_sum, batch, *, teachers=2, mesh=None, extras=None):
     loss_sum,
     crop,
     mesh,
+    mixing=mixing,
     seed=0,
     norm_train=False,
   )
   given = tuple(variables(teacher, 2 + n) for n in range(teachers))
   constants = sharding.replicate({'teachers': given}, mesh)
-  state = make_state(student, optimizer, mesh, **(extras or {}))
-  state, metrics = step(state, constants, sharding.shard_batch(batch, mesh))
-  return jax.device_get(metrics)
+
+  def run(batch):
+    state = make_state(student, optimizer, mesh, **(extras or {}))
+    state, metrics = step(state, constants, sharding.shard_batch(batch, mesh))
+    return jax.device_get(metrics)
+
+  return run
 
 
+def one_step(loss_sum, batch, **options):
+  return make_step(loss_sum, **options)(batch)
+
+
+@functools.cache
 def teacher_outputs(number):
   _, teacher = make_models()
   images = make_batch()['image'].astype(np.float32)
@@ -55,10 +67,7 @@ def teacher_outputs(number):
 
 
 def student_logits():
-  student, _ = make_models()
-  images = make_batch()['image'].astype(np.float32)
-  apply = jax.jit(lambda v, x: student.model.apply(*v, student.prepare(x))[0])
-  return np.asarray(apply(variables(student, 1), images)['logits'], np.float64)
+  return np.asarray(student_outputs()['logits'], np.float64)
 
 
 def kd(temperature=3.0, weight=0.7):
@@ -91,17 +100,18 @@ def test_two_teachers_by_hand():
 def test_stored_outputs_replace_the_teachers():
   """The step believes batch['targets']: other outputs, another loss."""
   loss_sum = Objective(1.0, 0.0, (kd(),), 'losses')
-  online = one_step(loss_sum, make_batch())
+  run = make_step(loss_sum)
+  online = run(make_batch())
   stored = tuple(teacher_outputs(n)['outputs'] for n in (0, 1))
   targets = tuple({'logits': outputs['logits']} for outputs in stored)
-  cached = one_step(loss_sum, make_batch() | {'targets': targets})
+  cached = run(make_batch() | {'targets': targets})
   for name, value in online.items():
     assert cached[name] == pytest.approx(value, rel=1e-5), name
   half = jax.tree.map(lambda x: x.astype(np.float16), targets)
-  rounded = one_step(loss_sum, make_batch() | {'targets': half})
+  rounded = run(make_batch() | {'targets': half})
   assert rounded['soft_loss'] == pytest.approx(online['soft_loss'], rel=1e-2)
   other = jax.tree.map(lambda x: -x, targets)
-  wrong = one_step(loss_sum, make_batch() | {'targets': other})
+  wrong = run(make_batch() | {'targets': other})
   assert abs(wrong['soft_loss'] - online['soft_loss']) > 1e-2
 
 
@@ -139,6 +149,7 @@ def tiny_split():
   return Split(batch['image'], batch['label'], batch['index'], ['x'] * 8)
 
 
+@functools.cache
 def student_outputs():
   student, _ = make_models()
   images = make_batch()['image'].astype(np.float32)
@@ -146,10 +157,164 @@ def student_outputs():
   return apply(variables(student, 1), images)
 
 
+def test_a_sum_of_losses_with_weights_at_the_step():
+  """The sum, and each part as it is alone."""
+
+  def falling(step):
+    return 0.5 - 0.1 * step
+
+  terms = (kd(), Term('logit_mse', falling, {}), Term('rkd', falling, {}))
+  metrics = one_step(Objective(0.3, 0.0, terms), make_batch(), teachers=1)
+  parts = [metrics[k] for k in ('soft_loss', 'logit_mse_loss', 'rkd_loss')]
+  for term, part in zip(terms, parts, strict=True):
+    value, _ = losses.compute(
+      term.name,
+      student_outputs(),
+      teacher_outputs(0)['outputs'],
+      None,
+      **term.hyperparameters,
+    )
+    assert part == pytest.approx(float(value), rel=1e-4), term.name
+  total = 0.3 * metrics['hard_loss'] + np.dot([0.7, 0.5, 0.5], parts)
+  assert metrics['loss'] == pytest.approx(total, rel=1e-5)
+
+
+def test_temperature_is_that_of_the_step():
+  term = dataclasses.replace(kd(), temperature=lambda step: 2.0 + step)
+  scheduled = one_step(Objective(1.0, 0.0, (term,)), make_batch(), teachers=1)
+  plain = one_step(Objective(1.0, 0.0, (kd(2.0),)), make_batch(), teachers=1)
+  assert scheduled['soft_loss'] == pytest.approx(plain['soft_loss'], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'expected'),
+  [
+    ('constant', [2.0, 2.0, 2.0, 2.0, 2.0]),
+    ('linear', [2.0, 3.0, 4.0, 6.0, 6.0]),
+    ('cosine', [2.0, 4 - 2 * 0.5**0.5, 4.0, 6.0, 6.0]),
+  ],
+)
+def test_schedules_by_hand(kind, expected):
+  schedule = objective.make_schedule(kind, 2.0, 6.0, 8, 'place')
+  values = [float(schedule(np.int32(step))) for step in (0, 2, 4, 8, 20)]
+  np.testing.assert_allclose(values, expected, rtol=1e-6)
+  schedule = objective.make_schedule(kind, 2.0, 2.0, 8, 'place', warmup=4)
+  values = [float(schedule(np.int32(step))) for step in (0, 1, 3, 4, 7)]
+  np.testing.assert_allclose(values, [0.5, 1.0, 2.0, 2.0, 2.0], rtol=1e-6)
+
+
+def test_configuration_of_a_sum():
+  config = base.get_base('loss=dkd+rkd,student=tiny', 'kd')
+  config.update_from_flattened_dict(
+    {
+      'num_steps': 24,
+      'distillation.extra.rkd.weight': 0.25,
+      'distillation.extra.rkd.schedule': 'linear',
+      'distillation.extra.rkd.options.angle_weight': 7.0,
+      'distillation.temperature_schedule': 'linear',
+      'distillation.end_temperature': 2.0,
+    }
+  )
+  dkd, rkd = objective.make_objective(config, None).terms
+  # The published warm-up: a twelfth of the run.
+  weights = [float(dkd.weight(step)) for step in (0, 1, 12)]
+  np.testing.assert_allclose(weights, [0.5, 1.0, 1.0])
+  assert float(dkd.temperature(12)) == 3.0 and rkd.temperature is None
+  np.testing.assert_allclose([rkd.weight(0), rkd.weight(12)], [0.25, 0.125])
+  assert rkd.hyperparameters['angle_weight'] == 7.0
+  with pytest.raises(ValueError, match="names 'rkd' twice"):
+    base.get_base('loss=rkd+dkd+rkd', 'kd')
+  with pytest.raises(ValueError, match="'rkdd'.*rkd"):
+    base.get_base('loss=kd+rkdd', 'kd')
+
+
+def test_both_networks_and_the_labels_see_the_mixed_images():
+  """Mixing that reverses the batch is a reversed batch."""
+
+  def reverse(images, soft_labels, step):
+    del step
+    return images[::-1], soft_labels[::-1]
+
+  loss_sum = Objective(1.0, 0.1, (kd(),))
+  batch = make_batch()
+  other = batch | {'image': np.roll(batch['image'], 1, 0)}
+  plain = one_step(loss_sum, batch, teachers=1)
+  run = make_step(loss_sum, teachers=1, mixing=reverse)
+  mixed, unequal = run(batch), run(other)
+  for name, value in plain.items():
+    assert mixed[name] == pytest.approx(value, rel=1e-5), name
+  assert abs(unequal['hard_loss'] - plain['hard_loss']) > 1e-3
+  targets = ({'logits': np.zeros((8, 5), np.float32)},)
+  with pytest.raises(ValueError, match='not those of mixed images'):
+    one_step(loss_sum, batch | {'targets': targets}, teachers=1, mixing=reverse)
+
+
+def test_mixing_is_of_the_seed_and_the_step():
+  images = make_batch()['image'].astype(np.float32)
+  soft = np.eye(8, dtype=np.float32)
+
+  def mix(seed, step):
+    config = tiny.make_config('kd', seed=seed, augment__mixup_alpha=1.0)
+    mixed, _ = build.make_mixing(config)(images, soft, np.int32(step))
+    return np.asarray(mixed)
+
+  first = mix(0, 0)
+  np.testing.assert_array_equal(first, mix(0, 0))
+  assert np.abs(first - mix(0, 1)).max() > 1
+  assert np.abs(first - mix(1, 0)).max() > 1
+  assert build.make_mixing(tiny.make_config('kd')) is None
+
+
+def test_images_without_label_count_for_the_teacher_alone():
+  batch = make_batch()
+  loss_sum = Objective(1.0, 0.1, (kd(),))
+  run = make_step(loss_sum, teachers=1)
+  whole = run(batch)
+  hidden = batch | {'label': np.where(np.arange(8) < 3, batch['label'], -1)}
+  some = run(hidden)
+  log_p = special.log_softmax(student_logits(), -1)
+  own = log_p[np.arange(8), batch['label']]
+  expected = -(0.9 * own + 0.1 * log_p.mean(-1))
+  assert whole['hard_loss'] == pytest.approx(expected.mean(), rel=1e-5)
+  assert some['hard_loss'] == pytest.approx(expected[:3].mean(), rel=1e-5)
+  assert some['soft_loss'] == pytest.approx(whole['soft_loss'], rel=1e-5)
+  right = log_p.argmax(-1)[:3] == batch['label'][:3]
+  assert some['accuracy'] == pytest.approx(right.mean())
+  none = run(batch | {'label': np.full(8, -1, np.int32)})
+  assert none['hard_loss'] == 0 and np.isfinite(none['gradient_norm'])
+
+
+def test_the_log_says_what_is_bridged():
+  student, teacher = make_models()
+  own, theirs = (train_step.output_shapes(v, 16) for v in (student, teacher))
+  smaller = jax.tree.map(lambda x: x, theirs)
+  shape = smaller['features']['stage2'].shape
+  smaller['features']['stage2'] = jax.ShapeDtypeStruct(
+    (1, 2, 2, shape[3]), np.float32
+  )
+  lines = losses.bridges('fitnet', own, smaller, stages=('stage2',))
+  assert lines == [
+    'fitnet: stage2 4x4x8 of the student with stage2 2x2x16 of the teacher, '
+    'pooled to 2x2, through a learned projector'
+  ]
+  (line,) = losses.bridges('rkd', own, theirs)
+  assert line.startswith('rkd: pre_logits 16 of the student')
+  assert losses.bridges('kd', own, theirs) == []
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
     ({'distillation__ensemble': 'mean'}, 'known are losses, probabilities'),
+    (
+      {'distillation__schedule': 'step'},
+      "unknown distillation.schedule 'step'",
+    ),
+    ({'distillation__temperature': 0.0}, 'must be above 0'),
+    (
+      {'distillation__loss': 'dkd', 'augment__mixup_alpha': 1.0},
+      "'dkd' needs the one class of each image",
+    ),
     (
       {
         'distillation__loss': 'fitnet',

@@ -104,6 +104,7 @@ def _check_values(config: Any) -> None:
     models.create_model(config[role].name, num_classes=2)
   objective.make_objective(_as_arm(config, 'kd'), None)
   build.norm_train(config)
+  build.make_mixing(config)
   if config.best_metric not in METRICS:
     raise unknown_name('best_metric', config.best_metric, METRICS)
   for name, least in _LEAST.items():

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from absl import logging
 
 from tlkd_jax import checkpoints, data, models, sharding
-from tlkd_jax.data import augment
+from tlkd_jax.data import augment, mixing
 from tlkd_jax.errors import unknown_name
 from tlkd_jax.models import loading, pretrained
 from tlkd_jax.models.functional import Model, Tree
-from tlkd_jax.objective import Objective, init_extras
-from tlkd_jax.train_step import View, output_shapes
+from tlkd_jax.objective import Objective, bridges, init_extras
+from tlkd_jax.train_step import Mixing, View, output_shapes
 
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -304,6 +304,14 @@ def make_augmentation(config: Any, dataset: data.Dataset) -> Callable:
     raise ValueError(f'augment.flip {section.flip!r}; accepted: auto, on, off')
   if section.crop not in augment.CROPS:
     raise unknown_name('augment.crop', section.crop, augment.CROPS)
+  if (
+    section.randaugment_ops < 0 or not 0 <= section.randaugment_magnitude <= 10
+  ):
+    raise ValueError(
+      f'augment.randaugment_ops {section.randaugment_ops} must not be negative '
+      f'and augment.randaugment_magnitude {section.randaugment_magnitude} must '
+      'be in 0..10'
+    )
   return functools.partial(
     _draw_view,
     seed=config.seed,
@@ -315,11 +323,40 @@ def make_augmentation(config: Any, dataset: data.Dataset) -> Callable:
     brightness=section.brightness,
     contrast=section.contrast,
     saturation=section.saturation,
+    randaugment_ops=section.randaugment_ops,
+    randaugment_magnitude=section.randaugment_magnitude,
   )
 
 
 def _draw_view(images, index, view, *, seed, **options):
   return augment.augment(images, seed, index, view, **options)
+
+
+def make_mixing(config: Any) -> Mixing | None:
+  """Mixup and CutMix of a run, keyed by seed and step; None without.
+
+  Raises:
+    ValueError: a negative alpha.
+  """
+  section = config.augment
+  if min(section.mixup_alpha, section.cutmix_alpha) < 0:
+    raise ValueError(
+      'augment.mixup_alpha and cutmix_alpha must not be negative'
+    )
+  if max(section.mixup_alpha, section.cutmix_alpha) == 0:
+    return None
+  root = jax.random.fold_in(jax.random.key(config.seed), 3)
+
+  def mix(images, soft_labels, step):
+    return mixing.mix(
+      images,
+      soft_labels,
+      jax.random.fold_in(root, step),
+      mixup_alpha=section.mixup_alpha,
+      cutmix_alpha=section.cutmix_alpha,
+    )
+
+  return mix
 
 
 def distillation_extras(
@@ -330,10 +367,10 @@ def distillation_extras(
   seed: int,
 ) -> dict[str, Tree]:
   """{'projector', 'memory'} of the distillation losses; see init_extras."""
-  return init_extras(
-    objective,
-    jax.random.fold_in(jax.random.key(seed), 1),
-    output_shapes(student, dataset.image_size),
-    tuple(output_shapes(teacher, dataset.image_size) for teacher in teachers),
-    dataset.splits['train'],
-  )
+  size = dataset.image_size
+  theirs = tuple(output_shapes(teacher, size) for teacher in teachers)
+  own = output_shapes(student, size)
+  for line in bridges(objective, own, theirs):
+    logging.info('%s', line)
+  key = jax.random.fold_in(jax.random.key(seed), 1)
+  return init_extras(objective, key, own, theirs, dataset.splits['train'])

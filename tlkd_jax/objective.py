@@ -9,6 +9,7 @@ mean of their probabilities at the loss's temperature ('probabilities').
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +19,6 @@ import optax
 
 from tlkd_jax import data, losses
 from tlkd_jax.errors import unknown_name
-from tlkd_jax.losses import supervised
 from tlkd_jax.losses.numerics import LOGIT_LIMIT, as_float32, log_softmax
 from tlkd_jax.models.functional import Tree
 
@@ -80,34 +80,121 @@ def make_objective(config: Any, dataset: data.Dataset | None) -> Objective:
   section = config.distillation
   if section.ensemble not in ENSEMBLES:
     raise unknown_name('distillation.ensemble', section.ensemble, ENSEMBLES)
-  hyperparameters = dict(section.options)
-  if 'temperature' in losses.hyperparameters_of(section.loss):
-    hyperparameters.setdefault('temperature', section.temperature)
-  losses.check_hyperparameters(section.loss, hyperparameters)
-  terms = (
-    Term(
-      section.loss,
-      optax.constant_schedule(section.soft_weight),
-      hyperparameters,
-      positions=_positions(section.loss, dataset),
-    ),
-  )
-  if section.more_teachers and section.ensemble == 'probabilities':
-    for term in terms:
-      _check_reads_logits(term.name)
+  terms = [
+    _make_term(
+      config, section.loss, section, section.soft_weight, 'distillation'
+    )
+  ]
+  for name, extra in section.extra.items():
+    place = f'distillation.extra.{name}'
+    terms.append(_make_term(config, name, extra, extra.weight, place))
+  for term in terms:
+    _check_possible(config, term.name)
   return Objective(
     hard_weight=section.hard_weight,
     label_smoothing=config.label_smoothing,
-    terms=terms,
+    terms=tuple(
+      dataclasses.replace(term, positions=_positions(term.name, dataset))
+      for term in terms
+    ),
     ensemble=section.ensemble,
   )
 
 
-def _check_reads_logits(name: str) -> None:
-  if name not in losses.LOGIT_LOSSES:
+def _make_term(config, name: str, section, weight: float, place: str) -> Term:
+  common = config.distillation
+  hyperparameters = dict(section.options)
+  has_temperature = 'temperature' in losses.hyperparameters_of(name)
+  if has_temperature and name == common.loss:
+    hyperparameters.setdefault('temperature', common.temperature)
+  losses.check_hyperparameters(name, hyperparameters)
+  coldest = min(hyperparameters.get('temperature', 1.0), common.end_temperature)
+  if coldest <= 0:
+    raise ValueError(f'{place}: a temperature is {coldest}; it must be above 0')
+  temperature = None
+  if has_temperature and common.temperature_schedule != 'constant':
+    temperature = make_schedule(
+      common.temperature_schedule,
+      hyperparameters['temperature'],
+      common.end_temperature,
+      config.num_steps,
+      'distillation.temperature_schedule',
+    )
+  return Term(
+    name,
+    make_schedule(
+      section.schedule,
+      weight,
+      section.end_weight,
+      config.num_steps,
+      f'{place}.schedule',
+      warmup=round(section.warmup_fraction * config.num_steps),
+    ),
+    hyperparameters,
+    temperature,
+  )
+
+
+def make_schedule(
+  kind: str,
+  start: float,
+  end: float,
+  num_steps: int,
+  place: str,
+  *,
+  warmup: int = 0,
+) -> optax.Schedule:
+  """A number as a function of the step, for use inside the jitted update.
+
+  Args:
+    kind: a key of SCHEDULES.
+    start: value at step 0.
+    end: value from step `num_steps` on, unless constant.
+    num_steps: length of the run.
+    place: the configuration key, for the message.
+    warmup: first steps in which the value is multiplied with (step + 1) /
+      warmup, as the published DKD and ReviewKD do by epochs.
+
+  Raises:
+    ValueError: unknown kind.
+  """
+  if kind not in SCHEDULES:
+    raise unknown_name(place, kind, SCHEDULES)
+
+  def value(step):
+    share = SCHEDULES[kind](jnp.clip(step / num_steps, 0.0, 1.0))
+    ramp = jnp.minimum((step + 1) / max(warmup, 1), 1.0)
+    return (start + (end - start) * share) * ramp
+
+  return value
+
+
+# Share of the way from start to end, at a share of the run.
+SCHEDULES: dict[str, Callable[[Array], Array]] = {
+  'constant': jnp.zeros_like,
+  'linear': lambda done: done,
+  'cosine': lambda done: 0.5 * (1.0 - jnp.cos(jnp.pi * done)),
+}
+
+
+def _check_possible(config: Any, name: str) -> None:
+  section = config.distillation
+  several = bool(section.more_teachers)
+  if (
+    several
+    and section.ensemble == 'probabilities'
+    and name not in losses.LOGIT_LOSSES
+  ):
     raise ValueError(
       f'distillation.loss {name!r} reads more than logits, of which there is '
       "no mean over teachers; distillation.ensemble='losses' averages losses"
+    )
+  mixed = config.augment.mixup_alpha > 0 or config.augment.cutmix_alpha > 0
+  if mixed and name in losses.LABEL_LOSSES:
+    raise ValueError(
+      f'distillation.loss {name!r} needs the one class of each image, and '
+      'augment.mixup_alpha or augment.cutmix_alpha mixes images; set both to 0 '
+      'or choose another loss'
     )
 
 
@@ -156,6 +243,22 @@ def init_extras(
         if value:
           extras[part].setdefault(term.name, {})[str(number)] = value
   return extras
+
+
+def bridges(
+  objective: Objective,
+  student_shapes: Tree,
+  teacher_shapes: tuple[Tree, ...],
+) -> list[str]:
+  """What is compared with what, for the log; arguments as `init_extras`."""
+  return [
+    line
+    for shapes in teacher_shapes
+    for term in objective.terms
+    for line in losses.bridges(
+      term.name, student_shapes, shapes, **term.hyperparameters
+    )
+  ]
 
 
 def distill(
@@ -243,8 +346,3 @@ def mean_logits(logits: list[Array], temperature) -> Array:
     [log_softmax(as_float32(z, LOGIT_LIMIT) / temperature) for z in logits]
   )
   return temperature * (jax.nn.logsumexp(logs, axis=0) - np.log(len(logits)))
-
-
-def hard_loss(objective: Objective, logits: Array, labels: Array) -> Array:
-  """Mean cross-entropy of the labels, smoothed as the objective says."""
-  return supervised.cross_entropy(logits, labels, objective.label_smoothing)

@@ -131,6 +131,7 @@ def _build(config, workdir, dataset, mesh):
     loss,
     build.make_augmentation(config, dataset),
     mesh,
+    mixing=build.make_mixing(config),
     seed=config.seed,
     norm_train=build.norm_train(config),
     head_only=config.optimizer.train_only == 'head',

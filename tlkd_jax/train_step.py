@@ -20,11 +20,13 @@ from jax.sharding import Mesh
 from tlkd_jax import objective as objectives
 from tlkd_jax import optimizers, sharding
 from tlkd_jax.data import augment
+from tlkd_jax.losses import supervised
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.objective import Objective
 from tlkd_jax.train_state import TrainState
 
 Array = jax.Array
+Mixing = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,7 @@ def make_train_step(
   augmentation: Callable[[Array, Array, Array], Array],
   mesh: Mesh,
   *,
+  mixing: Mixing | None = None,
   seed: int,
   norm_train: bool,
   head_only: bool = False,
@@ -67,6 +70,7 @@ def make_train_step(
     objective: the loss.
     augmentation: (uint8 images, index, view) -> float images in 0..255.
     mesh: devices.
+    mixing: (images, soft labels [B, K], step) -> both, mixed; or None.
     seed: of dropout.
     norm_train: BatchNorm learns statistics (else they are frozen).
     head_only: no gradient flows into the student's backbone.
@@ -79,7 +83,7 @@ def make_train_step(
     replicated scalars.
   """
 
-  def loss_fn(params, state, guidance, images, batch):
+  def loss_fn(params, state, guidance, images, soft_labels, batch):
     if head_only:
       params = _stop_backbone(student.model, params)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -91,10 +95,10 @@ def make_train_step(
       norm_train=norm_train,
       key=key,
     )
-    labels = batch['label']
-    hard = objectives.hard_loss(objective, outputs['logits'], labels)
+    hard = supervised.soft_cross_entropy(outputs['logits'], soft_labels)
     loss = objective.hard_weight * hard
-    metrics = {'hard_loss': hard, 'accuracy': _accuracy(outputs, labels)}
+    accuracy = _accuracy(outputs['logits'], soft_labels)
+    metrics = {'hard_loss': hard, 'accuracy': accuracy}
     memory = state.memory
     if guidance:
       soft, memory, parts = objectives.distill(
@@ -110,15 +114,22 @@ def make_train_step(
       loss = loss + soft
       metrics |= parts
       logits = [teacher['outputs']['logits'] for teacher in guidance]
-      together = {'logits': objectives.mean_logits(logits, 1.0)}
-      metrics['teacher_accuracy'] = _accuracy(together, labels)
+      together = objectives.mean_logits(logits, 1.0)
+      metrics['teacher_accuracy'] = _accuracy(together, soft_labels)
     return loss, (model_state, memory, metrics | {'loss': loss})
 
   def step(state: TrainState, constants, batch):
     images = augmentation(batch['image'], batch['index'], batch['view'])
+    soft_labels = supervised.soft_labels(
+      batch['label'], student.model.num_classes, objective.label_smoothing
+    )
+    if mixing is not None:
+      if 'targets' in batch:
+        raise ValueError('stored targets are not those of mixed images')
+      images, soft_labels = mixing(images, soft_labels, state.step)
     guidance = _guidance(teachers, constants['teachers'], images, batch)
     grads, (model_state, memory, metrics) = jax.grad(loss_fn, has_aux=True)(
-      state.params, state, guidance, images, batch
+      state.params, state, guidance, images, soft_labels, batch
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -214,8 +225,11 @@ def output_shapes(view: View, image_size: int) -> dict[str, Any]:
   )
 
 
-def _accuracy(outputs, labels: Array) -> Array:
-  return jnp.mean(jnp.argmax(outputs['logits'], -1) == labels)
+def _accuracy(logits: Array, soft_labels: Array) -> Array:
+  """Share of the labelled images whose largest label is predicted."""
+  labelled = jnp.sum(soft_labels, -1) > 0
+  right = jnp.argmax(logits, -1) == jnp.argmax(soft_labels, -1)
+  return jnp.sum(right & labelled) / jnp.maximum(jnp.sum(labelled), 1)
 
 
 def _average(state: TrainState, params: Tree, decay: float) -> Tree:

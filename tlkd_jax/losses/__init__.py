@@ -45,6 +45,7 @@ from tlkd_jax.losses import (
   projectors,
   relations,
   review,
+  stages,
   transfer,
 )
 
@@ -124,6 +125,11 @@ LOGIT_LOSSES = frozenset(
   if loss.__module__ == logits.__name__
 )
 
+# Losses that compare `pre_logits`, not maps; srrl as long as no stage is set.
+_EMBEDDING_LOSSES = frozenset(
+  ('rkd', 'pkt', 'cc', 'crd', 'srd', 'simkd'),
+)
+
 # Weights beside a cross-entropy of weight one, where a method is published
 # with one that is not near one. Sources are in docs/methods.md.
 PUBLISHED_WEIGHTS: dict[str, float] = {
@@ -142,6 +148,21 @@ PUBLISHED_WEIGHTS: dict[str, float] = {
   'ofd': 1e-3,
   'ofd_partial_l2': 1e-3,
 }
+
+# Share of the training in which a method's weight rises from 0: 20 of 240
+# epochs in mdistiller.
+PUBLISHED_WARMUPS: dict[str, float] = {
+  name: 20 / 240
+  for name in ('dkd', 'dkd_binary', 'dkd_logit_std')
+  + ('reviewkd', 'reviewkd_hcl')
+}
+
+# Losses that need to know the one class, or the identity, of each image: not
+# for mixed images, nor for unlabelled ones.
+LABEL_LOSSES = frozenset(
+  ('dkd', 'dkd_binary', 'dkd_logit_std', 'nkd', 'wsld', 'crd')
+  + ('ce_label_smoothing',)
+)
 
 # Keywords that no user sets: what the caller of `compute` supplies, ...
 _CONTEXT = ('projector', 'memory', 'index', 'key', 'teacher_head')
@@ -218,6 +239,33 @@ def init_extras(
       memory_key, num_examples, labels, **hyperparameters
     )
   return extras
+
+
+def bridges(
+  name: str,
+  student_shapes: Mapping,
+  teacher_shapes: Mapping,
+  **hyperparameters,
+) -> list[str]:
+  """What a loss does about differing widths and resolutions, a line each.
+
+  Args:
+    name: Key of DISTILLATION_LOSSES.
+    student_shapes: Model outputs as jax.ShapeDtypeStruct.
+    teacher_shapes: Likewise.
+    **hyperparameters: Those of the loss.
+  """
+  if name in LOGIT_LOSSES:
+    return []
+  return stages.bridges(
+    name,
+    student_shapes,
+    teacher_shapes,
+    hyperparameters.get('stages'),
+    maps=name not in _EMBEDDING_LOSSES
+    and (name != 'srrl' or hyperparameters.get('stages') is not None),
+    projector=name in PROJECTORS,
+  )
 
 
 def compute(

@@ -141,6 +141,57 @@ def embeddings(
   return student, jax.lax.stop_gradient(teacher)
 
 
+def bridges(
+  loss_name: str,
+  student_shapes: Mapping,
+  teacher_shapes: Mapping,
+  stages: Sequence[str] | None,
+  *,
+  maps: bool,
+  projector: bool,
+) -> list[str]:
+  """Says what is compared with what, and how it is made to fit.
+
+  Args:
+    loss_name: Of the loss.
+    student_shapes: Model outputs as jax.ShapeDtypeStruct.
+    teacher_shapes: Likewise.
+    stages: See the top of this file.
+    maps: Whether the loss compares feature maps; else `pre_logits`.
+    projector: Whether the loss learns a map from the student's width.
+
+  Returns:
+    One line for each pair.
+  """
+  if maps:
+    student = student_shapes.get('features', {})
+    teacher = teacher_shapes.get('features', {})
+    pairs = stage_names(loss_name, student, teacher, stages)
+  else:
+    student, teacher, pairs = (
+      student_shapes,
+      teacher_shapes,
+      [('pre_logits',) * 2],
+    )
+  lines = []
+  for s_name, t_name in pairs:
+    s, t = student[s_name].shape[1:], teacher[t_name].shape[1:]
+    line = f'{loss_name}: {s_name} {_by(s)} of the student'
+    line += f' with {t_name} {_by(t)} of the teacher'
+    if maps and s[:2] != t[:2]:
+      line += f', pooled to {_by(map(min, s[:2], t[:2]))}'
+    if projector:
+      line += ', through a learned projector'
+    elif s[-1] != t[-1]:
+      line += ', whose widths need not agree'
+    lines.append(line)
+  return lines
+
+
+def _by(shape) -> str:
+  return 'x'.join(str(size) for size in shape)
+
+
 def average_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
   """Adaptive average pooling of [B, h, w, C] to [B, *size, C].
 

@@ -35,11 +35,33 @@ def soft_cross_entropy(
 
   Args:
     logits: [B, K], any floating precision; computed in float32.
-    probabilities: [B, K], rows sum to one.
+    probabilities: [B, K], rows sum to one, or to less where only a share of
+      the image has a label (an unlabelled image is a row of zeros).
 
   Returns:
-    Scalar float32, nats.
+    Scalar float32, nats: the sum over the batch divided by the sum of the
+    rows; 0 without any label.
   """
   logits = as_float32(logits, LOGIT_LIMIT)
   targets = jnp.asarray(probabilities, jnp.float32)
-  return jnp.mean(optax.losses.softmax_cross_entropy(logits, targets))
+  total = jnp.sum(optax.losses.softmax_cross_entropy(logits, targets))
+  mass = jnp.sum(targets)
+  return total / jnp.where(mass > 0, mass, 1.0)
+
+
+def soft_labels(
+  labels: jax.Array, num_classes: int, label_smoothing: float = 0.0
+) -> jax.Array:
+  """(1 - e) * onehot + e / K, and zeros where there is no label.
+
+  Args:
+    labels: [B] integer class indices, -1 for unlabelled.
+    num_classes: K.
+    label_smoothing: e, in [0, 1).
+
+  Returns:
+    [B, K] float32.
+  """
+  onehot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+  smooth = optax.losses.smooth_labels(onehot, label_smoothing)
+  return jnp.where((labels >= 0)[:, None], smooth, 0.0)
