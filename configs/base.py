@@ -12,12 +12,13 @@ from tlkd_jax import losses
 
 
 def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
-  """Builds the configuration of one arm: 'teacher', 'tl', 'kd', 'compare'.
+  """Builds the configuration of one arm, or of all arms of a study.
 
   Args:
     arg: `dataset=NAME,student=MODEL,teacher=MODEL,loss=NAME,smoke`, in
       any order; `loss=NAME+NAME` is a sum.
-    arm: what the run trains.
+    arm: what the run trains: 'teacher', 'tl', 'kd', 'compare' (all three), or
+      'study', which adds the section `study`.
   """
   options = common.parse_arg(
     arg,
@@ -28,7 +29,7 @@ def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
     smoke=False,
   )
   config = ml_collections.ConfigDict()
-  config.arm = arm  # 'teacher' | 'tl' | 'kd' | 'compare' (all three).
+  config.arm = arm  # 'teacher' | 'tl' | 'kd' | 'compare' (all) | 'study'.
   config.seed = 0  # Of data subsets, order, augmentation, dropout, heads.
   config.dataset = options['dataset']  # 'digits' | 'folder:PATH' | TFDS name.
   config.image_size = 64  # Side of the student's images, pixels.
@@ -62,9 +63,38 @@ def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
     # Beyer et al. 2022, section 3: labels unused, mixing rate uniform.
     config.distillation.hard_weight = 0.0
     config.augment.mixup_alpha = 1.0
+  if arm == 'study':
+    config.study = _study()
   if options['smoke']:
     _smoke(config)
   return config.lock()
+
+
+def _study() -> ml_collections.ConfigDict:
+  study = ml_collections.ConfigDict()
+  # Name -> {sizes (() is study.sizes), changes (keys of this file)};
+  # configs/study.py fills it in.
+  study.datasets = ml_collections.ConfigDict()
+  # Name -> {kind: 'teacher' | 'tl' | 'kd', label, teachers (names of arms),
+  # changes (keys of this file)}; filled in likewise.
+  study.arms = ml_collections.ConfigDict()
+  # Names of the arms to run, their teachers come along; () is all.
+  study.run_arms = ()
+  # Training images per class (0 is all), or fractions below 1.
+  study.sizes = (5, 10, 20, 50)
+  study.seeds = 6  # Runs of each: config.seed, config.seed + 1, ...
+  study.reference = 'tl'  # The arm that the others are compared with.
+  study.treatment = 'kd'  # The arm that answers the question.
+  # Values that every arm tries; each cell keeps the one that is best on its
+  # validation images. () does not search.
+  study.grid = ml_collections.ConfigDict(
+    {'optimizer': {'learning_rate': (), 'weight_decay': ()}}
+  )
+  # Test metrics that are compared, and counted in Holm's correction.
+  study.metrics = ('top1', 'macro_f1', 'nll', 'brier', 'ece', 'aurc')
+  # What stays of finished cells: 'all' | 'best' checkpoints | 'needed' ones.
+  study.keep = 'best'
+  return study
 
 
 def _data() -> ml_collections.ConfigDict:

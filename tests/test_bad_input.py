@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import special
 
 from tests import tiny
-from tlkd_jax import main, train
+from tlkd_jax import command_line, main, train
 from tlkd_jax.evaluation import evaluate
 
 pytestmark = [
@@ -30,7 +30,7 @@ def call_main(monkeypatch, *arguments: str) -> int:
   monkeypatch.setattr(sys, 'argv', argv)
   handler = signal.getsignal(signal.SIGTERM)
   try:
-    main.main(main._parse_flags(argv))
+    main.main(command_line.parse_flags(argv))
   except SystemExit as stop:
     return stop.code
   finally:

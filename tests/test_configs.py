@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from configs import base, common, compare, kd, teacher, tl
+from configs import base, common, compare, kd, study, teacher, tl
 from tlkd_jax.models.pretrained import flatten
 
 FILES = {'teacher': teacher, 'tl': tl, 'kd': kd, 'compare': compare}
@@ -56,6 +56,25 @@ def test_files_differ_in_the_arm_alone(arg):
     assert values == {k: v for k, v in flat['kd'].items() if k != 'arm'}
 
 
+def test_a_study_has_the_same_keys_and_its_own_section():
+  config = study.get_config('dataset=folder:a/trashnet.zip')
+  flat = flatten(config.to_dict())
+  own = {k for k in flat if k.startswith('study.')}
+  assert flat.keys() - own == flatten(kd.get_config().to_dict()).keys()
+  assert config.study.sizes == (10, 20, 50, 100)
+  assert config.image_size == 96
+  assert config.study.arms.teacher_high_res.changes.teacher.image_size == 160
+  assert list(config.study.datasets) == ['trashnet']
+
+
+def test_study_of_the_grid():
+  arms = study.get_config('arms=grid').study.arms
+  assert len(arms) == 18
+  assert arms['kd_T4_w0_5'].changes.distillation.soft_weight == 0.5
+  with pytest.raises(ValueError, match="'gird'; accepted: all, grid"):
+    study.get_config('arms=gird')
+
+
 def test_configuration_is_locked():
   config = kd.get_config()
   with pytest.raises(AttributeError):
@@ -80,7 +99,7 @@ def test_every_key_has_a_comment():
   """On its line, or above a group of lines that it covers."""
   lines = pathlib.Path(base.__file__).read_text().splitlines()
   assigned = re.compile(
-    r'  (config|data|augment|optimizer|model|distillation)(\.\w+)+ = '
+    r'  (config|data|augment|optimizer|model|distillation|study)(\.\w+)+ = '
   )
   bare, count = [], 0
   for number, line in enumerate(lines):

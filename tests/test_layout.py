@@ -13,6 +13,7 @@ PACKAGE = ROOT / 'tlkd_jax'
 # A module imports from its own line and from those above it.
 ORDER = (
   ('errors', 'allocator'),
+  ('command_line',),
   ('losses',),
   ('models',),
   ('data',),

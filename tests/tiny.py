@@ -10,7 +10,7 @@ import functools
 import jax
 
 from configs import base
-from tlkd_jax import main, models
+from tlkd_jax import models
 from tlkd_jax.models import inverted
 from tlkd_jax.models.inverted import Design, Row
 
@@ -114,5 +114,7 @@ def _flatten(config, prefix: str = ''):
 
 
 if __name__ == '__main__':
+  from tlkd_jax import main
+
   with registered():
     main.run()

@@ -42,7 +42,8 @@ def run(
     raise UserError(f'unknown arm {config.arm!r}; accepted: {", ".join(ARMS)}')
   plan = _plan(config, workdir)
   with as_user_errors():
-    _check_values(config)
+    check_models(config)
+    check_values(config)
     for folder, arm in plan:
       build.check_workdir(folder, arm)
     for role in ('student', 'teacher'):
@@ -51,7 +52,7 @@ def run(
     for teacher in config.distillation.more_teachers:
       checkpoints.read_description(teacher)
     dataset = build.load_dataset(config)
-    _check_models(config, plan, dataset.class_names)
+    _check_loading(config, plan, dataset.class_names)
   for note in dataset.notes:
     logging.info('%s: %s', config.dataset, note)
   summaries = {}
@@ -98,10 +99,22 @@ def _as_arm(config: Any, arm: str) -> Any:
   return config
 
 
-def _check_values(config: Any) -> None:
-  """Fails on names and values before anything is decoded or trained."""
+def check_models(config: Any) -> None:
+  """Fails on models that do not exist.
+
+  Raises:
+    ValueError: names the nearest ones.
+  """
   for role in ('student', 'teacher'):
     models.create_model(config[role].name, num_classes=2)
+
+
+def check_values(config: Any) -> None:
+  """Fails on names and values before anything is decoded or trained.
+
+  Raises:
+    ValueError: an unknown name, or a value out of range.
+  """
   objective.make_objective(_as_arm(config, 'kd'), None)
   build.norm_train(config)
   build.make_mixing(config)
@@ -114,7 +127,7 @@ def _check_values(config: Any) -> None:
       raise ValueError(f'{name} is {value}; it must be at least {least}')
 
 
-def _check_models(config: Any, plan: list, class_names: list[str]) -> None:
+def _check_loading(config: Any, plan: list, class_names: list[str]) -> None:
   """Loads now what would otherwise fail after an earlier run of the plan."""
   if len(plan) > 1:
     build.load_model(config, 'student', class_names)

@@ -1,0 +1,8 @@
+"""`python -m tests.tiny_study ...` is tlkd_jax.study with tests/tiny.py."""
+
+from tests import tiny
+from tlkd_jax.study import __main__ as command
+
+if __name__ == '__main__':
+  with tiny.registered():
+    command.run()

@@ -1,0 +1,146 @@
+"""Command line: `python -m tlkd_jax.study --config configs/study.py`."""
+
+import os
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections.config_flags import config_flags
+
+from tlkd_jax import allocator, command_line
+from tlkd_jax.command_line import fail
+from tlkd_jax.errors import RunError, UserError, as_user_errors
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'configs/study.py[:dataset=NAME,arms=all|grid,smoke]'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', 'runs/study', 'Folder of the study; the same command resumes it.'
+)
+_JOBS = flags.DEFINE_integer(
+  'jobs', 1, 'Processes that run cells side by side on this machine.', 1
+)
+_SHARD = flags.DEFINE_string(
+  'shard', '1/1', 'I/N: part I of N, when N machines share the folder.'
+)
+_ONLY_REPORT = flags.DEFINE_bool(
+  'only_report', False, 'Run nothing: results and report of what is finished.'
+)
+_CACHE = flags.DEFINE_string(
+  'compilation_cache',
+  None,
+  'Folder of compiled programs; default in the user cache, "off" for none.',
+)
+_WORKER = flags.DEFINE_string('worker', None, 'I/N, given by --jobs.')
+
+
+def main(argv: list[str]) -> None:
+  """Runs what the flags say."""
+  if len(argv) > 1:
+    fail(f'unexpected arguments: {" ".join(argv[1:])}')
+  if _CONFIG.value is None:
+    fail('--config is needed, e.g. --config configs/study.py')
+  command_line.run_or_fail(_study)
+
+
+def _study() -> None:
+  allocator.keep_freed_memory()
+  if _WORKER.value:
+    index, count = map(int, _WORKER.value.split('/'))
+    from tlkd_jax.study import workers
+
+    workers.keep_to_share(index, count)
+  elif _JOBS.value > 1:
+    import jax
+
+    # This process only looks on; the devices belong to the workers.
+    jax.config.update('jax_platforms', 'cpu')
+  command_line.use_compilation_cache(_CACHE.value)
+  from tlkd_jax.study import plan as plans
+  from tlkd_jax.study import results, workers
+
+  config, root = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+  if 'study' not in config:
+    raise UserError('--config is not of a study; take configs/study.py')
+  with as_user_errors():
+    index, count = _parse_shard(_SHARD.value)
+    plan = plans.make_plan(config)
+    root.mkdir(parents=True, exist_ok=True)
+    if not (_WORKER.value or _ONLY_REPORT.value):
+      plans.check(config, plan)
+  mine = workers.shard_of(plan, index, count)
+  if not _ONLY_REPORT.value:
+    _run(config, mine, root)
+  if _WORKER.value:
+    return
+  results.write(root, config)
+  failed = [
+    f'{cell.name}: {state}'
+    for cell, state in workers.states(mine, root).items()
+    if state in ('failed', 'blocked')
+  ]
+  if failed:
+    raise RunError('cells without a result:\n  ' + '\n  '.join(failed))
+
+
+def _run(config, plan, root: pathlib.Path) -> None:
+  from tlkd_jax.study import workers
+
+  if _WORKER.value or _JOBS.value == 1:
+    _run_here(config, plan, root)
+    return
+  workers.forget_failures(plan, root)
+  report = workers.Report(plan, root, _JOBS.value)
+  # Tests run this command under another module's name.
+  spec = sys.modules['__main__'].__spec__
+  module = spec.name if spec else 'tlkd_jax.study'
+  started = workers.spawn(root, _JOBS.value, module, sys.argv[1:])
+  codes = workers.wait(started, report)
+  report()
+  if any(codes):
+    raise RunError(
+      f'workers ended with codes {codes}; see {root}/logs; the same command '
+      'goes on'
+    )
+
+
+def _run_here(config, plan, root: pathlib.Path) -> None:
+  from tlkd_jax import sharding
+  from tlkd_jax.study import cells, results, workers
+
+  mesh, load = sharding.make_mesh(), cells.Loader()
+  report = workers.Report(plan, root, 1)
+  if _WORKER.value:
+    workers.end_with_parent(os.getppid())
+  else:
+    workers.forget_failures(plan, root)
+
+  def after_each() -> None:
+    if not _WORKER.value:
+      report()
+    results.write(root, config)
+
+  workers.work(
+    plan,
+    root,
+    lambda cell: cells.run(config, cell, plan, root, load, mesh),
+    after_each,
+  )
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+  index, slash, count = text.partition('/')
+  if slash and index.isdigit() and count.isdigit():
+    if 1 <= int(index) <= int(count):
+      return int(index) - 1, int(count)
+  raise ValueError(f'--shard {text!r}; it is I/N with 1 <= I <= N, e.g. 1/2')
+
+
+def run() -> None:
+  """Entry point: a mistake of the user is a message, not a trace."""
+  command_line.start_logging()
+  app.run(main, flags_parser=command_line.parse_flags)
+
+
+if __name__ == '__main__':
+  run()

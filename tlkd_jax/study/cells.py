@@ -1,0 +1,228 @@
+"""One cell of a study: its run, and the record that says it is finished."""
+
+import json
+import math
+import pathlib
+import shutil
+import time
+from typing import Any
+
+from absl import logging
+from jax.sharding import Mesh
+
+from tlkd_jax import build, data
+from tlkd_jax.evaluation import evaluate
+from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, compute_metrics
+from tlkd_jax.metric_writers import read_rows
+from tlkd_jax.models.pretrained import flatten
+from tlkd_jax.study import plan as plans
+from tlkd_jax.study.plan import Cell
+from tlkd_jax.train import fine_tune
+
+# Where things lie: no part of what a run computes.
+_PLACES = frozenset(
+  ('teacher.checkpoint', 'distillation.more_teachers', 'dataset')
+  + ('data.data_dir', 'data.cache_dir')
+)
+
+
+def folder_of(root: pathlib.Path, cell: Cell) -> pathlib.Path:
+  """The cell's workdir."""
+  return root / 'cells' / cell.name
+
+
+def is_done(root: pathlib.Path, cell: Cell) -> bool:
+  """Whether the cell is finished."""
+  return (folder_of(root, cell) / 'cell.json').exists()
+
+
+def failure(root: pathlib.Path, cell: Cell) -> str | None:
+  """Why the cell failed, or None."""
+  path = folder_of(root, cell) / 'failed.txt'
+  return path.read_text() if path.exists() else None
+
+
+def needed(cell: Cell, plan: list[Cell]) -> list[Cell]:
+  """The cells that must be finished before this one: its teachers' trials."""
+  return [c for c in plan if c.group == cell.group and c.arm in cell.teachers]
+
+
+def best_trial(records: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+  """The record with the best validation metric; ties keep the first."""
+  sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+  return max(records, key=lambda r: sign * r['validation'][metric])
+
+
+def run(
+  config: Any,
+  cell: Cell,
+  plan: list[Cell],
+  root: pathlib.Path,
+  load: Any,
+  mesh: Mesh,
+) -> dict[str, Any]:
+  """Runs a cell, or what is left of it; returns and writes its record.
+
+  Args:
+    config: the study's.
+    cell: to run; what it needs is finished.
+    plan: all cells.
+    root: STUDY.
+    load: config -> Dataset.
+    mesh: devices.
+
+  Raises:
+    UserError, RunError, Interrupted: as train.fine_tune.
+    ValueError: the folder holds a run of another configuration.
+  """
+  began = time.monotonic()
+  folder = folder_of(root, cell)
+  (folder / 'failed.txt').unlink(missing_ok=True)
+  own = configure(config, cell, plan, root)
+  summary = fine_tune(own, folder, load(own), mesh)
+  record = _record(own, cell, folder, summary)
+  record['wall_seconds'] = time.monotonic() - began
+  _write(folder / 'cell.json', record)
+  _thin(config.study.keep, root, cell, plan)
+  return record
+
+
+def configure(
+  config: Any, cell: Cell, plan: list[Cell], root: pathlib.Path
+) -> Any:
+  """The cell's configuration; a run of another one in its place is an error.
+
+  A study may move to another folder, and keys that came with a newer version
+  of this package do not concern a run that was begun before.
+
+  Raises:
+    ValueError: lists what differs.
+  """
+  folders = {}
+  for arm in cell.teachers:
+    trials = [c for c in needed(cell, plan) if c.arm == arm]
+    records = [read_record(folder_of(root, c)) for c in trials]
+    best = best_trial(records, config.best_metric)
+    folders[arm] = folder_of(root, trials[records.index(best)])
+  own = plans.make_config(config, cell, plan, folders)
+  folder = folder_of(root, cell)
+  if (folder / 'config.json').exists():
+    old = flatten(build.read_config(folder))
+    new = flatten(json.loads(own.to_json()))
+    shared = (old.keys() & new.keys()) - _PLACES
+    keys = sorted(k for k in shared if old[k] != new[k])
+    if keys:
+      lines = [f'  {k}: {old[k]!r} there, {new[k]!r} now' for k in keys]
+      raise ValueError(
+        f'{folder} holds a run of another configuration:\n'
+        + '\n'.join(lines)
+        + '\nuse another --workdir, or delete that folder'
+      )
+    if not (folder / 'summary.json').exists():
+      (folder / 'config.json').unlink()
+  return own
+
+
+def read_record(folder: pathlib.Path) -> dict[str, Any]:
+  """What `run` wrote."""
+  return json.loads((folder / 'cell.json').read_text())
+
+
+def _record(
+  config: Any, cell: Cell, folder: pathlib.Path, summary: dict[str, Any]
+) -> dict[str, Any]:
+  role = 'teacher' if cell.kind == 'teacher' else 'student'
+  rows = read_rows(folder / 'metrics.jsonl')
+  steps = max(row['step'] for row in rows if row['split'] == 'train')
+  images = steps * config.batch_size
+  record = {
+    'dataset': cell.dataset,
+    'size': cell.size,
+    'arm': cell.arm,
+    'seed': cell.seed,
+    'trial': dict(cell.trial),
+    'kind': cell.kind,
+    'teachers': list(cell.teachers),
+    'model': config[role].name,
+    'image_size': build.image_size(config, role),
+    'num_train': summary['num_train'],
+    'best_step': summary['best_step'],
+    'validation': _scalars(folder, 'validation'),
+    'test': _scalars(folder, 'test'),
+    'curve': [
+      [row['step'], row['seconds'], row['top1']] for row in _with_seconds(rows)
+    ],
+    # Images through a network: trained on, and seen by teachers meanwhile.
+    'train_images': images,
+    'teacher_images': images * len(cell.teachers),
+    'seconds': summary['seconds'],
+  }
+  for split in ('validation', 'test'):
+    agreement = summary[role][split].get('teacher_agreement')
+    if agreement is not None:
+      record[split]['teacher_agreement'] = agreement
+  return record
+
+
+def _scalars(folder: pathlib.Path, split: str) -> dict[str, float | None]:
+  """Every metric of a split, from the stored predictions; None for NaN."""
+  predictions = evaluate.load(folder / 'predictions' / f'{split}.npz')
+  values = compute_metrics(predictions.logits, predictions.labels)
+  return {
+    name: float(value) if math.isfinite(value) else None
+    for name, value in values.items()
+  }
+
+
+def _with_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Validation rows with the time of the train row of the same step."""
+  seconds = {r['step']: r['seconds'] for r in rows if r['split'] == 'train'}
+  return [
+    row | {'seconds': seconds[row['step']]}
+    for row in rows
+    if row['split'] == 'validation'
+  ]
+
+
+def _thin(keep: str, root: pathlib.Path, cell: Cell, plan: list[Cell]) -> None:
+  """Removes checkpoints that nothing needs any more."""
+  if keep == 'all':
+    return
+  folder = folder_of(root, cell) / 'checkpoints'
+  shutil.rmtree(folder / 'latest', ignore_errors=True)
+  if keep == 'best':
+    return
+  for other in [cell, *needed(cell, plan)]:
+    users = [c for c in plan if other in needed(c, plan)]
+    if all(is_done(root, user) for user in users):
+      path = folder_of(root, other) / 'checkpoints'
+      shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(path: pathlib.Path, value: Any) -> None:
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(value, indent=1))
+  temporary.replace(path)
+
+
+class Loader:
+  """Decodes data sets; the last one is kept for the cells that share it."""
+
+  def __init__(self):
+    self._key: str | None = None
+    self._dataset: data.Dataset | None = None
+
+  def __call__(self, config: Any) -> data.Dataset:
+    """The data of a run, see build.load_dataset."""
+    names = ('dataset', 'seed', 'num_train_per_class', 'train_fraction')
+    teachers = config.teacher.image_size, config.distillation.more_teachers
+    parts = [config[name] for name in (*names, 'image_size', 'data')]
+    key = repr((parts, teachers))
+    if self._dataset is None or key != self._key:
+      # Not both at once in memory.
+      self._dataset = None
+      self._dataset = build.load_dataset(config)
+      self._key = key
+      for note in self._dataset.notes:
+        logging.info('%s: %s', config.dataset, note)
+    return self._dataset

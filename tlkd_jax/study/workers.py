@@ -1,0 +1,275 @@
+"""Who runs which cell when: one worker, or several processes, or machines.
+
+Workers share nothing but the folder. Each takes the first cell that is ready
+and not claimed, until all cells are finished, failed, or wait for a failed
+one.
+"""
+
+import collections
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from absl import logging
+
+from tlkd_jax.errors import Interrupted, RunError, UserError
+from tlkd_jax.study import cells, claims
+from tlkd_jax.study.plan import Cell
+
+POLL_SECONDS = 1.0
+
+
+def shard_of(plan: list[Cell], index: int, count: int) -> list[Cell]:
+  """Part `index` of `count` of a plan; no group is torn apart."""
+  groups = list(dict.fromkeys(cell.group for cell in plan))
+  mine = set(groups[index::count])
+  return [cell for cell in plan if cell.group in mine]
+
+
+def states(plan: list[Cell], root: pathlib.Path) -> dict[Cell, str]:
+  """Cell -> 'done', 'failed', 'blocked' (by a failed one), 'running', 'open'.
+
+  A plan lists cells after those that they need.
+  """
+  found: dict[Cell, str] = {}
+  lost: set[tuple] = set()
+  for cell in plan:
+    folder = cells.folder_of(root, cell)
+    if cells.is_done(root, cell):
+      found[cell] = 'done'
+    elif claims.holder(folder) is not None:
+      found[cell] = 'running'
+    elif cells.failure(root, cell) is not None:
+      found[cell] = 'failed'
+    elif any((cell.group, teacher) in lost for teacher in cell.teachers):
+      found[cell] = 'blocked'
+    else:
+      found[cell] = 'open'
+    if found[cell] in ('failed', 'blocked'):
+      lost.add((cell.group, cell.arm))
+  return found
+
+
+def work(
+  plan: list[Cell],
+  root: pathlib.Path,
+  run: Callable[[Cell], Any],
+  report: Callable[[], None],
+) -> None:
+  """Runs cells of a plan until none is left for this process.
+
+  Args:
+    plan: cells to run.
+    root: STUDY.
+    run: runs one cell to its end.
+    report: called after each.
+
+  Raises:
+    Interrupted: the process was asked to stop; the cell's state is saved.
+  """
+  while True:
+    now = states(plan, root)
+    cell = next((c for c in plan if _take(c, plan, root, now)), None)
+    if cell is not None:
+      with claims.touching(cells.folder_of(root, cell)):
+        _run_one(cell, root, run)
+      report()
+    elif 'running' in now.values():
+      time.sleep(POLL_SECONDS)
+    elif 'open' not in states(plan, root).values():
+      return
+
+
+def _take(cell: Cell, plan, root, now: dict[Cell, str]) -> bool:
+  if now[cell] != 'open':
+    return False
+  # `now` ages while this process works; the files do not.
+  if not all(cells.is_done(root, c) for c in cells.needed(cell, plan)):
+    return False
+  folder = cells.folder_of(root, cell)
+  if not claims.take(folder, root / 'claims.lock'):
+    return False
+  if cells.is_done(root, cell) or cells.failure(root, cell) is not None:
+    claims.release(folder)
+    return False
+  return True
+
+
+def _run_one(cell: Cell, root: pathlib.Path, run) -> None:
+  logging.info('study: %s', cell.name)
+  try:
+    run(cell)
+  except Interrupted:
+    raise
+  except (UserError, RunError, ValueError, OSError) as error:
+    _fail(cell, root, f'{type(error).__name__}: {error}')
+  # One broken cell must not cost the others; its trace is in the log.
+  except Exception as error:
+    _fail(cell, root, f'{type(error).__name__}: {error}')
+    logging.error('%s', traceback.format_exc())
+
+
+def _fail(cell: Cell, root: pathlib.Path, reason: str) -> None:
+  logging.error('study: %s failed: %s', cell.name, reason)
+  (cells.folder_of(root, cell) / 'failed.txt').write_text(reason + '\n')
+
+
+def forget_failures(plan: list[Cell], root: pathlib.Path) -> None:
+  """Cells that failed are tried again."""
+  for cell in plan:
+    (cells.folder_of(root, cell) / 'failed.txt').unlink(missing_ok=True)
+
+
+def spawn(
+  root: pathlib.Path, jobs: int, module: str, argv: list[str]
+) -> list[subprocess.Popen]:
+  """Starts workers, each on its share of the cores, logging to STUDY/logs.
+
+  Args:
+    root: STUDY.
+    jobs: how many.
+    module: that runs as this command.
+    argv: the command's own arguments.
+  """
+  (root / 'logs').mkdir(parents=True, exist_ok=True)
+  workers = []
+  for index in range(jobs):
+    with (root / 'logs' / f'worker{index}.log').open('a') as log:
+      command = [sys.executable, '-m', module, *argv]
+      command.append(f'--worker={index}/{jobs}')
+      workers.append(
+        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+      )
+  return workers
+
+
+def keep_to_share(index: int, count: int) -> None:
+  """Restricts this process to part `index` of `count` of cores or GPUs."""
+  if hasattr(os, 'sched_setaffinity'):
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) >= count:
+      os.sched_setaffinity(0, set(cores[index::count]))
+  gpus = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
+  if len(gpus) >= count > 1:
+    os.environ['CUDA_VISIBLE_DEVICES'] = ','.join(gpus[index::count])
+
+
+def end_with_parent(parent: int) -> None:
+  """Asks this process to stop when its parent is gone."""
+
+  def watch() -> None:
+    while os.getppid() == parent:
+      time.sleep(POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
+def wait(workers: list, report: Callable[[], None]) -> list[int]:
+  """Waits for workers, reporting meanwhile; returns their exit codes.
+
+  A signal to stop is passed on to them.
+  """
+  try:
+    while any(worker.poll() is None for worker in workers):
+      report()
+      time.sleep(POLL_SECONDS)
+  except (Interrupted, KeyboardInterrupt):
+    for worker in workers:
+      worker.send_signal(signal.SIGTERM)
+    for worker in workers:
+      worker.wait()
+    raise
+  return [worker.returncode for worker in workers]
+
+
+class Report:
+  """Lines of progress: how many cells are finished, how long the rest takes."""
+
+  def __init__(self, plan: list[Cell], root: pathlib.Path, jobs: int):
+    self._plan, self._root, self._jobs = plan, root, jobs
+    self._shown: list[str] = []
+
+  def __call__(self) -> None:
+    """Prints a line where something changed; rewrites STUDY/progress.txt."""
+    now = states(self._plan, self._root)
+    running = [cell.name for cell, state in now.items() if state == 'running']
+    count = collections.Counter(now.values())
+    line = [f'{count["done"]}/{len(now)} cells']
+    line += [f'{count[k]} {k}' for k in ('failed', 'blocked') if count[k]]
+    line += [f'now {", ".join(running)}'] if running else []
+    if line == self._shown:
+      return
+    self._shown = list(line)
+    if count['open'] or count['running']:
+      seconds = seconds_left(now, self._root)
+      known = seconds is not None
+      left = _duration(seconds / self._jobs) if known else 'unknown time'
+      line.append(f'{left} left')
+    logging.info('study: %s', '; '.join(line))
+    text = table(now) + '\n' + '; '.join(line) + '\n'
+    (self._root / 'progress.txt').write_text(text)
+
+
+def table(now: dict[Cell, str]) -> str:
+  """Finished cells of each arm (rows), data set and size (columns)."""
+  rows = list(dict.fromkeys(c.arm for c in now))
+  columns = list(dict.fromkeys((c.dataset, c.size) for c in now))
+  total = collections.Counter((c.arm, c.dataset, c.size) for c in now)
+  done = collections.Counter(
+    (c.arm, c.dataset, c.size) for c, state in now.items() if state == 'done'
+  )
+  lines = [['', *(f'{name} {size:g}' for name, size in columns)]]
+  for arm in rows:
+    keys = [(arm, *column) for column in columns]
+    lines.append([arm, *(f'{done[k]}/{total[k]}' for k in keys)])
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return '\n'.join(
+    '  '.join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+    for line in lines
+  )
+
+
+def seconds_left(now: dict[Cell, str], root: pathlib.Path) -> float | None:
+  """Time that one worker needs for the rest; None before a cell is finished.
+
+  A cell takes as long as the finished ones most like it did on average.
+  """
+  taken = collections.defaultdict(list)
+  for cell, state in now.items():
+    if state == 'done':
+      record = cells.read_record(cells.folder_of(root, cell))
+      for key in _likeness(cell):
+        taken[key].append(record['wall_seconds'])
+  if not taken:
+    return None
+  left = 0.0
+  for cell, state in now.items():
+    if state in ('open', 'running'):
+      known = next(key for key in _likeness(cell) if key in taken)
+      left += sum(taken[known]) / len(taken[known])
+  return left
+
+
+def _likeness(cell: Cell) -> list[tuple]:
+  return [
+    (cell.dataset, cell.size, cell.arm),
+    (cell.dataset, cell.arm),
+    (cell.dataset, cell.kind),
+    (cell.kind,),
+    (),
+  ]
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 90:
+    return f'{seconds:.0f} s'
+  hours, minutes = divmod(round(seconds / 60), 60)
+  return f'{hours} h {minutes} min' if hours else f'{minutes} min'
