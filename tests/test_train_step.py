@@ -185,6 +185,44 @@ def test_loss_is_the_formula_by_hand():
   assert rows[0]['teacher_accuracy'] == pytest.approx(accuracy)
 
 
+def test_one_program_serves_all_seeds():
+  """The seed as an argument moves dropout and views as one compiled in."""
+  drawn = []
+
+  def shifted(images, index, view, seed=None):
+    del index, view
+    drawn.append(seed)
+    offset = 0 if seed is None else 10 * seed
+    return images.astype(jnp.float32) + offset
+
+  mesh, (view, _) = sharding.make_mesh(1), make_models(dropout=0.3)
+  settings = tiny.make_config('kd').optimizer
+  schedule = optax.constant_schedule(0.05)
+  optimizer = optimizers.make_optimizer(view.model, schedule, settings)
+  make = functools.partial(
+    train_step.make_train_step,
+    view,
+    (),
+    optimizer,
+    schedule,
+    make_objective(None, 1.0, 3.0, 0.0),
+    shifted,
+    mesh,
+    norm_train=False,
+  )
+  shared, batch = make(seed=None), sharding.shard_batch(make_batch(), mesh)
+  losses = []
+  for seed in (0, 7, 0):
+    given = sharding.replicate(NO_TEACHER | {'seed': np.int32(seed)}, mesh)
+    state = make_state(view, optimizer, mesh)
+    losses.append(float(shared(state, given, batch)[1]['loss']))
+  assert losses[0] == losses[2] != losses[1]
+  assert len(drawn) == 1
+  fixed = make(seed=0)
+  _, metrics = fixed(make_state(view, optimizer, mesh), NO_TEACHER, batch)
+  assert float(metrics['loss']) == losses[0]
+
+
 def test_no_soft_weight_is_plain_fine_tuning():
   """With dropout: the keys of the student do not depend on the teacher."""
   guided, rows, _ = run_steps(4, soft=0.0, dropout=0.3)

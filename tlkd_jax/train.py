@@ -132,7 +132,8 @@ def _build(config, workdir, dataset, mesh):
     build.make_augmentation(config, dataset),
     mesh,
     mixing=build.make_mixing(config),
-    seed=config.seed,
+    # Not compiled in: the runs of a study share one program.
+    seed=None,
     norm_train=build.norm_train(config),
     head_only=config.optimizer.train_only == 'head',
     ema_decay=config.ema_decay,
@@ -215,7 +216,10 @@ def _train_batches(run: _Run, progress: _Progress):
 
 def _steps(run, state, progress, checkpoints, batches, writer, shown, stop):
   config = run.config
-  constants = {'teachers': _teacher_variables(run)}
+  constants = {
+    'teachers': _teacher_variables(run),
+    'seed': sharding.replicate(_as_int32(config.seed), run.mesh),
+  }
   pending: list[dict[str, Any]] = list(progress.pending)
   clock = time.monotonic() - progress.seconds
   for number in range(int(state.step) + 1, run.num_steps + 1):
@@ -257,6 +261,10 @@ def _steps(run, state, progress, checkpoints, batches, writer, shown, stop):
       )
       break
   return state, progress
+
+
+def _as_int32(seed: int) -> np.ndarray:
+  return np.asarray(seed, np.int64).astype(np.int32)
 
 
 def _stalled(config: Any, progress: _Progress) -> bool:

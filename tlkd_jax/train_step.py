@@ -51,11 +51,11 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   objective: Objective,
-  augmentation: Callable[[Array, Array, Array], Array],
+  augmentation: Callable[..., Array],
   mesh: Mesh,
   *,
   mixing: Mixing | None = None,
-  seed: int,
+  seed: int | None,
   norm_train: bool,
   head_only: bool = False,
   ema_decay: float = 0.0,
@@ -71,22 +71,24 @@ def make_train_step(
     augmentation: (uint8 images, index, view) -> float images in 0..255.
     mesh: devices.
     mixing: (images, soft labels [B, K], step) -> both, mixed; or None.
-    seed: of dropout.
+    seed: of dropout, compiled in; None reads constants['seed'] instead, for
+      augmentation too, so that runs of other seeds share the program.
     norm_train: BatchNorm learns statistics (else they are frozen).
     head_only: no gradient flows into the student's backbone.
     ema_decay: of the weight average; used when state.ema is not empty.
 
   Returns:
     step(state, constants, batch) -> (state, metrics): state donated;
-    constants is {'teachers': ((params, model_state), ...)}; batch as in
+    constants is {'teachers': ((params, model_state), ...)}, with int32
+    'seed' where `seed` is None; batch as in
     data.pipeline, perhaps with 'targets', sharded over "data"; metrics are
     replicated scalars.
   """
 
-  def loss_fn(params, state, guidance, images, soft_labels, batch):
+  def loss_fn(params, state, guidance, images, soft_labels, batch, root):
     if head_only:
       params = _stop_backbone(student.model, params)
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key = jax.random.fold_in(jax.random.key(root), state.step)
     outputs, model_state = student.model.apply(
       params['student'],
       state.model_state,
@@ -119,7 +121,11 @@ def make_train_step(
     return loss, (model_state, memory, metrics | {'loss': loss})
 
   def step(state: TrainState, constants, batch):
-    images = augmentation(batch['image'], batch['index'], batch['view'])
+    root = constants['seed'] if seed is None else seed
+    views = batch['image'], batch['index'], batch['view']
+    images = (
+      augmentation(*views, seed=root) if seed is None else augmentation(*views)
+    )
     soft_labels = supervised.soft_labels(
       batch['label'], student.model.num_classes, objective.label_smoothing
     )
@@ -129,7 +135,7 @@ def make_train_step(
       images, soft_labels = mixing(images, soft_labels, state.step)
     guidance = _guidance(teachers, constants['teachers'], images, batch)
     grads, (model_state, memory, metrics) = jax.grad(loss_fn, has_aux=True)(
-      state.params, state, guidance, images, soft_labels, batch
+      state.params, state, guidance, images, soft_labels, batch, root
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

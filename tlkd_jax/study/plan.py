@@ -22,6 +22,7 @@ class Cell:
     arm: a key of config.study.arms.
     seed: of the run; arms are paired by it.
     trial: values of the hyper-parameters that are searched, (key, value).
+    label: the arm's, for people.
     kind: what the run trains, one of KINDS.
     teachers: arms whose cells of the same data and seed guide this one.
     changes: configuration keys with their values, on top of the study's.
@@ -32,6 +33,7 @@ class Cell:
   arm: str
   seed: int
   trial: tuple[tuple[str, Any], ...]
+  label: str
   kind: str
   teachers: tuple[str, ...]
   changes: tuple[tuple[str, Any], ...]
@@ -92,6 +94,7 @@ def _make_cell(study, dataset, size, arm, seed, trial) -> Cell:
     arm=arm,
     seed=seed,
     trial=trial,
+    label=section.label,
     kind=section.kind,
     teachers=tuple(section.teachers),
     changes=tuple(changes.items()),
