@@ -39,8 +39,8 @@ def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
   config.num_steps = 200  # Batches the student learns from.
   config.batch_norm = 'frozen'  # 'frozen' statistics, or 'train'.
   config.compute_dtype = 'float32'  # 'float32' | 'bfloat16'.
-  config.label_smoothing = 0.0  # Of the hard loss.
-  config.ema_decay = 0.98  # Moving average of the weights; 0 is off.
+  config.label_smoothing = 0.1  # Of the hard loss.
+  config.ema_decay = 0.0  # Moving average of the weights; 0 is off.
   config.log_every_steps = 10  # Training metrics are averaged and written.
   config.eval_every_steps = 50  # Validation, choice of best, checkpoint.
   config.keep_checkpoints = 2  # Newest kept, beside the best.
@@ -137,7 +137,7 @@ def _augment() -> ml_collections.ConfigDict:
 def _optimizer() -> ml_collections.ConfigDict:
   optimizer = ml_collections.ConfigDict()
   optimizer.name = 'adamw'  # 'sgd' (Nesterov) | 'adamw'.
-  optimizer.learning_rate = 5e-4  # Peak.
+  optimizer.learning_rate = 1e-3  # Peak.
   optimizer.warmup_fraction = 0.1  # Of the steps, linear from 0.
   optimizer.final_fraction = 0.0  # Of the peak, at the end of the cosine.
   optimizer.momentum = 0.9  # SGD.
@@ -147,7 +147,7 @@ def _optimizer() -> ml_collections.ConfigDict:
   optimizer.weight_decay = 1e-4
   optimizer.clip_norm = 1.0  # Global gradient norm; 0 is off.
   optimizer.accumulate_steps = 1  # Batches per update.
-  optimizer.head_multiplier = 5.0  # Of the learning rate, for the head.
+  optimizer.head_multiplier = 1.0  # Of the learning rate, for the head.
   optimizer.layer_decay = 0.7  # Factor per stage from the head to the stem.
   optimizer.freeze_until_step = 0  # Only the head moves before this step.
   optimizer.train_only = 'all'  # 'all' | 'head' (linear probe).

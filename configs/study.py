@@ -34,7 +34,7 @@ ARMS: dict[str, tuple] = {
     (),
     {
       'optimizer.train_only': 'head',
-      'optimizer.learning_rate': 2e-3,
+      'optimizer.learning_rate': 1e-2,
     },
   ),
   'tl': ('tl', 'TL', ()),
@@ -54,7 +54,7 @@ ARMS: dict[str, tuple] = {
     (),
     {
       'optimizer.train_only': 'head',
-      'optimizer.learning_rate': 2e-3,
+      'optimizer.learning_rate': 1e-2,
     },
   ),
   'kd_weak_teacher': ('kd', 'TL+KD, weak teacher', ('teacher_weak',)),
@@ -101,6 +101,8 @@ def get_config(arg: str | None = None):
   passed = ('dataset', 'student', 'teacher', 'smoke')
   text = [f'{name}={options[name]}' for name in passed if options[name] != '']
   config = base.get_base(','.join(text), arm='study')
+  # Smoothed labels are an arm of their own, the teacher-free rival.
+  config.label_smoothing = 0.0
   name = dataset_name(options['dataset'])
   if options['smoke']:
     config.study.update({'seeds': 2, 'sizes': (2, 4)})

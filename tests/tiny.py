@@ -81,6 +81,7 @@ def make_config(arm: str, cache_dir=None, **changes):
     'student.weights': 'scratch',
     'teacher.weights': 'scratch',
     'ema_decay': 0.0,
+    'label_smoothing': 0.0,
     'augment.crop': 'centre',
     'optimizer.name': 'sgd',
     'optimizer.learning_rate': 1e-2,
