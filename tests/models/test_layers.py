@@ -100,6 +100,20 @@ def test_statistics_of_a_bfloat16_batch_are_those_of_float32():
   np.testing.assert_array_equal(half.var[...], single.var[...])
 
 
+# --- Activations ---
+
+
+def test_relu6_and_its_gradient_at_and_between_the_bends():
+  x = jnp.asarray([-jnp.inf, -1.0, 0.0, 2.5, 6.0, 7.0, jnp.nan])
+  y, tangent = jax.jvp(layers.ACTIVATIONS['relu6'], (x,), (2 * jnp.ones(7),))
+  np.testing.assert_array_equal(y, [0, 0, 0, 2.5, 6, 6, np.nan])
+  np.testing.assert_array_equal(tangent, [0, 0, 0, 2, 0, 0, 0])
+  half = x.astype(jnp.bfloat16)
+  grad = jax.grad(lambda x: layers.relu6(x).astype(jnp.float32).sum())(half)
+  assert grad.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(grad, [0, 0, 0, 1, 0, 0, 0])
+
+
 # --- Dropout and drop-path ---
 
 
