@@ -59,6 +59,7 @@ def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
   # Side of the teacher's images; 0 is the student's.
   config.teacher.image_size = 0
   config.distillation = _distillation(options['loss'])
+  config.targets = _targets()
   if options['loss'].startswith('function_matching'):
     # Beyer et al. 2022, section 3: labels unused, mixing rate uniform.
     config.distillation.hard_weight = 0.0
@@ -212,6 +213,21 @@ def _distillation(names: str) -> ml_collections.ConfigDict:
       'options': losses.hyperparameters_of(name),
     }
   return distillation
+
+
+def _targets() -> ml_collections.ConfigDict:
+  targets = ml_collections.ConfigDict()
+  # The teachers' outputs: 'online', in every step, or 'cached', computed once
+  # for the views of the run, stored, and shared by runs that agree in them.
+  targets.mode = 'online'
+  # An image of the student's training cycles through so many views, whatever
+  # the mode; 0 is a new view each epoch, which 'online' alone can do.
+  targets.views = 0
+  targets.dtype = 'float16'  # 'float16' | 'float32', of what is stored.
+  targets.top_k = 0  # Store the k largest logits, spread the rest; 0 is all.
+  # Where they lie; None is `targets` in the teacher's run.
+  targets.dir = config_dict.placeholder(str)
+  return targets
 
 
 def _smoke(config: ml_collections.ConfigDict) -> None:

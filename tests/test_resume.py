@@ -11,7 +11,7 @@ import pytest
 
 from tests import tiny
 from tests.workdirs import arrays, wait_for_step
-from tlkd_jax import arms, sharding, train
+from tlkd_jax import arms, run, sharding, train
 from tlkd_jax.errors import Interrupted, RunError
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.metric_writers import read_rows
@@ -58,7 +58,7 @@ def assert_same_run(left, right):
   for summary in summaries:
     del summary['seconds'], summary['images_per_second']
   assert summaries[0] == summaries[1]
-  for split in train.SPLITS:
+  for split in run.SPLITS:
     a, b = (
       evaluate.load(folder / 'predictions' / f'{split}.npz')
       for folder in (left, right)
@@ -152,7 +152,7 @@ def test_crash_while_finishing(runner, uninterrupted, tmp_path, monkeypatch):
     raise Crash
 
   with monkeypatch.context() as patch:
-    patch.setattr(train, '_finish', crash)
+    patch.setattr(train, 'finish', crash)
     with pytest.raises(Crash):
       runner(tmp_path, patch)
   monkeypatch.setattr(train, '_steps', crash)
@@ -206,15 +206,15 @@ def test_early_stopping_stays_stopped(cache_dir, tmp_path, monkeypatch):
     early_stopping=2,
     optimizer__learning_rate=0.0,
   )
-  finish = train._finish
+  finish = train.finish
 
   def crash(*_):
     raise Crash
 
-  monkeypatch.setattr(train, '_finish', crash)
+  monkeypatch.setattr(train, 'finish', crash)
   with pytest.raises(Crash):
     arms.run(config, tmp_path, sharding.make_mesh())
-  monkeypatch.setattr(train, '_finish', finish)
+  monkeypatch.setattr(train, 'finish', finish)
   summary = arms.run(config, tmp_path, sharding.make_mesh())['tl']
   assert arrays(tmp_path)['step'] == 3 and summary['best_step'] == 1
 

@@ -107,8 +107,9 @@ def test_top_k_by_hand():
     )
   np.testing.assert_array_equal(found['pre_logits'], given['pre_logits'])
   # As stated: warmer, the rest weighs more than it should.
-  p, q = special.softmax(logits / 4, -1), special.softmax(
-    found['logits'] / 4, -1
+  p, q = (
+    special.softmax(logits / 4, -1),
+    special.softmax(found['logits'] / 4, -1),
   )
   assert q[0, [0, 2, 4]].sum() > p[0, [0, 2, 4]].sum()
 
@@ -118,9 +119,9 @@ def test_top_k_takes_less_room():
   small = Layout(widths, 'float16', top_k=10).row.itemsize
   assert small <= 10 * (2 + 4) + 2 < Layout(widths, 'float16').row.itemsize
   # As many as there are: nothing to cut.
-  assert Layout(widths, 'float16', top_k=1000) .row == Layout(
-    widths, 'float16'
-  ).row
+  assert (
+    Layout(widths, 'float16', top_k=1000).row == Layout(widths, 'float16').row
+  )
 
 
 @pytest.mark.parametrize(

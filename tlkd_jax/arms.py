@@ -6,7 +6,7 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
-from tlkd_jax import build, checkpoints, models, objective
+from tlkd_jax import build, checkpoints, models, objective, targets
 from tlkd_jax.errors import UserError, as_user_errors, unknown_name
 from tlkd_jax.evaluation.metrics import METRICS
 from tlkd_jax.report import tables
@@ -115,7 +115,8 @@ def check_values(config: Any) -> None:
   Raises:
     ValueError: an unknown name, or a value out of range.
   """
-  objective.make_objective(_as_arm(config, 'kd'), None)
+  loss = objective.make_objective(_as_arm(config, 'kd'), None)
+  targets.check(config, loss)
   build.norm_train(config)
   build.make_mixing(config)
   if config.best_metric not in METRICS:

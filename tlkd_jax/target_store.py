@@ -87,9 +87,7 @@ class Layout:
 
   def decode(self, rows: np.ndarray) -> dict[str, np.ndarray]:
     """B rows as {'logits': float32 [B, K], ...}."""
-    outputs = {
-      name: np.asarray(rows[name], np.float32) for name in self.widths
-    }
+    outputs = {name: np.asarray(rows[name], np.float32) for name in self.widths}
     if self._cut:
       shape = len(rows), self.widths['logits']
       rest = np.asarray(rows['rest'], np.float32)[:, None]

@@ -23,12 +23,22 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from tlkd_jax import sharding
-from tlkd_jax.data import Split, augment, pipeline, progress, randaugment
+from tlkd_jax import losses, sharding
+from tlkd_jax.data import (
+  Dataset,
+  Split,
+  augment,
+  pipeline,
+  progress,
+  randaugment,
+)
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.pretrained import flatten
-from tlkd_jax.target_store import Layout, Store, Targets
-from tlkd_jax.train_step import View, guide, output_shapes
+from tlkd_jax.objective import Objective
+from tlkd_jax.target_store import DTYPES, Layout, Store, Targets
+from tlkd_jax.train_step import View, as_int32, guide, output_shapes
+
+MODES = ('online', 'cached')
 
 # To be raised when the meaning of a stored row changes.
 _FORMAT = 1
@@ -39,19 +49,23 @@ class Recipe:
   """All that a set of targets depends on beside the teacher's weights.
 
   Attributes:
+    root: folder of this and other sets of targets.
     teacher: the model and how it looks at images.
     outputs: which of its outputs are kept, 'logits' first.
     augmentation: a functools.partial, from build.make_augmentation.
     split: the training examples.
+    num_views: V, of the run.
     batch_size: of the run.
     dtype: a name in target_store.DTYPES.
     top_k: see target_store.Layout.
   """
 
+  root: pathlib.Path
   teacher: View
   outputs: tuple[str, ...]
   augmentation: Any
   split: Split
+  num_views: int
   batch_size: int
   dtype: str
   top_k: int
@@ -84,31 +98,103 @@ class Recipe:
     }
 
 
-def views_needed(
-  num_views: int, num_steps: int, batch_size: int, num_examples: int
-) -> int:
-  """How many of V views the batches of a run draw."""
-  epochs = -(-num_steps * batch_size // num_examples)
-  return min(num_views, epochs)
+def check(config: Any, objective: Objective) -> None:
+  """Checks config.targets, before anything is loaded.
+
+  Raises:
+    ValueError: a value that is not accepted, or 'cached' with something that
+      makes a teacher's outputs differ from step to step or too large to keep.
+  """
+  section = config.targets
+  if section.mode not in MODES:
+    raise ValueError(
+      f'targets.mode {section.mode!r}; accepted: {", ".join(MODES)}'
+    )
+  if section.dtype not in DTYPES:
+    raise ValueError(
+      f'targets.dtype {section.dtype!r}; accepted: {", ".join(DTYPES)}'
+    )
+  for name in ('views', 'top_k'):
+    if section[name] < 0:
+      raise ValueError(f'targets.{name} is {section[name]}; 0 is the least')
+  if section.mode == 'online':
+    return
+  if not section.views:
+    raise ValueError(
+      "targets.mode is 'cached' and targets.views is 0, a new view each epoch: "
+      'there is nothing to store; set targets.views, e.g. to 4'
+    )
+  if max(config.augment.mixup_alpha, config.augment.cutmix_alpha) > 0:
+    raise ValueError(
+      "targets.mode is 'cached' and augment.mixup_alpha or "
+      'augment.cutmix_alpha mixes images anew in every step, so that no stored '
+      "target is theirs; set both to 0, or targets.mode to 'online'"
+    )
+  outputs_read(objective)
+
+
+def outputs_read(objective: Objective) -> tuple[str, ...]:
+  """The teacher's outputs that the losses of a run need stored.
+
+  Raises:
+    ValueError: a loss reads feature maps, which take thousands of numbers for
+      each view and are not stored.
+  """
+  for term in objective.terms:
+    if losses.compares_maps(term.name, term.hyperparameters):
+      raise ValueError(
+        f"targets.mode is 'cached' and {term.name!r} compares feature maps, "
+        "which are not stored; set targets.mode to 'online', or choose a loss "
+        'on logits or pre_logits'
+      )
+  if all(term.name in losses.LOGIT_LOSSES for term in objective.terms):
+    return ('logits',)
+  return ('logits', 'pre_logits')
+
+
+def recipes(
+  config: Any,
+  objective: Objective,
+  teachers: tuple[View, ...],
+  augmentation: Any,
+  dataset: Dataset,
+) -> tuple[Recipe, ...]:
+  """What is to be stored of each teacher; () where they are online."""
+  section = config.targets
+  if section.mode == 'online':
+    return ()
+  runs = (config.teacher.checkpoint, *config.distillation.more_teachers)
+  return tuple(
+    Recipe(
+      pathlib.Path(section.dir or pathlib.Path(run) / 'targets').expanduser(),
+      teacher,
+      outputs_read(objective),
+      augmentation,
+      dataset.splits['train'],
+      section.views,
+      config.batch_size,
+      section.dtype,
+      section.top_k,
+    )
+    for run, teacher in zip(runs, teachers, strict=False)
+  )
 
 
 def prepare(
   recipe: Recipe,
   variables: tuple[Tree, Tree],
-  num_views: int,
-  root: pathlib.Path,
+  num_steps: int,
   mesh: Mesh,
 ) -> Targets:
-  """Opens the targets of views 0 .. num_views - 1; computes what is missing.
+  """Opens the targets of the views that a run draws; computes what is missing.
 
   What is found is used only if its fingerprint and checksums are right. Every
-  process must call this; the lead writes, so `root` must be shared by all.
+  process must call this; the lead writes, so the folder must be shared by all.
 
   Args:
     recipe: what the targets are of.
     variables: the teacher's (params, model_state), on the host.
-    num_views: V.
-    root: folder of this and other sets of targets.
+    num_steps: batches of the run.
     mesh: devices.
 
   Raises:
@@ -116,8 +202,10 @@ def prepare(
     OSError: the files cannot be written.
   """
   size = len(recipe.split)
+  epochs = -(-num_steps * recipe.batch_size // size)
+  num_views = min(recipe.num_views, epochs)
   layout = recipe.layout()
-  store = Store(root, recipe.fingerprint(variables, mesh), layout, size)
+  store = Store(recipe.root, recipe.fingerprint(variables, mesh), layout, size)
   if sharding.is_lead():
     with store.claimed():
       first = _agreed(store.missing(num_views))
@@ -149,9 +237,10 @@ def _fill(store, recipe, variables, first, layout, mesh) -> None:
   if not total:
     return
   compute = make_compute(recipe, mesh)
-  on_device = sharding.replicate(variables, mesh)
+  seed = as_int32(recipe.augmentation.keywords['seed'])
+  constants = sharding.replicate((variables, seed), mesh)
   batches = progress.track(
-    _computed(compute, on_device, recipe, starts, mesh), total, 'targets'
+    _computed(compute, constants, recipe, starts, mesh), total, 'targets'
   )
   for view, start, outputs in batches:
     if store is None:
@@ -165,7 +254,7 @@ def _fill(store, recipe, variables, first, layout, mesh) -> None:
 
 
 def _computed(
-  compute, variables, recipe, starts, mesh
+  compute, constants, recipe, starts, mesh
 ) -> Iterator[tuple[int, int, dict[str, jax.Array]]]:
   """(view, first row, outputs on the devices), one batch ahead."""
   ahead = None
@@ -180,7 +269,7 @@ def _computed(
     )
     for number, batch in enumerate(batches):
       batch['view'] = np.full_like(batch['view'], view)
-      outputs = compute(variables, sharding.shard_batch(batch, mesh))
+      outputs = compute(*constants, sharding.shard_batch(batch, mesh))
       if ahead is not None:
         yield ahead
       ahead = view, start + number * recipe.batch_size, outputs
@@ -198,22 +287,25 @@ def _from_row(split: Split, start: int) -> Split:
 
 
 def make_compute(recipe: Recipe, mesh: Mesh) -> Callable:
-  """Builds compute(variables, batch) -> the recipe's outputs, replicated."""
+  """Builds compute(variables, seed, batch) -> the outputs, replicated."""
 
-  def compute(variables, batch):
-    images = recipe.augmentation(batch['image'], batch['index'], batch['view'])
+  def compute(variables, seed, batch):
+    views = batch['image'], batch['index'], batch['view']
+    images = recipe.augmentation(*views, seed=seed)
     outputs = guide(recipe.teacher, variables, images)['outputs']
     return {name: outputs[name] for name in recipe.outputs}
 
   copied, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
-  return jax.jit(compute, in_shardings=(copied, split), out_shardings=copied)
+  return jax.jit(
+    compute, in_shardings=(copied, copied, split), out_shardings=copied
+  )
 
 
 def _digest(variables: tuple[Tree, Tree]) -> str:
   digest = hashlib.blake2b(digest_size=16)
-  for tree in variables:
+  for kind, tree in zip(('params', 'model_state'), variables, strict=True):
     for name, value in sorted(flatten(tree).items()):
       value = np.asarray(value)
-      digest.update(f'{name} {value.dtype} {value.shape}'.encode())
-      digest.update(value.tobytes())
+      head = f'{kind} {name} {value.dtype} {value.shape}'
+      digest.update(head.encode() + value.tobytes())
   return digest.hexdigest()

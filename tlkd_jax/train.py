@@ -20,19 +20,25 @@ from tlkd_jax import (
   objective,
   optimizers,
   sharding,
+  targets,
   train_state,
   train_step,
 )
-from tlkd_jax.checkpoints import Checkpoints, abstract_like, read_model
+from tlkd_jax.checkpoints import Checkpoints, abstract_like
 from tlkd_jax.data import Dataset, pipeline
 from tlkd_jax.errors import Interrupted, RunError, as_user_errors
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, METRICS
 from tlkd_jax.metric_writers import MetricWriter
 from tlkd_jax.progress import Progress
+from tlkd_jax.run import (
+  Run,
+  finish,
+  make_constants,
+  predict_split,
+  stored_targets,
+)
 from tlkd_jax.signals import StopRequest
-
-SPLITS = ('validation', 'test')
 
 
 @dataclasses.dataclass
@@ -49,22 +55,6 @@ class _Progress:
   since_best: int = 0
   seconds: float = 0.0
   images: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-  """The fixed parts of one run."""
-
-  config: Any
-  role: str
-  workdir: pathlib.Path
-  dataset: Dataset
-  mesh: Mesh
-  num_steps: int
-  learner: build.Loaded
-  teachers: tuple[build.Loaded, ...]
-  step: Any
-  eval_step: Any
 
 
 def fine_tune(
@@ -97,7 +87,7 @@ def fine_tune(
     state, progress = _start(run, optimizer, extras, checkpoints)
     if int(state.step) < run.num_steps and not _stalled(config, progress):
       state, progress = _loop(run, state, progress, checkpoints)
-    return _finish(run, progress, summary_path)
+    return finish(run, progress, summary_path)
   finally:
     checkpoints.close()
 
@@ -123,13 +113,14 @@ def _build(config, workdir, dataset, mesh):
     learner.view.model, schedule, config.optimizer
   )
   loss = objective.make_objective(config, dataset)
+  augmentation = build.make_augmentation(config, dataset)
   step = train_step.make_train_step(
     learner.view,
     views,
     optimizer,
     schedule,
     loss,
-    build.make_augmentation(config, dataset),
+    augmentation,
     mesh,
     mixing=build.make_mixing(config),
     # Not compiled in: the runs of a study share one program.
@@ -139,7 +130,7 @@ def _build(config, workdir, dataset, mesh):
     ema_decay=config.ema_decay,
   )
   eval_step = train_step.make_eval_step(learner.view, mesh)
-  run = _Run(
+  run = Run(
     config,
     role,
     workdir,
@@ -148,6 +139,7 @@ def _build(config, workdir, dataset, mesh):
     num_steps,
     learner,
     teachers,
+    targets.recipes(config, loss, views, augmentation, dataset),
     step,
     eval_step,
   )
@@ -201,11 +193,14 @@ def _loop(run, state, progress, checkpoints):
       writer.close()
 
 
-def _train_batches(run: _Run, progress: _Progress):
+def _train_batches(run: Run, progress: _Progress):
   batches = pipeline.train_iterator(
     run.dataset.splits['train'],
     batch_size=run.config.batch_size,
     seed=run.config.seed,
+    num_batches=run.num_steps,
+    num_views=run.config.targets.views if run.role == 'student' else 0,
+    targets=stored_targets(run),
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
@@ -216,10 +211,7 @@ def _train_batches(run: _Run, progress: _Progress):
 
 def _steps(run, state, progress, checkpoints, batches, writer, shown, stop):
   config = run.config
-  constants = {
-    'teachers': _teacher_variables(run),
-    'seed': sharding.replicate(_as_int32(config.seed), run.mesh),
-  }
+  constants = make_constants(run)
   pending: list[dict[str, Any]] = list(progress.pending)
   clock = time.monotonic() - progress.seconds
   for number in range(int(state.step) + 1, run.num_steps + 1):
@@ -263,18 +255,9 @@ def _steps(run, state, progress, checkpoints, batches, writer, shown, stop):
   return state, progress
 
 
-def _as_int32(seed: int) -> np.ndarray:
-  return np.asarray(seed, np.int64).astype(np.int32)
-
-
 def _stalled(config: Any, progress: _Progress) -> bool:
   patience = config.early_stopping
   return patience > 0 and progress.since_best >= patience
-
-
-def _teacher_variables(run: _Run):
-  variables = tuple((t.params, t.model_state) for t in run.teachers)
-  return sharding.replicate(variables, run.mesh)
 
 
 def _collect(run, pending, number: int, checkpoints) -> list[dict[str, float]]:
@@ -298,7 +281,7 @@ def _collect(run, pending, number: int, checkpoints) -> list[dict[str, float]]:
   return rows
 
 
-def _diverged(run: _Run, what: str, checkpoints) -> RunError:
+def _diverged(run: Run, what: str, checkpoints) -> RunError:
   saved = checkpoints.latest_step()
   return RunError(
     f'{what}; last good checkpoint: '
@@ -332,62 +315,6 @@ def _evaluate(run, state, progress, number, writer, checkpoints, shown):
     checkpoints.save_best(number, model, description | {'step': number})
   else:
     progress.since_best += 1
-
-
-def predict_split(run: _Run, variables, split: str) -> evaluate.Predictions:
-  """The learner's predictions on a split."""
-  batches = pipeline.eval_batches(
-    run.dataset.splits[split],
-    batch_size=run.config.batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
-  return evaluate.predict(run.eval_step, variables, batches, run.mesh)
-
-
-def _finish(run, progress, summary_path) -> dict[str, Any]:
-  """Final metrics of the best step and of the teacher, on both splits."""
-  abstract = abstract_like(
-    {
-      'params': run.learner.view.model.params_shape,
-      'model_state': run.learner.view.model.model_state_shape,
-    },
-    sharding.replicated(run.mesh),
-  )
-  best = read_model(run.workdir, abstract)
-  learner = best['params'], best['model_state']
-  summary: dict[str, Any] = {'arm': run.config.arm, run.role: {}}
-  teacher_run, teacher_variables = None, None
-  if run.teachers:
-    summary['teacher'] = {}
-    teacher_step = train_step.make_eval_step(run.teachers[0].view, run.mesh)
-    teacher_run = dataclasses.replace(run, eval_step=teacher_step)
-    teacher_variables = _teacher_variables(run)[0]
-  for split in SPLITS:
-    predictions = predict_split(run, learner, split)
-    teacher = None
-    if teacher_run is not None:
-      teacher = predict_split(teacher_run, teacher_variables, split)
-      summary['teacher'][split] = evaluate.summarize(teacher)
-    summary[run.role][split] = evaluate.summarize(predictions, teacher)
-    if sharding.is_lead():
-      folder = run.workdir / 'predictions'
-      evaluate.save(folder / f'{split}.npz', predictions)
-      if teacher is not None:
-        evaluate.save(folder / f'teacher_{split}.npz', teacher)
-  summary |= {
-    'best_step': progress.best_step,
-    'seconds': progress.seconds,
-    'images_per_second': progress.images / max(progress.seconds, 1e-9),
-    'num_train': len(run.dataset.splits['train'].labels),
-    'skipped_images': run.dataset.skipped,
-    'notes': list(run.dataset.notes),
-  }
-  if sharding.is_lead():
-    temporary = summary_path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(summary, indent=1))
-    temporary.replace(summary_path)
-  return summary
 
 
 def _write(writer, step: int, split: str, values: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -80,9 +81,9 @@ def make_train_step(
   Returns:
     step(state, constants, batch) -> (state, metrics): state donated;
     constants is {'teachers': ((params, model_state), ...)}, with int32
-    'seed' where `seed` is None; batch as in
-    data.pipeline, perhaps with 'targets', sharded over "data"; metrics are
-    replicated scalars.
+    'seed' where `seed` is None; batch as in data.pipeline, sharded over
+    "data"; metrics are replicated scalars. With 'targets' in the batch, a
+    teacher's params may be `head_alone`.
   """
 
   def loss_fn(params, state, guidance, images, soft_labels, batch, root):
@@ -203,6 +204,19 @@ def last_layer(model: Model, params: Tree) -> Tree:
   for name in model.spec.head[0].split('.'):
     params = params[name]
   return params
+
+
+def as_int32(seed: int) -> np.ndarray:
+  """A seed as an argument of the compiled step."""
+  return np.asarray(seed, np.int64).astype(np.int32)
+
+
+def head_alone(model: Model, params: Tree) -> Tree:
+  """The parameters cut down to the last layer: all that stored targets need."""
+  cut = last_layer(model, params)
+  for name in reversed(model.spec.head[0].split('.')):
+    cut = {name: cut}
+  return cut
 
 
 def _guidance(teachers, variables, images, batch) -> tuple[dict[str, Any], ...]:

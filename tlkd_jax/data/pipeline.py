@@ -8,17 +8,24 @@ A batch is a dict of
   label: int32[B]
   mask: float32[B], 0 where a last batch was padded
   index: int64[B], the example's number in its split; -1 where padded
-  view: int32[B], how often the example has been drawn before; with the index
-    it keys the augmentation
+  view: int32[B], which of the example's views; with the index it keys the
+    augmentation
+  targets: where a teacher's outputs are stored, a dict of arrays [B, ...] for
+    each teacher; see targets.py
 B is the global batch size divided by the number of processes.
 """
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 
 from tlkd_jax.data import Split
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
+# (rows of the split, views) -> what is stored of them.
+Lookup = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
 def train_iterator(
@@ -26,22 +33,31 @@ def train_iterator(
   batch_size: int,
   seed: int,
   *,
+  num_batches: int | None = None,
+  num_views: int = 0,
+  targets: Sequence[Lookup] = (),
   process_index: int = 0,
   process_count: int = 1,
   num_threads: int = 2,
   prefetch: int = 4,
 ) -> grain.DatasetIterator[Batch]:
-  """Endless shuffled batches.
+  """Shuffled batches of one epoch after another.
 
   The epochs, each a permutation of its own, follow each other without a gap:
   draw number n of the run belongs to epoch n // N, and a batch may span two
   epochs. So all batches are full, also where the split is smaller than a
-  batch, every example is drawn equally often, and `view` is the epoch.
+  batch, and every example is drawn equally often. `view` is the epoch, or with
+  `num_views` the epoch modulo that.
 
   Args:
     split: N examples.
     batch_size: global, over all processes.
     seed: of the order.
+    num_batches: length of the run; None is endless.
+    num_views: an example cycles through so many views; 0 is a new one each
+      epoch.
+    targets: one for each teacher whose outputs are stored, read in the
+      prefetching threads; those of the views of `num_batches` batches.
     process_index: this process; it yields its slice of each global batch.
     process_count: number of processes.
     num_threads: prefetching threads.
@@ -60,10 +76,16 @@ def train_iterator(
   def gather(step: int, rows: np.ndarray) -> Batch:
     first = step * batch_size
     views = np.arange(first + local.start, first + local.stop) // size
-    return _gather(split, rows[local], views)
+    if num_views:
+      views %= num_views
+    batch = _gather(split, rows[local], views)
+    if targets:
+      batch['targets'] = tuple(stored(rows[local], views) for stored in targets)
+    return batch
 
   order = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
-  batches = order.batch(batch_size).map_with_index(gather)
+  # Cut, as otherwise the threads read ahead beyond the end.
+  batches = order.batch(batch_size)[:num_batches].map_with_index(gather)
   return iter(_prefetched(batches, num_threads, prefetch))
 
 

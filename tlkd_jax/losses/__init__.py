@@ -118,7 +118,7 @@ MEMORY_LOSSES: dict[str, Callable[..., tuple[jax.Array, dict]]] = {
   'crd': contrastive.crd_with_memory
 }
 
-# Losses that read nothing but logits: all that cached teacher targets need.
+# Losses that read nothing but logits.
 LOGIT_LOSSES = frozenset(
   name
   for name, loss in DISTILLATION_LOSSES.items()
@@ -241,6 +241,13 @@ def init_extras(
   return extras
 
 
+def compares_maps(name: str, hyperparameters: Mapping) -> bool:
+  """Whether a loss reads feature maps, not just `pre_logits` and logits."""
+  if name == 'srrl':
+    return hyperparameters.get('stages') is not None
+  return name not in LOGIT_LOSSES | _EMBEDDING_LOSSES
+
+
 def bridges(
   name: str,
   student_shapes: Mapping,
@@ -262,8 +269,7 @@ def bridges(
     student_shapes,
     teacher_shapes,
     hyperparameters.get('stages'),
-    maps=name not in _EMBEDDING_LOSSES
-    and (name != 'srrl' or hyperparameters.get('stages') is not None),
+    maps=compares_maps(name, hyperparameters),
     projector=name in PROJECTORS,
   )
 

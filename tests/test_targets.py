@@ -1,0 +1,404 @@
+"""Stored teacher targets: the same training, without the teacher."""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from tests.workdirs import arrays
+from tlkd_jax import (
+  arms,
+  build,
+  losses,
+  objective,
+  sharding,
+  target_store,
+  targets,
+  train,
+  train_step,
+)
+from tlkd_jax import run as run_parts
+from tlkd_jax.errors import Interrupted, UserError
+from tlkd_jax.metric_writers import read_rows
+
+pytestmark = pytest.mark.usefixtures('tiny_models')
+
+# 40 images, so that an epoch has 5 steps and the third repeats the first.
+STEPS, VIEWS, BATCHES = 15, 2, 5
+SETTINGS = {
+  'num_steps': STEPS,
+  'eval_every_steps': 10,
+  'augment__crop': 'random_resized',
+  'augment__brightness': 0.3,
+  'targets__views': VIEWS,
+  'distillation__soft_weight': 30.0,
+}
+
+
+class Counts:
+  """How often the teacher was traced, and batches of targets computed."""
+
+  def __init__(self):
+    self.traced = 0
+    self.computed = 0
+
+
+@pytest.fixture
+def counts(monkeypatch):
+  made = Counts()
+  guide, computed = train_step.guide, targets._computed
+
+  def count_guide(*args):
+    made.traced += 1
+    return guide(*args)
+
+  def count_batches(*args):
+    for item in computed(*args):
+      made.computed += 1
+      yield item
+
+  monkeypatch.setattr(train_step, 'guide', count_guide)
+  monkeypatch.setattr(targets, 'guide', count_guide)
+  monkeypatch.setattr(targets, '_computed', count_batches)
+  return made
+
+
+@pytest.fixture
+def messages(monkeypatch):
+  lines = []
+  log = types.SimpleNamespace(info=lambda text, *a: lines.append(text % a))
+  monkeypatch.setattr(target_store, 'logging', log)
+  return lines
+
+
+@pytest.fixture(scope='module')
+def start(cache_dir, compare_run):
+  """Runs TL+KD in a new folder beside its targets; returns the workdir.
+
+  What is compiled is shared by the runs of equal mode, losses and teachers.
+  """
+  number = itertools.count()
+  make_run, make_compute, made = train._build, targets.make_compute, {}
+
+  def build_once(config, workdir, dataset, mesh):
+    loss, more = config.distillation.loss, config.distillation.more_teachers
+    key = config.targets.mode, loss, more
+    if key not in made:
+      made[key] = make_run(config, workdir, dataset, mesh)
+    run, optimizer, extras = made[key]
+    again = dataclasses.replace(
+      run,
+      config=config,
+      workdir=workdir,
+      dataset=dataset,
+      num_steps=config.num_steps,
+      recipes=tuple(
+        dataclasses.replace(
+          recipe,
+          root=pathlib.Path(config.targets.dir),
+          dtype=config.targets.dtype,
+          num_views=config.targets.views,
+        )
+        for recipe in run.recipes
+      ),
+      teachers=build.load_teachers(config, dataset.class_names),
+    )
+    return again, optimizer, extras
+
+  def compute_once(recipe, mesh):
+    key = recipe.teacher.model.name, recipe.outputs
+    if key not in made:
+      made[key] = make_compute(recipe, mesh)
+    return made[key]
+
+  def call(mode: str, folder: pathlib.Path, workdir=None, **changes):
+    workdir = workdir or folder / f'run{next(number)}'
+    settings = {'teacher__checkpoint': str(compare_run / 'teacher')} | changes
+    config = tiny.make_config(
+      'kd',
+      cache_dir,
+      **(SETTINGS | settings),
+      targets__mode=mode,
+      targets__dir=str(folder / 'targets'),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(train, '_build', build_once)
+      patch.setattr(targets, 'make_compute', compute_once)
+      patch.setattr(train, 'finish', lambda *_: {})
+      arms.run(config, workdir, sharding.make_mesh())
+    return workdir
+
+  return call
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('shared')
+
+
+@pytest.fixture(scope='module')
+def online(start, folder):
+  with tiny.registered():
+    return start('online', folder)
+
+
+def losses_of(workdir) -> np.ndarray:
+  return np.asarray(
+    [r['loss'] for r in read_rows(workdir / 'metrics.jsonl') if 'loss' in r]
+  )
+
+
+def assert_same(left, right):
+  for kind in ('latest', 'best'):
+    a, b = arrays(left, kind), arrays(right, kind)
+    assert a.keys() == b.keys() and len(a) > 10
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+  np.testing.assert_array_equal(losses_of(left), losses_of(right))
+
+
+def test_float32_is_bitwise_online(start, online, folder, counts):
+  cached = start('cached', folder, targets__dtype='float32')
+  assert_same(online, cached)
+  # Each view once, in the batches of the run; the step has no teacher in it.
+  assert counts.computed == VIEWS * BATCHES and counts.traced == 1
+
+
+def test_float16_to_its_precision(start, online, folder):
+  """With other views the losses are much further away than that."""
+  exact = losses_of(online)
+  cached = losses_of(start('cached', folder, targets__dtype='float16'))
+  other = losses_of(start('online', folder, targets__views=0))
+  np.testing.assert_allclose(cached, exact, rtol=2.0**-11)
+  assert not np.array_equal(cached, exact)
+  assert np.abs(other - exact).max() > 20 * np.abs(cached - exact).max()
+
+
+def test_runs_share_targets(start, folder, counts, messages):
+  """Other weights of the losses: no teacher, neither traced nor run."""
+  start('cached', folder)
+  messages.clear()
+  counts.computed = counts.traced = 0
+  start('cached', folder, optimizer__learning_rate=3e-3)
+  assert counts.computed == counts.traced == 0
+  assert sum('are used' in line for line in messages) == 1
+
+
+def test_a_run_of_fewer_epochs_computes_fewer_views(
+  start, tmp_path, counts, messages
+):
+  start('cached', tmp_path, num_steps=4)
+  assert counts.computed == BATCHES
+  start('cached', tmp_path, num_steps=7)
+  assert counts.computed == 2 * BATCHES
+  text = '\n'.join(messages)
+  assert '40 of 40 are computed' in text and '40 of 80 are computed' in text
+
+
+def test_step_with_targets_holds_no_teacher(start, folder, monkeypatch):
+  """Of the teacher the last layer is an argument, and nothing is computed."""
+  seen = []
+
+  def stop(run, state, progress, checkpoints, batches, *_):
+    batch = sharding.shard_batch(next(batches), run.mesh)
+    seen.append((run.step, state, run_parts.make_constants(run), batch))
+    raise Interrupted('seen')
+
+  monkeypatch.setattr(train, '_steps', stop)
+  flops = {}
+  for mode in ('cached', 'online'):
+    with pytest.raises(Interrupted):
+      start(mode, folder)
+    step, *arguments = seen.pop()
+    leaves = len(jax.tree.leaves(arguments[1]['teachers']))
+    assert leaves == 2 if mode == 'cached' else leaves > 10
+    flops[mode] = step.lower(*arguments).cost_analysis()['flops']
+  assert flops['cached'] < 0.9 * flops['online']
+
+
+def test_losses_on_embeddings_of_several_teachers(start, tmp_path, compare_run):
+  """One set of targets each; the second teacher is of another model."""
+  start(
+    'cached',
+    tmp_path,
+    distillation__loss='pkt',
+    distillation__ensemble='losses',
+    distillation__more_teachers=(str(compare_run / 'tl'),),
+    num_steps=2,
+  )
+  sets = list((tmp_path / 'targets').glob('*/fingerprint.json'))
+  names = {json.loads(path.read_text())['teacher'] for path in sets}
+  assert len(sets) == 2 and names == {'tiny', 'tiny_teacher'}
+  for path in sets:
+    assert np.load(path.with_name('view0.npy'))['pre_logits'].std() > 0
+
+
+@pytest.mark.parametrize(
+  ('change', 'named'),
+  [
+    ({'augment__brightness': 0.2}, 'augmentation'),
+    ({'augment__randaugment_ops': 1}, 'augmentation'),
+    ({'augment__flip': 'on'}, 'augmentation'),
+    ({'seed': 1}, 'augmentation'),
+    ({'num_train_per_class': 3}, 'data'),
+    ({'data__interpolation': 'bilinear'}, 'data'),
+    ({'batch_size': 20}, 'batches'),
+    ({'compute_dtype': 'bfloat16'}, 'preprocessing'),
+    ({'teacher__image_size': 24}, 'preprocessing'),
+    ({'distillation__loss': 'pkt'}, 'stored'),
+    ({'targets__dtype': 'float32'}, 'stored'),
+    ({'targets__top_k': 3}, 'stored'),
+  ],
+)
+def test_fingerprint_names_what_changed(change, named, cache_dir, compare_run):
+  mesh = sharding.make_mesh()
+
+  def fingerprint(**changes):
+    settings = {'teacher__checkpoint': str(compare_run / 'teacher')} | changes
+    settings = SETTINGS | {'targets__mode': 'cached'} | settings
+    config = tiny.make_config('kd', cache_dir, **settings)
+    dataset = build.load_dataset(config)
+    (teacher,) = build.load_teachers(config, dataset.class_names)
+    (recipe,) = targets.recipes(
+      config,
+      objective.make_objective(config, dataset),
+      (teacher.view,),
+      build.make_augmentation(config, dataset),
+      dataset,
+    )
+    assert recipe.root == compare_run / 'teacher' / 'targets'
+    variables = teacher.params, teacher.model_state
+    return json.loads(json.dumps(recipe.fingerprint(variables, mesh)))
+
+  old, new = fingerprint(), fingerprint(**change)
+  assert old == fingerprint()
+  assert named in [key for key in old if old[key] != new[key]]
+
+
+def test_another_teacher_of_the_same_kind(start, folder, messages):
+  """Other weights: computed anew although all else agrees."""
+  start('cached', folder, num_steps=1)
+  load = build.load_teachers
+
+  def changed(*args):
+    (loaded,) = load(*args)
+    params = jax.tree.map(lambda x: x * 1.5, loaded.params)
+    return (dataclasses.replace(loaded, params=params),)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(build, 'load_teachers', changed)
+    cached = start('cached', folder, num_steps=3, targets__dtype='float32')
+    assert_same(start('online', folder, num_steps=3), cached)
+  assert any('differ in teacher weights' in line for line in messages)
+
+
+def test_weights_decide_the_digest():
+  """Values, shapes, names, and which are parameters."""
+  ones = np.ones((2, 3), np.float32)
+  trees = [
+    ({'a': {'kernel': ones}}, {}),
+    ({'a': {'kernel': ones.reshape(3, 2)}}, {}),
+    ({'a': {'scale': ones}}, {}),
+    ({'a': {'kernel': np.nextafter(ones, 2)}}, {}),
+    ({}, {'a': {'kernel': ones}}),
+  ]
+  assert len({targets._digest(variables) for variables in trees}) == 5
+  assert targets._digest(trees[0]) == targets._digest(
+    ({'a': {'kernel': ones.copy()}}, {})
+  )
+
+
+def test_resumed_run_is_the_uninterrupted_one(start, folder, tmp_path):
+  whole = start('cached', folder)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train.StopRequest, 'requested', lambda self, step: step == 7)
+    with pytest.raises(Interrupted):
+      start('cached', folder, tmp_path)
+  assert arrays(tmp_path)['step'] == 7
+  start('cached', folder, tmp_path)
+  assert_same(whole, tmp_path)
+
+
+def test_killed_fill_goes_on(start, online, tmp_path, counts, monkeypatch):
+  """All but the last batch before the kill are kept."""
+  write, done = targets.Store.write, []
+
+  def killed(self, view, start, rows):
+    write(self, view, start, rows)
+    done.append(view)
+    if len(done) == BATCHES + 3:
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(targets.Store, 'write', killed)
+    with pytest.raises(KeyboardInterrupt):
+      start('cached', tmp_path, targets__dtype='float32')
+  counts.computed = 0
+  cached = start('cached', tmp_path, targets__dtype='float32')
+  assert counts.computed == BATCHES - 2
+  assert_same(online, cached)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'expected'),
+  [
+    ({'targets__mode': 'stored'}, ("'stored'", 'online, cached')),
+    ({'targets__dtype': 'int8'}, ("'int8'", 'float16, float32')),
+    ({'targets__views': 0}, ('targets.views is 0',)),
+    ({'targets__views': -1}, ('targets.views is -1',)),
+    ({'targets__top_k': -1}, ('targets.top_k is -1',)),
+    ({'augment__mixup_alpha': 0.2}, ('mixup', "targets.mode to 'online'")),
+    ({'augment__cutmix_alpha': 1.0}, ('cutmix', "targets.mode to 'online'")),
+    ({'distillation__loss': 'fitnet'}, ("'fitnet' compares feature maps",)),
+  ],
+)
+def test_mistakes(changes, expected, tmp_path):
+  """One message before the data are even opened."""
+  changes = {'targets__mode': 'cached', 'targets__views': 2} | changes
+  config = tiny.make_config('compare', tmp_path / 'none', **changes)
+  with pytest.raises(UserError) as caught:
+    arms.run(config, tmp_path / 'run', sharding.make_mesh())
+  for text in expected:
+    assert text in str(caught.value)
+  assert not list(tmp_path.iterdir())
+
+
+def test_what_losses_read():
+  """A loss that is said to need no maps must run without."""
+  known = losses.DISTILLATION_LOSSES
+  free = {name for name in known if not losses.compares_maps(name, {})}
+  assert losses.LOGIT_LOSSES < free < set(known)
+  assert {'srrl', 'rkd', 'crd'} <= free and 'fitnet' not in free
+  assert losses.compares_maps('srrl', {'stages': 'stage2'})
+  rng = np.random.default_rng(0)
+  sides = [
+    {
+      'logits': rng.normal(size=(4, 3)).astype(np.float32),
+      'pre_logits': rng.normal(size=(4, 5)).astype(np.float32),
+    }
+    for _ in range(2)
+  ]
+  head = {'kernel': np.ones((5, 3), np.float32), 'bias': np.zeros(3)}
+  for name in sorted(free):
+    student, teacher = sides
+    if name in losses.LOGIT_LOSSES:
+      teacher = {'logits': teacher['logits']}
+    given = {'nce_k': 3, 'feat_dim': 2} if name == 'crd' else {}
+
+    def value(name=name, student=student, teacher=teacher, given=given):
+      extras = losses.init_extras(
+        name, jax.random.key(0), student, teacher, 8,
+        np.arange(8) % 3, **given,
+      )  # fmt: skip
+      return losses.compute(
+        name, student, teacher, np.arange(4) % 3, index=np.arange(4),
+        key=jax.random.key(0), teacher_head=head, **extras, **given,
+      )[0]  # fmt: skip
+
+    assert jax.eval_shape(value).shape == ()

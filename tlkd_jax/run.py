@@ -1,0 +1,127 @@
+"""The fixed parts of one run, and what a run makes with them at its end."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from tlkd_jax import build, sharding, targets, train_step
+from tlkd_jax.checkpoints import abstract_like, read_model
+from tlkd_jax.data import Dataset, pipeline
+from tlkd_jax.errors import as_user_errors
+from tlkd_jax.evaluation import evaluate
+
+SPLITS = ('validation', 'test')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The fixed parts of one run."""
+
+  config: Any
+  role: str
+  workdir: pathlib.Path
+  dataset: Dataset
+  mesh: Mesh
+  num_steps: int
+  learner: build.Loaded
+  teachers: tuple[build.Loaded, ...]
+  recipes: tuple[targets.Recipe, ...]
+  step: Any
+  eval_step: Any
+
+
+def stored_targets(run: Run) -> list[targets.Targets]:
+  """Of each teacher, computed if need be; none where teachers are online."""
+  with as_user_errors():
+    return [
+      targets.prepare(
+        recipe, (teacher.params, teacher.model_state), run.num_steps, run.mesh
+      )
+      for recipe, teacher in zip(run.recipes, run.teachers, strict=False)
+    ]
+
+
+def make_constants(run: Run) -> dict[str, Any]:
+  """What the step reads beside state and batch, on the devices."""
+  if run.recipes:
+    heads = tuple(
+      (train_step.head_alone(teacher.view.model, teacher.params), {})
+      for teacher in run.teachers
+    )
+    guides = sharding.replicate(heads, run.mesh)
+  else:
+    guides = teacher_variables(run)
+  seed = sharding.replicate(train_step.as_int32(run.config.seed), run.mesh)
+  return {'teachers': guides, 'seed': seed}
+
+
+def teacher_variables(run: Run):
+  """((params, model_state), ...) of the teachers, on the devices."""
+  variables = tuple((t.params, t.model_state) for t in run.teachers)
+  return sharding.replicate(variables, run.mesh)
+
+
+def predict_split(run: Run, variables, split: str) -> evaluate.Predictions:
+  """The learner's predictions on a split."""
+  batches = pipeline.eval_batches(
+    run.dataset.splits[split],
+    batch_size=run.config.batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  return evaluate.predict(run.eval_step, variables, batches, run.mesh)
+
+
+def finish(run: Run, progress, summary_path: pathlib.Path) -> dict[str, Any]:
+  """Final metrics of the best step and of the teacher, on both splits.
+
+  Args:
+    run: its checkpoints hold a best step.
+    progress: of the loop, see train.py.
+    summary_path: where they are written.
+  """
+  abstract = abstract_like(
+    {
+      'params': run.learner.view.model.params_shape,
+      'model_state': run.learner.view.model.model_state_shape,
+    },
+    sharding.replicated(run.mesh),
+  )
+  best = read_model(run.workdir, abstract)
+  learner = best['params'], best['model_state']
+  summary: dict[str, Any] = {'arm': run.config.arm, run.role: {}}
+  teacher_run, guide = None, None
+  if run.teachers:
+    summary['teacher'] = {}
+    teacher_step = train_step.make_eval_step(run.teachers[0].view, run.mesh)
+    teacher_run = dataclasses.replace(run, eval_step=teacher_step)
+    guide = teacher_variables(run)[0]
+  for split in SPLITS:
+    predictions = predict_split(run, learner, split)
+    teacher = None
+    if teacher_run is not None:
+      teacher = predict_split(teacher_run, guide, split)
+      summary['teacher'][split] = evaluate.summarize(teacher)
+    summary[run.role][split] = evaluate.summarize(predictions, teacher)
+    if sharding.is_lead():
+      folder = run.workdir / 'predictions'
+      evaluate.save(folder / f'{split}.npz', predictions)
+      if teacher is not None:
+        evaluate.save(folder / f'teacher_{split}.npz', teacher)
+  summary |= {
+    'best_step': progress.best_step,
+    'seconds': progress.seconds,
+    'images_per_second': progress.images / max(progress.seconds, 1e-9),
+    'num_train': len(run.dataset.splits['train'].labels),
+    'skipped_images': run.dataset.skipped,
+    'notes': list(run.dataset.notes),
+  }
+  if sharding.is_lead():
+    temporary = summary_path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(summary, indent=1))
+    temporary.replace(summary_path)
+  return summary
