@@ -24,7 +24,11 @@ def collect(root: pathlib.Path, metric: str) -> list[dict[str, Any]]:
   # Not `**`: it would walk through checkpoints that come and go.
   found = [*root.glob('cells/*/*/*/*/cell.json')]
   found += root.glob('cells/*/*/*/*/*/cell.json')
-  rows = [cells.read_record(path.parent) for path in sorted(found)]
+  rows = [
+    cells.read_record(path.parent)
+    | {'folder': str(path.parent.relative_to(root))}
+    for path in sorted(found)
+  ]
   groups: dict[tuple, list[dict[str, Any]]] = {}
   for row in rows:
     groups.setdefault(key_of(row), []).append(row)

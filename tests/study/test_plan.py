@@ -1,0 +1,146 @@
+"""Which cells a study has, in which order, and what each of them runs."""
+
+import pathlib
+
+import pytest
+
+from configs import study
+from tlkd_jax.study import plan, workers
+
+
+def make(arg='smoke', **changes):
+  config = study.get_config(arg)
+  config.update_from_flattened_dict(
+    {key.replace('__', '.'): value for key, value in changes.items()}
+  )
+  return config
+
+
+def config_of(config, cells, arm, folders=None):
+  cell = next(c for c in cells if c.arm == arm)
+  given = {name: pathlib.Path('x') / name for name in cell.teachers}
+  return plan.make_config(config, cell, cells, folders or given)
+
+
+def test_a_cell_comes_after_what_it_needs():
+  cells = plan.make_plan(make())
+  assert len(cells) == 11 * 2 * 2
+  names = [cell.name for cell in cells]
+  assert len(set(names)) == len(names)
+  for number, cell in enumerate(cells):
+    for teacher in cell.teachers:
+      needed = cell.name.replace(f'/{cell.arm}/', f'/{teacher}/')
+      assert names.index(needed) < number
+  assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+
+
+def test_chosen_arms_bring_their_teachers():
+  cells = plan.make_plan(make(study__run_arms=('kd_ensemble',)))
+  arms = {cell.arm for cell in cells}
+  assert arms == {'teacher', 'teacher_high_res', 'tl', 'kd_ensemble'}
+
+
+def test_arms_of_a_seed_share_their_data_and_differ_in_their_arm():
+  config = make()
+  cells = plan.make_plan(config)
+  tl, kd = (config_of(config, cells, arm) for arm in ('tl', 'kd'))
+  assert (tl.arm, kd.arm) == ('tl', 'kd')
+  assert kd.teacher.checkpoint == 'x/teacher'
+  kd.arm = 'tl'
+  kd.teacher.checkpoint = None
+  assert tl.to_dict() == kd.to_dict()
+  smoothed = config_of(config, cells, 'tl_label_smoothing')
+  assert smoothed.label_smoothing == 0.1 != tl.label_smoothing
+
+
+def test_teachers_are_what_their_own_cells_are():
+  config = make(image_size=32)
+  cells = plan.make_plan(config)
+  high = config_of(config, cells, 'kd_high_res_teacher')
+  assert (high.image_size, high.teacher.image_size) == (32, 48)
+  born_again = config_of(config, cells, 'tl_self_distillation')
+  assert born_again.teacher.name == config.student.name
+  assert born_again.teacher.checkpoint == 'x/tl'
+  several = config_of(config, cells, 'kd_ensemble')
+  assert several.teacher.checkpoint == 'x/teacher'
+  assert several.distillation.more_teachers == ('x/teacher_high_res', 'x/tl')
+
+
+@pytest.mark.parametrize(
+  ('size', 'count', 'fraction', 'name'),
+  [(20, 20, 1.0, '20'), (0, 0, 1.0, 'all'), (0.25, 0, 0.25, '0.25')],
+)
+def test_sizes_are_counts_or_fractions(size, count, fraction, name):
+  config = make(study__sizes=(size,))
+  cells = plan.make_plan(config)
+  own = config_of(config, cells, 'tl')
+  assert (own.num_train_per_class, own.train_fraction) == (count, fraction)
+  assert (
+    next(c for c in cells if c.arm == 'tl').name == f'digits/{name}/tl/seed0'
+  )
+
+
+def test_every_arm_has_the_same_trials():
+  config = make(
+    study__grid__optimizer__learning_rate=(0.1, 0.2),
+    study__grid__optimizer__weight_decay=(0.0, 0.5),
+  )
+  cells = plan.make_plan(config)
+  trials = {}
+  for cell in cells:
+    trials.setdefault((cell.group, cell.arm), set()).add(cell.trial)
+  assert {len(found) for found in trials.values()} == {4}
+  assert len({frozenset(found) for found in trials.values()}) == 1
+  probe = next(c for c in cells if c.arm == 'linear_probe')
+  own = plan.make_config(config, probe, cells, {})
+  # The grid wins over the arm's own rate.
+  assert own.optimizer.learning_rate == 0.1
+  assert probe.name.endswith('/seed0/learning_rate=0.1,weight_decay=0.0')
+
+
+def test_another_loss_brings_its_published_settings():
+  config = make()
+  with config.unlocked():
+    config.study.arms.dkd = {
+      'kind': 'kd',
+      'label': 'DKD',
+      'teachers': ('teacher',),
+      'changes': {'distillation': {'loss': 'dkd'}},
+    }
+  own = config_of(config, plan.make_plan(config), 'dkd')
+  assert own.distillation.options.beta == 8.0
+  config.study.run_arms = ('dkd',)
+  plan.check(config, plan.make_plan(config))
+
+
+@pytest.mark.parametrize(
+  ('section', 'message'),
+  [
+    ({'teachers': ('tutor',)}, "unknown arm 'tutor'"),
+    ({'teachers': ()}, '"kd" needs at least one'),
+    ({'kind': 'kdd'}, "unknown study.arms.mine.kind 'kdd'"),
+    ({'teachers': ('mine',)}, 'mine -> mine is a circle'),
+    ({'changes': {'num_stepz': 3}}, "unknown key 'num_stepz'.*num_steps"),
+    ({'changes': {'num_steps': 'x'}}, 'study.arms.mine: num_steps'),
+    ({'changes': {'num_steps': 0}}, 'num_steps is 0'),
+    ({'changes': {'student': {'name': 'resnet19'}}}, 'resnet18'),
+  ],
+)
+def test_a_wrong_arm_is_one_message_before_anything_runs(section, message):
+  config = make()
+  arm = {'kind': 'kd', 'label': '', 'teachers': ('teacher',), 'changes': {}}
+  with config.unlocked():
+    config.study.arms.mine = arm | section
+    config.study.run_arms = ('mine',)
+  with pytest.raises(ValueError, match=message):
+    plan.check(config, plan.make_plan(config))
+
+
+def test_shards_are_disjoint_complete_and_tear_no_group():
+  cells = plan.make_plan(make(study__seeds=3))
+  shards = [workers.shard_of(cells, index, 3) for index in range(3)]
+  assert sorted(c.name for s in shards for c in s) == sorted(
+    c.name for c in cells
+  )
+  groups = [{cell.group for cell in shard} for shard in shards]
+  assert not set.intersection(*groups) and all(groups)

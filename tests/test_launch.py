@@ -1,0 +1,311 @@
+"""The launchers, with stand-ins for srun, scontrol and gcloud on PATH.
+
+The stand-ins start two real local processes, told who they are by Slurm's
+variables, from which jax.distributed finds its coordinator.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# Runs the tiny models where the launcher asks for the package's own.
+PYTHON = """#!/usr/bin/env bash
+if [ "$2" = venv ]; then
+  mkdir -p "$3/bin"
+  ln -s "$0" "$3/bin/python"
+  ln -s "$(type -P true)" "$3/bin/pip"
+  exit
+fi
+if [ "$2" = tlkd_jax.main ]; then
+  set -- -m tests.tiny "${@:3}"
+fi
+exec "$REAL_PYTHON" "$@"
+"""
+
+TWO = """
+two() {
+  export SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2
+  started=()
+  for i in 0 1; do
+    (
+      export SLURM_PROCID=$i SLURM_LOCALID=$i
+      cd "$(home "$i")"
+      exec "$@"
+    ) > "$LOGS/$i.out" 2> "$LOGS/$i.err" &
+    started+=($!)
+  done
+  for pid in "${started[@]}"; do wait "$pid"; done
+}
+"""
+
+SRUN = f"""#!/usr/bin/env bash
+set -eu
+echo "srun $*" >> "$LOGS/calls"
+home() {{ pwd; }}
+{TWO}
+two "$@"
+"""
+
+SCONTROL = """#!/usr/bin/env bash
+echo "scontrol $*" >> "$LOGS/calls"
+"""
+
+GCLOUD = f"""#!/usr/bin/env bash
+set -eu
+echo "gcloud $*" >> "$LOGS/calls"
+home() {{ echo "$WORKERS/$1"; }}
+{TWO}
+what=$4
+shift 4
+case $what in
+  create) mkdir -p "$WORKERS/0" "$WORKERS/1" ;;
+  ssh) two bash -c "${{@: -1}}" ;;
+  scp)
+    if [ "$1" = --recurse ]; then
+      cp -r "${{2#*:}}" "$3"
+    else
+      for i in 0 1; do cp "$1" "$WORKERS/$i/${{2#*:}}"; done
+    fi
+    ;;
+esac
+"""
+
+
+def free_job() -> int:
+  """A job number for which the port that JAX derives from it is free."""
+  for job in range(os.getpid() % 4096, 4096):
+    with socket.socket() as listener:
+      try:
+        listener.bind(('127.0.0.1', job + 61440))
+        return job
+      except OSError:
+        continue
+  raise AssertionError('no free port')
+
+
+@pytest.fixture
+def place(tmp_path):
+  """A folder with stand-ins, and the environment in which they are found."""
+  commands = tmp_path / 'bin'
+  commands.mkdir()
+  for name, text in {
+    'srun': SRUN,
+    'scontrol': SCONTROL,
+    'gcloud': GCLOUD,
+    'python': PYTHON,
+    'python3.11': PYTHON,
+  }.items():
+    (commands / name).write_text(text)
+    (commands / name).chmod(0o755)
+  (tmp_path / 'logs').mkdir()
+  environment = os.environ | {
+    'PATH': f'{commands}:{os.environ["PATH"]}',
+    'REAL_PYTHON': sys.executable,
+    'LOGS': str(tmp_path / 'logs'),
+    'WORKERS': str(tmp_path / 'workers'),
+    'SLURM_JOB_ID': str(free_job()),
+    'SLURM_SUBMIT_DIR': str(ROOT),
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=1',
+  }
+  for name in ('PYTHON', 'SLURM_ARRAY_TASK_ID', 'KEEP', 'SETUP', 'REMOTE'):
+    environment.pop(name, None)
+  return tmp_path, environment
+
+
+def launch(script, *arguments, env, code: int = 0):
+  result = subprocess.run(
+    ['bash', str(ROOT / 'launch' / script), *map(str, arguments)],
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  logs = [p.read_text() for p in pathlib.Path(env['LOGS']).glob('*.err')]
+  assert result.returncode == code, result.stderr + '\n'.join(logs)
+  return result
+
+
+def calls(folder) -> list[str]:
+  path = folder / 'logs' / 'calls'
+  return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def training(cache_dir, session_dir, compare_run):
+  """(config, flags) of a TL+KD run, the same as in test_distributed."""
+  config, *changes = tiny.arguments(
+    'kd',
+    cache_dir,
+    num_steps=60,
+    log_every_steps=10,
+    eval_every_steps=10,
+    batch_norm='train',
+    teacher__checkpoint=str(compare_run / 'teacher'),
+  )
+  cache = f'--compilation_cache={session_dir / "compiled"}'
+  return config.removeprefix('--config='), [*changes, cache]
+
+
+def check_two_processes(folder, workdir):
+  """One summary of the whole test split; the lead alone prints the table."""
+  summary = json.loads((workdir / 'summary.json').read_text())
+  assert summary['student']['test']['count'] == 40
+  lead, other = ((folder / 'logs' / f'{i}.out').read_text() for i in (0, 1))
+  assert 'TL+KD' in lead and 'TL+KD' not in other
+
+
+def test_slurm_runs_one_training_over_two_processes(place, training):
+  folder, env = place
+  config, changes = training
+  workdir = folder / 'run'
+  launch('slurm.sbatch', config, workdir, *changes, env=env)
+  check_two_processes(folder, workdir)
+  (call,) = calls(folder)
+  assert call.startswith('srun python -m tlkd_jax.main --distributed')
+
+
+@pytest.mark.parametrize('done', ['', 'summary.json', 'kd/summary.json'])
+def test_slurm_requeues_what_is_not_finished(place, done):
+  folder, env = place
+  (folder / 'bin' / 'srun').write_text('#!/bin/sh\n')
+  if done:
+    path = folder / 'run' / done
+    path.parent.mkdir(parents=True)
+    path.touch()
+  launch('slurm.sbatch', 'c.py', folder / 'run', env=env)
+  expected = [] if done else [f'scontrol requeue {env["SLURM_JOB_ID"]}']
+  assert calls(folder) == expected
+
+
+def test_slurm_does_not_requeue_a_mistake(place):
+  folder, env = place
+  (folder / 'bin' / 'srun').write_text('#!/bin/sh\nexit 2\n')
+  launch('slurm.sbatch', 'c.py', folder / 'run', env=env, code=2)
+  assert not calls(folder)
+
+
+def test_slurm_array_is_a_study_in_parts(place):
+  folder, env = place
+  (folder / 'bin' / 'srun').write_text(f'#!/bin/sh\necho "$@" > {folder}/x\n')
+  env |= {'SLURM_ARRAY_TASK_ID': '3', 'SLURM_ARRAY_TASK_COUNT': '8'}
+  launch('slurm.sbatch', 'configs/study.py', 'S', '--jobs=2', env=env)
+  assert (folder / 'x').read_text().split() == (
+    'python -m tlkd_jax.study --config configs/study.py --workdir S '
+    '--shard 3/8 --jobs=2'
+  ).split()
+
+
+def test_tpu_slice_trains_on_all_workers_and_fetches(place, training):
+  folder, env = place
+  config, changes = training
+  env |= {'REMOTE': str(folder / 'bucket' / 'run'), 'SETUP': 'touch mounted'}
+  workdir = folder / 'fetched' / 'run'
+  arguments = ['--run', 'name', 'zone', 'v4-16', config, workdir, *changes]
+  launch('tpu_vm.sh', *arguments, env=env)
+  check_two_processes(folder, workdir)
+  assert all((folder / 'workers' / i / 'mounted').exists() for i in '01')
+  verbs = [call.split()[4] for call in calls(folder)]
+  assert verbs == ['create', 'scp', 'ssh', 'ssh', 'ssh', 'scp', 'delete']
+
+
+@pytest.mark.parametrize('keep', [False, True])
+def test_tpu_is_deleted_after_a_failure(place, keep):
+  folder, env = place
+  env |= {'KEEP': '1'} if keep else {}
+  arguments = ['--run', 'n', 'z', 'v4-8', 'configs/none.py', folder / 'run']
+  launch('tpu_vm.sh', *arguments, env=env, code=2)
+  verbs = [call.split()[4] for call in calls(folder)]
+  assert verbs == ['create', 'scp', 'ssh', 'ssh'] + ['delete'] * (not keep)
+
+
+def test_tpu_is_a_dry_run_unless_told(place):
+  folder, env = place
+  arguments = ['n', 'z', 'v4-8', 'configs/tl.py', 'runs/x', '--config.seed=2']
+  out = launch('tpu_vm.sh', *arguments, env=env).stdout
+  assert not calls(folder)
+  lines = out.splitlines()
+  assert len(lines) == 7 and lines[-1].startswith('gcloud compute tpus')
+  assert '--config.seed=2' in lines[3].replace('\\', '')
+  assert '--distributed' not in out
+  plain = launch('tpu_vm.sh', *arguments[:-1], env=env).stdout
+  assert plain.splitlines()[3].rstrip().endswith(r'--workdir\ runs/x')
+
+
+def test_tpu_slice_needs_a_shared_file_system(place):
+  _, env = place
+  arguments = ['n', 'z', 'v4-32', 'configs/tl.py', 'runs/x']
+  error = launch('tpu_vm.sh', *arguments, env=env, code=2).stderr
+  assert 'v4-32 has several workers; set REMOTE' in error
+
+
+def test_local_passes_everything_on(place):
+  folder, env = place
+  echo = folder / 'bin' / 'echo_python'
+  echo.write_text('#!/bin/sh\npwd\necho "$@"\n')
+  echo.chmod(0o755)
+  env |= {'PYTHON': str(echo)}
+  out = launch('local.sh', 'c.py', 'runs/x', '--config.seed=2', env=env).stdout
+  assert out.splitlines() == [
+    str(ROOT),
+    '-m tlkd_jax.main --config c.py --workdir runs/x --config.seed=2',
+  ]
+
+
+@pytest.mark.parametrize('script', ['local.sh', 'slurm.sbatch', 'tpu_vm.sh'])
+def test_usage(script, place):
+  error = launch(script, 'one', env=place[1], code=2).stderr
+  assert error.startswith('usage: ')
+
+
+def _cells() -> list[str]:
+  path = ROOT / 'launch' / 'colab.ipynb'
+  notebook = json.loads(path.read_text())
+  assert all(not cell.get('outputs') for cell in notebook['cells'])
+  return [
+    ''.join(cell['source'])
+    for cell in notebook['cells']
+    if cell['cell_type'] == 'code'
+  ]
+
+
+def test_notebook_is_plain_python():
+  """No shell lines: any Python runs it."""
+  for number, text in enumerate(_cells()):
+    compile(text, f'cell {number}', 'exec')
+
+
+@pytest.mark.slow
+def test_notebook_runs_from_top_to_bottom(tmp_path):
+  """Its code cells in one process, with the smoke configuration."""
+  checkout = tmp_path / 'checkout'
+  shutil.copytree(
+    ROOT, checkout, ignore=shutil.ignore_patterns('.git', 'runs', '.venv')
+  )
+  script = tmp_path / 'notebook.py'
+  script.write_text('\n\n'.join(_cells()))
+  result = subprocess.run(
+    [sys.executable, str(script)],
+    cwd=checkout,
+    env=os.environ
+    | {
+      'TLKD_SKIP_INSTALL': '1',
+      'TLKD_CONFIG': 'configs/compare.py:smoke',
+      'JAX_PLATFORMS': 'cpu',
+    },
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+  assert result.returncode == 0, result.stderr
+  assert 'TL+KD' in result.stdout
+  assert (checkout / 'runs/colab/kd/summary.json').exists()
