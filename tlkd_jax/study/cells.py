@@ -22,7 +22,7 @@ from tlkd_jax.train import fine_tune
 # Where things lie: no part of what a run computes.
 _PLACES = frozenset(
   ('teacher.checkpoint', 'distillation.more_teachers', 'dataset')
-  + ('data.data_dir', 'data.cache_dir')
+  + ('data.data_dir', 'data.cache_dir', 'targets.dir')
 )
 
 
@@ -156,7 +156,8 @@ def _record(
     ],
     # Images through a network: trained on, and seen by teachers meanwhile.
     'train_images': images,
-    'teacher_images': images * len(cell.teachers),
+    'teacher_images': _teacher_images(config, images, summary['num_train'])
+    * len(cell.teachers),
     'seconds': summary['seconds'],
   }
   for split in ('validation', 'test'):
@@ -164,6 +165,13 @@ def _record(
     if agreement is not None:
       record[split]['teacher_agreement'] = agreement
   return record
+
+
+def _teacher_images(config: Any, images: int, num_train: int) -> int:
+  """Images that each teacher sees; stored targets are counted once a run."""
+  if config.targets.mode == 'online':
+    return images
+  return min(images, config.targets.views * num_train)
 
 
 def _scalars(folder: pathlib.Path, split: str) -> dict[str, float | None]:
@@ -197,8 +205,8 @@ def _thin(keep: str, root: pathlib.Path, cell: Cell, plan: list[Cell]) -> None:
   for other in [cell, *needed(cell, plan)]:
     users = [c for c in plan if other in needed(c, plan)]
     if all(is_done(root, user) for user in users):
-      path = folder_of(root, other) / 'checkpoints'
-      shutil.rmtree(path, ignore_errors=True)
+      for name in ('checkpoints', 'targets'):
+        shutil.rmtree(folder_of(root, other) / name, ignore_errors=True)
 
 
 def _write(path: pathlib.Path, value: Any) -> None:
