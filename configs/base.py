@@ -37,7 +37,8 @@ def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
   config.train_fraction = 1.0  # Stratified fraction of the training images.
   config.batch_size = 32  # Global, over all devices.
   config.num_steps = 200  # Batches the student learns from.
-  config.batch_norm = 'frozen'  # 'frozen' statistics, or 'train'.
+  # 'frozen' statistics | 'train' | 'stochastic' (StochNorm).
+  config.batch_norm = 'frozen'
   config.compute_dtype = 'float32'  # 'float32' | 'bfloat16'.
   config.label_smoothing = 0.1  # Of the hard loss.
   config.ema_decay = 0.0  # Moving average of the weights; 0 is off.
@@ -60,6 +61,7 @@ def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
   config.teacher.image_size = 0
   config.distillation = _distillation(options['loss'])
   config.targets = _targets()
+  config.transfer = _transfer()
   if options['loss'].startswith('function_matching'):
     # Beyer et al. 2022, section 3: labels unused, mixing rate uniform.
     config.distillation.hard_weight = 0.0
@@ -188,6 +190,9 @@ def _distillation(names: str) -> ml_collections.ConfigDict:
   # Of every loss with a temperature, from its own to end_temperature.
   distillation.temperature_schedule = 'constant'
   distillation.end_temperature = 1.0
+  # Images without labels that the student learns from beside the training
+  # images, by the teacher alone: 'folder:PATH'; '' is none.
+  distillation.unlabelled = ''
   # Finished runs (workdirs) that teach beside config.teacher.
   distillation.more_teachers = ()
   # Of several teachers: mean of the 'probabilities' at the loss's temperature,
@@ -228,6 +233,28 @@ def _targets() -> ml_collections.ConfigDict:
   # Where they lie; None is `targets` in the teacher's run.
   targets.dir = config_dict.placeholder(str)
   return targets
+
+
+def _transfer() -> ml_collections.ConfigDict:
+  """Terms that keep the student near its start; weights of 0 are off."""
+  transfer = ml_collections.ConfigDict()
+  # alpha/2 |w - start|^2 of the backbone, and beta/2 |w|^2 of the head.
+  transfer.l2_sp = 0.0
+  transfer.l2_sp_head = 0.0
+  transfer.delta = 0.0  # 1/2 sum of squared differences of feature maps.
+  transfer.delta_stages = ()  # () is all, else ('stage4',) or the like.
+  transfer.bss = 0.0  # Smallest squared singular values of pre_logits.
+  transfer.bss_k = 1  # How many of them.
+  # The head of student.weights goes on learning: from its own start (LwF), or
+  # from the classes that the labels resemble (Co-Tuning).
+  transfer.lwf = 0.0
+  transfer.lwf_temperature = 2.0
+  transfer.co_tuning = 0.0
+  # With batch_norm='stochastic': chance of a channel to use the batch.
+  transfer.stoch_norm_p = 0.5
+  # LP-FT: so many steps of the head alone, a run in WORKDIR/probe, before.
+  transfer.probe_steps = 0
+  return transfer
 
 
 def _smoke(config: ml_collections.ConfigDict) -> None:

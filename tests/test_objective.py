@@ -24,31 +24,37 @@ from tlkd_jax.objective import Objective, Term
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
 
-def make_step(loss_sum, *, teachers=2, mesh=None, extras=None, mixing=None):
+def make_step(
+  loss_sum, *, teachers=2, mesh=None, extras=None, mixing=None, seed=0
+):
   """batch -> metrics of the first update under different teachers."""
   mesh = mesh or sharding.make_mesh(1)
   student, teacher = make_models()
   settings = tiny.make_config('kd').optimizer
   schedule = optax.constant_schedule(0.05)
   optimizer = optimizers.make_optimizer(student.model, schedule, settings)
-  step = train_step.make_train_step(
+  update = train_step.make_train_step(
     student,
     (teacher,) * teachers,
     optimizer,
     schedule,
     loss_sum,
-    crop,
+    crop if seed == 0 else lambda *views, seed: crop(*views),
     mesh,
     mixing=mixing,
-    seed=0,
+    seed=seed,
     norm_train=False,
   )
   given = tuple(variables(teacher, 2 + n) for n in range(teachers))
-  constants = sharding.replicate({'teachers': given}, mesh)
 
-  def run(batch):
+  def run(batch, seed=0, step=0):
+    constants = {'teachers': given, 'seed': np.int32(seed)}
+    constants = sharding.replicate(constants, mesh)
     state = make_state(student, optimizer, mesh, **(extras or {}))
-    state, metrics = step(state, constants, sharding.shard_batch(batch, mesh))
+    state = dataclasses.replace(
+      state, step=sharding.replicate(np.int32(step), mesh)
+    )
+    state, metrics = update(state, constants, sharding.shard_batch(batch, mesh))
     return jax.device_get(metrics)
 
   return run
@@ -231,8 +237,8 @@ def test_configuration_of_a_sum():
 def test_both_networks_and_the_labels_see_the_mixed_images():
   """Mixing that reverses the batch is a reversed batch."""
 
-  def reverse(images, soft_labels, step):
-    del step
+  def reverse(images, soft_labels, key):
+    del key
     return images[::-1], soft_labels[::-1]
 
   loss_sum = Objective(1.0, 0.1, (kd(),))
@@ -250,18 +256,26 @@ def test_both_networks_and_the_labels_see_the_mixed_images():
 
 
 def test_mixing_is_of_the_seed_and_the_step():
+  """The step draws one key for each pair, and the mixing uses it."""
+  keys = []
+
+  def spy(images, soft_labels, key):
+    jax.debug.callback(
+      lambda data: keys.append(tuple(np.asarray(data).tolist())),
+      jax.random.key_data(key),
+    )
+    return images, soft_labels
+
+  run = make_step(Objective(), teachers=0, mixing=spy, seed=None)
+  for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0)):
+    run(make_batch(), seed=seed, step=step)
+  jax.effects_barrier()
+  assert keys[0] == keys[1] and len(set(keys)) == 3
+  config = tiny.make_config('kd', augment__mixup_alpha=1.0)
   images = make_batch()['image'].astype(np.float32)
   soft = np.eye(8, dtype=np.float32)
-
-  def mix(seed, step):
-    config = tiny.make_config('kd', seed=seed, augment__mixup_alpha=1.0)
-    mixed, _ = build.make_mixing(config)(images, soft, np.int32(step))
-    return np.asarray(mixed)
-
-  first = mix(0, 0)
-  np.testing.assert_array_equal(first, mix(0, 0))
-  assert np.abs(first - mix(0, 1)).max() > 1
-  assert np.abs(first - mix(1, 0)).max() > 1
+  mixed, _ = build.make_mixing(config)(images, soft, jax.random.key(0))
+  assert np.abs(mixed - images).max() > 1
   assert build.make_mixing(tiny.make_config('kd')) is None
 
 

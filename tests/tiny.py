@@ -66,15 +66,16 @@ def registered():
       models.MODELS.pop(name, None)
 
 
-def make_config(arm: str, cache_dir=None, **changes):
+def make_config(arm: str, cache_dir=None, loss: str = 'kd', **changes):
   """A few steps of the tiny models on digits.
 
   Args:
     arm: as in the configuration.
     cache_dir: of the prepared digits.
+    loss: as in the argument of a configuration file.
     **changes: keys to set, with '__' for the dot.
   """
-  config = base.get_base('smoke,student=tiny', arm)
+  config = base.get_base(f'smoke,student=tiny,loss={loss}', arm)
   flat = {
     'image_size': 16,
     'teacher.name': 'tiny_teacher',

@@ -6,7 +6,7 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
-from tlkd_jax import build, checkpoints, models, objective, targets
+from tlkd_jax import build, checkpoints, models, objective, targets, transfer
 from tlkd_jax.errors import UserError, as_user_errors, unknown_name
 from tlkd_jax.evaluation.metrics import METRICS
 from tlkd_jax.report import tables
@@ -118,7 +118,9 @@ def check_values(config: Any) -> None:
   loss = objective.make_objective(_as_arm(config, 'kd'), None)
   targets.check(config, loss)
   build.norm_train(config)
+  build.batch_chance(config)
   build.make_mixing(config)
+  transfer.make_transfer(config)
   if config.best_metric not in METRICS:
     raise unknown_name('best_metric', config.best_metric, METRICS)
   for name, least in _LEAST.items():

@@ -281,15 +281,27 @@ def norm_train(config: Any) -> bool:
   """Whether BatchNorm learns statistics.
 
   Raises:
-    ValueError: batch_norm is neither 'frozen' nor 'train'.
+    ValueError: batch_norm is none of 'frozen', 'train' and 'stochastic'.
   """
-  if config.batch_norm not in ('frozen', 'train'):
+  if config.batch_norm not in ('frozen', 'train', 'stochastic'):
     raise ValueError(
-      f'batch_norm {config.batch_norm!r}; accepted: frozen, train'
+      f'batch_norm {config.batch_norm!r}; accepted: frozen, train, stochastic'
     )
   # A linear probe reads fixed features.
   probe = config.optimizer.train_only == 'head'
-  return config.batch_norm == 'train' and not probe
+  return config.batch_norm != 'frozen' and not probe
+
+
+def batch_chance(config: Any) -> float:
+  """The chance of a BatchNorm channel to use the batch in training.
+
+  Raises:
+    ValueError: transfer.stoch_norm_p is not in 0..1.
+  """
+  chance = config.transfer.stoch_norm_p
+  if not 0 <= chance <= 1:
+    raise ValueError(f'transfer.stoch_norm_p is {chance}; it must be in 0..1')
+  return chance if config.batch_norm == 'stochastic' else 1.0
 
 
 def make_augmentation(config: Any, dataset: data.Dataset) -> Callable:
@@ -333,30 +345,22 @@ def _draw_view(images, index, view, *, seed, **options):
 
 
 def make_mixing(config: Any) -> Mixing | None:
-  """Mixup and CutMix of a run, keyed by seed and step; None without.
+  """Mixup and CutMix of a run, None without.
 
   Raises:
     ValueError: a negative alpha.
   """
   section = config.augment
-  if min(section.mixup_alpha, section.cutmix_alpha) < 0:
+  alphas = section.mixup_alpha, section.cutmix_alpha
+  if min(alphas) < 0:
     raise ValueError(
       'augment.mixup_alpha and cutmix_alpha must not be negative'
     )
-  if max(section.mixup_alpha, section.cutmix_alpha) == 0:
+  if max(alphas) == 0:
     return None
-  root = jax.random.fold_in(jax.random.key(config.seed), 3)
-
-  def mix(images, soft_labels, step):
-    return mixing.mix(
-      images,
-      soft_labels,
-      jax.random.fold_in(root, step),
-      mixup_alpha=section.mixup_alpha,
-      cutmix_alpha=section.cutmix_alpha,
-    )
-
-  return mix
+  return functools.partial(
+    mixing.mix, mixup_alpha=alphas[0], cutmix_alpha=alphas[1]
+  )
 
 
 def distillation_extras(

@@ -32,6 +32,7 @@ class Run:
   recipes: tuple[targets.Recipe, ...]
   step: Any
   eval_step: Any
+  start: Any
 
 
 def stored_targets(run: Run) -> list[targets.Targets]:
@@ -56,7 +57,8 @@ def make_constants(run: Run) -> dict[str, Any]:
   else:
     guides = teacher_variables(run)
   seed = sharding.replicate(train_step.as_int32(run.config.seed), run.mesh)
-  return {'teachers': guides, 'seed': seed}
+  start = sharding.replicate(run.start, run.mesh)
+  return {'teachers': guides, 'seed': seed, 'start': start}
 
 
 def teacher_variables(run: Run):

@@ -20,9 +20,11 @@ from tlkd_jax import (
   objective,
   optimizers,
   sharding,
+  starting_point,
   targets,
   train_state,
   train_step,
+  transfer,
 )
 from tlkd_jax.checkpoints import Checkpoints, abstract_like
 from tlkd_jax.data import Dataset, pipeline
@@ -114,6 +116,7 @@ def _build(config, workdir, dataset, mesh):
   )
   loss = objective.make_objective(config, dataset)
   augmentation = build.make_augmentation(config, dataset)
+  kept = transfer.make_transfer(config) if role == 'student' else None
   step = train_step.make_train_step(
     learner.view,
     views,
@@ -126,10 +129,13 @@ def _build(config, workdir, dataset, mesh):
     # Not compiled in: the runs of a study share one program.
     seed=None,
     norm_train=build.norm_train(config),
+    transfer=kept,
+    batch_chance=build.batch_chance(config),
     head_only=config.optimizer.train_only == 'head',
     ema_decay=config.ema_decay,
   )
   eval_step = train_step.make_eval_step(learner.view, mesh)
+  start = starting_point.load(config, kept, learner, dataset, mesh)
   run = Run(
     config,
     role,
@@ -142,10 +148,13 @@ def _build(config, workdir, dataset, mesh):
     targets.recipes(config, loss, views, augmentation, dataset),
     step,
     eval_step,
+    start,
   )
   extras = build.distillation_extras(
     loss, learner.view, views, dataset, config.seed
   )
+  if start.get('head'):
+    extras['source_head'] = start['head']
   return run, optimizer, extras
 
 
@@ -153,8 +162,9 @@ def _start(run, optimizer, extras, checkpoints):
   """The state to go on from: the workdir's newest, else the given weights."""
 
   def create(params, model_state, extras):
+    learned = {k: v for k, v in extras.items() if k != 'memory'}
     return train_state.create(
-      {'student': params, 'projector': extras['projector']},
+      {'student': params, **learned},
       model_state,
       optimizer,
       ema=run.config.ema_decay > 0,

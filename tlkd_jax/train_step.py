@@ -25,9 +25,12 @@ from tlkd_jax.losses import supervised
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.objective import Objective
 from tlkd_jax.train_state import TrainState
+from tlkd_jax.transfer import Transfer, penalty
 
 Array = jax.Array
 Mixing = Callable[[Array, Array, Array], tuple[Array, Array]]
+# Sets the keys of mixing apart from those of dropout.
+_MIXING = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,8 @@ def make_train_step(
   mixing: Mixing | None = None,
   seed: int | None,
   norm_train: bool,
+  transfer: Transfer | None = None,
+  batch_chance: float = 1.0,
   head_only: bool = False,
   ema_decay: float = 0.0,
 ) -> Callable:
@@ -71,22 +76,26 @@ def make_train_step(
     objective: the loss.
     augmentation: (uint8 images, index, view) -> float images in 0..255.
     mesh: devices.
-    mixing: (images, soft labels [B, K], step) -> both, mixed; or None.
+    mixing: (images, soft labels [B, K], key of the step) -> both, mixed; or
+      None.
     seed: of dropout, compiled in; None reads constants['seed'] instead, for
       augmentation too, so that runs of other seeds share the program.
     norm_train: BatchNorm learns statistics (else they are frozen).
+    transfer: terms that keep the student near its start, or None.
+    batch_chance: see models.layers.Mode.
     head_only: no gradient flows into the student's backbone.
     ema_decay: of the weight average; used when state.ema is not empty.
 
   Returns:
     step(state, constants, batch) -> (state, metrics): state donated;
     constants is {'teachers': ((params, model_state), ...)}, with int32
-    'seed' where `seed` is None; batch as in data.pipeline, sharded over
-    "data"; metrics are replicated scalars. With 'targets' in the batch, a
-    teacher's params may be `head_alone`.
+    'seed' where `seed` is None and the 'start' of starting_point.load where
+    there is a transfer; batch as in data.pipeline, sharded over "data"; metrics
+    are replicated scalars. With 'targets' in the batch, a teacher's params may
+    be `head_alone`.
   """
 
-  def loss_fn(params, state, guidance, images, soft_labels, batch, root):
+  def loss_fn(params, state, guidance, start, images, soft_labels, batch, root):
     if head_only:
       params = _stop_backbone(student.model, params)
     key = jax.random.fold_in(jax.random.key(root), state.step)
@@ -97,6 +106,7 @@ def make_train_step(
       train=True,
       norm_train=norm_train,
       key=key,
+      batch_chance=batch_chance,
     )
     hard = supervised.soft_cross_entropy(outputs['logits'], soft_labels)
     loss = objective.hard_weight * hard
@@ -119,6 +129,12 @@ def make_train_step(
       logits = [teacher['outputs']['logits'] for teacher in guidance]
       together = objectives.mean_logits(logits, 1.0)
       metrics['teacher_accuracy'] = _accuracy(together, soft_labels)
+    if transfer is not None:
+      kept, parts = penalty(
+        transfer, student.model, params, outputs, *start, batch['label']
+      )
+      loss = loss + kept
+      metrics |= parts
     return loss, (model_state, memory, metrics | {'loss': loss})
 
   def step(state: TrainState, constants, batch):
@@ -133,10 +149,15 @@ def make_train_step(
     if mixing is not None:
       if 'targets' in batch:
         raise ValueError('stored targets are not those of mixed images')
-      images, soft_labels = mixing(images, soft_labels, state.step)
+      key = jax.random.fold_in(jax.random.key(root), _MIXING)
+      key = jax.random.fold_in(key, state.step)
+      images, soft_labels = mixing(images, soft_labels, key)
     guidance = _guidance(teachers, constants['teachers'], images, batch)
+    start = ()
+    if transfer is not None:
+      start = _start(transfer, student, constants['start'], images)
     grads, (model_state, memory, metrics) = jax.grad(loss_fn, has_aux=True)(
-      state.params, state, guidance, images, soft_labels, batch, root
+      state.params, state, guidance, start, images, soft_labels, batch, root
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -231,6 +252,14 @@ def _guidance(teachers, variables, images, batch) -> tuple[dict[str, Any], ...]:
       for (teacher, (params, _)), outputs in stored
     )
   )
+
+
+def _start(transfer: Transfer, student: View, start: Tree, images: Array):
+  """(the start, its outputs for the images or None)."""
+  if not transfer.runs_start:
+    return start, None
+  variables = start['params'], start['model_state']
+  return start, guide(student, variables, images)['outputs']
 
 
 def output_shapes(view: View, image_size: int) -> dict[str, Any]:

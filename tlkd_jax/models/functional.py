@@ -54,6 +54,7 @@ class Model:
     train: bool = False,
     norm_train: bool = False,
     key: Array | None = None,
+    batch_chance: float = 1.0,
   ) -> tuple[dict[str, Any], Tree]:
     """Runs the model on normalised images.
 
@@ -65,6 +66,7 @@ class Model:
       train: dropout and drop-path are on.
       norm_train: BatchNorm uses and updates batch statistics.
       key: for dropout; needed when train and a rate is positive.
+      batch_chance: see layers.Mode; below 1 needs the key.
 
     Returns:
       ({'logits': [B, K] in the parameters' dtype, 'pre_logits': [B, D],
@@ -74,7 +76,12 @@ class Model:
       self.graphdef, _state(params), _state(model_state), copy=True
     )
     rngs = nnx.Rngs(dropout=key) if key is not None else None
-    mode = Mode(train=train, norm_train=norm_train, rngs=rngs)
+    mode = Mode(
+      train=train,
+      norm_train=norm_train,
+      rngs=rngs,
+      batch_chance=batch_chance,
+    )
     outputs = module(images, mode)
     dtype = jax.tree.leaves(params)[0].dtype
     outputs['logits'] = outputs['logits'].astype(dtype)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tlkd_jax.losses.transfer import stoch_norm
 from tlkd_jax.models.convolutions import conv2d, same_padding
 from tlkd_jax.models.normalization import batch_norm_train
 
@@ -31,11 +32,14 @@ class Mode:
     norm_train: BatchNorm normalises by the batch and updates its running
       statistics; otherwise it uses the running statistics unchanged.
     rngs: the source of dropout keys; needed when `train` and a rate is > 0.
+    batch_chance: with norm_train, the chance of a channel to be normalised by
+      the batch and not by the running statistics; below 1 it needs `rngs`.
   """
 
   train: bool = False
   norm_train: bool = False
   rngs: nnx.Rngs | None = None
+  batch_chance: float = 1.0
 
 
 EVAL = Mode()
@@ -171,6 +175,8 @@ class BatchNorm(nnx.Module):
 
   def __call__(self, x: Array, mode: Mode) -> Array:
     scale, bias = self.scale[...], self.bias[...]
+    if mode.norm_train and mode.batch_chance < 1:
+      return self._stochastic(x, mode)
     if mode.norm_train:
       y, mean, var = batch_norm_train(x, scale, bias, self.epsilon)
       self._update(mean, var, x.size // x.shape[-1])
@@ -179,6 +185,20 @@ class BatchNorm(nnx.Module):
     bias = bias - self.mean[...] * scale
     shape = (1,) * (x.ndim - 1) + (-1,)
     y = x.astype(scale.dtype) * scale.reshape(shape) + bias.reshape(shape)
+    return y.astype(x.dtype)
+
+  def _stochastic(self, x: Array, mode: Mode) -> Array:
+    y, self.mean[...], self.var[...] = stoch_norm(
+      x,
+      self.scale[...],
+      self.bias[...],
+      self.mean[...],
+      self.var[...],
+      key=None if mode.rngs is None else mode.rngs.dropout(),
+      p=mode.batch_chance,
+      momentum=1 - self.momentum,
+      eps=self.epsilon,
+    )
     return y.astype(x.dtype)
 
   def _update(self, mean: Array, var: Array, count: int) -> None:

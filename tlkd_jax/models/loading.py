@@ -49,11 +49,8 @@ def load_weights(
   """
   if head not in HEADS:
     raise unknown_name('head', head, HEADS)
-  path = hub.resolve(source)
-  state_dict = torch_files.read_state_dict(path)
+  path, state_dict = _read(model, source)
   try:
-    state_dict = aliases.canonical_keys(model.name, state_dict)
-    state_dict = twins.adopt(model, state_dict)
     state_dict = surgery.adapt_state_dict(model, state_dict)
     if head == 'keep':
       _check_head(model, state_dict)
@@ -69,6 +66,31 @@ def load_weights(
   if head == 'new':
     params = surgery.new_head(model, params, key, head_init)
   return jax.device_get(params), model_state
+
+
+def head_classes(model: Model, source: str) -> int | None:
+  """Number of classes of the head in a file; None where it has no head.
+
+  Args:
+    model: of the variant, with any number of classes.
+    source: as in `load_weights`.
+
+  Raises:
+    FileNotFoundError, ValueError: as `load_weights`.
+  """
+  _, state_dict = _read(model, source)
+  return pretrained.head_classes(model, state_dict)
+
+
+def _read(model: Model, source: str):
+  """(path, state dict under the variant's own keys)."""
+  path = hub.resolve(source)
+  state_dict = torch_files.read_state_dict(path)
+  try:
+    state_dict = aliases.canonical_keys(model.name, state_dict)
+    return path, twins.adopt(model, state_dict)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
 
 
 def _check_head(model: Model, state_dict: dict[str, np.ndarray]) -> None:
