@@ -190,6 +190,10 @@ def _distillation(names: str) -> ml_collections.ConfigDict:
   # Of every loss with a temperature, from its own to end_temperature.
   distillation.temperature_schedule = 'constant'
   distillation.end_temperature = 1.0
+  # Models between teacher and student, each taught by the one before.
+  distillation.assistants = ()
+  # Born again: so many students in turn, each taught by the one before.
+  distillation.generations = 1
   # Images without labels that the student learns from beside the training
   # images, by the teacher alone: 'folder:PATH'; '' is none.
   distillation.unlabelled = ''

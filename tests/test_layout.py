@@ -33,6 +33,7 @@ ORDER = (
   ('report',),
   ('run',),
   ('train',),
+  ('protocols',),
   ('arms', 'inference'),
   ('study', 'export_onnx'),
   ('export',),

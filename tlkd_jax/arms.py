@@ -1,4 +1,7 @@
-"""What `main` runs: one arm, or teacher, TL and TL+KD side by side."""
+"""What `main` runs: one arm, or teacher, TL and TL+KD side by side.
+
+`protocols.plan` says which runs that takes.
+"""
 
 import pathlib
 from typing import Any
@@ -6,7 +9,16 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
-from tlkd_jax import build, checkpoints, models, objective, targets, transfer
+from tlkd_jax import (
+  build,
+  checkpoints,
+  models,
+  objective,
+  protocols,
+  starting_point,
+  targets,
+  transfer,
+)
 from tlkd_jax.errors import UserError, as_user_errors, unknown_name
 from tlkd_jax.evaluation.metrics import METRICS
 from tlkd_jax.report import tables
@@ -24,28 +36,28 @@ _LEAST = {
   'optimizer.learning_rate': 0.0,
   'optimizer.warmup_fraction': 0.0,
 }
-_LABELS = {'teacher': 'teacher', 'tl': 'TL', 'kd': 'TL+KD'}
 
 
 def run(
   config: Any, workdir: pathlib.Path, mesh: Mesh
 ) -> dict[str, dict[str, Any]]:
-  """Runs config.arm; returns arm -> summary.
+  """Runs config.arm; returns the key of each part of the plan -> summary.
 
   'kd' without config.teacher.checkpoint fine-tunes the teacher first, in
-  WORKDIR/teacher; 'compare' has WORKDIR/teacher, WORKDIR/tl and WORKDIR/kd.
+  WORKDIR/teacher; 'compare' has WORKDIR/teacher, WORKDIR/tl and WORKDIR/kd;
+  the rest is in protocols.py.
 
   Raises:
     UserError, RunError, Interrupted: as train.fine_tune.
   """
   if config.arm not in ARMS:
     raise UserError(f'unknown arm {config.arm!r}; accepted: {", ".join(ARMS)}')
-  plan = _plan(config, workdir)
   with as_user_errors():
     check_models(config)
     check_values(config)
-    for folder, arm in plan:
-      build.check_workdir(folder, arm)
+    plan = protocols.plan(config, workdir)
+    for part in plan:
+      build.check_workdir(part.workdir, part.config)
     for role in ('student', 'teacher'):
       if config[role].checkpoint:
         checkpoints.read_description(config[role].checkpoint)
@@ -56,47 +68,22 @@ def run(
   for note in dataset.notes:
     logging.info('%s: %s', config.dataset, note)
   summaries = {}
-  for folder, arm in plan:
+  for part in plan:
     if len(plan) > 1:
-      logging.info('%s, in %s', _LABELS[arm.arm], folder)
-    summaries[arm.arm] = fine_tune(arm, folder, dataset, mesh)
+      logging.info('%s, in %s', protocols.label(part.key), part.workdir)
+    summaries[part.key] = fine_tune(part.config, part.workdir, dataset, mesh)
   return summaries
 
 
 def table(summaries: dict[str, dict[str, Any]]) -> str:
   """The closing table of a run, with what a reader must know of it."""
   rows = []
-  kd_teacher = summaries.get('kd', {}).get('teacher')
-  if 'teacher' in summaries or kd_teacher:
-    teacher = kd_teacher or summaries['teacher']['teacher']
-    rows.append((_LABELS['teacher'], teacher))
-  rows += [
-    (_LABELS[arm], summaries[arm]['student'])
-    for arm in ('tl', 'kd')
-    if arm in summaries
-  ]
+  guided = next((s for s in summaries.values() if 'teacher' in s), {})
+  for key, summary in ({'teacher': guided} | summaries).items():
+    role = 'teacher' if key == 'teacher' else 'student'
+    if role in summary:
+      rows.append((protocols.label(key), summary[role]))
   return '\n'.join([tables.closing_table(rows), *tables.remarks(summaries)])
-
-
-def _plan(config: Any, workdir: pathlib.Path) -> list[tuple[pathlib.Path, Any]]:
-  """The runs that an arm consists of, in order: (workdir, configuration)."""
-  if config.arm in ('teacher', 'tl'):
-    return [(workdir, config)]
-  plan = []
-  guided = _as_arm(config, 'kd')
-  if not config.teacher.checkpoint:
-    plan.append((workdir / 'teacher', _as_arm(config, 'teacher')))
-    guided.teacher.checkpoint = str(workdir / 'teacher')
-  if config.arm == 'kd':
-    return [*plan, (workdir, guided)]
-  tl = _as_arm(config, 'tl')
-  return [*plan, (workdir / 'tl', tl), (workdir / 'kd', guided)]
-
-
-def _as_arm(config: Any, arm: str) -> Any:
-  config = config.copy_and_resolve_references()
-  config.arm = arm
-  return config
 
 
 def check_models(config: Any) -> None:
@@ -105,8 +92,9 @@ def check_models(config: Any) -> None:
   Raises:
     ValueError: names the nearest ones.
   """
-  for role in ('student', 'teacher'):
-    models.create_model(config[role].name, num_classes=2)
+  names = [config[role].name for role in ('student', 'teacher')]
+  for name in (*names, *config.distillation.assistants):
+    models.create_model(name, num_classes=2)
 
 
 def check_values(config: Any) -> None:
@@ -115,7 +103,7 @@ def check_values(config: Any) -> None:
   Raises:
     ValueError: an unknown name, or a value out of range.
   """
-  loss = objective.make_objective(_as_arm(config, 'kd'), None)
+  loss = objective.make_objective(protocols.as_arm(config, 'kd'), None)
   targets.check(config, loss)
   build.norm_train(config)
   build.batch_chance(config)
@@ -132,7 +120,14 @@ def check_values(config: Any) -> None:
 
 def _check_loading(config: Any, plan: list, class_names: list[str]) -> None:
   """Loads now what would otherwise fail after an earlier run of the plan."""
-  if len(plan) > 1:
-    build.load_model(config, 'student', class_names)
-    if config.teacher.checkpoint:
-      build.load_teacher(config, class_names)
+  if len(plan) == 1:
+    return
+  learner = build.load_model(config, 'student', class_names)
+  kept = transfer.make_transfer(config)
+  if kept is not None and kept.has_source_head:
+    starting_point.load_source(config, learner)
+  for part in plan:
+    if part.key.startswith('assistant'):
+      build.load_model(part.config, 'student', class_names)
+  if config.teacher.checkpoint:
+    build.load_teacher(config, class_names)

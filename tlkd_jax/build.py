@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from tlkd_jax import checkpoints, data, models, sharding
-from tlkd_jax.data import augment, mixing
+from tlkd_jax.data import augment, mixing, unlabelled
 from tlkd_jax.errors import unknown_name
 from tlkd_jax.models import loading, pretrained
 from tlkd_jax.models.functional import Model, Tree
@@ -54,6 +54,24 @@ def load_dataset(config: Any) -> data.Dataset:
     memory_budget_bytes=config.data.memory_budget_mib * 2**20,
     data_dir=config.data.data_dir,
     cache_dir=config.data.cache_dir,
+  )
+
+
+def training_data(config: Any, dataset: data.Dataset) -> data.Dataset:
+  """The data of one run: under a teacher, unlabelled images too.
+
+  Raises:
+    ValueError, FileNotFoundError: see unlabelled.extend.
+  """
+  place = config.distillation.unlabelled
+  if config.arm != 'kd' or not place:
+    return dataset
+  return unlabelled.extend(
+    dataset,
+    place,
+    crop_fraction=config.data.crop,
+    interpolation=config.data.interpolation,
+    on_bad_image=config.data.on_bad_image,
   )
 
 

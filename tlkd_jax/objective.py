@@ -196,6 +196,11 @@ def _check_possible(config: Any, name: str) -> None:
       'augment.mixup_alpha or augment.cutmix_alpha mixes images; set both to 0 '
       'or choose another loss'
     )
+  if section.unlabelled and name in losses.LABEL_LOSSES:
+    raise ValueError(
+      f'distillation.loss {name!r} needs labels, and distillation.unlabelled '
+      'adds images without'
+    )
 
 
 def _positions(name: str, dataset: data.Dataset | None) -> np.ndarray | None:

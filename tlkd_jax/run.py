@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from tlkd_jax import build, sharding, targets, train_step
@@ -118,7 +119,7 @@ def finish(run: Run, progress, summary_path: pathlib.Path) -> dict[str, Any]:
     'best_step': progress.best_step,
     'seconds': progress.seconds,
     'images_per_second': progress.images / max(progress.seconds, 1e-9),
-    'num_train': len(run.dataset.splits['train'].labels),
+    'num_train': int(np.sum(run.dataset.splits['train'].labels >= 0)),
     'skipped_images': run.dataset.skipped,
     'notes': list(run.dataset.notes),
   }

@@ -47,7 +47,7 @@ def load(
   start = {'params': learner.params, 'model_state': learner.model_state}
   if not transfer.has_source_head:
     return start | {'head': {}, 'relationship': {}}
-  source = _source(config, learner)
+  source = load_source(config, learner)
   head = train_step.last_layer(source.view.model, source.params)
   relationship: Any = {}
   if transfer.co_tuning:
@@ -55,8 +55,12 @@ def load(
   return start | {'head': head, 'relationship': relationship}
 
 
-def _source(config, learner: build.Loaded) -> build.Loaded:
-  """The student's backbone under the head of its pretrained weights."""
+def load_source(config: Any, learner: build.Loaded) -> build.Loaded:
+  """The student's backbone under the head of its pretrained weights.
+
+  Raises:
+    ValueError: the weights have no head, or the model has several.
+  """
   section = config.student
   source = section.weights
   if source == 'pretrained':

@@ -97,6 +97,7 @@ def fine_tune(
 def _build(config, workdir, dataset, mesh):
   role = 'teacher' if config.arm == 'teacher' else 'student'
   sharding.check_batch_size(config.batch_size, mesh)
+  dataset = build.training_data(config, dataset)
   learner = build.load_model(config, role, dataset.class_names)
   teachers = ()
   if config.arm == 'kd':

@@ -1,0 +1,98 @@
+"""Images without classes, for a teacher to label while a student learns."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+
+from tlkd_jax.data import Dataset, Split, decode, default_crop, transforms
+from tlkd_jax.data.sources import Source
+
+_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+NO_LABEL = -1
+
+
+def extend(
+  dataset: Dataset,
+  place: str,
+  *,
+  crop_fraction: float | None = None,
+  interpolation: str = 'bicubic',
+  on_bad_image: str = 'error',
+) -> Dataset:
+  """Adds a folder's images, with label -1, to the training images.
+
+  Both are held in memory together. Sub-folders are searched; their names mean
+  nothing.
+
+  Args:
+    dataset: as load_splits gives it.
+    place: 'folder:PATH'.
+    crop_fraction: as in load_splits.
+    interpolation: likewise.
+    on_bad_image: likewise.
+
+  Returns:
+    The data set with a longer train split and a note on it.
+
+  Raises:
+    ValueError: `place` is no folder of images, or an image is bad.
+    FileNotFoundError: there is no such folder.
+  """
+  kind, _, path = place.partition(':')
+  if kind != 'folder' or not path:
+    raise ValueError(
+      f"distillation.unlabelled is {place!r}; accepted: 'folder:PATH'"
+    )
+  train = dataset.splits['train']
+  crop = crop_fraction or default_crop(dataset.name)
+  short_side = transforms.resize_size(dataset.image_size, crop)
+  geometry = decode.Geometry(short_side, train.images.shape[1], interpolation)
+  source = _source(pathlib.Path(path), int(train.indices.max()) + 1)
+  decoded = decode.decode(
+    source,
+    decode.whole(source, 1),
+    geometry,
+    description=f'{place} without labels',
+    on_bad_image=on_bad_image,
+  )
+  images = np.concatenate([train.images, decoded.images])
+  images.flags.writeable = False
+  count = len(decoded.images)
+  split = Split(
+    images,
+    np.concatenate([train.labels, np.full(count, NO_LABEL, np.int32)]),
+    np.concatenate([train.indices, source.indices[decoded.rows]]),
+    train.names + [source.names[row] for row in decoded.rows.tolist()],
+  )
+  note = f'{count} images of {place} are learned from without labels'
+  return dataclasses.replace(
+    dataset,
+    splits=dataset.splits | {'train': split},
+    skipped=dataset.skipped | {'unlabelled': decoded.skipped},
+    notes=[*dataset.notes, note],
+  )
+
+
+def _source(folder: pathlib.Path, first_index: int) -> Source:
+  if not folder.is_dir():
+    raise FileNotFoundError(f'distillation.unlabelled: no folder {folder}')
+  files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in _SUFFIXES)
+  if not files:
+    raise ValueError(
+      f'distillation.unlabelled: no images in {folder}; looked for '
+      f'{", ".join(_SUFFIXES)}'
+    )
+  digest = hashlib.sha256()
+  for file in files:
+    about = os.stat(file)
+    digest.update(f'{file}:{about.st_size}:{about.st_mtime_ns}'.encode())
+  return Source(
+    [str(file.relative_to(folder)) for file in files],
+    np.zeros(len(files), np.int32),
+    first_index + np.arange(len(files), dtype=np.int64),
+    lambda position: files[position].read_bytes(),
+    digest.hexdigest(),
+  )
