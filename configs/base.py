@@ -126,8 +126,8 @@ def _augment() -> ml_collections.ConfigDict:
   augment.ratio = (3 / 4, 4 / 3)  # Its aspect ratio.
   augment.flip = 'auto'  # 'auto' (as the data set says) | 'on' | 'off'.
   augment.brightness = 0.0  # Factor in 1 +- this.
-  augment.contrast = 0.0
-  augment.saturation = 0.0
+  augment.contrast = 0.0  # The same, of the contrast.
+  augment.saturation = 0.0  # The same, of the saturation.
   augment.randaugment_ops = 0  # RandAugment's operations per image; 0 is off.
   augment.randaugment_magnitude = 9.0  # 0 to 10.
   # Beta(alpha, alpha) of mixup and CutMix, 0 is off; with both, each batch
@@ -179,7 +179,7 @@ def _distillation(names: str) -> ml_collections.ConfigDict:
   # loss = hard_weight * cross-entropy + soft_weight * distillation loss.
   distillation.hard_weight = 1.0
   distillation.loss = loss  # A key of tlkd_jax.losses.DISTILLATION_LOSSES.
-  distillation.soft_weight = 1.0
+  distillation.soft_weight = 1.0  # Of the distillation loss.
   # Of soft_weight, from it to end_weight over the run: 'constant' | 'linear' |
   # 'cosine'.
   distillation.schedule = 'constant'
