@@ -44,6 +44,12 @@ ARMS: dict[str, tuple] = {
     (),
     {'label_smoothing': 0.1},
   ),
+  'tl_l2sp': (
+    'tl',
+    'TL + L2-SP',
+    (),
+    {'transfer.l2_sp': 0.1, 'transfer.l2_sp_head': 0.01},
+  ),
   # Born again: the teacher is the finished TL student of the same seed.
   'tl_self_distillation': ('kd', 'TL + self-distillation', ('tl',)),
   'kd': ('kd', 'TL+KD', ('teacher',)),

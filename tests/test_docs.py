@@ -39,7 +39,8 @@ def commands(text: str) -> list[list[str]]:
         continue
       while words and re.match(r'[A-Z_]+=', words[0]):
         words = words[1:]
-      if words[:2] == ['python', '-m'] or (words and _is_script(words[0])):
+      ours = words[:2] == ['python', '-m'] and words[2] != 'venv'
+      if ours or (words and _is_script(words[0])):
         found.append(words)
       elif words and words[0] in ('sbatch', 'pip'):
         found.append(words)

@@ -24,7 +24,7 @@ def config_of(config, cells, arm, folders=None):
 
 def test_a_cell_comes_after_what_it_needs():
   cells = plan.make_plan(make())
-  assert len(cells) == 11 * 2 * 2
+  assert len(cells) == 12 * 2 * 2
   names = [cell.name for cell in cells]
   assert len(set(names)) == len(names)
   for number, cell in enumerate(cells):

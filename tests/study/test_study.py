@@ -168,6 +168,21 @@ def test_trials_are_chosen_on_validation_and_the_others_hide_their_test(
   assert ['test' in r for r in found] == [r is best for r in found]
 
 
+def test_an_arm_of_several_runs_counts_them_all(make, tmp_path, tiny_models):
+  """LP-FT: a probe of 3 steps before the 6 steps of fine-tuning."""
+  config = make(
+    study__run_arms=('tl',),
+    study__sizes=(4,),
+    study__seeds=1,
+    transfer__probe_steps=3,
+  )
+  run_here(config, tmp_path)
+  (row,) = rows(tmp_path)
+  assert row['train_images'] == (6 + 3) * 8
+  cell = plan.make_plan(config)[0]
+  cells.configure(config, cell, [cell], tmp_path)
+
+
 def start(root, cache_dir, session_dir, *arguments) -> subprocess.Popen:
   changes = CHANGES | {'num_steps': 20, 'eval_every_steps': 2}
   command = tiny.arguments('study', cache_dir, **changes)

@@ -10,7 +10,7 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
-from tlkd_jax import build, data
+from tlkd_jax import build, data, protocols
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, compute_metrics
 from tlkd_jax.metric_writers import read_rows
@@ -21,7 +21,8 @@ from tlkd_jax.train import fine_tune
 
 # Where things lie: no part of what a run computes.
 _PLACES = frozenset(
-  ('teacher.checkpoint', 'distillation.more_teachers', 'dataset')
+  ('teacher.checkpoint', 'student.checkpoint', 'dataset')
+  + ('distillation.more_teachers',)
   + ('data.data_dir', 'data.cache_dir', 'targets.dir')
 )
 
@@ -79,8 +80,17 @@ def run(
   folder = folder_of(root, cell)
   (folder / 'failed.txt').unlink(missing_ok=True)
   own = configure(config, cell, plan, root)
-  summary = fine_tune(own, folder, load(own), mesh)
-  record = _record(own, cell, folder, summary)
+  dataset, summaries = load(own), []
+  # An arm may consist of several runs, of which the last is its result.
+  parts = protocols.plan(own, folder)
+  for part in parts:
+    summaries.append(fine_tune(part.config, part.workdir, dataset, mesh))
+  record = _record(own, cell, folder, summaries[-1])
+  for part, summary in zip(parts[:-1], summaries, strict=False):
+    images = _images(part.config, part.workdir)
+    record['seconds'] += summary['seconds']
+    record['train_images'] += images
+    record['teacher_images'] += images * (part.config.arm == 'kd')
   record['wall_seconds'] = time.monotonic() - began
   _write(folder / 'cell.json', record)
   _thin(config.study.keep, root, cell, plan)
@@ -108,7 +118,8 @@ def configure(
   folder = folder_of(root, cell)
   if (folder / 'config.json').exists():
     old = flatten(build.read_config(folder))
-    new = flatten(json.loads(own.to_json()))
+    last = protocols.plan(own, folder)[-1].config
+    new = flatten(json.loads(last.to_json()))
     shared = (old.keys() & new.keys()) - _PLACES
     keys = sorted(k for k in shared if old[k] != new[k])
     if keys:
@@ -133,8 +144,7 @@ def _record(
 ) -> dict[str, Any]:
   role = 'teacher' if cell.kind == 'teacher' else 'student'
   rows = read_rows(folder / 'metrics.jsonl')
-  steps = max(row['step'] for row in rows if row['split'] == 'train')
-  images = steps * config.batch_size
+  images = _images(config, folder)
   record = {
     'dataset': cell.dataset,
     'size': cell.size,
@@ -165,6 +175,13 @@ def _record(
     if agreement is not None:
       record[split]['teacher_agreement'] = agreement
   return record
+
+
+def _images(config: Any, folder: pathlib.Path) -> int:
+  """Images that a finished run has learned from, counted each time."""
+  rows = read_rows(folder / 'metrics.jsonl')
+  steps = max(row['step'] for row in rows if row['split'] == 'train')
+  return steps * config.batch_size
 
 
 def _teacher_images(config: Any, images: int, num_train: int) -> int:
@@ -225,9 +242,10 @@ class Loader:
   def __call__(self, config: Any) -> data.Dataset:
     """The data of a run, see build.load_dataset."""
     names = ('dataset', 'seed', 'num_train_per_class', 'train_fraction')
-    teachers = config.teacher.image_size, config.distillation.more_teachers
     parts = [config[name] for name in (*names, 'image_size', 'data')]
-    key = repr((parts, teachers))
+    parts.append(config.teacher.image_size)
+    parts.append(config.distillation.more_teachers)
+    key = repr([*parts, config.distillation.unlabelled])
     if self._dataset is None or key != self._key:
       # Not both at once in memory.
       self._dataset = None
