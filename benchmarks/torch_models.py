@@ -1,11 +1,13 @@
-"""PyTorch twins of some variants, for timing only.
+"""PyTorch twins of some variants.
 
 Same blocks, widths, depths and activations as ours, written as a PyTorch user
-would. Strided convolutions pad symmetrically, which spares PyTorch the extra
-padding operator that TensorFlow's SAME needs.
+would. `TWINS` are for timing: strided convolutions pad symmetrically, which
+spares PyTorch the extra padding operator that TensorFlow's SAME needs.
+`InvertedNet` computes what our EfficientNet-Lite computes, from our weights.
 """
 
 import functools
+import math
 
 import torch
 from torch import nn
@@ -224,30 +226,141 @@ TWINS = {
 }
 
 
-def make_side(name, image_size, images, labels, learning_rate):
-  """(forward, step) closures over a twin; images float [B, S, S, 3] numpy.
+class SameConv(nn.Conv2d):
+  """Pads as TensorFlow's SAME, by what the input's size asks for."""
 
-  `step` is forward, backward and Nesterov SGD with BatchNorm in train mode;
-  memory format is channels_last for the convolutional ones.
+  def forward(self, x):
+    """x [B, C, H, W]."""
+    pads = []
+    for size, kernel, stride in zip(
+      x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True
+    ):
+      total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+      pads += [total // 2, total - total // 2]
+    return super().forward(F.pad(x, pads) if any(pads) else x)
+
+
+class InvertedNet(nn.Module):
+  """Our InvertedResidualNet of a design without squeeze-excite and fusing."""
+
+  def __init__(self, design, classes):
+    super().__init__()
+    self.design, self.units = design, nn.ModuleDict()
+
+    def unit(name, cin, cout, kernel, stride=1, groups=1, act=True):
+      strided = stride > 1 and design.padding == 'same'
+      conv = (SameConv if strided else nn.Conv2d)(
+        cin,
+        cout,
+        kernel,
+        stride,
+        0 if strided else kernel // 2,
+        groups=groups,
+        bias=False,
+      )
+      norm = nn.BatchNorm2d(cout, design.epsilon, design.momentum)
+      parts = [conv, norm, *([nn.ReLU6(inplace=True)] if act else [])]
+      self.units[name.replace('.', '_')] = nn.Sequential(*parts)
+
+    unit('stem', 3, design.stem, 3, 2)
+    for s, stage in enumerate(design.stages):
+      for b, block in enumerate(stage):
+        path, width = f'blocks.{s}.{b}', block.hidden
+        if 'expand' in block.parts:
+          unit(f'{path}.expand', block.in_channels, width, 1)
+        spatial = block.kernel_size, block.stride
+        unit(f'{path}.depthwise', width, width, *spatial, groups=width)
+        unit(f'{path}.project', width, block.out_channels, 1, act=False)
+    unit('neck', design.stages[-1][-1].out_channels, design.neck, 1)
+    self.dropout = nn.Dropout(design.dropout)
+    self.head = nn.Linear(design.neck, classes)
+
+  def forward(self, x):
+    """x [B, 3, H, W] -> logits."""
+    x = self.units['stem'](x)
+    for s, stage in enumerate(self.design.stages):
+      for b, block in enumerate(stage):
+        y = x
+        for part in block.parts:
+          y = self.units[f'blocks_{s}_{b}_{part}'](y)
+        same = block.stride == 1 and block.in_channels == block.out_channels
+        x = x + y if same else y
+    x = self.units['neck'](x).mean((2, 3))
+    return self.head(self.dropout(x))
+
+  def load(self, arrays):
+    """Takes our weights: {dotted path: array}, every entry of both sides."""
+    ours = {path: torch.from_numpy(v.copy()) for path, v in arrays.items()}
+    state = {
+      'head.weight': ours.pop('head.kernel').T,
+      'head.bias': ours.pop('head.bias'),
+    }
+    names = {'scale': 'weight', 'bias': 'bias'}
+    names |= {'mean': 'running_mean', 'var': 'running_var'}
+    for path, value in ours.items():
+      unit, kind, leaf = path.rsplit('.', 2)
+      prefix = f'units.{unit.replace(".", "_")}'
+      if kind == 'conv':
+        state[f'{prefix}.0.weight'] = value.permute(3, 2, 0, 1)
+      else:
+        state[f'{prefix}.1.{names[leaf]}'] = value
+    missing, extra = self.load_state_dict(state, strict=False)
+    missing = [k for k in missing if not k.endswith('num_batches_tracked')]
+    if missing or extra:
+      raise ValueError(f'weights that do not fit: {missing}, {extra}')
+
+
+def make_side(
+  name, image_size, images, labels, learning_rate, *, compiled=False
+):
+  """{part: function that runs it once} over a twin or torchvision's model.
+
+  Images are float [B, S, S, 3] numpy. A step is forward, backward and Nesterov
+  SGD, with BatchNorm in train mode or frozen; memory format is channels_last;
+  `compiled` puts the model through torch.compile.
   """
-  model = TWINS[name](1000, image_size)
+  model = _create(name, image_size).to(memory_format=torch.channels_last)
+  for module in model.modules():
+    if isinstance(module, nn.Dropout):
+      module.p = 0.0
   x = torch.from_numpy(images).permute(0, 3, 1, 2)
   x = x.contiguous(memory_format=torch.channels_last)
-  model = model.to(memory_format=torch.channels_last)
   y = torch.from_numpy(labels).long()
   optimizer = torch.optim.SGD(
-    model.parameters(), learning_rate, momentum=0.9, nesterov=True
+    model.parameters(), learning_rate, momentum=0.9, nesterov=True, fused=True
   )
+  network = torch.compile(model) if compiled else model
 
   @torch.no_grad()
   def forward():
     model.eval()
-    return model(x)
+    return network(x)
 
-  def step():
-    model.train()
+  def step(norm_train):
+    train_mode(model, norm_train)
     optimizer.zero_grad(set_to_none=True)
-    F.cross_entropy(model(x), y).backward()
+    F.cross_entropy(network(x), y).backward()
     optimizer.step()
 
-  return functools.partial(forward), step
+  return {
+    'forward': forward,
+    'step': functools.partial(step, True),
+    'frozen_step': functools.partial(step, False),
+  }
+
+
+def _create(name, image_size):
+  if name in TWINS:
+    return TWINS[name](1000, image_size)
+  import torchvision
+
+  return torchvision.models.get_model(name)
+
+
+def train_mode(model, norm_train):
+  """Training mode, in which BatchNorm may keep its running statistics."""
+  model.train()
+  if not norm_train:
+    for module in model.modules():
+      if isinstance(module, nn.BatchNorm2d):
+        module.eval()

@@ -1,17 +1,25 @@
 """Time of one training step and of one forward pass, ours against PyTorch's.
 
-  python -m benchmarks.train_step --model efficientnet_lite0 \\
-    --image-size 128 --batch-size 32 --against torch
+  python -m benchmarks.train_step --model all --against torch [--markdown]
 
-Prints one JSON line per model. A step is forward, backward and a Nesterov SGD
-update with BatchNorm in train mode, in float32, on 1,000 classes; both sides
-run in turn in one process, medians are quoted, compilation is left out.
-`step_ratio` and `forward_ratio` are ours / PyTorch's (channels_last, eager).
+Prints one JSON line per model, with `--markdown` a table after them. `step` is
+forward, backward and a Nesterov SGD update with BatchNorm in train mode,
+`frozen_step` the same with frozen statistics, both in float32 on 1,000
+classes; `forward` is evaluation. The sides run in turn in one process, medians
+with minimum and maximum are quoted, compilation is left out. PyTorch is
+channels_last, eager (`torch`) and through torch.compile (`compiled`, unless
+`--no-compile`); each ratio is ours / the faster of the two.
+
+`--model all` are the five that benchmarks/torch_models.py writes out,
+`--model families` one of every family, from torchvision.
+
 Both sides run with `tlkd_jax.allocator`'s settings, as a training run does;
-`--default-malloc` leaves the C library as it is, for both.
+`--default-malloc` leaves the C library as it is, for both. About 2 minutes a
+model on two idle cores, most of it compilation by torch.compile.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -21,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks import machine
 from tlkd_jax import allocator, models
 
 MODELS = (
@@ -30,46 +39,64 @@ MODELS = (
   'convnext_atto',
   'vit_tiny_patch16_224',
 )
+FAMILIES = (
+  'mobilenet_v2',
+  'mobilenet_v3_large',
+  'efficientnet_b0',
+  'efficientnet_v2_s',
+  'resnet50',
+  'resnext50_32x4d',
+  'regnet_y_400mf',
+  'convnext_tiny',
+  'densenet121',
+  'vgg11_bn',
+)
+PARTS = ('forward', 'step', 'frozen_step')
 
 
-def ours(name, image_size, images, labels, learning_rate):
-  """(forward, step) closures, compiled, over one of our models."""
+def ours(name, image_size, images, labels, learning_rate=1e-3):
+  """{part: function that runs it once}, over one of our models."""
   model = models.create_model(name, dropout=0.0)
-  params, model_state = jax.device_get(model.init(jax.random.key(0)))
-  params, model_state = jax.device_put((params, model_state))
+  start = model.init(jax.random.key(0))
   optimizer = optax.sgd(learning_rate, momentum=0.9, nesterov=True)
   x, y = jnp.asarray(images), jnp.asarray(labels)
 
   @jax.jit
-  def forward(params, model_state, x):
+  def forward(params, model_state):
     return model.apply(params, model_state, x)[0]['logits']
 
-  def loss_fn(params, model_state):
+  def loss_fn(params, model_state, norm_train):
     outputs, new = model.apply(
-      params, model_state, x, train=True, norm_train=True
+      params, model_state, x, train=True, norm_train=norm_train
     )
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(
       outputs['logits'], y
     )
     return losses.mean(), new
 
-  def update(params, model_state, opt_state):
-    grads, new = jax.grad(loss_fn, has_aux=True)(params, model_state)
+  def update(params, model_state, opt_state, *, norm_train):
+    loss = functools.partial(loss_fn, norm_train=norm_train)
+    grads, new = jax.grad(loss, has_aux=True)(params, model_state)
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), new, opt_state
 
-  update = jax.jit(update, donate_argnums=(0, 1, 2))
-  frozen = jax.tree.map(jnp.copy, (params, model_state))
-  state = [params, model_state, optimizer.init(params)]
+  def make_step(norm_train):
+    step = functools.partial(update, norm_train=norm_train)
+    step = jax.jit(step, donate_argnums=(0, 1, 2))
+    params, model_state = jax.tree.map(jnp.copy, start)
+    state = [params, model_state, jax.jit(optimizer.init)(params)]
 
-  def run_forward():
-    jax.block_until_ready(forward(*frozen, x))
+    def run():
+      state[:] = step(*state)
+      jax.block_until_ready(state)
 
-  def run_step():
-    state[:] = update(*state)
-    jax.block_until_ready(state)
+    return run
 
-  return run_forward, run_step
+  result = {'forward': lambda: jax.block_until_ready(forward(*start))}
+  result['step'] = make_step(True)
+  if start[1]:
+    result['frozen_step'] = make_step(False)
+  return result
 
 
 def measure(sides: dict, repeats: int) -> dict:
@@ -88,53 +115,86 @@ def measure(sides: dict, repeats: int) -> dict:
   return times
 
 
-def run(name: str, image_size: int, batch_size: int, against, repeats: int):
+def run(name: str, arguments: argparse.Namespace) -> dict:
   """One row of the table."""
+  size, batch = arguments.image_size, arguments.batch_size
   rng = np.random.default_rng(0)
-  shape = (batch_size, image_size, image_size, 3)
-  images = rng.standard_normal(shape).astype(np.float32)
-  labels = rng.integers(0, 1000, batch_size)
-  forward, step = ours(name, image_size, images, labels, 1e-3)
-  sides = {'forward_ours': forward, 'step_ours': step}
-  row = {'model': name, 'image_size': image_size, 'batch_size': batch_size}
-  if against == 'torch':
+  images = rng.standard_normal((batch, size, size, 3)).astype(np.float32)
+  labels = rng.integers(0, 1000, batch)
+  sides = {'ours': ours(name, size, images, labels)}
+  if arguments.against == 'torch':
     from benchmarks import torch_models
 
-    theirs = torch_models.make_side(name, image_size, images, labels, 1e-3)
-    sides |= dict(zip(('forward_torch', 'step_torch'), theirs, strict=True))
-  times = measure(sides, repeats)
-  for key, values in times.items():
-    row[f'{key}_ms'] = round(statistics.median(values), 1)
-    row[f'{key}_min_max'] = [round(min(values), 1), round(max(values), 1)]
-  if against:
-    for part in ('forward', 'step'):
-      ratio = row[f'{part}_ours_ms'] / row[f'{part}_torch_ms']
-      row[f'{part}_ratio'] = round(ratio, 3)
+    make = functools.partial(
+      torch_models.make_side, name, size, images, labels, 1e-3
+    )
+    sides['torch'] = make()
+    if not arguments.no_compile:
+      sides['compiled'] = make(compiled=True)
+  row = {'model': name, 'image_size': size, 'batch_size': batch}
+  for part in sides['ours']:
+    functions = {side: parts[part] for side, parts in sides.items()}
+    times = measure(functions, arguments.repeats)
+    for side, values in times.items():
+      row[f'{part}_{side}_ms'] = round(statistics.median(values), 1)
+      row[f'{part}_{side}_min_max'] = [
+        round(min(values), 1),
+        round(max(values), 1),
+      ]
+    others = [row[f'{part}_{side}_ms'] for side in sides if side != 'ours']
+    if others:
+      row[f'{part}_ratio'] = round(row[f'{part}_ours_ms'] / min(others), 3)
   return row
+
+
+def markdown(rows: list[dict]) -> str:
+  """The rows as a table: milliseconds of each side, and the ratio."""
+  lines = []
+  for part in PARTS:
+    present = [row for row in rows if f'{part}_ours_ms' in row]
+    sides = [
+      side
+      for side in ('ours', 'torch', 'compiled')
+      if any(f'{part}_{side}_ms' in row for row in present)
+    ]
+    if not present:
+      continue
+    heads = [f'{part}, {side} ms' for side in sides] + ['ratio']
+    lines += [f'| model | {" | ".join(heads)} |']
+    lines += ['| --- |' + ' --- |' * len(heads)]
+    for row in present:
+      cells = [str(row.get(f'{part}_{side}_ms', '')) for side in sides]
+      cells.append(str(row.get(f'{part}_ratio', '')))
+      lines.append(f'| {row["model"]} | {" | ".join(cells)} |')
+    lines.append('')
+  return '\n'.join(lines)
 
 
 def main() -> None:
   """Parses the command line and prints the rows."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--model', default='efficientnet_lite0', help='or "all"')
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    '--model', default='efficientnet_lite0', help='or "all", or "families"'
+  )
   parser.add_argument('--image-size', type=int, default=128)
   parser.add_argument('--batch-size', type=int, default=32)
   parser.add_argument('--against', choices=['torch'], default=None)
+  parser.add_argument('--no-compile', action='store_true')
   parser.add_argument('--repeats', type=int, default=15)
   parser.add_argument('--default-malloc', action='store_true')
+  parser.add_argument('--markdown', action='store_true')
   arguments = parser.parse_args()
   if not arguments.default_malloc:
     allocator.keep_freed_memory()
-  names = MODELS if arguments.model == 'all' else (arguments.model,)
-  for name in names:
-    row = run(
-      name,
-      arguments.image_size,
-      arguments.batch_size,
-      arguments.against,
-      arguments.repeats,
-    )
-    print(json.dumps(row), flush=True)
+  groups = {'all': MODELS, 'families': FAMILIES}
+  rows = []
+  for name in groups.get(arguments.model, (arguments.model,)):
+    rows.append(run(name, arguments))
+    print(json.dumps(rows[-1] | machine.versions()), flush=True)
+  if arguments.markdown:
+    print(markdown(rows))
 
 
 if __name__ == '__main__':

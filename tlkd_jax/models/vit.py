@@ -331,6 +331,8 @@ def _timm_variants() -> dict[str, ModelSpec]:
     add(f'deit_{size}_patch16_224', 'fb_in1k', design)
     distilled = dataclasses.replace(design, distilled=True)
     add(f'deit_{size}_distilled_patch16_224', 'fb_in1k', distilled)
+  large = Design(1024, 16, depth=24)
+  add('vit_large_patch16_224', 'augreg_in21k_ft_in1k', large, **_HALF)
   for size, width, heads in (
     ('small', 384, 6),
     ('medium', 512, 8),

@@ -76,12 +76,19 @@ def work(
   """
   while True:
     now = states(plan, root)
-    cell = next((c for c in plan if _take(c, plan, root, now)), None)
-    if cell is not None:
+    took = False
+    # One pass over all cells for each look at the disk: a look for every cell
+    # would make a study's bookkeeping quadratic.
+    for cell in plan:
+      if not _take(cell, plan, root, now):
+        continue
+      took = True
       with claims.touching(cells.folder_of(root, cell)):
         _run_one(cell, root, run)
       report()
-    elif 'running' in now.values():
+    if took:
+      continue
+    if 'running' in now.values():
       time.sleep(POLL_SECONDS)
     elif 'open' not in states(plan, root).values():
       return

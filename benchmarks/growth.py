@@ -1,0 +1,225 @@
+"""Does anything grow faster than the work? Time and memory against size.
+
+  python -m benchmarks.growth [--quick] [--axis images] [--plot growth.png]
+
+Each point is a process of its own. Axes:
+  images   preparing, decoding and one epoch of batches of 32-pixel JPEGs
+  pixels   a TL+KD step (Lite0 under Lite0) against the pixels of an image
+  batch    the same against the batch
+  classes  the same against the classes, and the metrics of 2,000 predictions
+  runs     what a study does besides training: claims and state of its cells
+For each time the exponent e of size ** e is fitted to the upper half of the
+points, in logarithms: below 1 where a constant part dominates; above 1.1 is
+super-linear. The exponent of the process's peak memory, most of which is
+constant, is that of its increments. Prints one JSON line; `--plot` needs
+matplotlib. About 6 minutes on two idle cores, `--quick` two.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks import machine
+
+# axis: (sizes, quick sizes).
+AXES = {
+  'images': ((1000, 5000, 20_000, 50_000), (500, 1500, 4000)),
+  'pixels': ((32, 64, 96, 128, 192), (32, 64, 96)),
+  'batch': ((8, 16, 32, 64, 128), (4, 8, 16)),
+  'classes': ((10, 100, 1000, 10_000), (10, 100, 1000)),
+  'runs': ((30, 120, 480), (20, 80, 320)),
+}
+_SUPER_LINEAR = 1.1
+
+
+def of_images(count: int) -> dict[str, float]:
+  """Seconds to prepare, decode and serve `count` images."""
+  from benchmarks.input_pipeline import seconds, write_images
+  from tlkd_jax.data import load_splits, pipeline, sources
+
+  with tempfile.TemporaryDirectory() as folder:
+    root = pathlib.Path(folder)
+    write_images(root / 'images.zip', count, 32)
+    name, cache = f'folder:{root / "images.zip"}', root / 'cache'
+    prepare = seconds(lambda: sources.open_sources(name, cache_dir=cache))
+    start = time.perf_counter()
+    dataset = load_splits(name, image_size=32, cache_dir=cache)
+    decode = time.perf_counter() - start
+    train = dataset.splits['train']
+    epoch = seconds(lambda: list(pipeline.eval_batches(train, 128)))
+  return {'prepare': prepare, 'decode': decode, 'epoch': epoch}
+
+
+def of_step(size: int, batch: int, classes: int) -> dict[str, float]:
+  """Seconds of a TL+KD step, the fastest of five."""
+  from benchmarks import scaling
+  from tlkd_jax import allocator, sharding
+
+  allocator.keep_freed_memory()
+  name = 'efficientnet_lite0'
+  pair = scaling.Pair(name, name, size, batch, classes)
+  _, times = scaling.run(pair, sharding.make_mesh(), batch, 6)
+  return {'step': min(times[1:])}
+
+
+def of_classes(classes: int) -> dict[str, float]:
+  """A step, and every metric of a split of 2,000 predictions."""
+  import numpy as np
+
+  from benchmarks.input_pipeline import seconds
+  from tlkd_jax.evaluation.metrics import compute_metrics
+
+  result = of_step(32, 16, classes)
+  rng = np.random.default_rng(0)
+  logits = rng.standard_normal((2000, classes)).astype(np.float32)
+  labels = rng.integers(0, classes, 2000)
+  result['metrics'] = seconds(lambda: compute_metrics(logits, labels))
+  return result
+
+
+def of_runs(count: int) -> dict[str, float]:
+  """Seconds of a study's bookkeeping for `count` cells that train nothing."""
+  from configs import study
+  from tlkd_jax.study import cells, plan, workers
+
+  config = study.get_config()
+  with config.unlocked():
+    config.study.run_arms = ('tl', 'kd')
+  plans = plan.make_plan(config)
+  config.study.seeds = -(-count * config.study.seeds // len(plans))
+  start = time.perf_counter()
+  plans = plan.make_plan(config)[:count]
+  with tempfile.TemporaryDirectory() as folder:
+    root = pathlib.Path(folder)
+
+    def run(cell):
+      (cells.folder_of(root, cell) / 'cell.json').write_text('{}')
+
+    workers.work(plans, root, run, lambda: None)
+    done = set(workers.states(plans, root).values())
+  assert done == {'done'}, done
+  return {'bookkeeping': time.perf_counter() - start}
+
+
+def point(axis: str, size: int) -> dict:
+  """One measurement, in this process."""
+  functions = {
+    'images': of_images,
+    'pixels': lambda side: of_step(side, 16, 10),
+    'batch': lambda batch: of_step(64, batch, 10),
+    'classes': of_classes,
+    'runs': of_runs,
+  }
+  values = functions[axis](size)
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  return {'size': size, 'seconds': values, 'peak_mib': round(peak)}
+
+
+def exponent(sizes: list[float], values: list[float]) -> float:
+  """Least-squares slope of log(value) over log(size), upper half of sizes."""
+  kept = max(2, math.ceil(len(sizes) / 2))
+  return _slope(sizes[-kept:], values[-kept:])
+
+
+def marginal_exponent(sizes: list[float], values: list[float]) -> float | None:
+  """The exponent of what grows on top of a constant of unknown size.
+
+  The cost of one more, (v2 - v1) / (n2 - n1), goes as n ** (e - 1). None
+  where fewer than two intervals grow.
+  """
+  middles, rates = [], []
+  for i in range(len(sizes) - 1):
+    rate = (values[i + 1] - values[i]) / (sizes[i + 1] - sizes[i])
+    if rate > 0:
+      middles.append(math.sqrt(sizes[i] * sizes[i + 1]))
+      rates.append(rate)
+  return round(1 + _slope(middles, rates), 2) if len(rates) > 1 else None
+
+
+def _slope(sizes: list[float], values: list[float]) -> float:
+  xs, ys = [math.log(s) for s in sizes], [math.log(v) for v in values]
+  mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+  top = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
+  return round(top / sum((x - mean_x) ** 2 for x in xs), 2)
+
+
+def summarize(axis: str, points: list[dict]) -> dict:
+  """The points with their exponents."""
+  sizes = [p['size'] ** 2 if axis == 'pixels' else p['size'] for p in points]
+  exponents = {
+    name: exponent(sizes, [p['seconds'][name] for p in points])
+    for name in points[0]['seconds']
+  }
+  memory = marginal_exponent(sizes, [p['peak_mib'] for p in points])
+  if memory is not None:
+    exponents['memory'] = memory
+  return {
+    'points': points,
+    'exponents': exponents,
+    'super_linear': [k for k, e in exponents.items() if e > _SUPER_LINEAR],
+  }
+
+
+def plot(axes: dict[str, dict], path: str) -> None:
+  """One panel per axis, seconds and MiB in logarithmic scales."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+
+  figure, panels = pyplot.subplots(
+    1, len(axes), figsize=(3.4 * len(axes), 3.2), squeeze=False
+  )
+  for panel, (axis, result) in zip(panels[0], axes.items(), strict=True):
+    sizes = [p['size'] for p in result['points']]
+    for name in result['points'][0]['seconds']:
+      values = [p['seconds'][name] for p in result['points']]
+      label = f'{name}, s (e = {result["exponents"][name]})'
+      panel.loglog(sizes, values, marker='o', label=label)
+    memory = [p['peak_mib'] for p in result['points']]
+    panel.loglog(sizes, memory, 'k--', marker='x', label='peak, MiB')
+    panel.set_xlabel('side, pixels' if axis == 'pixels' else axis)
+    panel.legend(fontsize=7)
+  figure.tight_layout()
+  figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+  """Measures the axes and prints the JSON line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--axis', choices=AXES, action='append')
+  parser.add_argument('--quick', action='store_true')
+  parser.add_argument('--plot', metavar='FILE')
+  parser.add_argument('--child', nargs=2, help=argparse.SUPPRESS)
+  arguments = parser.parse_args()
+  if arguments.child:
+    axis, size = arguments.child
+    print(json.dumps(point(axis, int(size))))
+    return
+  results = {}
+  for axis in arguments.axis or AXES:
+    points = []
+    for size in AXES[axis][arguments.quick]:
+      command = [sys.executable, '-m', 'benchmarks.growth', '--child', axis]
+      child = subprocess.run(
+        [*command, str(size)], stdout=subprocess.PIPE, text=True, check=True
+      )
+      points.append(json.loads(child.stdout.splitlines()[-1]))
+      print(f'{axis} {points[-1]}', file=sys.stderr, flush=True)
+    results[axis] = summarize(axis, points)
+  row = {'benchmark': 'growth', 'quick': arguments.quick, 'axes': results}
+  print(json.dumps(row | machine.versions()))
+  if arguments.plot:
+    plot(results, arguments.plot)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,51 @@
+"""What a figure was measured on: processor, versions, memory."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch', 'torchvision')
+
+
+def versions() -> dict:
+  """{'cpu', 'cores', 'python', 'versions'}; absent packages are left out."""
+  found = {}
+  for name in _PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return {
+    'cpu': _cpu(),
+    'cores': os.cpu_count(),
+    'python': platform.python_version(),
+    'versions': found,
+  }
+
+
+def _cpu() -> str:
+  info = pathlib.Path('/proc/cpuinfo')
+  if info.exists():
+    for line in info.read_text().splitlines():
+      if line.startswith('model name'):
+        return line.partition(':')[2].strip()
+  return platform.processor()
+
+
+def memory_mib(pid: int) -> float:
+  """Proportional set size of a process and its descendants (Linux), MiB."""
+  total, waiting = 0.0, [pid]
+  while waiting:
+    current = waiting.pop()
+    root = pathlib.Path(f'/proc/{current}')
+    try:
+      for line in (root / 'smaps_rollup').read_text().splitlines():
+        if line.startswith('Pss:'):
+          total += int(line.split()[1]) / 1024
+      for task in (root / 'task').iterdir():
+        waiting += map(int, (task / 'children').read_text().split())
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+      # It ended meanwhile.
+      continue
+  return total

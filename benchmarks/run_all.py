@@ -1,0 +1,266 @@
+"""Every benchmark in one command, into one file.
+
+  python -m benchmarks.run_all --out docs/bench.json [--quick] [--only NAME]
+  python -m benchmarks.run_all --out docs/bench.json --markdown
+
+Each entry is a process of its own that measures both sides in one run; its
+JSON lines are stored with the command, the seconds it took, processor and
+versions. A finished entry of the same command is not repeated, so an
+interrupted command goes on; `--again` measures anew. `--markdown` prints the
+tables of docs/results.md from the file, targets beside the figures.
+
+Needs `pip install tlkd_jax[benchmark]` (PyTorch's side and the plot), `--data`
+naming the folder of trashnet.zip, and for the corruptions a Python that has
+`imagecorruptions` (`--reference-python`); an entry whose needs are missing is
+recorded as failed, the others run. The expected seconds on two idle cores are
+beside each entry below.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+from benchmarks import machine, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A benchmark's arguments, whole and quick, and its expected seconds."""
+
+  command: str
+  quick: str
+  seconds: int
+
+
+ENTRIES = {
+  'train_step': Entry(
+    'train_step --model all --against torch',
+    'train_step --model all --against torch --no-compile --repeats 5',
+    600,
+  ),
+  'families': Entry(
+    'train_step --model families --against torch --no-compile --repeats 5',
+    'train_step --model mobilenet_v2 --against torch --no-compile --repeats 5',
+    420,
+  ),
+  'end_to_end': Entry(
+    'end_to_end --data {data}/trashnet.zip',
+    'end_to_end --data {data}/trashnet.zip --quick',
+    720,
+  ),
+  'convolutions': Entry('convolutions', 'convolutions --repeats 3', 60),
+  'input_pipeline': Entry(
+    'input_pipeline', 'input_pipeline --jpegs 1000 --small 5000', 90
+  ),
+  'growth': Entry('growth --plot {out}/growth.png', 'growth --quick', 360),
+  'scaling': Entry('scaling --measure', 'scaling --measure --steps 6', 150),
+  'metrics': Entry('metrics', 'metrics --examples 2000', 60),
+  'corruptions': Entry(
+    'corruptions --reference-python {reference} --rounds 3',
+    'corruptions --reference-python {reference} --rounds 1 --images 8',
+    300,
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """A figure with its limit: at most (sign 1) or at least (sign -1)."""
+
+  what: str
+  entry: str
+  row: dict[str, Any]
+  field: str
+  limit: float
+
+
+def _step_targets() -> list[Target]:
+  targets = []
+  for model in train_step.MODELS:
+    mobile = model in ('efficientnet_lite0', 'mobilenet_v2')
+    limit = 0.9 if mobile else 1.1
+    targets.append(
+      Target(
+        f'{model}: step / PyTorch step',
+        'train_step',
+        {'model': model},
+        'step_ratio',
+        limit,
+      )
+    )
+  lite = {'model': 'efficientnet_lite0'}
+  name = 'efficientnet_lite0: forward / PyTorch forward'
+  return [*targets, Target(name, 'train_step', lite, 'forward_ratio', 0.85)]
+
+
+TARGETS = [
+  *_step_targets(),
+  Target('TL epoch / PyTorch epoch', 'end_to_end', {}, 'tl_ratio', 0.9),
+  Target('TL+KD epoch / PyTorch epoch', 'end_to_end', {}, 'tlkd_ratio', 0.7),
+  Target('TL peak memory / PyTorch', 'end_to_end', {}, 'tl_memory', 1.0),
+  Target('TL+KD peak memory / PyTorch', 'end_to_end', {}, 'tlkd_memory', 1.0),
+]
+
+
+def run_entry(command: str) -> dict[str, Any]:
+  """Runs `python -m benchmarks.COMMAND`; its rows, or the end of its error."""
+  start = time.time()
+  module, *arguments = command.split()
+  process = subprocess.run(
+    [sys.executable, '-m', f'benchmarks.{module}', *arguments],
+    capture_output=True,
+    text=True,
+  )
+  rows = [
+    json.loads(line)
+    for line in process.stdout.splitlines()
+    if line.startswith('{')
+  ]
+  entry = {
+    'command': f'python -m benchmarks.{command}',
+    'seconds': round(time.time() - start, 1),
+    'date': time.strftime('%Y-%m-%d'),
+    'rows': rows,
+  } | machine.versions()
+  if not rows:
+    entry['output'] = process.stdout
+  if process.returncode:
+    entry['failed'] = process.stderr[-2000:]
+  return entry
+
+
+def store(path: pathlib.Path, results: dict) -> None:
+  """Writes the file, whole or not at all."""
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(results, indent=1) + '\n')
+  temporary.replace(path)
+
+
+def load(path: pathlib.Path) -> dict:
+  """The file's entries, {} where there is none."""
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def target_table(results: dict) -> str:
+  """Every target beside what was measured."""
+  lines = ['| what | target, at most | measured | met |', '| --- |' * 4]
+  lines[1] = '| --- | --- | --- | --- |'
+  for target in TARGETS:
+    rows = results.get(target.entry, {}).get('rows', [])
+    found = [r for r in rows if target.row.items() <= r.items()]
+    value = found[0].get(target.field) if found else None
+    met = '' if value is None else ('yes' if value <= target.limit else 'no')
+    shown = 'not measured' if value is None else value
+    lines.append(f'| {target.what} | {target.limit} | {shown} | {met} |')
+  return '\n'.join(lines)
+
+
+def _end_to_end(rows: list[dict]) -> str:
+  lines = [
+    '| arm, side | s per epoch (min, max) | setup s | peak MiB | test top-1 |',
+    '| --- | --- | --- | --- | --- |',
+  ]
+  for name in ('tl_ours', 'tl_torch', 'kd_ours', 'kd_torch'):
+    side = rows[-1][name]
+    low, high = side['epoch_min_max']
+    lines.append(
+      f'| {name} | {side["epoch_seconds"]} ({low}, {high}) '
+      f'| {side["setup_seconds"]} | {side["peak_mib"]} | {side["test_top1"]} |'
+    )
+  return '\n'.join(lines)
+
+
+def _growth(rows: list[dict]) -> str:
+  lines = ['| axis | quantity | exponent |', '| --- | --- | --- |']
+  for axis, result in rows[-1]['axes'].items():
+    for name, value in result['exponents'].items():
+      lines.append(f'| {axis} | {name} | {value} |')
+  return '\n'.join(lines)
+
+
+def _plain(rows: list[dict]) -> str:
+  """Scalar columns of like rows."""
+  names = [
+    key
+    for key, value in rows[0].items()
+    if isinstance(value, int | float | str) and key not in machine.versions()
+  ]
+  lines = [f'| {" | ".join(names)} |', '| --- ' * len(names) + '|']
+  for row in rows:
+    lines.append(f'| {" | ".join(str(row.get(n, "")) for n in names)} |')
+  return '\n'.join(lines)
+
+
+TABLES = {
+  'train_step': train_step.markdown,
+  'families': train_step.markdown,
+  'end_to_end': _end_to_end,
+  'growth': _growth,
+  'convolutions': _plain,
+  'scaling': _plain,
+  'input_pipeline': _plain,
+}
+
+
+def markdown(results: dict) -> str:
+  """The tables of docs/results.md."""
+  parts = [target_table(results)]
+  for name, entry in results.items():
+    head = f'### {name}\n\n`{entry["command"]}`, {entry["date"]}'
+    versions = ', '.join(f'{k} {v}' for k, v in entry['versions'].items())
+    head += f', {entry["seconds"]:.0f} s, {entry["cpu"]} x {entry["cores"]}, '
+    parts.append(head + versions)
+    if 'failed' in entry:
+      parts.append('failed:\n\n' + entry['failed'])
+    elif not entry['rows']:
+      parts.append('\n'.join(f'    {x}' for x in entry['output'].splitlines()))
+    elif name in TABLES:
+      parts.append(TABLES[name](entry['rows']))
+  return '\n\n'.join(parts) + '\n'
+
+
+def main() -> None:
+  """Runs what is missing, or prints the tables."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--out', type=pathlib.Path, required=True)
+  parser.add_argument('--data', default='../shared/data')
+  parser.add_argument('--reference-python', default=sys.executable)
+  parser.add_argument('--only', choices=ENTRIES, action='append')
+  parser.add_argument('--quick', action='store_true')
+  parser.add_argument('--again', action='store_true')
+  parser.add_argument('--markdown', action='store_true')
+  arguments = parser.parse_args()
+  results = load(arguments.out)
+  if arguments.markdown:
+    print(markdown(results))
+    return
+  arguments.out.parent.mkdir(parents=True, exist_ok=True)
+  for name in arguments.only or ENTRIES:
+    entry = ENTRIES[name]
+    command = entry.quick if arguments.quick else entry.command
+    command = command.format(
+      data=arguments.data,
+      out=arguments.out.parent,
+      reference=arguments.reference_python,
+    )
+    old = results.get(name, {})
+    same = old.get('command') == f'python -m benchmarks.{command}'
+    if same and 'failed' not in old and not arguments.again:
+      print(f'{name}: there already')
+      continue
+    print(f'{name}: about {entry.seconds} s', flush=True)
+    results[name] = run_entry(command)
+    store(arguments.out, results)
+    verdict = 'failed' if 'failed' in results[name] else 'done'
+    print(f'{name}: {verdict} in {results[name]["seconds"]} s', flush=True)
+
+
+if __name__ == '__main__':
+  main()

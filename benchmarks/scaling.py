@@ -1,0 +1,392 @@
+"""What a TL+KD step costs on 1 to 256 chips: computed, and measured here.
+
+  python -m benchmarks.scaling --compute [--pair default] [--chips 1 8 64 256]
+  python -m benchmarks.scaling --measure
+  python -m benchmarks.scaling --tables FILE.jsonl
+
+`--compute` compiles the step of each pair for so many devices, without running
+it or allocating an array, and prints one JSON line for each: floating-point
+operations and bytes per chip from XLA's cost analysis, and the collectives in
+the compiled program. The batch per chip is constant. Convolutions are the lax
+primitives, as on accelerators; float32, since XLA on CPU widens bfloat16.
+`--tables` turns the lines into docs/scaling.md's tables with the rooflines of
+`CHIPS`: these are computed, nothing ran on such a chip.
+
+`--measure` runs the same step, global batch 32, on 1, 2 and 4 CPU devices of
+this machine and in 1 and 2 processes, and prints the losses (which must agree)
+and the time of a step: the extra time is the collectives' and the threads'.
+Each case is a process of its own: some minutes on two cores.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+_BYTES = {'f32': 4, 'f16': 2, 'bf16': 2, 's32': 4, 'u32': 4, 'pred': 1, 's8': 1}
+_COLLECTIVES = (
+  'all-reduce',
+  'all-gather',
+  'reduce-scatter',
+  'all-to-all',
+  'collective-permute',
+)
+
+
+class Pair(NamedTuple):
+  """What is trained: models, side of the images, batch per chip, classes."""
+
+  student: str
+  teacher: str
+  image_size: int
+  batch: int
+  classes: int
+
+
+PAIRS = {
+  'default': Pair('efficientnet_lite0', 'efficientnet_lite2', 64, 32, 10),
+  'resnet': Pair('resnet50', 'resnet152', 224, 64, 1000),
+  'vit': Pair('vit_small_patch16_224', 'vit_large_patch16_224', 224, 64, 1000),
+}
+
+# name: (peak bfloat16 TFLOP/s, memory GB/s, GB/s that a chip sends to its
+# neighbours, chips so connected, GB/s beyond them), as published: Cloud TPU
+# system architecture pages (v4, v5e, v5p: ICI one way, torus of the whole
+# slice); NVIDIA A100 and H100 SXM data sheets (dense; NVLink one way in a node
+# of eight) and DGX A100 and H100 (one network port of 200 and 400 Gb/s a GPU).
+CHIPS = {
+  'TPU v4': (275, 1228, 300, 4096, 300),
+  'TPU v5e': (197, 819, 200, 256, 200),
+  'TPU v5p': (459, 2765, 600, 8960, 600),
+  'A100 SXM': (312, 2039, 300, 8, 25),
+  'H100 SXM': (989, 3350, 450, 8, 50),
+}
+
+
+def make_step(pair: Pair, mesh, batch_size: int):
+  """The jitted TL+KD step of a pair, and the shapes of its arguments."""
+  import jax
+  import jax.numpy as jnp
+
+  from configs import base
+  from tlkd_jax import models, objective, optimizers, train_state, train_step
+  from tlkd_jax.data import augment
+
+  student, teacher, size, _, classes = pair
+  config = base.get_base(f'student={student},teacher={teacher}', 'kd')
+  views = [
+    train_step.View(
+      models.create_model(name, num_classes=classes), size, jnp.float32
+    )
+    for name in (student, teacher)
+  ]
+  schedule = optimizers.learning_rate_schedule(1e-3, 100, 0.1, 0.0)
+  optimizer = optimizers.make_optimizer(
+    views[0].model, schedule, config.optimizer
+  )
+
+  def view_of(images, index, view):
+    return augment.augment(images, 0, index, view, image_size=size)
+
+  step = train_step.make_train_step(
+    views[0],
+    (views[1],),
+    optimizer,
+    schedule,
+    objective.make_objective(config, None),
+    view_of,
+    mesh,
+    seed=0,
+    norm_train=False,
+  )
+
+  def state(params, model_state):
+    return train_state.create(
+      {'student': params, 'projector': {}},
+      model_state,
+      optimizer,
+      ema=False,
+      memory={},
+    )
+
+  learner, guide = (view.model for view in views)
+  stored = -(-size * 8 // 7)
+  shapes = {
+    'image': ((batch_size, stored, stored, 3), jnp.uint8),
+    'label': ((batch_size,), jnp.int32),
+    'mask': ((batch_size,), jnp.float32),
+    'index': ((batch_size,), jnp.int32),
+    'view': ((batch_size,), jnp.int32),
+  }
+  batch = {k: jax.ShapeDtypeStruct(*v) for k, v in shapes.items()}
+  abstract = (
+    jax.eval_shape(state, learner.params_shape, learner.model_state_shape),
+    {'teachers': ((guide.params_shape, guide.model_state_shape),)},
+    batch,
+  )
+  return step, abstract, (learner, guide, state)
+
+
+def collectives(text: str) -> dict[str, dict[str, int]]:
+  """Number and bytes of each kind of collective in compiled HLO."""
+  found: dict[str, dict[str, int]] = {}
+  pattern = rf'= (.+?) ({"|".join(_COLLECTIVES)})(?:-start)?\('
+  for shapes, kind in re.findall(pattern, text):
+    total = 0
+    for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', shapes):
+      count = 1
+      for dim in filter(None, dims.split(',')):
+        count *= int(dim)
+      total += count * _BYTES[dtype]
+    entry = found.setdefault(kind, {'count': 0, 'bytes': 0})
+    entry['count'] += 1
+    entry['bytes'] += total
+  return found
+
+
+def compute(pair: str, chips: int) -> dict:
+  """Compiles one step for `chips` devices of this process."""
+  import jax
+
+  from tlkd_jax import sharding
+  from tlkd_jax.models import convolutions
+
+  chosen = PAIRS[pair]
+  mesh = sharding.make_mesh(chips)
+  with convolutions.lax_convolutions():
+    step, abstract, (learner, guide, _) = make_step(
+      chosen, mesh, chosen.batch * chips
+    )
+    lowered = step.lower(*abstract)
+  # Less optimisation of machine code: the program's structure is the same.
+  compiled = lowered.compile(
+    compiler_options={
+      'xla_backend_optimization_level': 0,
+      'xla_llvm_disable_expensive_passes': True,
+    }
+  )
+  cost = compiled.cost_analysis()
+  memory = compiled.memory_analysis()
+
+  def size(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+  return {
+    'pair': pair,
+    'student': chosen.student,
+    'teacher': chosen.teacher,
+    'image_size': chosen.image_size,
+    'batch_per_chip': chosen.batch,
+    'chips': chips,
+    'flops_per_chip': cost['flops'],
+    'bytes_per_chip': cost['bytes accessed'],
+    'temporary_mib': round(memory.temp_size_in_bytes / 2**20),
+    'student_parameters': size(learner.params_shape),
+    'teacher_parameters': size(guide.params_shape),
+    'collectives': collectives(compiled.as_text()),
+  }
+
+
+def measure(pair: str, steps: int) -> dict:
+  """Runs the step on all devices of all processes, global batch 32."""
+  import jax
+
+  from tlkd_jax import allocator, sharding
+
+  allocator.keep_freed_memory()
+  mesh = sharding.make_mesh()
+  losses, times = run(PAIRS[pair], mesh, 32, steps)
+  return {
+    'pair': pair,
+    'devices': jax.device_count(),
+    'processes': jax.process_count(),
+    'losses': losses[:4],
+    'step_ms': round(1e3 * statistics.median(times[1:]), 1),
+    'step_min_max': [round(1e3 * edge(times[1:]), 1) for edge in (min, max)],
+  }
+
+
+def run(pair: Pair, mesh, batch_size: int, steps: int) -> tuple[list, list]:
+  """Losses and seconds of each step on random images, from random weights."""
+  import jax
+  import numpy as np
+
+  from tlkd_jax import sharding
+
+  step, abstract, (*modules, state) = make_step(pair, mesh, batch_size)
+  rng = np.random.default_rng(0)
+  values = {
+    'image': rng.integers(0, 256, abstract[2]['image'].shape, np.uint8),
+    'label': rng.integers(0, pair.classes, batch_size, np.int32),
+    'mask': np.ones(batch_size, np.float32),
+    'index': np.arange(batch_size, dtype=np.int32),
+    'view': np.zeros(batch_size, np.int32),
+  }
+  share = batch_size // jax.process_count()
+  first = jax.process_index() * share
+  local = {k: v[first : first + share] for k, v in values.items()}
+  batch = sharding.shard_batch(local, mesh)
+  # Compiling the initialisation takes longer than running it piecewise.
+  weights = jax.device_get([m.init(jax.random.key(0)) for m in modules])
+  start, teacher = sharding.replicate(weights, mesh)
+  current = jax.jit(state, out_shardings=sharding.replicated(mesh))(*start)
+  losses, times = [], []
+  for _ in range(steps):
+    begin = time.perf_counter()
+    current, metrics = step(current, {'teachers': (tuple(teacher),)}, batch)
+    losses.append(float(metrics['loss']))
+    times.append(time.perf_counter() - begin)
+  return losses, times
+
+
+def _child(arguments: list[str], devices: int) -> subprocess.Popen:
+  flag = f'--xla_force_host_platform_device_count={devices}'
+  flags = f'{os.environ.get("XLA_FLAGS", "")} {flag}'
+  return subprocess.Popen(
+    [sys.executable, '-m', 'benchmarks.scaling', *arguments],
+    stdout=subprocess.PIPE,
+    text=True,
+    env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+  )
+
+
+def _lines(processes: list[subprocess.Popen]) -> str:
+  outputs = [process.communicate()[0] for process in processes]
+  if any(process.returncode for process in processes):
+    raise RuntimeError('a child failed; its message is above')
+  return outputs[0].strip()
+
+
+def measure_all(pair: str, steps: int) -> None:
+  """One process per case; prints a line for each."""
+  rows = []
+  for devices, processes in ((1, 1), (2, 1), (4, 1), (2, 2)):
+    with socket.socket() as listener:
+      listener.bind(('127.0.0.1', 0))
+      port = listener.getsockname()[1]
+    children = []
+    for index in range(processes):
+      arguments = ['--child-measure', pair, '--steps', str(steps)]
+      if processes > 1:
+        arguments += ['--join', f'127.0.0.1:{port}', str(processes), str(index)]
+      children.append(_child(arguments, devices // processes))
+    rows.append(json.loads(_lines(children)))
+  first = rows[0]
+  for row in rows:
+    pairs = zip(row['losses'], first['losses'], strict=True)
+    row['loss_difference'] = max(abs(a - b) for a, b in pairs)
+    row['overhead'] = round(row['step_ms'] / first['step_ms'] - 1, 3)
+    print(json.dumps({'benchmark': 'scaling_measured'} | row), flush=True)
+
+
+def roofline(row: dict, chip: str) -> dict:
+  """Seconds per step on a chip: the larger of compute and memory, and the sum.
+
+  Bytes are halved, for bfloat16. Gradients (float32) go round a ring: each
+  chip sends 2 (n - 1) / n of them; beyond a node the slower links bound it.
+  Nothing overlaps, so `seconds` is an upper bound of the three parts' sum.
+  """
+  peak, memory, link, connected, beyond = CHIPS[chip]
+  compute_s = row['flops_per_chip'] / (peak * 1e12)
+  memory_s = row['bytes_per_chip'] / 2 / (memory * 1e9)
+  n = row['chips']
+  sent = 2 * (n - 1) / n * sum(c['bytes'] for c in row['collectives'].values())
+  link_s = sent / ((link if n <= connected else beyond) * 1e9)
+  busy = max(compute_s, memory_s)
+  return {
+    'bound': 'compute' if compute_s > memory_s else 'memory',
+    'busy': busy,
+    'link': link_s,
+    'images_per_second': n * row['batch_per_chip'] / (busy + link_s),
+    'efficiency': busy / (busy + link_s),
+  }
+
+
+def tables(path: str) -> str:
+  """Markdown of the lines that --compute printed."""
+  text = pathlib.Path(path).read_text()
+  rows = [json.loads(line) for line in text.splitlines() if line]
+  lines = [
+    '| pair | chips | batch | GFLOP per chip | GB per chip | temporaries MiB '
+    '| collectives | MB |',
+    '| --- |' + ' --- |' * 7,
+  ]
+  for row in rows:
+    kinds = ', '.join(
+      f'{c["count"]} {kind}' for kind, c in row['collectives'].items()
+    )
+    moved = sum(c['bytes'] for c in row['collectives'].values()) / 1e6
+    lines.append(
+      f'| {row["teacher"]} -> {row["student"]} | {row["chips"]} '
+      f'| {row["chips"] * row["batch_per_chip"]} '
+      f'| {row["flops_per_chip"] / 1e9:.1f} '
+      f'| {row["bytes_per_chip"] / 1e9:.2f} '
+      f'| {row["temporary_mib"]} | {kinds or "none"} | {moved:.1f} |'
+    )
+  lines += [
+    '',
+    '| pair | chips | '
+    + ' | '.join(f'{chip}: images/s, of linear' for chip in CHIPS)
+    + ' |',
+    '| --- | --- |' + ' --- |' * len(CHIPS),
+  ]
+  for row in rows:
+    cells = []
+    for chip in CHIPS:
+      bound = roofline(row, chip)
+      cells.append(
+        f'{bound["images_per_second"]:,.0f}, {bound["efficiency"]:.0%} '
+        f'({bound["bound"]})'
+      )
+    name = f'{row["teacher"]} -> {row["student"]}'
+    lines.append(f'| {name} | {row["chips"]} | {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
+def main() -> None:
+  """Parses the command line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--compute', action='store_true')
+  parser.add_argument('--measure', action='store_true')
+  parser.add_argument('--tables', metavar='FILE')
+  parser.add_argument('--pair', choices=PAIRS, action='append')
+  parser.add_argument('--chips', type=int, nargs='+', default=[1, 8, 64, 256])
+  parser.add_argument('--steps', type=int, default=12)
+  parser.add_argument('--child-compute', nargs=2, help=argparse.SUPPRESS)
+  parser.add_argument('--child-measure', help=argparse.SUPPRESS)
+  parser.add_argument('--join', nargs=3, help=argparse.SUPPRESS)
+  arguments = parser.parse_args()
+  if arguments.child_compute:
+    pair, chips = arguments.child_compute
+    print(json.dumps(compute(pair, int(chips))))
+  elif arguments.child_measure:
+    if arguments.join:
+      import jax
+
+      address, count, index = arguments.join
+      jax.distributed.initialize(address, int(count), int(index))
+    print(json.dumps(measure(arguments.child_measure, arguments.steps)))
+  elif arguments.tables:
+    print(tables(arguments.tables))
+  elif arguments.measure:
+    measure_all((arguments.pair or ['default'])[0], arguments.steps)
+  elif arguments.compute:
+    for pair in arguments.pair or PAIRS:
+      for chips in arguments.chips:
+        child = _child(['--child-compute', pair, str(chips)], chips)
+        print(_lines([child]), flush=True)
+  else:
+    parser.error('one of --compute, --measure, --tables')
+
+
+if __name__ == '__main__':
+  main()

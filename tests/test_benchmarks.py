@@ -1,0 +1,136 @@
+"""The parts of the benchmarks that can be wrong without anyone noticing."""
+
+import argparse
+import json
+
+import jax
+import pytest
+
+from benchmarks import growth, run_all, scaling, train_step
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def tiny_models():
+  with tiny.registered():
+    yield
+
+
+def test_train_step_without_torch():
+  arguments = argparse.Namespace(
+    image_size=32, batch_size=4, against=None, no_compile=True, repeats=2
+  )
+  row = train_step.run('tiny', arguments)
+  for part in train_step.PARTS:
+    low, high = row[f'{part}_ours_min_max']
+    assert 0 < low <= row[f'{part}_ours_ms'] <= high
+  assert '| tiny |' in train_step.markdown([row])
+
+
+def test_collectives_and_cost_of_a_step_on_four_devices(monkeypatch):
+  pair = scaling.Pair('tiny', 'tiny_teacher', 16, 2, 5)
+  monkeypatch.setitem(scaling.PAIRS, 'tiny', pair)
+  one, four = (scaling.compute('tiny', n) for n in (1, 4))
+  assert not one['collectives']
+  # Each gradient of the student is summed over the devices, the teacher's
+  # weights never; metrics and the clipped norm add a few scalars.
+  reduced = four['collectives'].pop('all-reduce')
+  assert not four['collectives']
+  gradients = 4 * four['student_parameters']
+  assert gradients <= reduced['bytes'] < gradients + 400
+  assert four['flops_per_chip'] == pytest.approx(
+    one['flops_per_chip'], rel=0.05
+  )
+
+
+def test_collectives_are_counted_with_their_bytes():
+  text = """
+  %a = f32[2,3]{1,0} all-reduce(%x), replica_groups={}
+  %b = (f32[4]{0}, bf16[5]{0}) all-reduce-start(%x, %y), channel_id=1
+  %c = f32[8]{0} all-reduce-done(%b)
+  %d = u32[] all-gather(%z), dimensions={0}
+  """
+  assert scaling.collectives(text) == {
+    'all-reduce': {'count': 2, 'bytes': 24 + 16 + 10},
+    'all-gather': {'count': 1, 'bytes': 4},
+  }
+
+
+def test_roofline_adds_the_ring_to_the_larger_bound(monkeypatch):
+  monkeypatch.setitem(scaling.CHIPS, 'chip', (1, 1, 2, 8, 1))
+  row = {
+    'flops_per_chip': 1e12,
+    'bytes_per_chip': 1e9,
+    'batch_per_chip': 3,
+    'chips': 4,
+    'collectives': {'all-reduce': {'count': 1, 'bytes': 1e9}},
+  }
+  bound = scaling.roofline(row, 'chip')
+  assert bound['bound'] == 'compute' and bound['busy'] == 1.0
+  assert bound['link'] == pytest.approx(2 * 3 / 4 / 2)
+  assert bound['images_per_second'] == pytest.approx(12 / 1.75)
+  beyond = scaling.roofline(row | {'chips': 16}, 'chip')
+  assert beyond['link'] == pytest.approx(2 * 15 / 16)
+
+
+@pytest.mark.parametrize('power', [0.5, 1.0, 2.0])
+def test_exponent_of_a_power(power):
+  sizes = [10, 20, 40, 80]
+  assert growth.exponent(sizes, [3 * s**power for s in sizes]) == power
+
+
+def test_marginal_exponent_ignores_a_constant_and_noise_below_it():
+  sizes = [10, 20, 40, 80]
+  for power in (1, 2):
+    values = [1e6 + s**power for s in sizes]
+    found = growth.marginal_exponent(sizes, values)
+    assert found == pytest.approx(power, abs=0.02)
+  assert growth.marginal_exponent(sizes, [9, 9, 8, 8]) is None
+
+
+def test_growth_names_what_is_super_linear():
+  points = [
+    {'size': n, 'seconds': {'a': n, 'b': n**2}, 'peak_mib': 100 + n}
+    for n in (8, 16, 32)
+  ]
+  result = growth.summarize('batch', points)
+  assert result['super_linear'] == ['b']
+  # In pixels, the side counts twice.
+  result = growth.summarize('pixels', points)
+  assert result['exponents']['b'] == 1.0 and not result['super_linear']
+
+
+def test_bookkeeping_of_a_study_finishes_every_cell():
+  assert growth.of_runs(5)['bookkeeping'] > 0
+
+
+def test_run_all_goes_on_where_it_stopped(monkeypatch, tmp_path, capsys):
+  commands = []
+
+  def fake(command):
+    commands.append(command)
+    rows = [{'model': 'efficientnet_lite0', 'step_ratio': 0.8}]
+    entry = {'command': f'python -m benchmarks.{command}', 'seconds': 1.0}
+    entry |= {'date': '2026-01-01', 'rows': rows, 'versions': {}}
+    return entry | {'cpu': 'x', 'cores': 1}
+
+  monkeypatch.setattr(run_all, 'run_entry', fake)
+  out = tmp_path / 'bench.json'
+  base = ['run_all', '--out', str(out), '--only', 'train_step']
+  for extra, count in (([], 1), ([], 1), (['--again'], 2), (['--quick'], 3)):
+    monkeypatch.setattr('sys.argv', [*base, *extra])
+    run_all.main()
+    assert len(commands) == count
+  assert list(json.loads(out.read_text())) == ['train_step']
+  capsys.readouterr()
+  monkeypatch.setattr('sys.argv', [*base, '--markdown'])
+  run_all.main()
+  text = capsys.readouterr().out
+  assert '| efficientnet_lite0: step / PyTorch step | 0.9 | 0.8 | yes |' in text
+  assert '| TL epoch / PyTorch epoch | 0.9 | not measured |  |' in text
+
+
+def test_an_entry_keeps_its_rows_and_its_error():
+  entry = run_all.run_entry('run_all --out')
+  assert entry['rows'] == [] and '--out' in entry['failed']
+  assert entry['cores'] and entry['versions']['jax'] == jax.__version__
