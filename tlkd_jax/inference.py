@@ -14,10 +14,11 @@ from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax import build, checkpoints, sharding, train_step
-from tlkd_jax.data import pipeline, transforms
-from tlkd_jax.errors import as_user_errors
-from tlkd_jax.evaluation import evaluate
+from tlkd_jax.data import Dataset, transforms
+from tlkd_jax.errors import as_user_errors, unknown_name
+from tlkd_jax.evaluation import suites
 from tlkd_jax.evaluation.predictions import softmax
+from tlkd_jax.evaluation.subject import Subject
 from tlkd_jax.report import tables
 
 _SUFFIXES = frozenset(
@@ -25,42 +26,113 @@ _SUFFIXES = frozenset(
 )
 
 
-def evaluate_run(workdir: str, mesh: Mesh) -> str:
-  """Restores a run's best model and evaluates it on its data set again.
+def evaluate_run(
+  workdir: str,
+  mesh: Mesh,
+  suite: str = 'clean',
+  ood_dataset: str | None = None,
+  max_images: int | None = None,
+) -> str:
+  """Restores a run's best model and runs a suite; fills WORKDIR/evaluation.
 
-  Writes WORKDIR/predictions/{validation,test}.npz and
-  WORKDIR/evaluation/clean.json, and returns the table to print.
+  Args:
+    workdir: a run, or a folder of runs such as a compare run's: each of them
+      in turn, teachers first.
+    mesh: devices.
+    suite: a key of suites.SUITES, or 'all'.
+    ood_dataset: for the suite 'ood', what is out of distribution.
+    max_images: at most so many test images for 'corruptions', 'ood' and
+      'qualitative', the same ones for every run; None or 0: all.
+
+  Returns:
+    The text to print.
 
   Raises:
     UserError: no run there, or its checkpoint or data cannot be read.
   """
   with as_user_errors():
-    description = checkpoints.read_description(workdir)
-    loaded = build.restore_model(workdir, description)
-    config = ml_collections.ConfigDict(build.read_config(pathlib.Path(workdir)))
-    dataset = build.load_dataset(config)
-    build.check_classes(workdir, description, dataset.class_names)
-    sharding.check_batch_size(config.batch_size, mesh)
-  eval_step = train_step.make_eval_step(loaded.view, mesh)
-  variables = sharding.replicate((loaded.params, loaded.model_state), mesh)
-  summary: dict[str, Any] = {}
-  for split in ('validation', 'test'):
-    batches = pipeline.eval_batches(
-      dataset.splits[split],
-      config.batch_size,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+    if suite != 'all' and suite not in suites.SUITES:
+      raise unknown_name('suite', suite, [*suites.SUITES, 'all'])
+    folders = _runs_in(pathlib.Path(workdir))
+  names = list(suites.SUITES) if suite == 'all' else [suite]
+  datasets: dict[str, Dataset] = {}
+  rows, lines = [], []
+  for folder in folders:
+    if len(folders) > 1:
+      logging.info('%s', folder)
+    subject = _subject(folder, mesh, datasets, ood_dataset, max_images)
+    for name in names:
+      if len(names) > 1:
+        logging.info('suite %s', name)
+      text = suites.SUITES[name](subject)
+      if name == 'clean':
+        clean = json.loads((subject.folder / 'clean.json').read_text())
+        rows.append((_label(folder, subject, len(folders)), clean))
+      else:
+        lines.append(f'{folder.name}, {name}: {text}')
+  table = [tables.closing_table(rows)] if rows else []
+  return '\n'.join(table + lines)
+
+
+def _label(folder: pathlib.Path, subject: Subject, runs: int) -> str:
+  return folder.name if runs > 1 else subject.model
+
+
+def _runs_in(workdir: pathlib.Path) -> list[pathlib.Path]:
+  """The run itself, or the runs below it, teachers before their students."""
+  if (workdir / 'config.json').exists() or not workdir.is_dir():
+    return [workdir]
+  found = [path.parent for path in workdir.rglob('config.json')]
+  found = [path for path in found if (path / 'checkpoints').is_dir()]
+  order = {'teacher': 0, 'tl': 1, 'kd': 2}
+  arms = {path: build.read_config(path)['arm'] for path in found}
+  return sorted(found, key=lambda p: (order.get(arms[p], 3), p)) or [workdir]
+
+
+def _subject(
+  folder: pathlib.Path,
+  mesh: Mesh,
+  datasets: dict[str, Dataset],
+  ood_dataset: str | None,
+  max_images: int | None,
+) -> Subject:
+  """Opens a run; data sets that are described alike are decoded once."""
+  with as_user_errors():
+    description = checkpoints.read_description(folder)
+    loaded = build.restore_model(str(folder), description)
+    config = ml_collections.ConfigDict(build.read_config(folder))
+    key = json.dumps(
+      [
+        build.image_size(config, 'student'),
+        build.image_size(config, 'teacher'),
+        config.dataset,
+        config.data.to_dict(),
+        *(config.seed, config.num_train_per_class, config.train_fraction),
+      ]
     )
-    predictions = evaluate.predict(eval_step, variables, batches, mesh)
-    summary[split] = evaluate.summarize(predictions)
-    if sharding.is_lead():
-      folder = pathlib.Path(workdir) / 'predictions'
-      evaluate.save(folder / f'{split}.npz', predictions)
-  if sharding.is_lead():
-    path = pathlib.Path(workdir) / 'evaluation' / 'clean.json'
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(summary, indent=1))
-  return tables.closing_table([(description['model'], summary)])
+    if key not in datasets:
+      datasets.clear()
+      datasets[key] = build.load_dataset(config)
+    dataset = datasets[key]
+    build.check_classes(str(folder), description, dataset.class_names)
+    sharding.check_batch_size(config.batch_size, mesh)
+  teacher = None
+  if config.arm == 'kd' and config.teacher.checkpoint:
+    teacher = pathlib.Path(config.teacher.checkpoint)
+  return Subject(
+    workdir=folder,
+    model=description['model'],
+    step=int(description['step']),
+    view=loaded.view,
+    variables=sharding.replicate((loaded.params, loaded.model_state), mesh),
+    eval_step=train_step.make_eval_step(loaded.view, mesh),
+    dataset=dataset,
+    batch_size=config.batch_size,
+    mesh=mesh,
+    teacher=teacher,
+    ood_dataset=ood_dataset,
+    max_images=max_images or None,
+  )
 
 
 def predict_images(

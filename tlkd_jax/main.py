@@ -25,7 +25,28 @@ _MODE = flags.DEFINE_enum(
   'mode', 'train', ['train', 'evaluate', 'predict'], 'What to do.'
 )
 _CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', None, 'For evaluate and predict: the workdir of a run.'
+  'checkpoint',
+  None,
+  'For evaluate and predict: the workdir of a run; evaluate takes a folder of '
+  'runs too.',
+)
+# Named here, not imported: flags are parsed before anything heavy is loaded.
+_SUITES = ('clean', 'calibration', 'corruptions', 'ood', 'qualitative', 'all')
+_SUITE = flags.DEFINE_enum(
+  'suite', 'clean', _SUITES, 'For evaluate: what to fill in RUN/evaluation.'
+)
+_OOD_DATASET = flags.DEFINE_string(
+  'ood_dataset',
+  None,
+  'For the suite ood: the other data set; default digits, and for runs on '
+  'digits crops of two photographs.',
+)
+_MAX_IMAGES = flags.DEFINE_integer(
+  'max_images',
+  0,
+  'For corruptions, ood and qualitative: at most so many test images, the '
+  'same ones for every run; 0 is all.',
+  lower_bound=0,
 )
 _INPUT = flags.DEFINE_string(
   'input', None, 'For predict: an image file or a folder of images.'
@@ -75,7 +96,13 @@ def _run() -> None:
     if sharding.is_lead():
       print(arms.table(summaries))
   elif _MODE.value == 'evaluate':
-    table = inference.evaluate_run(_CHECKPOINT.value, mesh)
+    table = inference.evaluate_run(
+      _CHECKPOINT.value,
+      mesh,
+      suite=_SUITE.value,
+      ood_dataset=_OOD_DATASET.value,
+      max_images=_MAX_IMAGES.value,
+    )
     if sharding.is_lead():
       print(table)
   else:

@@ -1,0 +1,232 @@
+"""The page, its answer, and that every number can be traced."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from tests.report import synthetic
+from tlkd_jax.evaluation import comparison, degradation, evaluate, records
+from tlkd_jax.report import __main__ as command
+from tlkd_jax.report import answer, page, plots, runs
+
+
+@pytest.fixture(scope='module')
+def single(compare_run, tmp_path_factory):
+  """The report of the compare run, as it stands after training."""
+  out = tmp_path_factory.mktemp('single') / 'report'
+  page.write([compare_run], out, replicates=50)
+  return out
+
+
+def data(out):
+  return json.loads((out / 'report.json').read_text())
+
+
+def tables(out):
+  return {
+    table['title']: table
+    for section in data(out)['sections']
+    for table in section['tables']
+  }
+
+
+def test_the_page_needs_nothing_else(single):
+  text = (single / 'index.html').read_text()
+  assert len(text) < 10e6
+  links = re.findall(r'(?:src|href)="([^"]*)"', text)
+  assert links and all(link.startswith(('#', 'data:')) for link in links)
+  assert not re.findall(r'@import|url\((?!#)', text)
+  ids = re.findall(r'\bid="([^"]+)"', text)
+  assert len(ids) == len(set(ids))
+  for link in re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', text):
+    assert link in ids
+  assert len(re.findall('<svg role="img" aria-label="[^"]+"', text)) > 8
+  assert 'prefers-color-scheme:dark' in text and 'currentColor' in text
+  assert not re.findall('<img (?![^>]*alt="[^"]+")', text)
+
+
+def test_the_numbers_are_those_of_the_predictions(single, compare_run):
+  kd, tl = (
+    evaluate.load(compare_run / arm / 'predictions' / 'test.npz')
+    for arm in ('kd', 'tl')
+  )
+  found = tables(single)
+  table = found[f'All metrics on the {len(tl.labels)} test images']
+  row = dict(zip(table['columns'], table['rows'][0], strict=True))
+  assert row['metric'] == 'top1'
+  assert row['TL'] == (tl.logits.argmax(1) == tl.labels).mean()
+  assert row['TL+KD minus TL'] == pytest.approx(row['TL+KD'] - row['TL'])
+  assert {r[0] for r in table['rows']} == set(comparison.metrics.METRICS)
+  overlap = comparison.error_overlap(kd.logits, tl.logits, tl.labels)
+  cells = [r[1:] for r in found['Who is right where']['rows']]
+  assert np.sum(cells) == len(tl.labels)
+  assert cells[0][1] == overlap['only_x_right']
+  for table in found.values():
+    for path in re.findall(r'[^ ,]+predictions/[a-z_]+\.npz', table['source']):
+      assert '{' in path or (single / path).resolve().exists(), path
+
+
+def test_what_is_missing_is_said_with_the_command(single):
+  text = (single / 'report.md').read_text()
+  for suite in ('corruptions', 'qualitative', 'ood'):
+    assert f'--suite={suite}`' in text
+  assert '--checkpoint' in text and 'compare_run' in text
+
+
+def test_one_seed_is_inconclusive(single):
+  said = data(single)['answer']
+  assert said.startswith('One seed: inconclusive.')
+  assert 'McNemar' in said and '95 % interval' in said
+  assert said in (single / 'report.md').read_text()
+
+
+@pytest.mark.parametrize(
+  ('gains', 'start', 'verdict'),
+  [
+    ([0.1, 0.15, 0.2, 0.1, 0.15, 0.2], 'Yes:', 'better'),
+    ([-0.1, -0.15, -0.2, -0.1, -0.15, -0.2], 'No, it was worse:', 'worse'),
+    ([0.2, 0.15, 0.2], 'Inconclusive:', 'inconclusive'),
+    ([0.2, -0.2, 0.1, -0.1, 0.15, -0.15], 'Inconclusive:', 'inconclusive'),
+  ],
+)
+def test_over_seeds(gains, start, verdict, tmp_path):
+  study = synthetic.write_study(tmp_path / 'study', gains)
+  page.write([study], tmp_path / 'report', replicates=20)
+  found = data(tmp_path / 'report')
+  assert found['answer'].startswith(start)
+  smallest = 2 / 2 ** len(gains)
+  assert f'cannot be below {smallest:.3g}' in found['answer']
+  (one,) = found['comparisons']
+  assert one['seeds'] == list(range(len(gains)))
+  test = one['tests']['top1']
+  assert test['verdict'] == verdict
+  assert test['mean_difference'] == pytest.approx(np.mean(gains), abs=0.01)
+  rows = tables(tmp_path / 'report')['Paired by seed: TL+KD minus TL on test']
+  assert rows['rows'][0][-1] == verdict
+
+
+def test_over_sizes_and_settings(tmp_path):
+  gains = [0.05, 0.0667, 0.05, 0.0667, 0.05, 0.0667, 0.05]
+  study = synthetic.write_study(tmp_path / 'study', gains, sizes=(10, 20))
+  page.write([study], tmp_path / 'report', replicates=20)
+  found = data(tmp_path / 'report')
+  assert found['answer'].startswith('Yes: of 2 settings')
+  sizes = tables(tmp_path / 'report')['Accuracy by training size']
+  assert {row[1] for row in sizes['rows']} == {30, 60}
+  # About half of the way to what TL gains by twice the labels.
+  (worth,) = re.findall(r'worth \+(\d+) %', str(found['sections']))
+  assert 30 < int(worth) < 70
+
+
+def test_runs_are_paired_by_what_they_share(tmp_path):
+  for i, loss in enumerate(('kd', 'dkd')):
+    synthetic.write_run(
+      tmp_path / f'kd{i}', 'kd', distillation__loss=loss, accuracy=0.7
+    )
+  synthetic.write_run(tmp_path / 'tl', 'tl')
+  synthetic.write_run(tmp_path / 'other', 'tl', num_steps=99)
+  (tmp_path / 'unfinished').mkdir()
+  (tmp_path / 'unfinished' / 'config.json').write_text('{"arm": "tl"}')
+  found = runs.collect([tmp_path])
+  assert len(found.runs) == 4 and len(found.settings) == 2
+  assert {s.variant for s in found.settings} == {
+    'distillation.loss=kd',
+    'distillation.loss=dkd',
+  }
+  notes = ' '.join(found.notes)
+  assert 'unfinished is not finished' in notes
+  assert 'other has no partner' in notes
+  # A second run of one seed does not count twice.
+  synthetic.write_run(tmp_path / 'again', 'tl')
+  notes = runs.collect([tmp_path]).notes
+  assert any('repeats seed 0' in note for note in notes)
+
+
+def test_one_arm_alone(tmp_path):
+  synthetic.write_run(tmp_path / 'tl', 'tl')
+  page.write([tmp_path / 'tl'], tmp_path / 'report')
+  assert data(tmp_path / 'report')['answer'].startswith('There is no answer')
+
+
+def test_other_test_images_are_not_compared(tmp_path):
+  study = synthetic.write_study(tmp_path / 'study', [0.1])
+  path = study / '10' / 'seed0' / 'kd' / 'predictions' / 'test.npz'
+  stored = records.read_arrays(path)
+  records.write_arrays(path, stored | {'indices': stored['indices'] + 1})
+  page.write([study], tmp_path / 'report')
+  text = (tmp_path / 'report' / 'report.md').read_text()
+  assert 'no predictions of the same test images' in text
+  assert 'There is no answer' in text
+
+
+def test_degraded_images(tmp_path):
+  """Cells of three corruptions; TL+KD gains on TL as it gets worse."""
+  study = synthetic.write_study(tmp_path / 'study', [0.1])
+  rng = np.random.default_rng(0)
+  labels = np.arange(100) % 3
+  for arm, slope in (('tl', 0.12), ('kd', 0.04)):
+    for cell in [degradation.CLEAN] + [
+      (name, s) for name in ('fog', 'snow', 'rotation') for s in range(1, 6)
+    ]:
+      right = rng.random(100) < 0.95 - slope * cell[1]
+      logits = 3.0 * np.eye(3)[(labels + ~right) % 3]
+      records.write_arrays(
+        degradation.cell_path(study / '10' / 'seed0' / arm, cell),
+        {
+          'logits': logits.astype(np.float32),
+          'labels': labels,
+          'indices': np.arange(100),
+          'image_size': np.asarray(32),
+          'step': np.asarray(3),
+        },
+      )
+  page.write([study], tmp_path / 'report', replicates=20)
+  found = tables(tmp_path / 'report')
+  rows = {
+    r[0]: r
+    for r in found['Corrupted error, mean over severities 1 to 5']['rows']
+  }
+  assert rows['fog'][5] == pytest.approx(rows['fog'][3] / rows['fog'][2])
+  both = rows['mean: ImageNet-C-like, 15']
+  assert both[5] == pytest.approx((rows['fog'][5] + rows['snow'][5]) / 2)
+  assert both[5] < 1
+  gaps = found['Does the gap in accuracy grow with severity?']['rows']
+  slope = {r[0]: r for r in gaps}['all']
+  assert slope[3] == pytest.approx(0.08, abs=0.03)
+  assert slope[-1] == 'moves in favour of TL+KD'
+  text = (tmp_path / 'report' / 'report.md').read_text()
+  assert '3 are here' in text.replace('26 corruptions ', '')
+
+
+def test_numbers_on_axes_are_not_cut():
+  """Shortening coordinates must leave the texts alone."""
+  svg = plots.lines(
+    'a < b', {'tl': ([1, 2], [0.9251, 0.9252])}, x_label='x', y_label='y'
+  )
+  labels = re.findall(r'<text[^>]*>([^<]*)</text>', svg)
+  assert any(re.fullmatch(r'0\.925\d+', label) for label in labels), labels
+  assert 'aria-label="a &lt; b"' in svg and '#010203' not in svg
+
+
+def test_mistakes_are_one_message(tmp_path, capsys):
+  assert command.main([str(tmp_path / 'no'), '--out', str(tmp_path)]) == 2
+  assert 'no such folder' in capsys.readouterr().err
+  assert command.main([str(tmp_path), '--out', str(tmp_path / 'r')]) == 2
+  assert 'no finished run' in capsys.readouterr().err
+  run = synthetic.write_run(tmp_path / 'tl', 'tl')
+  (run / 'summary.json').write_text('{')
+  assert command.main([str(run), '--out', str(tmp_path / 'r')]) == 2
+  assert 'summary.json is damaged' in capsys.readouterr().err
+
+
+def test_verdicts_are_corrected_over_settings(tmp_path):
+  study = synthetic.write_study(
+    tmp_path, [0.2, 0.2, 0.25, 0.2, 0.2, 0.25], sizes=(10, 20)
+  )
+  notes: list[str] = []
+  judged = [answer.judge(s, notes) for s in runs.collect([study]).settings]
+  assert [j.tests['top1']['verdict'] for j in judged] == ['better'] * 2
+  # 0.03125 each is not below 0.05 when two are asked.
+  assert answer.verdicts(judged, 'top1') == ['inconclusive'] * 2

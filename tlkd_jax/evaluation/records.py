@@ -1,0 +1,46 @@
+"""JSON and npz files of an evaluation: whole or not at all, readable by all."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+
+def plain(value: Any) -> Any:
+  """Arrays and numpy scalars to lists and numbers; NaN and infinity to None."""
+  if isinstance(value, dict):
+    return {str(key): plain(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(item) for item in value]
+  if isinstance(value, np.ndarray):
+    return plain(value.tolist())
+  if isinstance(value, np.generic):
+    return plain(value.item())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes `plain(value)`; the folder is made if need be."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(json.dumps(plain(value), indent=1) + '\n')
+  temporary.replace(path)
+
+
+def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  """Writes a compressed .npz; the folder is made if need be."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(path.name + '.tmp')
+  with temporary.open('wb') as file:
+    np.savez_compressed(file, **arrays)
+  temporary.replace(path)
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads what `write_arrays` wrote."""
+  with np.load(path, allow_pickle=False) as archive:
+    return {name: archive[name] for name in archive.files}

@@ -1,0 +1,89 @@
+"""A finished run under evaluation: its model, its data and its predictions."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from tlkd_jax.data import Dataset, Split, pipeline
+from tlkd_jax.evaluation import evaluate
+from tlkd_jax.train_step import View
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """What the suites are given.
+
+  Attributes:
+    workdir: folder of the run.
+    model: name of its model.
+    step: training step of the weights.
+    view: the model and how it looks at images.
+    variables: (params, model_state), on the mesh.
+    eval_step: from train_step.make_eval_step.
+    dataset: the run's own data.
+    batch_size: global.
+    mesh: devices.
+    teacher: workdir of the run's teacher; None where it has none.
+    ood_dataset: what `ood` takes for out-of-distribution; None: its default.
+    max_images: at most so many images for the suites that need the model more
+      than once per image; None: all.
+  """
+
+  workdir: pathlib.Path
+  model: str
+  step: int
+  view: View
+  variables: Any
+  eval_step: Any
+  dataset: Dataset
+  batch_size: int
+  mesh: Mesh
+  teacher: pathlib.Path | None = None
+  ood_dataset: str | None = None
+  max_images: int | None = None
+
+  @property
+  def folder(self) -> pathlib.Path:
+    """Where the suites write."""
+    return self.workdir / 'evaluation'
+
+  def batches(self, split: Split) -> Iterable[dict[str, np.ndarray]]:
+    """This process's share of each batch of a split, in order."""
+    return pipeline.eval_batches(
+      split,
+      self.batch_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+  def predict(self, split: Split, change=None) -> evaluate.Predictions:
+    """Predictions on a split; `change` maps batches to batches."""
+    batches = self.batches(split)
+    changed = batches if change is None else map(change, batches)
+    return evaluate.predict(self.eval_step, self.variables, changed, self.mesh)
+
+  def sample(self, split: str = 'test') -> Split:
+    """At most max_images of a split, evenly spaced over its order.
+
+    The choice depends on the split's length alone, so runs on the same data
+    that are limited alike see the same images.
+    """
+    return take(self.dataset.splits[split], self.max_images)
+
+
+def take(split: Split, count: int | None) -> Split:
+  """At most `count` examples, evenly spaced over the split's order."""
+  if count is None or count >= len(split):
+    return split
+  rows = np.linspace(0, len(split) - 1, count).round().astype(np.int64)
+  return Split(
+    split.images[rows],
+    split.labels[rows],
+    split.indices[rows],
+    [split.names[row] for row in rows.tolist()],
+  )

@@ -1,0 +1,35 @@
+"""`python -m tlkd_jax.report RUN [RUN ...] --out report/`."""
+
+import argparse
+import sys
+
+from tlkd_jax.report import page
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Writes the report; returns the exit code, 2 for a mistake of the user."""
+  parser = argparse.ArgumentParser(
+    prog='python -m tlkd_jax.report',
+    description="One self-contained page from finished runs: a compare run's "
+    "workdir, a study's folder, or single runs.",
+  )
+  parser.add_argument('runs', nargs='+', metavar='RUN', help='folders of runs')
+  parser.add_argument('--out', default='report', help='folder to write to')
+  parser.add_argument(
+    '--replicates',
+    type=int,
+    default=page.REPLICATES,
+    help='bootstrap resamples',
+  )
+  args = parser.parse_args(argv)
+  try:
+    index = page.write(args.runs, args.out, args.replicates)
+  except (OSError, ValueError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  print(f'{index} ({index.stat().st_size / 1e6:.1f} MB)')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

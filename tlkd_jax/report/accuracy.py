@@ -1,0 +1,326 @@
+"""Sections on one pair's answers: metrics, disagreements, classes, teacher."""
+
+from typing import Any
+
+import numpy as np
+
+from tlkd_jax.evaluation import (
+  comparison,
+  fidelity,
+  metrics,
+)
+from tlkd_jax.report import plots
+from tlkd_jax.report.blocks import Figure, Section, Table, Text, interval
+from tlkd_jax.report.context import Context, missing
+from tlkd_jax.report.runs import LABELS
+
+_TEST = 'predictions/test.npz'
+
+
+def metrics_section(context: Context, replicates: int) -> Section:
+  """Every metric of the pair with the interval of the difference."""
+  kd, tl = context.test['kd'], context.test['tl']
+  found = comparison.paired_bootstrap(
+    kd.logits, tl.logits, tl.labels, num_replicates=replicates
+  )
+  teacher: dict[str, float] = {}
+  if 'teacher' in context.test:
+    one = context.test['teacher']
+    teacher = metrics.compute_metrics(one.logits, one.labels)
+  rows = []
+  for name, row in found.items():
+    rows.append(
+      [
+        name,
+        teacher.get(name),
+        row['y'],
+        row['x'],
+        row['difference'],
+        interval(row['low'], row['high']),
+        _better(name, row),
+      ]
+    )
+  count = len(tl.labels)
+  table = Table(
+    f'All metrics on the {count:,} test images',
+    ['metric', 'teacher', 'TL', 'TL+KD', 'TL+KD minus TL', '95 % interval']
+    + ['TL+KD is'],
+    rows,
+    context.source(_TEST),
+    f'Intervals: paired bootstrap over images, {replicates:,} resamples; they '
+    'hold for these two models, not for the method. No correction for the '
+    'number of metrics. Conventions: Brier is summed over classes; ECE has 15 '
+    'equal-width bins; NLL and entropy in nats; AURC after Geifman.',
+  )
+  return Section('metrics', 'All metrics', [Text(context.describe()), table])
+
+
+def _better(name: str, row: dict[str, float]) -> str:
+  if name in metrics.NO_BETTER_SIDE:
+    return 'not judged'
+  if not (row['low'] > 0 or row['high'] < 0):
+    return 'inconclusive'
+  higher = name not in metrics.LOWER_IS_BETTER
+  return 'better' if (row['difference'] > 0) == higher else 'worse'
+
+
+def disagreement_section(context: Context) -> Section:
+  """McNemar's table, who corrects whom, and classes."""
+  kd, tl, labels = context.test['kd'], context.test['tl'], context.labels
+  right = [p.logits.argmax(axis=1) == labels for p in (kd, tl)]
+  test = comparison.mcnemar(*right)
+  overlap = comparison.error_overlap(kd.logits, tl.logits, labels)
+  source = context.source(_TEST, arms=['tl', 'kd'])
+  counts = Table(
+    'Who is right where',
+    ['', 'TL right', 'TL wrong'],
+    [
+      ['TL+KD right', overlap['both_right'], overlap['only_x_right']],
+      ['TL+KD wrong', overlap['only_y_right'], overlap['both_wrong']],
+    ],
+    source,
+    f"McNemar's test ({test['test']}): p = {test['p']:.3g}.",
+  )
+  rates = Table(
+    'Corrections and damage',
+    ['quantity', 'value', 'meaning'],
+    [
+      [
+        'correction rate',
+        overlap['correction_rate'],
+        "share of TL's errors that TL+KD gets right",
+      ],
+      [
+        'damage rate',
+        overlap['damage_rate'],
+        "share of TL's right answers that TL+KD gets wrong",
+      ],
+      [
+        'error overlap',
+        overlap['error_jaccard'],
+        'both wrong / either wrong',
+      ],
+      [
+        'same wrong class',
+        overlap['same_wrong_class'],
+        f'of the {overlap["both_wrong"]} images that both get wrong',
+      ],
+    ],
+    source,
+  )
+  blocks = [counts, rates, _classes(context, source), _confusions(context)]
+  return Section('items', 'Image by image', blocks)
+
+
+def _classes(context: Context, source: str) -> Table:
+  kd, tl, labels = context.test['kd'], context.test['tl'], context.labels
+  deltas = comparison.per_class_deltas(kd.logits, tl.logits, labels)
+  tables = [metrics.per_class_table(p.logits, labels) for p in (tl, kd)]
+  rows: list[list[Any]] = [
+    [
+      name,
+      int(deltas['support'][k]),
+      float(tables[0]['recall'][k]),
+      float(tables[1]['recall'][k]),
+      float(deltas['recall'][k]),
+      float(deltas['precision'][k]),
+      float(deltas['f1'][k]),
+      int(deltas['corrected'][k]),
+      int(deltas['damaged'][k]),
+    ]
+    for k, name in enumerate(context.class_names)
+  ]
+  columns = ['class', 'images', 'recall TL', 'recall TL+KD', 'Δ recall']
+  columns += ['Δ precision', 'Δ F1', 'corrected', 'damaged']
+  note = 'Δ is TL+KD minus TL.'
+  return Table('By class', columns, rows, source, note)
+
+
+def _confusions(context: Context) -> Figure:
+  panels, rows = [], []
+  names = context.class_names
+  for arm in context.arms:
+    one = context.test[arm]
+    counts = metrics.confusion_matrix(one.logits, one.labels)
+    panels.append(plots.confusion(LABELS[arm], counts, names))
+    rows += [
+      [LABELS[arm], names[i], names[j], int(counts[i, j])]
+      for i, j in np.ndindex(*counts.shape)
+      if counts[i, j]
+    ]
+  return Figure(
+    'Confusion matrices',
+    panels,
+    'Images by true class (rows) and predicted class (columns), one matrix '
+    'per model; the darker, the larger the share of the row.',
+    Table(
+      'Counts, zeros left out',
+      ['model', 'true', 'predicted', 'images'],
+      rows,
+      context.source(_TEST),
+    ),
+  )
+
+
+def teacher_section(context: Context) -> Section:
+  """How closely each student follows the teacher."""
+  if 'teacher' not in context.test:
+    text = (
+      'No teacher answered to these test images: neither predictions/'
+      "teacher_test.npz of the TL+KD run nor a teacher's own run is there."
+    )
+    return Section(
+      'teacher', 'Likeness to the teacher', [Text(text, 'missing')]
+    )
+  teacher, labels = context.test['teacher'], context.labels
+  columns = {
+    arm: fidelity.compute_fidelity(
+      context.test[arm].logits, teacher.logits, labels
+    )
+    for arm in ('tl', 'kd')
+  }
+  for arm, values in columns.items():
+    values['cka_of_pre_logits'] = fidelity.debiased_linear_cka(
+      context.test[arm].pre_logits, teacher.pre_logits
+    )
+  rows: list[list[Any]] = [
+    [name, value, columns['kd'][name], columns['kd'][name] - value]
+    for name, value in columns['tl'].items()
+  ]
+  wrong = int((teacher.logits.argmax(axis=1) != labels).sum())
+  table = Table(
+    'Likeness to the teacher on test',
+    ['measure', 'TL', 'TL+KD', 'difference'],
+    rows,
+    context.source(_TEST),
+    f'The teacher is wrong on {wrong} of {len(labels)} images. Divergences in '
+    'nats; CKA is linear and debiased.',
+  )
+  return Section('teacher', 'Likeness to the teacher', [table, *_cka(context)])
+
+
+def _cka(context: Context) -> list:
+  stored = {}
+  for arm in context.arms:
+    run = context.run(arm)
+    arrays = run.arrays('features') if run else None
+    if arrays is not None:
+      stored[arm] = arrays
+  pairs = [('tl', 'teacher'), ('kd', 'teacher'), ('kd', 'tl')]
+  pairs = [(a, b) for a, b in pairs if a in stored and b in stored]
+  if not pairs:
+    return []
+  rows = []
+  for a, b in pairs:
+    shared, i, j = np.intersect1d(
+      stored[a]['indices'], stored[b]['indices'], return_indices=True
+    )
+    for stage in sorted(n for n in stored[a] if n.startswith('features_')):
+      if stage in stored[b] and len(shared) >= 4:
+        value = fidelity.debiased_linear_cka(
+          stored[a][stage][i], stored[b][stage][j]
+        )
+        pair = f'{LABELS[a]} – {LABELS[b]}'
+        rows.append([stage.removeprefix('features_'), pair, len(shared), value])
+  table = Table(
+    "CKA of the stages' features, averaged over each image",
+    ['stage', 'models', 'images', 'debiased linear CKA'],
+    rows,
+    context.source('evaluation/features.npz', arms=list(stored)),
+    'Stages of one name are compared. 1: alike up to rotation and scale.',
+  )
+  curves: dict[str, tuple[list, list]] = {}
+  colour_of = {('tl', 'teacher'): 'tl', ('kd', 'teacher'): 'kd'}
+  for a, b in pairs:
+    if (a, b) in colour_of:
+      label = f'{LABELS[a]} – {LABELS[b]}'
+      own = [row for row in rows if row[1] == label]
+      places = list(range(1, len(own) + 1))
+      curves[colour_of[a, b]] = (places, [row[3] for row in own])
+  if not curves:
+    return [table]
+  labels = {arm: f'{LABELS[arm]} and teacher' for arm in curves}
+  return [
+    Figure(
+      "Likeness of features to the teacher's, stage by stage",
+      [
+        plots.lines(
+          'CKA with the teacher',
+          curves,
+          x_label='stage',
+          y_label='debiased linear CKA',
+          whole_x=True,
+        )
+      ],
+      'Debiased linear CKA between each student and the teacher for every '
+      'stage, from the first to the last.',
+      table,
+      legend=plots.legend(list(curves), labels),
+    )
+  ]
+
+
+def embedding_section(context: Context) -> Section:
+  """Where the images lie in the space of pre_logits."""
+  title = 'The space before the last layer'
+  views: dict[str, list[str]] = {'tsne': [], 'pca': []}
+  data, rows, used = [], [], []
+  for arm in context.arms:
+    run = context.run(arm)
+    arrays = run.arrays('embedding') if run else None
+    record = run.record('qualitative') if run else None
+    if arrays is None or record is None:
+      continue
+    used.append(arm)
+    for kind, name in (('tsne', 't-SNE'), ('pca', 'PCA')):
+      views[kind].append(
+        plots.scatter(f'{LABELS[arm]}, {name}', arrays[kind], arrays['labels'])
+      )
+      data += [
+        [LABELS[arm], name, int(i), context.class_names[int(k)], *map(float, p)]
+        for i, k, p in zip(
+          arrays['indices'], arrays['labels'], arrays[kind], strict=True
+        )
+      ]
+    figures = record['embedding']
+    rows.append(
+      [
+        LABELS[arm],
+        figures['count'],
+        figures['knn_accuracy'],
+        figures['silhouette'],
+        float(np.sum(figures['explained_by_pca'])),
+      ]
+    )
+  panels = views['tsne'] + views['pca']
+  if not panels:
+    text = missing(context, 'qualitative', 'The view of pre_logits')
+    return Section('space', title, [text])
+  source = context.source(
+    'evaluation/embedding.npz', 'evaluation/qualitative.json', arms=used
+  )
+  colours = plots.class_colours(len(context.class_names))
+  names = list(zip(context.class_names, colours, strict=True))
+  table = Table(
+    'How well classes separate',
+    ['model', 'images', 'kNN accuracy', 'silhouette', 'variance in PCA'],
+    rows,
+    source,
+    'kNN: 10 nearest others by cosine distance, labels of test. Silhouette: '
+    '-1 to 1, cosine.',
+  )
+  figure = Figure(
+    'Test images by their pre_logits',
+    panels,
+    'Each point is a test image, coloured by its true class; t-SNE shows '
+    'neighbourhoods (distances between clusters mean little), PCA the two '
+    'directions of largest variance.',
+    Table(
+      'Places',
+      ['model', 'view', 'index', 'class', 'x', 'y'],
+      data,
+      source,
+    ),
+    legend=[(n, c, '') for n, c in names] if len(names) <= 20 else [],
+  )
+  return Section('space', title, [table, figure])

@@ -1,0 +1,174 @@
+"""Sections on probabilities: calibration, risk and coverage, other data."""
+
+import numpy as np
+
+from tlkd_jax.evaluation import calibration, reliability, selective
+from tlkd_jax.report import plots
+from tlkd_jax.report.blocks import Figure, Section, Table
+from tlkd_jax.report.context import Context, missing
+from tlkd_jax.report.runs import LABELS
+
+_POINTS = 120
+
+
+def calibration_section(context: Context) -> Section:
+  """Reliability diagrams and what a temperature mends."""
+  before, after, data, rows = [], [], [], []
+  for arm in context.arms:
+    test, validation = context.test[arm], context.validation.get(arm)
+    bins = reliability.reliability_diagram(test.logits, test.labels)
+    before.append(plots.reliability(LABELS[arm], arm, bins))
+    data += _bin_rows(LABELS[arm], bins)
+    level = calibration.calibrated_ece_level(test.logits, 0)
+    if validation is None:
+      continue
+    found = calibration.temperature_scaling(
+      validation.logits, validation.labels, test.logits, test.labels
+    )
+    scaled = test.logits.astype(np.float64) / found['temperature']
+    bins = reliability.reliability_diagram(scaled, test.labels)
+    name = f'{LABELS[arm]}, T = {found["temperature"]:.2f}'
+    after.append(plots.reliability(name, arm, bins))
+    data += _bin_rows(name, bins)
+    raw, scaled = found['before'], found['after']
+    bound = ' (at the bound)' if found['at_bound'] else ''
+    rows.append(
+      [
+        LABELS[arm] + bound,
+        found['temperature'],
+        raw['ece'],
+        scaled['ece'],
+        level['quantile_95'],
+        raw['ece_classwise'],
+        scaled['ece_classwise'],
+        raw['nll'],
+        scaled['nll'],
+        raw['brier'],
+        scaled['brier'],
+        raw['overconfidence'],
+      ]
+    )
+  source = context.source('predictions/validation.npz', 'predictions/test.npz')
+  columns = ['model', 'T', 'ECE', 'ECE at T', 'ECE if calibrated, 95 %']
+  columns += ['class-wise ECE', 'class-wise at T', 'NLL', 'NLL at T']
+  columns += ['Brier', 'Brier at T', 'overconfidence']
+  table = Table(
+    'Calibration on test, before and after temperature scaling',
+    columns,
+    rows,
+    source,
+    'T is fitted on validation by NLL. A perfectly calibrated model of these '
+    'confidences would stay below the level named "if calibrated" in 95 of '
+    '100 such test splits. Overconfidence: mean confidence minus accuracy.',
+  )
+  figure = Figure(
+    'Reliability diagrams',
+    before + after,
+    'Accuracy against confidence in 15 bins, before and after temperature '
+    'scaling; on the dotted line confidence is as large as accuracy. Grey: '
+    'share of the images in the bin.',
+    Table(
+      'Bins',
+      ['model', 'from', 'to', 'images', 'accuracy', 'mean confidence'],
+      data,
+      source,
+    ),
+  )
+  return Section('calibration', 'Calibration', [table, figure])
+
+
+def _bin_rows(name: str, bins: dict[str, np.ndarray]) -> list[list]:
+  return [
+    [name, *map(float, row[:2]), int(row[2]), *map(float, row[3:])]
+    for row in zip(
+      bins['lower'],
+      bins['upper'],
+      bins['count'],
+      bins['accuracy'],
+      bins['confidence'],
+      strict=True,
+    )
+    if row[2]
+  ]
+
+
+def selective_section(context: Context) -> Section:
+  """Risk against coverage."""
+  lines, data = {}, []
+  for arm in context.arms:
+    one = context.test[arm]
+    curve = selective.risk_coverage_curve(one.logits, one.labels)
+    count = len(curve['risk'])
+    rows = np.unique(
+      np.linspace(0, count - 1, min(_POINTS, count)).round().astype(int)
+    )
+    x, y = curve['coverage'][rows], curve['risk'][rows]
+    lines[arm] = (x, y)
+    data += [
+      [LABELS[arm], float(a), float(b)] for a, b in zip(x, y, strict=True)
+    ]
+  figure = Figure(
+    'Risk against coverage',
+    [
+      plots.lines(
+        'Error among the most confident',
+        lines,
+        x_label='coverage',
+        y_label='error rate',
+        markers=False,
+      )
+    ],
+    'Error rate among the most confident share of the test images; the lower '
+    'the curve, the better a model knows when it is right.',
+    Table(
+      'Risk by coverage',
+      ['model', 'coverage', 'risk'],
+      data,
+      context.source('predictions/test.npz'),
+    ),
+    legend=plots.legend(context.arms, LABELS),
+  )
+  return Section('coverage', 'Knowing when it is right', [figure])
+
+
+def ood_section(context: Context) -> Section:
+  """Telling another data set's images apart."""
+  title = 'Other data than trained on'
+  rows, used = [], []
+  for arm in context.arms:
+    run = context.run(arm)
+    record = run.record('ood') if run else None
+    if record is None:
+      continue
+    used.append(arm)
+    for score, values in record['scores'].items():
+      rows.append(
+        [
+          LABELS[arm],
+          record['out'],
+          score,
+          values['auroc'],
+          values['fpr95'],
+          values['aupr_in'],
+          values['aupr_out'],
+          record['in_count'],
+          record['out_count'],
+        ]
+      )
+  blocks: list = []
+  if rows:
+    columns = ['model', 'other data', 'score', 'AUROC', 'FPR at 95 % TPR']
+    columns += ['AUPR in', 'AUPR out', 'images in', 'images out']
+    blocks.append(
+      Table(
+        'Telling the test images from other data',
+        columns,
+        rows,
+        context.source('evaluation/ood.json', arms=used),
+        'Positive: in-distribution (AUPR out: the other data). AUROC 0.5 is '
+        'chance; below it, the other data look more familiar.',
+      )
+    )
+  if not {'tl', 'kd'} <= set(used):
+    blocks.append(missing(context, 'ood', 'The comparison with other data'))
+  return Section('ood', title, blocks)

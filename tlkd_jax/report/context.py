@@ -1,0 +1,149 @@
+"""What the sections share: the pair on show, its predictions, its paths."""
+
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+
+from tlkd_jax.evaluation import qualitative
+from tlkd_jax.evaluation.evaluate import Predictions
+from tlkd_jax.report import runs
+from tlkd_jax.report.blocks import Text
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """One pair and the folder that the report is written to.
+
+  Attributes:
+    pair: TL, TL+KD, their teacher if known.
+    out: folder of the report; paths are shown relative to it.
+    test: arm -> predictions on test, examples in one order.
+    validation: arm -> predictions on validation, likewise.
+    class_names: by label.
+  """
+
+  pair: runs.Pair
+  out: pathlib.Path
+  test: dict[str, Predictions]
+  validation: dict[str, Predictions]
+  class_names: list[str]
+
+  @property
+  def arms(self) -> list[str]:
+    """Arms with predictions on test: 'teacher', 'tl', 'kd'."""
+    return list(self.test)
+
+  @property
+  def labels(self) -> np.ndarray:
+    """True classes of the test images, int [N]."""
+    return self.test['tl'].labels
+
+  def run(self, arm: str) -> runs.Run | None:
+    """The run of an arm; None for a teacher known by its answers alone."""
+    return {
+      'tl': self.pair.tl,
+      'kd': self.pair.kd,
+      'teacher': self.pair.teacher,
+    }[arm]
+
+  def describe(self) -> str:
+    """Says which pair the sections are about."""
+    paths = [relative(r.path, self.out) for r in (self.pair.tl, self.pair.kd)]
+    return (
+      f'From here on one pair is shown: {paths[0]} (TL) and {paths[1]} '
+      f'(TL+KD), seed {self.pair.tl.seed}.'
+    )
+
+  def source(self, *names: str, arms: list[str] | None = None) -> str:
+    """Paths of files of the arms' runs, relative to the report."""
+    found = [self.run(arm) for arm in arms or self.arms]
+    if self.pair.teacher is None and 'teacher' in (arms or self.arms):
+      found = [run for run in found if run] or [self.pair.kd]
+    paths = [relative(run.path, self.out) for run in found if run]
+    files = names[0] if len(names) == 1 else '{' + ','.join(names) + '}'
+    return ', '.join(f'{path}/{files}' for path in paths)
+
+
+def open_pair(pair: runs.Pair, out: pathlib.Path) -> Context:
+  """Reads a pair's predictions.
+
+  Raises:
+    ValueError: predictions are missing, or TL and TL+KD were measured on
+      different examples.
+  """
+  stored = {
+    split: _aligned(pair, split, pair.tl.predictions(split))
+    for split in ('test', 'validation')
+  }
+  return Context(
+    pair, out, stored['test'], stored['validation'], _class_names(pair, stored)
+  )
+
+
+def _aligned(pair, split, tl) -> dict[str, Predictions]:
+  kd = pair.kd.predictions(split)
+  if tl is None or kd is None:
+    missing = pair.tl.path if tl is None else pair.kd.path
+    raise ValueError(
+      f'{missing} has no predictions/{split}.npz; make it with '
+      f'{command(missing, "clean")}'
+    )
+  both = runs.align(tl, kd)
+  if both is None:
+    raise ValueError(
+      f'{pair.tl.path} and {pair.kd.path} were measured on different {split} '
+      'examples and cannot be compared'
+    )
+  teacher = pair.kd.predictions(f'teacher_{split}')
+  if teacher is None and pair.teacher is not None:
+    teacher = pair.teacher.predictions(split)
+  three = runs.align(tl, kd, teacher) if teacher is not None else None
+  if three is None or three[2].logits.shape != three[0].logits.shape:
+    return {'tl': both[0], 'kd': both[1]}
+  return {'teacher': three[2], 'tl': three[0], 'kd': three[1]}
+
+
+def _class_names(pair: runs.Pair, stored) -> list[str]:
+  for run in pair.arms:
+    best = run.path / 'checkpoints' / 'best'
+    for path in best.glob('*/record/metadata'):
+      return list(runs.read_json(path)['class_names'])
+    clean = run.record('clean')
+    if clean and 'per_class' in clean['test']:
+      return list(clean['test']['per_class']['class'])
+  return [str(k) for k in range(stored['test']['tl'].logits.shape[1])]
+
+
+def relative(path: pathlib.Path, out: pathlib.Path) -> str:
+  """A path as seen from the report's folder, with forward slashes."""
+  return pathlib.PurePath(os.path.relpath(path, out)).as_posix()
+
+
+def command(path: pathlib.Path, suite: str) -> str:
+  """The command that fills a part of a run's evaluation folder."""
+  return (
+    f'`python -m tlkd_jax.main --mode=evaluate --checkpoint {path} '
+    f'--suite={suite}`'
+  )
+
+
+def missing(context: Context, suite: str, what: str) -> Text:
+  """Says that a suite has not run for every arm, and how to run it."""
+  present = [run for run in context.pair.arms if run]
+  folder = pathlib.Path(os.path.commonpath([run.path for run in present]))
+  return Text(
+    f'{what} is not here yet for every arm. It is filled by '
+    + command(folder, suite),
+    'missing',
+  )
+
+
+def read_images(context: Context) -> dict[int, bytes]:
+  """Index -> JPEG of the test images that any arm stored."""
+  for run in context.pair.arms:
+    path = run.path / 'evaluation' / 'images.npz'
+    if path.exists():
+      return qualitative.unpack_images(path)
+  return {}

@@ -1,0 +1,335 @@
+"""The section on degraded images, from the cells that the suite stored."""
+
+from typing import Any
+
+import numpy as np
+
+from tlkd_jax.evaluation import degradation, fidelity, metrics, robustness
+from tlkd_jax.evaluation.corruptions import CORRUPTION_GROUPS, SEVERITIES
+from tlkd_jax.report import plots
+from tlkd_jax.report.blocks import Figure, Section, Table, interval
+from tlkd_jax.report.context import Context, missing
+from tlkd_jax.report.runs import LABELS
+
+_TITLE = 'Degraded images'
+_CELLS = 'evaluation/corruptions/'
+_METRICS = ('top1', 'nll', 'ece')
+_SETS = {
+  'ImageNet-C-like, 15': degradation.STANDARD,
+  'further four': CORRUPTION_GROUPS['extra'],
+  'camera': CORRUPTION_GROUPS['camera'],
+}
+
+Cells = dict[tuple[str, int], dict[str, np.ndarray]]
+
+
+def section(context: Context) -> Section:
+  """Accuracy by severity, corruption errors relative to TL, the gap's slope."""
+  cells = {
+    arm: degradation.read_cells(run.path)
+    for arm in context.arms
+    for run in [context.run(arm)]
+    if run is not None
+  }
+  names = _shared(cells)
+  blocks: list = []
+  if not names:
+    text = missing(context, 'corruptions', 'The test on degraded images')
+    return Section('degraded', _TITLE, [text])
+  cells = {arm: found for arm, found in cells.items() if _has(found, names)}
+  if len(names) < len(degradation.NAMES):
+    what = (
+      f'Of {len(degradation.NAMES)} corruptions {len(names)} are here; the rest'
+    )
+    blocks.append(missing(context, 'corruptions', what))
+  source = context.source(f'{_CELLS}NAME_SEVERITY.npz', arms=list(cells))
+  blocks += [
+    _errors(context, cells, names, source),
+    _by_severity(context, cells, names, source),
+    *_slopes(cells, names, source),
+    _by_corruption(cells, names, source),
+  ]
+  return Section('degraded', _TITLE, blocks)
+
+
+def _shared(cells: dict[str, Cells]) -> list[str]:
+  """Corruptions with all cells of TL and TL+KD, on the same images."""
+  if not all(degradation.CLEAN in cells.get(a, {}) for a in ('tl', 'kd')):
+    return []
+  tl, kd = cells['tl'], cells['kd']
+  if not degradation.same_images(tl[degradation.CLEAN], kd[degradation.CLEAN]):
+    return []
+  both = set(degradation.complete(tl)) & set(degradation.complete(kd))
+  return [name for name in degradation.NAMES if name in both]
+
+
+def _has(found: Cells, names: list[str]) -> bool:
+  return degradation.CLEAN in found and set(names) <= set(
+    degradation.complete(found)
+  )
+
+
+def _error(cell: dict[str, np.ndarray]) -> float:
+  return 1 - metrics.top1(cell['logits'], cell['labels'])
+
+
+def _errors_of(found: Cells, names: list[str]) -> dict[str, np.ndarray]:
+  return {n: np.array([_error(found[n, s]) for s in SEVERITIES]) for n in names}
+
+
+def _note(context: Context, cells: dict[str, Cells]) -> str:
+  clean = cells['tl'][degradation.CLEAN]
+  record = context.pair.tl.record('corruptions')
+  count, table = len(clean['labels']), ''
+  if record is not None:
+    table = f' {record["severities_from"]}; {record["notes"]}'
+  return f'{count} test images, the same corrupted ones for all models.{table}'
+
+
+def _errors(context, cells, names, source) -> Table:
+  """Corruption errors with TL as the reference."""
+  errors = {arm: _errors_of(found, names) for arm, found in cells.items()}
+  clean = {arm: _error(f[degradation.CLEAN]) for arm, f in cells.items()}
+  found = robustness.corruption_errors(
+    errors['kd'], clean['kd'], errors['tl'], clean['tl'], names
+  )
+  rows: list[list[Any]] = []
+  for title, members in _SETS.items():
+    members = [n for n in members if n in names]
+    if not members:
+      continue
+    together = robustness.corruption_errors(
+      errors['kd'], clean['kd'], errors['tl'], clean['tl'], members
+    )
+    means = _row(
+      {
+        arm: robustness.mean_corrupted_error(own, members)
+        for arm, own in errors.items()
+      }
+    )
+    rows.append(
+      [
+        f'mean: {title}',
+        *means,
+        together['mce'],
+        together['relative_mce'],
+      ]
+    )
+  for name in names:
+    means = _row({arm: float(own[name].mean()) for arm, own in errors.items()})
+    rows.append(
+      [
+        name,
+        *means,
+        found['ce'][name],
+        found['relative_ce'][name],
+      ]
+    )
+  columns = ['corruption', 'error teacher', 'error TL', 'error TL+KD']
+  columns += ['difference', 'CE (TL = 1)', 'relative CE']
+  return Table(
+    'Corrupted error, mean over severities 1 to 5',
+    columns,
+    rows,
+    source,
+    _note(context, cells)
+    + " CE: error divided by TL's; relative CE: rise over the clean error "
+    "divided by TL's rise (– where TL does not get worse). Below 1 TL+KD is "
+    'the more robust one. The means of the last two columns are mCE and '
+    'relative mCE.',
+  )
+
+
+def _row(means: dict[str, float]) -> list[float | None]:
+  """Of teacher, TL, TL+KD, and TL+KD minus TL."""
+  gap = means['kd'] - means['tl']
+  return [means.get('teacher'), means['tl'], means['kd'], gap]
+
+
+def _by_severity(context, cells, names, source) -> Figure:
+  rows, panels = [], []
+  severities = [0, *SEVERITIES]
+  for title, members in _SETS.items():
+    members = [n for n in members if n in names]
+    if not members:
+      continue
+    for metric in _METRICS:
+      lines = {}
+      for arm, found in cells.items():
+        values = []
+        for s in severities:
+          group = members if s else [degradation.CLEAN[0]]
+          measured = [
+            metrics.METRICS[metric](
+              found[n, s]['logits'], found[n, s]['labels']
+            )
+            for n in group
+          ]
+          values.append(float(np.mean(measured)))
+        lines[arm] = (severities, values)
+        rows += [
+          [title, LABELS[arm], metric, s, v]
+          for s, v in zip(severities, values, strict=True)
+        ]
+      label = {'top1': 'top-1 accuracy', 'nll': 'NLL', 'ece': 'ECE'}[metric]
+      panels.append(
+        plots.lines(
+          title, lines, x_label='severity', y_label=label, whole_x=True
+        )
+      )
+  rows += _agreements(cells, names, severities)
+  return Figure(
+    'By severity',
+    panels,
+    'Accuracy, NLL and ECE by severity (0: as it is), mean over the '
+    'corruptions of a set.',
+    Table(
+      'Means by severity, with agreement',
+      ['set', 'model', 'metric', 'severity', 'value'],
+      rows,
+      source,
+    ),
+    legend=plots.legend(list(cells), LABELS),
+  )
+
+
+def _agreements(cells, names, severities) -> list[list]:
+  """Agreement with the teacher and with the clean answer, all corruptions."""
+  rows = []
+  for arm, found in cells.items():
+    for s in severities:
+      group = [(n, s) for n in names] if s else [degradation.CLEAN]
+      others = {'agreement with own clean answer': found[degradation.CLEAN]}
+      values: dict[str, list[float]] = {}
+      for cell in group:
+        if arm != 'teacher' and 'teacher' in cells:
+          if degradation.same_images(found[cell], cells['teacher'][cell]):
+            others['agreement with teacher'] = cells['teacher'][cell]
+        for title, other in others.items():
+          values.setdefault(title, []).append(
+            fidelity.agreement(found[cell]['logits'], other['logits'])
+          )
+      rows += [
+        ['all', LABELS[arm], title, s, float(np.mean(v))]
+        for title, v in values.items()
+      ]
+  return rows
+
+
+def _slopes(cells, names, source) -> list:
+  """Does the gap between TL+KD and TL grow with severity?"""
+  rows, panels, data, texts = [], [], [], []
+  for title, members in (_SETS | {'all': tuple(names)}).items():
+    members = [n for n in members if n in names]
+    if not members:
+      continue
+    right = [
+      np.array(
+        [
+          [
+            robustness.right(
+              cells[arm][n, s]['logits'], cells[arm][n, s]['labels']
+            )
+            for s in SEVERITIES
+          ]
+          for n in members
+        ]
+      )
+      for arm in ('kd', 'tl')
+    ]
+    found = robustness.gap_slope(*right, SEVERITIES)
+    gaps = found['gaps']
+    rows.append(
+      [
+        title,
+        len(members),
+        float(np.mean(gaps)),
+        found['slope'],
+        interval(found['low'], found['high']),
+        found['p'],
+        _trend(found),
+      ]
+    )
+    middle = float(np.mean(gaps)) - found['slope'] * float(np.mean(SEVERITIES))
+    panels.append(
+      plots.gaps(
+        title,
+        SEVERITIES,
+        gaps,
+        (middle, found['slope']),
+        'TL+KD minus TL, top-1',
+      )
+    )
+    data += [
+      [title, s, float(g)] for s, g in zip(SEVERITIES, gaps, strict=True)
+    ]
+    texts.append(f'{title}: {_trend(found)}')
+  table = Table(
+    'Does the gap in accuracy grow with severity?',
+    ['set', 'corruptions', 'mean gap', 'slope per severity', '95 % interval']
+    + ['p', 'the gap'],
+    rows,
+    source,
+    'Gap: TL+KD minus TL in top-1. The interval is over images, one pair of '
+    'models; the corruptions are taken as given.',
+  )
+  figure = Figure(
+    'The gap by severity',
+    panels,
+    'TL+KD minus TL accuracy by severity, with its straight line; '
+    + '; '.join(texts)
+    + '.',
+    Table('Gap by severity', ['set', 'severity', 'gap'], data, source),
+  )
+  return [table, figure]
+
+
+def _trend(found: dict[str, float]) -> str:
+  if found['low'] > 0:
+    return 'moves in favour of TL+KD'
+  if found['high'] < 0:
+    return 'moves in favour of TL'
+  return 'no clear trend'
+
+
+def _by_corruption(cells, names, source) -> Figure:
+  panels, rows = [], []
+  severities = [0, *SEVERITIES]
+  for name in names:
+    lines = {}
+    for arm, found in cells.items():
+      errors = [
+        _error(found[degradation.CLEAN if s == 0 else (name, s)])
+        for s in severities
+      ]
+      lines[arm] = (severities, [1 - e for e in errors])
+    panels.append(
+      plots.lines(
+        name.replace('_', ' '),
+        lines,
+        x_label='',
+        y_label='',
+        small=True,
+        whole_x=True,
+        y_range=(0, 1),
+      )
+    )
+    rows += [
+      [name, s, LABELS[arm], y]
+      for arm, (_, ys) in lines.items()
+      for s, y in zip(severities, ys, strict=True)
+    ]
+  return Figure(
+    'Accuracy by corruption and severity',
+    panels,
+    'Top-1 accuracy (0 to 1) against severity 0 (as it is) to 5, one panel per '
+    'corruption.',
+    Table(
+      'Accuracy by corruption',
+      ['corruption', 'severity', 'model', 'top-1'],
+      rows,
+      source,
+    ),
+    legend=plots.legend(list(cells), LABELS),
+    narrow=True,
+  )

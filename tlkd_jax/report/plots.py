@@ -1,0 +1,299 @@
+"""Charts as SVG texts that take the page's own text colour.
+
+Matplotlib draws; texts stay texts. Ink is drawn in a colour that is replaced by
+`currentColor`, so that one figure is legible on a light and on a dark page, and
+every id is made unique so that many figures can stand in one document.
+"""
+
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use('svg')
+
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import ticker  # noqa: E402
+
+# Legible on white and on near-black, told apart by the colour-blind.
+COLOURS = {'teacher': '#9a78d0', 'tl': '#3f8fd8', 'kd': '#e0812a'}
+DASHES = {'teacher': (1, 1.5), 'tl': (4, 1.5), 'kd': ()}
+MARKERS = {'teacher': '^', 'tl': 's', 'kd': 'o'}
+_INK, _GRID = '#010203', '#010204'
+_SIZE = (3.7, 2.75)
+_SMALL = (2.15, 1.75)
+_numbers = itertools.count()
+
+_STYLE = {
+  'svg.fonttype': 'none',
+  'font.family': 'sans-serif',
+  'font.sans-serif': ['DejaVu Sans'],
+  'font.size': 9,
+  'axes.titlesize': 9.5,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.edgecolor': _INK,
+  'axes.labelcolor': _INK,
+  'axes.titlecolor': _INK,
+  'text.color': _INK,
+  'xtick.color': _INK,
+  'ytick.color': _INK,
+  'axes.grid': True,
+  'grid.color': _GRID,
+  'grid.alpha': 0.16,
+  'axes.axisbelow': True,
+  'lines.linewidth': 1.8,
+  'figure.facecolor': 'none',
+  'axes.facecolor': 'none',
+}
+
+
+def legend(arms: Sequence[str], labels: dict[str, str]):
+  """Entries of a figure's legend for the arms' lines."""
+  return [
+    (labels[a], COLOURS[a], ' '.join(f'{3 * d:g}' for d in DASHES[a]))
+    for a in arms
+  ]
+
+
+def _draw(draw, title: str, *, size=_SIZE, **labels) -> str:
+  """Runs draw(axes) and returns the panel's SVG with `title` as its name."""
+  number = next(_numbers)
+  with matplotlib.rc_context(_STYLE | {'svg.hashsalt': str(number)}):
+    figure, axes = plt.subplots(figsize=size, layout='constrained')
+    try:
+      draw(axes)
+      axes.set(title=title, **labels)
+      file = io.StringIO()
+      figure.savefig(
+        file, format='svg', transparent=True, metadata={'Date': None}
+      )
+    finally:
+      plt.close(figure)
+  return _inline(file.getvalue(), f'f{number}', title)
+
+
+def _inline(svg: str, name: str, title: str) -> str:
+  """An SVG file as an element of a page."""
+  svg = svg[svg.index('<svg') :]
+  svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.S)
+  svg = svg.replace(_INK, 'currentColor').replace(_GRID, 'currentColor')
+  svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+  svg = re.sub(r'url\(#([^)]+)\)', rf'url(#{name}-\1)', svg)
+  svg = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{name}-\1"', svg)
+  svg = re.sub(r' (?:d|x|y|transform)="[^"]*"', _rounded, svg)
+  svg = re.sub(r' (width|height)="[\d.]+pt"', '', svg, count=2)
+  label = title.replace('&', '&amp;').replace('"', '&quot;')
+  label = label.replace('<', '&lt;')
+  return svg.replace('<svg', f'<svg role="img" aria-label="{label}"', 1)
+
+
+def _rounded(attribute: re.Match) -> str:
+  """Coordinates to hundredths of a point, which is more than can be seen."""
+  return re.sub(r'(\d\.\d{2})\d+', r'\1', attribute.group())
+
+
+def _line(axes, arm: str, x, y, *, band=None, marker=True, **options):
+  colour = COLOURS[arm]
+  style: Any = (0, DASHES[arm]) if DASHES[arm] else '-'
+  axes.plot(
+    x,
+    y,
+    color=colour,
+    linestyle=style,
+    marker=MARKERS[arm] if marker else None,
+    markersize=4,
+    **options,
+  )
+  if band is not None:
+    axes.fill_between(x, *band, color=colour, alpha=0.18, linewidth=0)
+
+
+def lines(
+  title: str,
+  curves: dict[str, tuple[Sequence[float], Sequence[float]]],
+  *,
+  x_label: str,
+  y_label: str,
+  bands: dict[str, tuple] | None = None,
+  markers: bool = True,
+  small: bool = False,
+  y_range: tuple[float, float] | None = None,
+  log_x: bool = False,
+  whole_x: bool = False,
+) -> str:
+  """One line per arm: {arm: (x, y)}; bands: {arm: (low, high)}."""
+
+  def draw(axes):
+    for arm, (x, y) in curves.items():
+      band = (bands or {}).get(arm)
+      _line(axes, arm, x, y, band=band, marker=markers)
+    if y_range:
+      axes.set_ylim(*y_range)
+    if log_x:
+      axes.set_xscale('log')
+      ticks = sorted({v for x, _ in curves.values() for v in x})
+      axes.set_xticks(ticks, [f'{v:g}' for v in ticks])
+      axes.minorticks_off()
+    elif whole_x:
+      axes.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
+    else:
+      axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
+
+  size = _SMALL if small else _SIZE
+  return _draw(draw, title, size=size, xlabel=x_label, ylabel=y_label)
+
+
+def reliability(title: str, arm: str, bins: dict[str, np.ndarray]) -> str:
+  """Accuracy of each confidence bin, with how full it is."""
+  lower, upper = np.asarray(bins['lower']), np.asarray(bins['upper'])
+  count = np.asarray(bins['count'], np.float64)
+  accuracy = np.asarray(bins['accuracy'], np.float64)
+  confidence = np.asarray(bins['confidence'], np.float64)
+  full = count > 0
+
+  def draw(axes):
+    share = count / count.sum()
+    axes.bar(
+      lower[full],
+      share[full],
+      width=(upper - lower)[full],
+      align='edge',
+      color=_INK,
+      alpha=0.12,
+      linewidth=0,
+    )
+    axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=':')
+    axes.vlines(
+      confidence[full],
+      confidence[full],
+      accuracy[full],
+      color=COLOURS[arm],
+      alpha=0.45,
+    )
+    axes.plot(
+      confidence[full],
+      accuracy[full],
+      color=COLOURS[arm],
+      marker=MARKERS[arm],
+      markersize=4,
+      linewidth=1,
+    )
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+
+  return _draw(draw, title, xlabel='confidence', ylabel='accuracy')
+
+
+def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> str:
+  """Share of each true class (rows) that went to each predicted class."""
+  counts = np.asarray(counts, np.float64)
+  shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+  number = len(shares)
+
+  def draw(axes):
+    axes.imshow(shares, cmap='Blues', vmin=0, vmax=1, aspect='equal')
+    axes.grid(False)
+    if number <= 12:
+      for i, j in np.ndindex(number, number):
+        if counts[i, j]:
+          axes.text(
+            j,
+            i,
+            f'{int(counts[i, j])}',
+            ha='center',
+            va='center',
+            fontsize=8 if number <= 8 else 6.5,
+            color='#ffffff' if shares[i, j] > 0.5 else '#17324d',
+          )
+    if number <= 20:
+      short = [n if len(n) <= 11 else n[:10] + '…' for n in names]
+      axes.set_xticks(range(number), short, rotation=50, ha='right')
+      axes.set_yticks(range(number), short)
+
+  return _draw(
+    draw, title, size=(3.7, 3.5), xlabel='predicted', ylabel='true class'
+  )
+
+
+def scatter(title: str, places: np.ndarray, labels: np.ndarray) -> str:
+  """Points in the plane, coloured by class."""
+  number = int(labels.max()) + 1
+  table = matplotlib.colormaps['tab10' if number <= 10 else 'turbo']
+
+  def draw(axes):
+    for k in np.unique(labels):
+      own = labels == k
+      colour = table(int(k)) if number <= 10 else table(k / (number - 1))
+      axes.scatter(
+        places[own, 0],
+        places[own, 1],
+        s=9,
+        color=colour,
+        alpha=0.8,
+        linewidths=0,
+      )
+    axes.set(xticks=[], yticks=[])
+
+  return _draw(draw, title)
+
+
+def class_colours(number: int) -> list[str]:
+  """The colours that `scatter` gives to classes 0 .. number - 1."""
+  table = matplotlib.colormaps['tab10' if number <= 10 else 'turbo']
+  picked = [
+    table(k) if number <= 10 else table(k / (number - 1)) for k in range(number)
+  ]
+  return [matplotlib.colors.to_hex(colour) for colour in picked]
+
+
+def gaps(
+  title: str, severities, values, line: tuple[float, float], y_label: str
+) -> str:
+  """A gap by severity with its straight line (intercept, slope)."""
+  severities = np.asarray(severities, np.float64)
+
+  def draw(axes):
+    axes.axhline(0, color=_INK, linewidth=0.8)
+    axes.bar(severities, values, width=0.6, color=COLOURS['kd'], alpha=0.55)
+    axes.plot(severities, line[0] + line[1] * severities, color=_INK, lw=1.2)
+
+  return _draw(draw, title, xlabel='severity', ylabel=y_label)
+
+
+def intervals(
+  title: str, names: Sequence[str], rows: Sequence[tuple], x_label: str
+) -> str:
+  """Points with intervals, one line each: rows of (value, low, high)."""
+  values = np.array(rows, np.float64).reshape(-1, 3)
+  places = np.arange(len(values))[::-1]
+
+  def draw(axes):
+    axes.axvline(0, color=_INK, linewidth=0.8)
+    known = ~np.isnan(values[:, 1])
+    axes.hlines(
+      places[known],
+      values[known, 1],
+      values[known, 2],
+      color=COLOURS['kd'],
+      lw=2,
+    )
+    axes.plot(values[:, 0], places, 'o', color=COLOURS['kd'], markersize=5)
+    short = [n if len(n) <= 34 else n[:33] + '…' for n in names]
+    axes.set_yticks(places, short)
+    axes.set_ylim(-0.7, len(values) - 0.3)
+
+  height = 1.0 + 0.27 * len(values)
+  return _draw(draw, title, size=(5.2, height), xlabel=x_label)
+
+
+def heat_overlay(
+  image: np.ndarray, heat: np.ndarray, weight: float = 0.5
+) -> np.ndarray:
+  """An image uint8 [H, W, 3] under a map in 0..1 [H, W]; uint8."""
+  colours = matplotlib.colormaps['turbo'](np.clip(heat, 0, 1))[..., :3] * 255
+  mixed = (1 - weight) * image + weight * colours
+  return np.clip(mixed, 0, 255).astype(np.uint8)

@@ -1,0 +1,127 @@
+"""The course of training: accuracy against epochs, seconds and images."""
+
+from typing import Any
+
+from tlkd_jax.report import plots
+from tlkd_jax.report.blocks import Figure, Section, Table
+from tlkd_jax.report.context import Context
+from tlkd_jax.report.runs import LABELS, Run
+
+
+def section(context: Context) -> Section:
+  """Validation accuracy of each arm by three measures of effort."""
+  runs = {r.arm: r for r in context.pair.arms}
+  before = {'tl': _nothing(), 'kd': _spent(runs.get('teacher'))}
+  before['teacher'] = _nothing()
+  tables: dict[str, list[dict[str, float]]] = {
+    arm: course(run, before[arm]) for arm, run in runs.items()
+  }
+  panels, rows = [], []
+  for key, label in (
+    ('epoch', 'epochs'),
+    ('seconds', "seconds, the teacher's included"),
+    ('images', 'images through a network'),
+  ):
+    shown = {
+      arm: ([r[key] for r in table], [r['top1'] for r in table])
+      for arm, table in tables.items()
+      if table
+    }
+    if shown:
+      panels.append(
+        plots.lines(
+          f'Validation accuracy by {key}',
+          shown,
+          x_label=label,
+          y_label='top-1 on validation',
+        )
+      )
+  for arm, table in tables.items():
+    rows += [
+      [LABELS[arm], int(r['step'])]
+      + [r[k] for k in ('epoch', 'seconds', 'images', 'top1', 'nll')]
+      for r in table
+    ]
+  source = ', '.join(
+    context.source('metrics.jsonl', arms=[arm]) for arm in tables
+  )
+  columns = ['model', 'step', 'epoch', 'seconds', 'images', 'top-1', 'NLL']
+  figure = Figure(
+    'Learning curves',
+    panels,
+    'Validation accuracy of each model by epochs, by seconds of training, and '
+    'by images that went forward through a network. Seconds and images of '
+    "TL+KD start where the teacher's own fine-tuning ended.",
+    Table('Validation by step', columns, rows, source),
+    legend=plots.legend(list(tables), LABELS),
+    note='An image that student and teacher both see counts twice. Seconds '
+    'are wall-clock of this machine at that time, compilation included.',
+  )
+  cost = [
+    [LABELS[arm], table[-1]['seconds'], table[-1]['images'], table[-1]['top1']]
+    for arm, table in tables.items()
+    if table
+  ]
+  totals = Table(
+    'What it cost',
+    ['model', 'seconds', 'images', 'last top-1 on validation'],
+    cost,
+    source,
+    "TL+KD with its teacher's fine-tuning, which can be shared by many "
+    'students.',
+  )
+  return Section('training', 'Training', [figure, totals])
+
+
+def course(run: Run, before: dict[str, float]) -> list[dict[str, float]]:
+  """Validation rows with `epoch`, `seconds` and `images` spent until then.
+
+  Args:
+    run: the run.
+    before: `seconds` and `images` that were spent before it began.
+  """
+  seconds: dict[int, float] = {}
+  found = []
+  batch = int(run.config['batch_size'])
+  for row in run.rows():
+    step = row['step']
+    if 'seconds' in row:
+      seconds[step] = row['seconds']
+    if row['split'] != 'validation' or 'top1' not in row:
+      continue
+    images = step * batch
+    found.append(
+      {
+        'step': step,
+        'epoch': images / max(run.summary['num_train'], 1),
+        'seconds': before['seconds'] + seconds.get(step, float('nan')),
+        'images': before['images'] + images + _teacher_images(run, images),
+        'top1': row['top1'],
+        'nll': row['nll'],
+      }
+    )
+  return found
+
+
+def _teacher_images(run: Run, images: int) -> int:
+  """Images that the teacher saw while the student saw `images`."""
+  if run.arm != 'kd':
+    return 0
+  config: dict[str, Any] = run.config
+  if config.get('targets.mode') == 'cached':
+    views = int(config['targets.views'])
+    return min(images, views * int(run.summary['num_train']))
+  return images
+
+
+def _nothing() -> dict[str, float]:
+  return {'seconds': 0.0, 'images': 0.0}
+
+
+def _spent(teacher: Run | None) -> dict[str, float]:
+  """What a teacher's own fine-tuning cost; nothing if it is not known."""
+  if teacher is None:
+    return _nothing()
+  table = course(teacher, _nothing())
+  images = table[-1]['images'] if table else 0.0
+  return {'seconds': float(teacher.summary['seconds']), 'images': images}
