@@ -238,16 +238,9 @@ def _seed_blocks(judged: list[Judged], out) -> list:
       for run in (pair.tl, pair.kd)
     )
   )
-  table = Table(
-    'Paired by seed: TL+KD minus TL on test',
-    columns,
-    rows,
-    source,
-    "Means over seeds. The interval is Student's over the paired "
-    "differences; p is the exact sign-flip test's, corrected (Holm) over "
-    'settings for the verdict only. Smaller is better for nll, brier, ece, '
-    'aurc.',
-  )
+  title = 'Paired by seed: TL+KD minus TL on test'
+  note = 'Smaller is better for nll, brier, ece, aurc.' + several * _SEVERAL
+  table = Table(title, columns, rows, source, note)
   blocks: list = [table]
   if len(judged) > 1:
     blocks.append(

@@ -45,6 +45,8 @@ white-space:nowrap}
 th:first-child,td:first-child,td.text,th.text{text-align:left}
 td.wrap{white-space:normal;min-width:16ch}
 tr:last-child td{border-bottom:0}
+td:first-child{position:sticky;left:0;background:var(--card)}
+thead th:first-child{left:0;z-index:1}
 thead th{background:var(--head);position:sticky;top:0}
 th button{font:inherit;font-weight:600;color:inherit;background:none;border:0;
 padding:0;cursor:pointer;text-align:inherit}
