@@ -11,7 +11,7 @@ import pathlib
 
 import ml_collections
 
-from configs import base, common
+from configs import base, common, methods
 
 # Data set -> train sizes, and what differs from configs/base.py.
 DATASETS = {
@@ -89,7 +89,8 @@ def get_config(arg: str | None = None):
 
   Args:
     arg: `dataset=NAME,arms=GROUP,student=MODEL,teacher=MODEL,smoke`, in any
-      order; GROUP is 'all' or 'grid'.
+      order; GROUP is 'all', 'grid' or
+      'methods' (configs/methods.py).
   """
   options = common.parse_arg(
     arg,
@@ -99,10 +100,10 @@ def get_config(arg: str | None = None):
     teacher='',
     smoke=False,
   )
-  groups = {'all': ARMS, 'grid': _grid()}
+  groups = {'all': ARMS, 'grid': _grid(), 'methods': methods.arms()}
   if options['arms'] not in groups:
     raise ValueError(
-      f'config argument arms={options["arms"]!r}; accepted: all, grid'
+      f'config argument arms={options["arms"]!r}; accepted: all, grid, methods'
     )
   passed = ('dataset', 'student', 'teacher', 'smoke')
   text = [f'{name}={options[name]}' for name in passed if options[name] != '']
