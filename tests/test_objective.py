@@ -185,6 +185,21 @@ def test_a_sum_of_losses_with_weights_at_the_step():
   assert metrics['loss'] == pytest.approx(total, rel=1e-5)
 
 
+def test_losses_that_couple_the_batch_see_all_of_it():
+  """Four devices give the value of one: the batch is the global one."""
+  weight = optax.constant_schedule(1.0)
+  terms = tuple(Term(name, weight, {}) for name in ('rkd', 'dist', 'pkt'))
+  loss_sum = Objective(1.0, 0.0, terms)
+  one, four = (
+    one_step(
+      loss_sum, make_batch(), teachers=1, mesh=sharding.make_mesh(devices)
+    )
+    for devices in (1, 4)
+  )
+  for name, value in one.items():
+    assert four[name] == pytest.approx(value, rel=2e-4), name
+
+
 def test_temperature_is_that_of_the_step():
   term = dataclasses.replace(kd(), temperature=lambda step: 2.0 + step)
   scheduled = one_step(Objective(1.0, 0.0, (term,)), make_batch(), teachers=1)
