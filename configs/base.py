@@ -40,6 +40,11 @@ def get_base(arg: str | None, arm: str) -> ml_collections.ConfigDict:
   # 'frozen' statistics | 'train' | 'stochastic' (StochNorm).
   config.batch_norm = 'frozen'
   config.compute_dtype = 'float32'  # 'float32' | 'bfloat16'.
+  # Before the first step, compare what it needs with the memory there is.
+  config.memory_check = True
+  # What the backward pass computes again rather than keeps: 'none', or of the
+  # student's 'blocks' all but their inputs. XLA on CPU saves nothing by it.
+  config.remat = 'none'
   config.label_smoothing = 0.1  # Of the hard loss.
   config.ema_decay = 0.0  # Moving average of the weights; 0 is off.
   config.log_every_steps = 10  # Training metrics are averaged and written.

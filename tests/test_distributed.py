@@ -42,7 +42,7 @@ def finish(processes) -> list[str]:
 
 
 def test_two_processes_equal_one(start_main, cache_dir, compare_run, tmp_path):
-  """TL+KD with BatchNorm statistics of the global batch.
+  """TL+KD on stored targets with BatchNorm statistics of the global batch.
 
   One of the two is asked to stop, both save and end, and both resume. What is
   left of a difference is the order of the sums over the batch: 1e-5.
@@ -54,6 +54,10 @@ def test_two_processes_equal_one(start_main, cache_dir, compare_run, tmp_path):
     log_every_steps=10,
     eval_every_steps=10,
     batch_norm='train',
+    targets__mode='cached',
+    targets__views=2,
+    targets__dtype='float32',
+    targets__dir=str(tmp_path / 'targets'),
     teacher__checkpoint=str(compare_run / 'teacher'),
   )
   one = start_main(*arguments, f'--workdir={tmp_path / "one"}')

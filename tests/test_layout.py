@@ -21,6 +21,7 @@ ORDER = (
   ('optimizers',),
   ('train_state',),
   ('objective', 'transfer'),
+  ('memory',),
   ('train_step',),
   ('target_store',),
   ('targets',),

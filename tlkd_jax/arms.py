@@ -23,6 +23,7 @@ from tlkd_jax.errors import UserError, as_user_errors, unknown_name
 from tlkd_jax.evaluation.metrics import METRICS
 from tlkd_jax.report import tables
 from tlkd_jax.train import fine_tune
+from tlkd_jax.train_step import REMAT
 
 ARMS = ('teacher', 'tl', 'kd', 'compare')
 _LEAST = {
@@ -109,6 +110,8 @@ def check_values(config: Any) -> None:
   build.batch_chance(config)
   build.make_mixing(config)
   transfer.make_transfer(config)
+  if config.remat not in REMAT:
+    raise unknown_name('remat', config.remat, REMAT)
   if config.best_metric not in METRICS:
     raise unknown_name('best_metric', config.best_metric, METRICS)
   for name, least in _LEAST.items():

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 
 from tlkd_jax import (
   build,
+  memory,
   objective,
   optimizers,
   sharding,
@@ -134,6 +136,7 @@ def _build(config, workdir, dataset, mesh):
     batch_chance=build.batch_chance(config),
     head_only=config.optimizer.train_only == 'head',
     ema_decay=config.ema_decay,
+    remat=config.remat,
   )
   eval_step = train_step.make_eval_step(learner.view, mesh)
   start = starting_point.load(config, kept, learner, dataset, mesh)
@@ -220,13 +223,34 @@ def _train_batches(run: Run, progress: _Progress):
   return batches
 
 
+def _one_ahead(batches, mesh: Mesh) -> Iterator[tuple[Any, Any]]:
+  """(batch on the devices, where to go on after it).
+
+  The next batch is sent before this one is used, so that it is there when the
+  devices are done.
+  """
+  ahead = None
+  for batch in batches:
+    upcoming = sharding.shard_batch(batch, mesh), batches.get_state()
+    if ahead is not None:
+      yield ahead
+    ahead = upcoming
+  if ahead is not None:
+    yield ahead
+
+
 def _steps(run, state, progress, checkpoints, batches, writer, shown, stop):
   config = run.config
   constants = make_constants(run)
+  ahead = _one_ahead(batches, run.mesh)
   pending: list[dict[str, Any]] = list(progress.pending)
   clock = time.monotonic() - progress.seconds
-  for number in range(int(state.step) + 1, run.num_steps + 1):
-    batch = sharding.shard_batch(next(batches), run.mesh)
+  first = int(state.step) + 1
+  for number in range(first, run.num_steps + 1):
+    batch, position = next(ahead)
+    if config.memory_check and number == first:
+      with as_user_errors():
+        memory.check(run.step, (state, constants), batch, run.mesh)
     with jax.transfer_guard('disallow'):
       state, metrics = run.step(state, constants, batch)
     pending.append(metrics)
@@ -248,7 +272,7 @@ def _steps(run, state, progress, checkpoints, batches, writer, shown, stop):
     if evaluating:
       _evaluate(run, state, progress, number, writer, checkpoints, shown)
     if evaluating or stopping:
-      progress.data = batches.get_state()
+      progress.data = position
       progress.pending = pending
       progress.images = number * config.batch_size
       checkpoints.save(state, dataclasses.asdict(progress))

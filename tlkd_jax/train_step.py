@@ -28,6 +28,9 @@ from tlkd_jax.train_state import TrainState
 from tlkd_jax.transfer import Transfer, penalty
 
 Array = jax.Array
+# What the backward pass computes again.
+REMAT = ('none', 'blocks')
+
 Mixing = Callable[[Array, Array, Array], tuple[Array, Array]]
 # Sets the keys of mixing apart from those of dropout.
 _MIXING = 2**31 - 1
@@ -65,6 +68,7 @@ def make_train_step(
   batch_chance: float = 1.0,
   head_only: bool = False,
   ema_decay: float = 0.0,
+  remat: str = 'none',
 ) -> Callable:
   """Builds the update.
 
@@ -85,6 +89,8 @@ def make_train_step(
     batch_chance: see models.layers.Mode.
     head_only: no gradient flows into the student's backbone.
     ema_decay: of the weight average; used when state.ema is not empty.
+    remat: of the student, one of REMAT: for the backward pass keep
+      everything, or the inputs of its blocks and compute the rest again.
 
   Returns:
     step(state, constants, batch) -> (state, metrics): state donated;
@@ -107,6 +113,7 @@ def make_train_step(
       norm_train=norm_train,
       key=key,
       batch_chance=batch_chance,
+      remat=remat == 'blocks',
     )
     hard = supervised.soft_cross_entropy(outputs['logits'], soft_labels)
     loss = objective.hard_weight * hard

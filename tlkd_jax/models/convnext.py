@@ -111,7 +111,7 @@ class ConvNeXt(nnx.Module):
     for i, stage in enumerate(self.stages):
       x = x if i == 0 else self.downsamples[i - 1](x)
       for block in stage:
-        x = block(x, mode)
+        x = layers.run_block(block, x, mode)
       features[f'stage{i + 1}'] = x
     pooled = self.norm(x.mean((1, 2)))
     logits = self.head(layers.dropout(pooled, self.dropout, mode))

@@ -100,7 +100,7 @@ class DenseNet(nnx.Module):
       if i > 0:
         x = self.transitions[i - 1](x, mode)
       for layer in stage:
-        x = layer(x, mode)
+        x = layers.run_block(layer, x, mode)
       features[f'stage{i + 1}'] = x
     pooled = jax.nn.relu(self.norm(x, mode)).mean((1, 2))
     logits = self.head(layers.dropout(pooled, self.dropout, mode))

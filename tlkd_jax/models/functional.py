@@ -55,6 +55,7 @@ class Model:
     norm_train: bool = False,
     key: Array | None = None,
     batch_chance: float = 1.0,
+    remat: bool = False,
   ) -> tuple[dict[str, Any], Tree]:
     """Runs the model on normalised images.
 
@@ -67,6 +68,7 @@ class Model:
       norm_train: BatchNorm uses and updates batch statistics.
       key: for dropout; needed when train and a rate is positive.
       batch_chance: see layers.Mode; below 1 needs the key.
+      remat: gradients compute the inside of each block again.
 
     Returns:
       ({'logits': [B, K] in the parameters' dtype, 'pre_logits': [B, D],
@@ -81,6 +83,7 @@ class Model:
       norm_train=norm_train,
       rngs=rngs,
       batch_chance=batch_chance,
+      remat=remat,
     )
     outputs = module(images, mode)
     dtype = jax.tree.leaves(params)[0].dtype

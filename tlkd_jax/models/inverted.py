@@ -212,7 +212,7 @@ class InvertedResidualNet(nnx.Module):
     features = {}
     for i, stage in enumerate(self.blocks):
       for block in stage:
-        x = block(x, mode)
+        x = layers.run_block(block, x, mode)
       features[f'stage{i + 1}'] = x
     pooled = self.neck(x, mode).mean((1, 2))
     if self.hidden is not None:

@@ -34,15 +34,30 @@ class Mode:
     rngs: the source of dropout keys; needed when `train` and a rate is > 0.
     batch_chance: with norm_train, the chance of a channel to be normalised by
       the batch and not by the running statistics; below 1 it needs `rngs`.
+    remat: of each block only the input is kept for the backward pass, which
+      computes the rest again.
   """
 
   train: bool = False
   norm_train: bool = False
   rngs: nnx.Rngs | None = None
   batch_chance: float = 1.0
+  remat: bool = False
 
 
 EVAL = Mode()
+
+
+def run_block(block: nnx.Module, x: Array, mode: Mode) -> Array:
+  """block(x, mode), rematerialised where the mode says so."""
+  if not mode.remat:
+    return block(x, mode)
+
+  @nnx.remat
+  def forward(block, x, rngs):
+    return block(x, dataclasses.replace(mode, rngs=rngs))
+
+  return forward(block, x, mode.rngs)
 
 
 @jax.custom_jvp

@@ -150,7 +150,7 @@ class ResNet(nnx.Module):
     features = {}
     for i, stage in enumerate(self.stages):
       for block in stage:
-        x = block(x, mode)
+        x = layers.run_block(block, x, mode)
       features[f'stage{i + 1}'] = x
     pooled = x.mean((1, 2))
     logits = self.head(layers.dropout(pooled, self.dropout, mode))

@@ -84,7 +84,7 @@ class VGG(nnx.Module):
     features = {}
     for i, stage in enumerate(self.stages):
       for block in stage:
-        x = block(x, mode)
+        x = layers.run_block(block, x, mode)
       x = layers.max_pool(x, 2, 2)
       features[f'stage{i + 1}'] = x
     height, width = x.shape[1:3] if self.sliding else (_GRID, _GRID)

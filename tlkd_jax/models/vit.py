@@ -154,7 +154,7 @@ class VisionTransformer(nnx.Module):
     features = {}
     quarter = self.design.depth // 4
     for i, block in enumerate(self.blocks):
-      x = block(x, mode)
+      x = layers.run_block(block, x, mode)
       if (i + 1) % quarter == 0:
         grid = x[:, prefix:].reshape(x.shape[0], h, w, -1)
         features[f'stage{(i + 1) // quarter}'] = grid
