@@ -309,3 +309,4 @@ def test_notebook_runs_from_top_to_bottom(tmp_path):
   assert result.returncode == 0, result.stderr
   assert 'TL+KD' in result.stdout
   assert (checkout / 'runs/colab/kd/summary.json').exists()
+  assert (checkout / 'report/index.html').exists()

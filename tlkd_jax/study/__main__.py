@@ -56,8 +56,8 @@ def _study() -> None:
     # This process only looks on; the devices belong to the workers.
     jax.config.update('jax_platforms', 'cpu')
   command_line.use_compilation_cache(_CACHE.value)
+  from tlkd_jax.study import pages, results, workers
   from tlkd_jax.study import plan as plans
-  from tlkd_jax.study import results, workers
 
   config, root = _CONFIG.value, pathlib.Path(_WORKDIR.value)
   if 'study' not in config:
@@ -73,7 +73,10 @@ def _study() -> None:
     _run(config, mine, root)
   if _WORKER.value:
     return
-  results.write(root, config)
+  rows = results.write(root, config)
+  if rows:
+    print(pages.write(root, rows, config.study))
+    print(f'The report: {root / "index.html"}')
   failed = [
     f'{cell.name}: {state}'
     for cell, state in workers.states(mine, root).items()
