@@ -2,8 +2,9 @@
 
   python -m benchmarks.torch_training JOB.json RESULT.json
 
-JPEGs through torchvision's transforms in DataLoader workers, channels_last,
-fused AdamW, the teacher under no_grad in every step. `benchmarks.end_to_end`
+JPEGs through Pillow in DataLoader workers (the operations of torchvision's
+transforms, without needing torchvision), channels_last, fused AdamW, the
+teacher under no_grad in every step. `benchmarks.end_to_end`
 writes the job and reads the result.
 """
 
@@ -15,9 +16,9 @@ import time
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from torchvision import datasets, transforms
+from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import torch_models
 from tlkd_jax import allocator, models
@@ -49,32 +50,64 @@ def load_twin(path: str, name: str, classes: int) -> torch.nn.Module:
   return net
 
 
+class Folder(Dataset):
+  """JPEGs in class folders, cropped, normalised, [3, S, S] float32."""
+
+  def __init__(self, root: pathlib.Path, job: dict, train: bool):
+    self.classes = sorted(p.name for p in root.iterdir())
+    self.files = sorted(root.rglob('*.jpg'))
+    self.size, self.train = job['image_size'], train
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in job['normalize'])
+    self.mean, self.std = mean, std
+
+  def __len__(self) -> int:
+    return len(self.files)
+
+  def __getitem__(self, i: int):
+    image = Image.open(self.files[i]).convert('RGB')
+    if self.train:
+      image = image.resize((self.size, self.size), 2, random_box(*image.size))
+      if torch.rand(()) < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    else:
+      image = self._centre(image)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+    label = self.classes.index(self.files[i].parent.name)
+    return (pixels - self.mean) / self.std, label
+
+  def _centre(self, image):
+    short = round(self.size / 0.875)
+    scale = short / min(image.size)
+    image = image.resize([round(n * scale) for n in image.size], 3)
+    left, top = ((n - self.size) // 2 for n in image.size)
+    return image.crop((left, top, left + self.size, top + self.size))
+
+
+def random_box(width: int, height: int) -> tuple[float, ...]:
+  """The box of an Inception crop (Szegedy et al. 2015), area 0.35 to 1."""
+  for _ in range(10):
+    area = width * height * (0.35 + 0.65 * float(torch.rand(())))
+    ratio = math.exp(math.log(3 / 4) * (1 - 2 * float(torch.rand(()))))
+    w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+    if w <= width and h <= height:
+      left = (width - w) * float(torch.rand(()))
+      top = (height - h) * float(torch.rand(()))
+      return left, top, left + w, top + h
+  side = min(width, height)
+  left, top = (width - side) / 2, (height - side) / 2
+  return left, top, left + side, top + side
+
+
 def loaders(job: dict) -> dict[str, DataLoader]:
   """Train, validation and test batches of the folder."""
-  size, (mean, std) = job['image_size'], job['normalize']
-  last = [
-    transforms.ToTensor(),
-    transforms.Normalize([m / 255 for m in mean], [s / 255 for s in std]),
-  ]
-  cubic = transforms.InterpolationMode.BICUBIC
-  train = [
-    transforms.RandomResizedCrop(size, scale=(0.35, 1.0)),
-    transforms.RandomHorizontalFlip(),
-  ]
-  evaluate = [
-    transforms.Resize(round(size / 0.875), cubic),
-    transforms.CenterCrop(size),
-  ]
   result = {}
   for split in ('train', 'validation', 'test'):
-    steps = train if split == 'train' else evaluate
+    train = split == 'train'
     result[split] = DataLoader(
-      datasets.ImageFolder(
-        pathlib.Path(job['data']) / split, transforms.Compose(steps + last)
-      ),
+      Folder(pathlib.Path(job['data']) / split, job, train),
       batch_size=job['batch_size'],
-      shuffle=split == 'train',
-      drop_last=split == 'train',
+      shuffle=train,
+      drop_last=train,
       num_workers=job['workers'],
       persistent_workers=split != 'test',
     )

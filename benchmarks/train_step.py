@@ -7,11 +7,13 @@ forward, backward and a Nesterov SGD update with BatchNorm in train mode,
 `frozen_step` the same with frozen statistics, both in float32 on 1,000
 classes; `forward` is evaluation. The sides run in turn in one process, medians
 with minimum and maximum are quoted, compilation is left out. PyTorch is
-channels_last, eager (`torch`) and through torch.compile (`compiled`, unless
-`--no-compile`); each ratio is ours / the faster of the two.
+channels_last, eager (`torch`) and, but for the frozen step, through
+torch.compile (`compiled`, unless `--no-compile`); each ratio is ours / the
+faster of the two.
 
 `--model all` are the five that benchmarks/torch_models.py writes out,
-`--model families` one of every family, from torchvision.
+`--model families` one of every family, from torchvision, of which the build
+must match that of torch.
 
 Both sides run with `tlkd_jax.allocator`'s settings, as a training run does;
 `--default-malloc` leaves the C library as it is, for both. About 2 minutes a
@@ -132,8 +134,11 @@ def run(name: str, arguments: argparse.Namespace) -> dict:
     if not arguments.no_compile:
       sides['compiled'] = make(compiled=True)
   row = {'model': name, 'image_size': size, 'batch_size': batch}
-  for part in sides['ours']:
+  for part in filter(sides['ours'].__contains__, arguments.parts):
     functions = {side: parts[part] for side, parts in sides.items()}
+    if part == 'frozen_step':
+      # Spares another compilation.
+      functions.pop('compiled', None)
     times = measure(functions, arguments.repeats)
     for side, values in times.items():
       row[f'{part}_{side}_ms'] = round(statistics.median(values), 1)
@@ -141,7 +146,7 @@ def run(name: str, arguments: argparse.Namespace) -> dict:
         round(min(values), 1),
         round(max(values), 1),
       ]
-    others = [row[f'{part}_{side}_ms'] for side in sides if side != 'ours']
+    others = [row[f'{part}_{side}_ms'] for side in times if side != 'ours']
     if others:
       row[f'{part}_ratio'] = round(row[f'{part}_ours_ms'] / min(others), 3)
   return row
@@ -182,6 +187,7 @@ def main() -> None:
   parser.add_argument('--batch-size', type=int, default=32)
   parser.add_argument('--against', choices=['torch'], default=None)
   parser.add_argument('--no-compile', action='store_true')
+  parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
   parser.add_argument('--repeats', type=int, default=15)
   parser.add_argument('--default-malloc', action='store_true')
   parser.add_argument('--markdown', action='store_true')

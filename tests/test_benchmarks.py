@@ -18,7 +18,12 @@ def tiny_models():
 
 def test_train_step_without_torch():
   arguments = argparse.Namespace(
-    image_size=32, batch_size=4, against=None, no_compile=True, repeats=2
+    image_size=32,
+    batch_size=4,
+    against=None,
+    no_compile=True,
+    repeats=2,
+    parts=train_step.PARTS,
   )
   row = train_step.run('tiny', arguments)
   for part in train_step.PARTS:
