@@ -11,8 +11,8 @@ Each point is a process of its own. Axes:
 For each time the exponent e of size ** e is fitted to the upper half of the
 points, in logarithms: below 1 where a constant part dominates; above 1.1 is
 super-linear. The exponent of the process's peak memory, most of which is
-constant, is that of its increments. Prints one JSON line. About 6 minutes on two
-idle cores, `--quick` two.
+constant, is that of its increments. Prints one JSON line. About 6 minutes on
+two idle cores, `--quick` two.
 """
 
 import argparse
