@@ -30,6 +30,9 @@ from typing import Any
 
 from benchmarks import machine, train_step
 
+# Said once for an entry, above its table.
+_MACHINE = ('cpu', 'cores', 'python')
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -196,16 +199,23 @@ def _growth(rows: list[dict]) -> str:
 
 
 def _plain(rows: list[dict]) -> str:
-  """Scalar columns of like rows."""
-  names = [
-    key
-    for key, value in rows[0].items()
-    if isinstance(value, int | float | str) and key not in machine.versions()
-  ]
+  """Numbers and names of like rows; nested ones by their dotted path."""
+  flat = [_flatten(row) for row in rows]
+  names = list(flat[0])
   lines = [f'| {" | ".join(names)} |', '| --- ' * len(names) + '|']
-  for row in rows:
+  for row in flat:
     lines.append(f'| {" | ".join(str(row.get(n, "")) for n in names)} |')
   return '\n'.join(lines)
+
+
+def _flatten(row: dict, prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for key, value in row.items():
+    if isinstance(value, dict) and key != 'versions':
+      flat |= _flatten(value, f'{prefix}{key}.')
+    elif isinstance(value, int | float | str) and key not in _MACHINE:
+      flat[prefix + key] = value
+  return flat
 
 
 TABLES = {
