@@ -1,0 +1,140 @@
+"""What does the training loop add to the jitted step?
+
+  python -m benchmarks.loop_overhead [--model efficientnet_lite0 --steps 40]
+
+Runs the loop of tlkd_jax/train.py (batches from Grain, transfer to the device,
+metrics fetched every log_every_steps, progress, no evaluation, nothing saved)
+and the bare step on batches that are on the device already, in turn in one
+process. Prints one JSON line: medians with minimum and maximum in milliseconds
+per step, and `ratio`, the median over the rounds of loop / bare.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+
+import jax
+
+from configs import tl
+from tlkd_jax import allocator, build, sharding, train
+from tlkd_jax.checkpoints import Checkpoints
+from tlkd_jax.errors import Interrupted
+from tlkd_jax.progress import Progress
+
+
+class _StopAt:
+  """A stop request at one step, in place of a signal's."""
+
+  def __init__(self, step: int):
+    self._step = step
+
+  def requested(self, step: int) -> bool:
+    """Whether to stop now."""
+    return step == self._step
+
+
+class _Nowhere:
+  """Checkpoints and metrics that are not written."""
+
+  def save(self, state, progress) -> None:
+    """Does nothing."""
+
+  def write(self, step, split, values) -> None:
+    """Does nothing."""
+
+  def latest_step(self) -> None:
+    """There is none."""
+
+
+def make_run(model: str, image_size: int, batch_size: int, folder: str):
+  """A TL run on digits that never evaluates; (run, function of a new state)."""
+  config = tl.get_config(f'student={model}')
+  config.student.weights = 'scratch'
+  config.image_size = image_size
+  config.batch_size = batch_size
+  config.num_steps = 10**6
+  config.eval_every_steps = 10**6
+  dataset = build.load_dataset(config)
+  workdir = pathlib.Path(folder)
+  run, optimizer, extras = train._build(
+    config, workdir, dataset, sharding.make_mesh()
+  )
+  checkpoints = Checkpoints(workdir, 1)
+
+  def start():
+    return train._start(run, optimizer, extras, checkpoints)[0]
+
+  return run, start
+
+
+def time_loop(run, state, steps: int) -> float:
+  """Seconds of `steps` steps in the loop."""
+  progress = train._Progress()
+  batches = train._train_batches(run, progress)
+  shown = Progress('benchmark', 0, steps)
+  nowhere = _Nowhere()
+  start = time.perf_counter()
+  try:
+    train._steps(
+      run, state, progress, nowhere, batches, nowhere, shown, _StopAt(steps)
+    )
+  except Interrupted:
+    spent = time.perf_counter() - start
+  finally:
+    batches.close()
+    shown.close()
+  return spent
+
+
+def time_bare(run, state, steps: int) -> float:
+  """Seconds of `steps` jitted steps on batches that are on the device."""
+  constants = train.make_constants(run)
+  batches = train._train_batches(run, train._Progress())
+  ready = [sharding.shard_batch(next(batches), run.mesh) for _ in range(4)]
+  batches.close()
+  jax.block_until_ready((state, constants, ready))
+  start = time.perf_counter()
+  for number in range(steps):
+    state, metrics = run.step(state, constants, ready[number % len(ready)])
+  jax.block_until_ready((state, metrics))
+  return time.perf_counter() - start
+
+
+def main() -> None:
+  """Parses the command line and prints the row."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--model', default='efficientnet_lite0')
+  parser.add_argument('--image-size', type=int, default=64)
+  parser.add_argument('--batch-size', type=int, default=32)
+  parser.add_argument('--steps', type=int, default=40)
+  parser.add_argument('--rounds', type=int, default=5)
+  arguments = parser.parse_args()
+  allocator.keep_freed_memory()
+  with tempfile.TemporaryDirectory() as folder:
+    run, start = make_run(
+      arguments.model, arguments.image_size, arguments.batch_size, folder
+    )
+    run.config.memory_check = False
+    sides = {'loop': time_loop, 'bare': time_bare}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for side in sides.values():
+      side(run, start(), 2)
+    for _ in range(arguments.rounds):
+      for name, side in sides.items():
+        spent = side(run, start(), arguments.steps)
+        times[name].append(1e3 * spent / arguments.steps)
+  row = vars(arguments)
+  for name, values in times.items():
+    row[f'{name}_ms'] = round(statistics.median(values), 2)
+    row[f'{name}_min_max'] = [round(min(values), 2), round(max(values), 2)]
+  pairs = zip(times['loop'], times['bare'], strict=True)
+  row['ratio'] = round(statistics.median(a / b for a, b in pairs), 4)
+  row['target'] = 1.03
+  print(json.dumps(row))
+
+
+if __name__ == '__main__':
+  main()
