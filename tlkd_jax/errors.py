@@ -4,6 +4,9 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
 
+# A longer list is not read.
+_MOST_SHOWN = 40
+
 
 class UserError(Exception):
   """A mistake the user can mend: `main` prints it and exits with code 2."""
@@ -41,10 +44,15 @@ def as_user_errors() -> Iterator[None]:
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
   """The error for a name that is not in a dict, with the nearest that are."""
-  known = sorted(known)
+  # Sections before what is in them.
+  known = sorted(known, key=lambda name: (name.count('.'), name))
   near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
   if near:
     return ValueError(
       f'unknown {kind} {name!r}: did you mean {", ".join(near)}?'
     )
-  return ValueError(f'unknown {kind} {name!r}: known are {", ".join(known)}')
+  shown, more = known[:_MOST_SHOWN], len(known) - _MOST_SHOWN
+  dots = f', ... ({more} more)' if more > 0 else ''
+  return ValueError(
+    f'unknown {kind} {name!r}: known are {", ".join(shown)}{dots}'
+  )
