@@ -1,6 +1,6 @@
 """How long do all metrics of two models take, with their bootstrap intervals?
 
-  python benchmarks/metrics.py [--examples 10000 --classes 100]
+  python -m benchmarks.metrics [--examples 10000 --classes 100]
 
 Times the paired bootstrap of every metric (two models, 1,000 resamples) and,
 in the same run, what it replaces: METRICS on copied examples, for a few
