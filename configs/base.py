@@ -274,4 +274,4 @@ def _smoke(config: ml_collections.ConfigDict) -> None:
   config.batch_size = 8
   config.num_steps = 6
   config.log_every_steps = 2
-  config.eval_every_steps = 3
+  config.eval_every_steps = 6

@@ -78,6 +78,7 @@ def make_config(arm: str, cache_dir=None, loss: str = 'kd', **changes):
   config = base.get_base(f'smoke,student=tiny,loss={loss}', arm)
   flat = {
     'image_size': 16,
+    'eval_every_steps': 3,
     'teacher.name': 'tiny_teacher',
     'student.weights': 'scratch',
     'teacher.weights': 'scratch',
