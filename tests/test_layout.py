@@ -12,7 +12,7 @@ PACKAGE = ROOT / 'tlkd_jax'
 
 # A module imports from its own line and from those above it.
 ORDER = (
-  ('errors', 'allocator'),
+  ('errors', 'allocator', 'atomic'),
   ('command_line',),
   ('losses',),
   ('models',),

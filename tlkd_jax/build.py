@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from tlkd_jax import checkpoints, data, models, sharding
+from tlkd_jax.atomic import replace_text
 from tlkd_jax.data import augment, mixing, unlabelled
 from tlkd_jax.errors import unknown_name
 from tlkd_jax.models import loading, pretrained
@@ -252,9 +253,7 @@ def write_config(workdir: pathlib.Path, config: Any) -> None:
   path = workdir / 'config.json'
   if sharding.is_lead() and not path.exists():
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(json.loads(config.to_json()), indent=1))
-    temporary.replace(path)
+    replace_text(path, json.dumps(json.loads(config.to_json()), indent=1))
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Part:
 
   Attributes:
     key: of its summary: 'teacher', 'probe', 'assistant1', 'generation1', 'tl',
-      'kd', 'mutual'.
+      'kd'.
     workdir: of the run.
     config: of the run.
   """
@@ -38,7 +38,6 @@ _LABELS = {
   'probe': 'linear probe',
   'tl': 'TL',
   'kd': 'TL+KD',
-  'mutual': 'mutual',
 }
 
 
@@ -51,8 +50,8 @@ def plan(config: Any, workdir: pathlib.Path) -> list[Part]:
   """The runs of config.arm, each after those that it reads.
 
   Args:
-    config: locked configuration; config.arm is 'teacher', 'tl', 'kd',
-      'mutual' or 'compare'.
+    config: locked configuration; config.arm is 'teacher', 'tl', 'kd'
+      or 'compare'.
     workdir: of the command.
 
   Raises:
@@ -61,8 +60,6 @@ def plan(config: Any, workdir: pathlib.Path) -> list[Part]:
   _check(config)
   if config.arm == 'teacher':
     return [Part('teacher', workdir, config)]
-  if config.arm == 'mutual':
-    return [Part('mutual', workdir, config)]
   probe, config = _probe(config, workdir)
   if config.arm == 'tl':
     return [*probe, Part('tl', workdir, config)]

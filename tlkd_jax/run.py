@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tlkd_jax import build, sharding, targets, train_step
+from tlkd_jax.atomic import replace_text
 from tlkd_jax.checkpoints import abstract_like, read_model
 from tlkd_jax.data import Dataset, pipeline
 from tlkd_jax.errors import as_user_errors
@@ -124,7 +125,5 @@ def finish(run: Run, progress, summary_path: pathlib.Path) -> dict[str, Any]:
     'notes': list(run.dataset.notes),
   }
   if sharding.is_lead():
-    temporary = summary_path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(summary, indent=1))
-    temporary.replace(summary_path)
+    replace_text(summary_path, json.dumps(summary, indent=1))
   return summary

@@ -12,7 +12,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,6 +19,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 from scipy import special
+
+from tlkd_jax.atomic import replace_text
 
 DTYPES = ('float16', 'float32')
 _ROWS_AT_ONCE = 4096
@@ -214,7 +215,7 @@ class Store:
     stored = np.lib.format.open_memmap(part, mode='r')
     if _first_nan(stored) < self._size:
       raise AssertionError(f'{part} is not filled')
-    _replace_text(self._path(view, 'sum'), _checksum(stored))
+    replace_text(self._path(view, 'sum'), _checksum(stored))
     part.replace(self._path(view, 'npy'))
 
   def open(self, num_views: int) -> Targets:
@@ -248,7 +249,7 @@ class Store:
       reasons = [f'{path.name} is damaged or of something else']
     for old in self.folder.glob('view*'):
       old.unlink()
-    _replace_text(path, self._text)
+    replace_text(path, self._text)
     return reasons
 
   def _nearest(self) -> list[str]:
@@ -331,9 +332,3 @@ def _checksum(stored: np.ndarray) -> str:
   for start in range(0, len(stored), _ROWS_AT_ONCE):
     digest.update(stored[start : start + _ROWS_AT_ONCE].tobytes())
   return digest.hexdigest()
-
-
-def _replace_text(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  temporary.write_text(text)
-  temporary.replace(path)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tlkd_jax.atomic import replace_text
+
 
 def plain(value: Any) -> Any:
   """Arrays and numpy scalars to lists and numbers; NaN and infinity to None."""
@@ -26,9 +28,7 @@ def plain(value: Any) -> Any:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes `plain(value)`; the folder is made if need be."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(json.dumps(plain(value), indent=1) + '\n')
-  temporary.replace(path)
+  replace_text(path, json.dumps(plain(value), indent=1) + '\n')
 
 
 def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

@@ -11,6 +11,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax import build, data, protocols
+from tlkd_jax.atomic import replace_text
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, compute_metrics
 from tlkd_jax.metric_writers import read_rows
@@ -227,9 +228,7 @@ def _thin(keep: str, root: pathlib.Path, cell: Cell, plan: list[Cell]) -> None:
 
 
 def _write(path: pathlib.Path, value: Any) -> None:
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(value, indent=1))
-  temporary.replace(path)
+  replace_text(path, json.dumps(value, indent=1))
 
 
 class Loader:

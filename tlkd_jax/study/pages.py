@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tlkd_jax.atomic import replace_text
 from tlkd_jax.evaluation import statistics
 from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER
 from tlkd_jax.report import html, markdown, plots
@@ -14,7 +15,6 @@ from tlkd_jax.report.blocks import Figure, Section, Table, Text, interval
 from tlkd_jax.study import analysis, answer
 from tlkd_jax.study.analysis import Row
 from tlkd_jax.study.answer import SOURCE, TITLE, points, where
-from tlkd_jax.study.results import replace_text
 
 
 def write(root: pathlib.Path, rows: list[Row], study: Any) -> str:

@@ -1,10 +1,10 @@
 """STUDY/results.json: one row a cell, from the records on disk."""
 
 import json
-import os
 import pathlib
 from typing import Any
 
+from tlkd_jax.atomic import replace_text
 from tlkd_jax.study import cells
 
 # A trial that was not chosen must not tell how it does on test.
@@ -74,10 +74,3 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
       parts += [trial, *shown, f'{row["seconds"]:.0f}']
       lines.append('| ' + ' | '.join(map(str, parts)) + ' |')
   return '\n'.join(lines) + '\n'
-
-
-def replace_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all; several processes may do it at once."""
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  temporary.write_text(text)
-  temporary.replace(path)
