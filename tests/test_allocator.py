@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-# Page faults of ten allocations of 256 MiB, each touched and freed.
+# Page faults of four rounds of six blocks of 256 MiB, touched and freed: more
+# than a GiB at the top of the heap is given back but for the settings.
 _PROGRAM = """
 import ctypes, resource, sys
 from tlkd_jax import allocator
@@ -16,10 +17,12 @@ c.malloc.restype = ctypes.c_void_p
 c.malloc.argtypes = [ctypes.c_size_t]
 c.free.argtypes = [ctypes.c_void_p]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-  block = c.malloc(2**28)
-  ctypes.memset(block, 1, 2**28)
-  c.free(block)
+for _ in range(4):
+  blocks = [c.malloc(2**28) for _ in range(6)]
+  for block in blocks:
+    ctypes.memset(block, 1, 2**28)
+  for block in blocks:
+    c.free(block)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -36,5 +39,5 @@ def _faults(mode: str) -> int:
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='glibc only')
 def test_freed_blocks_are_reused():
-  # One block is touched for the first time, or ten are.
-  assert _faults('keep') < _faults('leave') / 5
+  # The blocks of one round are touched for the first time, or those of four.
+  assert _faults('keep') < _faults('leave') / 3

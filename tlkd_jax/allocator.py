@@ -13,11 +13,12 @@ import sys
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
-_LARGEST = 2**30
+# As a size_t the largest size there is.
+_NEVER = -1
 
 
 def keep_freed_memory() -> bool:
-  """Lets this process reuse freed blocks of up to 1 GiB instead of unmapping.
+  """Lets this process reuse freed blocks of any size instead of unmapping.
 
   The process keeps the most it ever used at once. To be called before JAX
   allocates; later calls change nothing for blocks that are already mapped.
@@ -32,8 +33,8 @@ def keep_freed_memory() -> bool:
   except (AttributeError, OSError):
     return False
   settings = (
-    (_M_MMAP_THRESHOLD, _LARGEST),
-    (_M_TRIM_THRESHOLD, _LARGEST),
+    (_M_MMAP_THRESHOLD, _NEVER),
+    (_M_TRIM_THRESHOLD, _NEVER),
     # One heap: a block that one thread freed serves the others.
     (_M_ARENA_MAX, 1),
   )
