@@ -46,6 +46,9 @@ CASES = {
   'grouped resnext50 stage 3': (8, 512, 3, 1, 512, 32),
   'grouped regnety_400mf stage 3': (8, 208, 3, 1, 208, 26),
   'dense3 resnet18 stage 1': (32, 64, 3, 1, 64, 1),
+  'dense3 stride 2 resnet18': (32, 64, 3, 2, 128, 1),
+  'dense3 resnet18 stage 3': (8, 256, 3, 1, 256, 1),
+  'dense3 resnet18 stage 4': (4, 512, 3, 1, 512, 1),
 }
 BATCH = 32
 

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tlkd_jax.models import densenet, inverted, layers, regnet, resnet, vgg
+from tlkd_jax.models import (
+  densenet,
+  inverted,
+  layers,
+  pooling,
+  regnet,
+  resnet,
+  vgg,
+)
 from tlkd_jax.models.functional import to_functional
 from tlkd_jax.models.inverted import Row
 from tlkd_jax.models.layers import EVAL, BatchNorm, Mode
@@ -173,8 +181,42 @@ def test_max_pool_never_takes_padding(hw):
   x = -1 - RNG.random(hw).astype(np.float32)
   padded = np.pad(x, 1, constant_values=-np.inf)
   expected = [[w.max() for w in row] for row in windows(padded, 3, 2)]
-  got = layers.max_pool(jnp.asarray(x)[None, :, :, None], 3, 2, 1)
+  got = pooling.max_pool(jnp.asarray(x)[None, :, :, None], 3, 2, 1)
   np.testing.assert_array_equal(got[0, :, :, 0], expected)
+
+
+@pytest.mark.parametrize('hw', [(6, 7), (7, 8)])
+@pytest.mark.parametrize('sizes', [(3, 2, 1), (2, 2, 0), (3, 1, 1), (2, 3, 0)])
+def test_gradient_of_max_pool_goes_to_the_largest(hw, sizes):
+  size, stride, padding = sizes
+  x = jnp.asarray(RNG.normal(size=(2, *hw, 3)), jnp.float32)
+
+  def by_lax(x):
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    return jax.lax.reduce_window(
+      x, -jnp.inf, jax.lax.max, window, strides, pads
+    )
+
+  y, pullback = jax.vjp(lambda x: pooling.max_pool(x, *sizes), x)
+  expected, reference = jax.vjp(by_lax, x)
+  np.testing.assert_array_equal(y, expected)
+  dy = jnp.asarray(RNG.normal(size=y.shape), jnp.float32)
+  np.testing.assert_allclose(*pullback(dy), *reference(dy), atol=1e-6)
+
+
+def test_first_of_tied_maxima_takes_the_gradient():
+  x = jnp.ones((1, 4, 4, 1))
+  dx = jax.grad(lambda x: pooling.max_pool(x, 3, 2, 1).sum())(x)
+  expected = np.zeros((4, 4))
+  # First pixels of the windows: rows and columns 0 (of two windows) and 1.
+  expected[0, 0] = expected[0, 1] = expected[1, 0] = expected[1, 1] = 1
+  np.testing.assert_array_equal(dx[0, :, :, 0], expected)
+
+
+def test_max_pool_keeps_nan():
+  x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 1].set(jnp.nan)
+  assert np.isnan(pooling.max_pool(x, 2, 2)).sum() == 1
 
 
 def test_avg_pool_leaves_out_what_fills_no_window():

@@ -2,9 +2,10 @@
 
 XLA's grouped convolution is slow on CPU, forward and backward. There, a
 depthwise convolution is a sum of shifted products with its own gradients and
-pointwise, patchwise and first convolutions are matrix products, and narrow
-groups share a dense kernel; the rest, and every other backend, uses
-`lax.conv_general_dilated`. benchmarks/convolutions.py measures each form.
+pointwise, patchwise and first convolutions are matrix products, 3 x 3 ones of
+stride 1 are Winograd's, and narrow groups share a dense kernel; the rest, and
+every other backend, uses `lax.conv_general_dilated`. benchmarks/convolutions.py
+measures each form.
 
 Arrays are NHWC, kernels HWIO. A batch that is sharded over devices stays where
 it is; only weight gradients are summed over devices.
@@ -19,7 +20,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+from tlkd_jax.models.patches import (
+  Padding,
+  by_patches,
+  output_hw,
+  pad,
+  patchwise,
+  taps,
+  transposed_windows,
+)
+from tlkd_jax.models.winograd import winograd
 
 _use_lax = jax.make_user_context(default_value=False)
 
@@ -89,10 +99,8 @@ def conv2d(
   if kernel_hw == (1, 1) and not padded:
     return _pointwise(x, kernel[0, 0], stride)
   if kernel_hw == tuple(stride) and not padded:
-    return _patchwise(x, kernel)
-  if x.shape[3] <= 4 and math.prod(kernel_hw) <= 9:
-    return _thin(x, kernel, stride, padding)
-  return _conv_lax(x, kernel, stride, padding, groups)
+    return patchwise(x, kernel)
+  return _dense(x, kernel, stride, padding)
 
 
 def _check(x: jax.Array, kernel: jax.Array, groups: int) -> None:
@@ -123,32 +131,26 @@ def _conv_lax(x, kernel, stride, padding, groups):
   )
 
 
+def _dense(x, kernel, stride, padding):
+  small = math.prod(kernel.shape[:2]) <= 9
+  if small and (x.shape[3] <= 4 or max(stride) > 1):
+    return by_patches(x, kernel, stride, padding)
+  fits = kernel.shape[:2] == (3, 3) and max(stride) == 1
+  # An output of one row or column would waste half of every tile; in less than
+  # float32 the transformed inputs would be rounded.
+  fits &= min(output_hw(x, (3, 3), stride, padding)) > 1
+  fits &= max(max(p) for p in padding) <= 2
+  if fits and x.dtype.itemsize >= 4:
+    return winograd(x, kernel, padding)
+  return _conv_lax(x, kernel, stride, padding, 1)
+
+
 def _pointwise(x, weight, stride):
   x = x[:, :: stride[0], :: stride[1]]
   # Over a flat batch the weight gradient contracts one axis, not three: 2 to 7
   # times faster on CPU.
   y = x.reshape(-1, x.shape[3]) @ weight
   return y.reshape(*x.shape[:3], weight.shape[1])
-
-
-def _patchwise(x, kernel):
-  """Patches that do not overlap: one matrix product, without copies of x."""
-  kh, kw, c, features = kernel.shape
-  height, width = x.shape[1] // kh, x.shape[2] // kw
-  x = x[:, : height * kh, : width * kw]
-  x = x.reshape(-1, height, kh, width, kw * c).swapaxes(2, 3)
-  y = x.reshape(-1, kh * kw * c) @ kernel.reshape(-1, features)
-  return y.reshape(-1, height, width, features)
-
-
-def _thin(x, kernel, stride, padding):
-  """Few input channels (a first convolution): patches side by side."""
-  out_hw = _out_hw(x, kernel.shape[:2], stride, padding)
-  taps = _taps(_pad(x, padding), kernel.shape[:2], stride, out_hw)
-  patches = jnp.concatenate([tap for _, tap in taps], axis=3)
-  features = kernel.shape[3]
-  y = patches.reshape(-1, patches.shape[3]) @ kernel.reshape(-1, features)
-  return y.reshape(x.shape[0], *out_hw, features)
 
 
 def _grouped(x, kernel, stride, padding, groups):
@@ -166,7 +168,7 @@ def _grouped(x, kernel, stride, padding, groups):
   kernels = jnp.split(_block_diagonal(kernel, parts, together), parts, axis=3)
   xs = jnp.split(x, parts, axis=3)
   return jnp.concatenate(
-    [_conv_lax(xs[i], kernels[i], stride, padding, 1) for i in range(parts)],
+    [_dense(xs[i], kernels[i], stride, padding) for i in range(parts)],
     axis=3,
   )
 
@@ -184,36 +186,15 @@ def _accumulator(dtype):
   return jnp.promote_types(dtype, jnp.float32)
 
 
-def _taps(x, kernel_hw, stride, out_hw):
-  """Views of the padded x, [B, H', W', C], one for each kernel position."""
-  (sh, sw), (oh, ow) = stride, out_hw
-  b, _, _, c = x.shape
-  for u in range(kernel_hw[0]):
-    for v in range(kernel_hw[1]):
-      limit = (b, u + (oh - 1) * sh + 1, v + (ow - 1) * sw + 1, c)
-      yield (u, v), lax.slice(x, (0, u, v, 0), limit, (1, sh, sw, 1))
-
-
-def _out_hw(x, kernel_hw, stride, padding):
-  return tuple(
-    (x.shape[1 + i] + sum(padding[i]) - kernel_hw[i]) // stride[i] + 1
-    for i in range(2)
-  )
-
-
-def _pad(x, padding):
-  return jnp.pad(x, ((0, 0), *padding, (0, 0)))
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(x, kernel, stride, padding):
   """x [B, H, W, C], kernel [kh, kw, C] -> [B, H', W', C]."""
   kernel_hw = kernel.shape[:2]
   dtype = _accumulator(x.dtype)
-  out_hw = _out_hw(x, kernel_hw, stride, padding)
+  out_hw = output_hw(x, kernel_hw, stride, padding)
   kernel = kernel.astype(dtype)
   y = jnp.zeros((), dtype)
-  for (u, v), tap in _taps(_pad(x, padding), kernel_hw, stride, out_hw):
+  for (u, v), tap in taps(pad(x, padding), kernel_hw, stride, out_hw):
     y += tap.astype(dtype) * kernel[u, v][None, None, None]
   return y.astype(x.dtype)
 
@@ -233,58 +214,15 @@ def _depthwise_bwd(stride, padding, residuals, dy):
 _depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)
 
 
-def _meeting_taps(residue, size, stride, low):
-  """Kernel positions that meet inputs of this residue, with the output offset.
-
-  Input index residue + n * stride meets kernel position u at the output index
-  n + (residue + low - u) / stride, where that is whole.
-  """
-  shifts = [(u, residue + low - u) for u in range(size)]
-  return [(u, shift // stride) for u, shift in shifts if shift % stride == 0]
-
-
 def _depthwise_dx(dy, kernel, x_shape, stride, padding):
-  """A stride-1 convolution of dy for each residue of (row, column) % stride.
-
-  The transposed convolution in one piece would run over a dilated copy of dy
-  that is mostly zeros.
-  """
   dtype = _accumulator(dy.dtype)
   kernel = kernel.astype(dtype)
-  sizes = [-(-x_shape[1 + i] // stride[i]) for i in range(2)]
-  row_taps, column_taps = (
-    [
-      _meeting_taps(r, kernel.shape[i], stride[i], padding[i][0])
-      for r in range(stride[i])
-    ]
-    for i in range(2)
-  )
-  reach = []
-  for i, taps in enumerate((row_taps, column_taps)):
-    offsets = [offset for phase in taps for _, offset in phase]
-    before = max(0, -min(offsets))
-    reach.append((before, max(0, max(offsets) + sizes[i] - dy.shape[1 + i])))
-  padded = _pad(dy, reach)
 
-  def phase(rows, columns):
-    total = jnp.zeros((dy.shape[0], *sizes, dy.shape[3]), dtype)
-    for (u, row), (v, column) in itertools.product(rows, columns):
-      top, left = reach[0][0] + row, reach[1][0] + column
-      window = padded[:, top : top + sizes[0], left : left + sizes[1]]
-      total += window.astype(dtype) * kernel[u, v][None, None, None]
-    return total.astype(dy.dtype)
+  def term(u, v, window):
+    return window.astype(dtype) * kernel[u, v][None, None, None]
 
-  dx = jnp.stack(
-    [
-      jnp.stack([phase(rows, columns) for columns in column_taps], axis=3)
-      for rows in row_taps
-    ],
-    axis=2,
-  )
-  dx = dx.reshape(
-    dy.shape[0], sizes[0] * stride[0], sizes[1] * stride[1], dy.shape[3]
-  )
-  return dx[:, : x_shape[1], : x_shape[2]]
+  sizes = kernel.shape[:2], stride, padding
+  return transposed_windows((dy,), *sizes, x_shape[1:3], term).astype(dy.dtype)
 
 
 def _depthwise_dw(x, dy, kernel_shape, stride, padding):
@@ -300,7 +238,7 @@ def _depthwise_dw(x, dy, kernel_shape, stride, padding):
   batch, oh, ow, _ = dy.shape
   parts = math.gcd(batch, jax.device_count())
   together = math.gcd(batch // parts, 4)
-  x = _pad(x, padding)
+  x = pad(x, padding)
   # XLA unrolls a short channel loop into scalar code; with unit stride columns
   # and channels are one contiguous axis.
   step = 1

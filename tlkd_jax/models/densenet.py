@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tlkd_jax.models import layers
+from tlkd_jax.models import layers, pooling
 from tlkd_jax.models.layers import BatchNorm, Conv, ConvNorm, Mode
 from tlkd_jax.models.spec import ModelSpec
 
@@ -94,7 +94,7 @@ class DenseNet(nnx.Module):
     self.dropout = dropout or 0.0
 
   def __call__(self, x: Array, mode: Mode) -> dict:
-    x = layers.max_pool(self.stem(x, mode), 3, 2, 1)
+    x = pooling.max_pool(self.stem(x, mode), 3, 2, 1)
     features = {}
     for i, stage in enumerate(self.stages):
       if i > 0:

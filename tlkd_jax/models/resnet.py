@@ -10,7 +10,7 @@ import functools
 import jax
 from flax import nnx
 
-from tlkd_jax.models import layers
+from tlkd_jax.models import layers, pooling
 from tlkd_jax.models.layers import ConvNorm, Mode
 from tlkd_jax.models.spec import ModelSpec
 
@@ -146,7 +146,7 @@ class ResNet(nnx.Module):
   def __call__(self, x: Array, mode: Mode) -> dict:
     for conv in self.stem:
       x = conv(x, mode)
-    x = layers.max_pool(x, 3, 2, 1)
+    x = pooling.max_pool(x, 3, 2, 1)
     features = {}
     for i, stage in enumerate(self.stages):
       for block in stage:

@@ -6,7 +6,7 @@ import functools
 import jax
 from flax import nnx
 
-from tlkd_jax.models import layers
+from tlkd_jax.models import layers, pooling
 from tlkd_jax.models.layers import BatchNorm, Conv, Mode
 from tlkd_jax.models.spec import ModelSpec, TorchLeaf
 
@@ -85,7 +85,7 @@ class VGG(nnx.Module):
     for i, stage in enumerate(self.stages):
       for block in stage:
         x = layers.run_block(block, x, mode)
-      x = layers.max_pool(x, 2, 2)
+      x = pooling.max_pool(x, 2, 2)
       features[f'stage{i + 1}'] = x
     height, width = x.shape[1:3] if self.sliding else (_GRID, _GRID)
     x = layers.adaptive_avg_pool(x, (max(height, _GRID), max(width, _GRID)))
