@@ -70,7 +70,7 @@ def test_a_study_has_the_same_keys_and_its_own_section():
   flat = flatten(config.to_dict())
   own = {k for k in flat if k.startswith('study.')}
   assert flat.keys() - own == flatten(kd.get_config().to_dict()).keys()
-  assert config.study.sizes == (10, 20, 50, 100)
+  assert config.study.sizes == (10, 20, 50, 90)
   assert config.image_size == 64
   assert config.study.arms.teacher_high_res.changes.teacher.image_size == 112
   assert 'kd_high_res_teacher' in config.study.run_arms
