@@ -144,3 +144,10 @@ def test_shards_are_disjoint_complete_and_tear_no_group():
   )
   groups = [{cell.group for cell in shard} for shard in shards]
   assert not set.intersection(*groups) and all(groups)
+
+
+def test_a_size_beyond_the_smallest_class_is_one_message_before_a_cell():
+  config = make(study__sizes=(4, 1000))
+  message = 'num_train_per_class=1000 is more than a class holds'
+  with pytest.raises(ValueError, match=message):
+    plan.check(config, plan.make_plan(config))

@@ -223,3 +223,17 @@ def check(config: Any, plan: list[Cell]) -> None:
     if (own.student.name, own.teacher.name) not in models:
       models.add((own.student.name, own.teacher.name))
       arms.check_models(own)
+  _check_sizes(config, plan)
+
+
+def _check_sizes(config: Any, plan: list[Cell]) -> None:
+  """Fails where a class holds fewer images than the largest train size."""
+  for name in dict.fromkeys(cell.dataset for cell in plan):
+    cells = [c for c in plan if c.dataset == name and c.size >= 1]
+    if not cells:
+      continue
+    own = _without_teachers(config, max(cells, key=lambda cell: cell.size))
+    # Little is decoded: as small and as few as there can be.
+    own.image_size, own.teacher.image_size = 8, 0
+    own.data.num_eval_per_class = 1
+    build.load_dataset(own)
