@@ -21,10 +21,6 @@ from tlkd_jax.evaluation.predictions import softmax
 from tlkd_jax.evaluation.subject import Subject
 from tlkd_jax.report import tables
 
-_SUFFIXES = frozenset(
-  ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm')
-)
-
 
 def evaluate_run(
   workdir: str,
@@ -204,11 +200,10 @@ def _image_files(source: pathlib.Path) -> list[pathlib.Path]:
     return [source]
   if not source.is_dir():
     raise FileNotFoundError(f'--input {source}: no such file or folder')
-  files = sorted(p for p in source.rglob('*') if p.suffix.lower() in _SUFFIXES)
+  accepted = transforms.SUFFIXES
+  files = sorted(p for p in source.rglob('*') if p.suffix.lower() in accepted)
   if not files:
-    raise ValueError(
-      f'--input {source} holds no image ({", ".join(sorted(_SUFFIXES))})'
-    )
+    raise ValueError(f'--input {source} holds no image ({", ".join(accepted)})')
   return files
 
 

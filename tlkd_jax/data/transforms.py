@@ -22,6 +22,12 @@ INTERPOLATIONS = {
 # closed list, since some of its other readers start external programs.
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'PPM')
 
+# How names of such files end, in lower case.
+SUFFIXES = (
+  *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp'),
+  *('.bmp', '.gif', '.tif', '.tiff', '.ppm'),
+)
+
 # A strip longer than this is cut before it is resized, or its long side could
 # grow to gigabytes.
 _MAX_ASPECT = 16

@@ -10,7 +10,6 @@ import numpy as np
 from tlkd_jax.data import Dataset, Split, decode, default_crop, transforms
 from tlkd_jax.data.sources import Source
 
-_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 NO_LABEL = -1
 
 
@@ -79,11 +78,13 @@ def extend(
 def _source(folder: pathlib.Path, first_index: int) -> Source:
   if not folder.is_dir():
     raise FileNotFoundError(f'distillation.unlabelled: no folder {folder}')
-  files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in _SUFFIXES)
+  files = sorted(
+    p for p in folder.rglob('*') if p.suffix.lower() in transforms.SUFFIXES
+  )
   if not files:
     raise ValueError(
       f'distillation.unlabelled: no images in {folder}; looked for '
-      f'{", ".join(_SUFFIXES)}'
+      f'{", ".join(transforms.SUFFIXES)}'
     )
   digest = hashlib.sha256()
   for file in files:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp')
+from tlkd_jax.data.transforms import SUFFIXES
 
 _SPLIT_FOLDERS = {
   'train': 'train',
@@ -96,7 +96,7 @@ def _walk(root: pathlib.Path):
     relative = pathlib.Path(folder).relative_to(root)
     folders.add(relative.parts)
     for name in names:
-      if name.startswith('.') or not name.lower().endswith(EXTENSIONS):
+      if name.startswith('.') or not name.lower().endswith(SUFFIXES):
         continue
       status = os.stat(os.path.join(folder, name))
       full = (relative / name).as_posix()
@@ -113,7 +113,7 @@ def _walk_zip(path: pathlib.Path):
         continue
       above = parts if info.is_dir() else parts[:-1]
       folders.update(above[:depth] for depth in range(len(above) + 1))
-      if not info.is_dir() and parts[-1].lower().endswith(EXTENSIONS):
+      if not info.is_dir() and parts[-1].lower().endswith(SUFFIXES):
         entries.append((info.filename, info.file_size, info.CRC))
   return folders, entries
 
@@ -156,7 +156,7 @@ def _group(path: str, folders: set, entries: list, top: tuple[str, ...]):
   if not any(files.values()):
     raise ValueError(
       f'folder:{path}: no class folders; expected train/<class>/<image> or '
-      f'<class>/<image>, images ending in {", ".join(EXTENSIONS)}'
+      f'<class>/<image>, images ending in {", ".join(SUFFIXES)}'
     )
   return files
 
@@ -195,7 +195,7 @@ def check_classes(listing: Listing) -> list[str]:
       place = '' if split == 'unsplit' else f' in {split}'
       raise ValueError(
         f'{where}: class {", ".join(map(repr, empty))}{place} holds no '
-        f'images (files ending in {", ".join(EXTENSIONS)})'
+        f'images (files ending in {", ".join(SUFFIXES)})'
       )
   if len(class_names) < 2:
     raise ValueError(f'{where}: one class only ({class_names[0]!r})')
