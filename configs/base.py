@@ -197,6 +197,8 @@ def _distillation(names: str) -> ml_collections.ConfigDict:
   distillation.end_temperature = 1.0
   # Models between teacher and student, each taught by the one before.
   distillation.assistants = ()
+  # The teacher learns beside the student, and from it (mutual learning).
+  distillation.mutual = False
   # Born again: so many students in turn, each taught by the one before.
   distillation.generations = 1
   # Images without labels that the student learns from beside the training

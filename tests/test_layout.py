@@ -30,7 +30,7 @@ ORDER = (
   ('progress', 'signals'),
   ('evaluation',),
   ('build',),
-  ('starting_point',),
+  ('starting_point', 'mutual'),
   ('report',),
   ('run',),
   ('train',),

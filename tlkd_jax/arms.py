@@ -13,6 +13,7 @@ from tlkd_jax import (
   build,
   checkpoints,
   models,
+  mutual,
   objective,
   protocols,
   starting_point,
@@ -82,8 +83,10 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
   guided = next((s for s in summaries.values() if 'teacher' in s), {})
   for key, summary in ({'teacher': guided} | summaries).items():
     role = 'teacher' if key == 'teacher' else 'student'
+    peer = role == 'teacher' and 'mutual' in summary
     if role in summary:
-      rows.append((protocols.label(key), summary[role]))
+      name = 'peer' if peer else protocols.label(key)
+      rows.append((name, summary[role]))
   return '\n'.join([tables.closing_table(rows), *tables.remarks(summaries)])
 
 
@@ -105,6 +108,7 @@ def check_values(config: Any) -> None:
     ValueError: an unknown name, or a value out of range.
   """
   loss = objective.make_objective(protocols.as_arm(config, 'kd'), None)
+  mutual.check(config)
   targets.check(config, loss)
   build.norm_train(config)
   build.batch_chance(config)
@@ -123,7 +127,8 @@ def check_values(config: Any) -> None:
 
 def _check_loading(config: Any, plan: list, class_names: list[str]) -> None:
   """Loads now what would otherwise fail after an earlier run of the plan."""
-  if len(plan) == 1:
+  peer = config.distillation.mutual and config.arm in ('kd', 'compare')
+  if len(plan) == 1 and not peer:
     return
   learner = build.load_model(config, 'student', class_names)
   kept = transfer.make_transfer(config)
@@ -132,5 +137,7 @@ def _check_loading(config: Any, plan: list, class_names: list[str]) -> None:
   for part in plan:
     if part.key.startswith('assistant'):
       build.load_model(part.config, 'student', class_names)
-  if config.teacher.checkpoint:
+  if peer:
+    mutual.load_peer(config, learner, class_names)
+  elif config.teacher.checkpoint:
     build.load_teacher(config, class_names)

@@ -4,7 +4,8 @@ A workdir's `checkpoints/latest/STEP` holds the whole TrainState and the
 progress of the loop (data order, best so far), enough to resume bit for bit.
 `checkpoints/best/STEP` holds the student's weights alone, with a description
 that suffices to rebuild the model: what evaluation, prediction, export and a
-student's teacher read. Orbax writes to a temporary folder and renames it, so a
+student's teacher read. A peer's are in `peer/checkpoints/best/STEP`, of the
+student's best step. Orbax writes to a temporary folder and renames it, so a
 killed save leaves the one before.
 """
 
@@ -42,9 +43,11 @@ class Checkpoints:
   """The checkpoints of one workdir."""
 
   def __init__(self, workdir: str | pathlib.Path, keep: int = 2):
-    root = pathlib.Path(workdir).resolve() / 'checkpoints'
+    self._workdir = pathlib.Path(workdir).resolve()
+    root = self._workdir / 'checkpoints'
     self._latest = _manager(root / 'latest', keep)
     self._best = _manager(root / 'best', 1)
+    self._peer: ocp.CheckpointManager | None = None
 
   def latest_step(self) -> int | None:
     """The newest step that was saved whole; None in a new workdir."""
@@ -56,12 +59,17 @@ class Checkpoints:
     Raises:
       RunError: it could not be written; what was saved before stays.
     """
-    items = {name: getattr(state, name) for name in _STATE_FIELDS}
-    self._write(self._latest, int(state.step), items, progress)
+    self._write(self._latest, int(state.step), _items(state), progress)
 
   def save_best(self, step: int, model: Tree, description: dict) -> None:
     """Saves {'params', 'model_state'} of the student, replacing the last."""
     self._write(self._best, step, model, description)
+
+  def save_peer(self, step: int, model: Tree, description: dict) -> None:
+    """Saves a peer as `save_best` does a student, in WORKDIR/peer."""
+    if self._peer is None:
+      self._peer = _manager(self._workdir / 'peer' / 'checkpoints' / 'best', 1)
+    self._write(self._peer, step, model, description)
 
   def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """The newest state, on the devices that `abstract`'s shardings name.
@@ -69,10 +77,10 @@ class Checkpoints:
     Raises:
       ValueError: the files are corrupt or of another structure.
     """
-    items = {name: getattr(abstract, name) for name in _STATE_FIELDS}
     step = self._latest.latest_step()
     args = ocp.args.Composite(
-      arrays=ocp.args.StandardRestore(items), record=ocp.args.JsonRestore()
+      arrays=ocp.args.StandardRestore(_items(abstract)),
+      record=ocp.args.JsonRestore(),
     )
     restored = _checked(
       self._latest.directory / str(step),
@@ -82,8 +90,9 @@ class Checkpoints:
 
   def close(self) -> None:
     """Ends Orbax's threads."""
-    self._latest.close()
-    self._best.close()
+    for manager in (self._latest, self._best, self._peer):
+      if manager is not None:
+        manager.close()
 
   def _write(self, manager, step, arrays, record) -> None:
     if step in manager.all_steps():
@@ -107,6 +116,12 @@ class Checkpoints:
         f'{_first_line(error)}; the last good checkpoint: {kept}. Free some '
         'space and resume with the same command'
       ) from error
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+  """What is stored of a state; of a peer only where there is one."""
+  items = {name: getattr(state, name) for name in _STATE_FIELDS}
+  return items | ({'peer': state.peer} if state.peer else {})
 
 
 def read_description(workdir: str | pathlib.Path) -> dict[str, Any]:

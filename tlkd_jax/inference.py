@@ -113,7 +113,8 @@ def _subject(
     build.check_classes(str(folder), description, dataset.class_names)
     sharding.check_batch_size(config.batch_size, mesh)
   teacher = None
-  if config.arm == 'kd' and config.teacher.checkpoint:
+  learned_too = (folder / 'peer').is_dir()
+  if config.arm == 'kd' and config.teacher.checkpoint and not learned_too:
     teacher = pathlib.Path(config.teacher.checkpoint)
   return Subject(
     workdir=folder,

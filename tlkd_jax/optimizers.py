@@ -92,6 +92,38 @@ def make_optimizer(
   return optimizer
 
 
+def side_by_side(
+  own: optax.GradientTransformation, peers: optax.GradientTransformation
+) -> optax.GradientTransformation:
+  """Two optimizers that know nothing of each other: a student's, its peer's.
+
+  Each has its own moments, its own clipping and its own groups of parameters.
+
+  Args:
+    own: acts on the params without 'peer'.
+    peers: acts on params['peer'], which are those of a student too.
+  """
+
+  def split(tree: Any) -> tuple[Tree, Tree]:
+    return {k: v for k, v in tree.items() if k != 'peer'}, tree['peer']
+
+  def init(params):
+    mine, theirs = split(params)
+    return {'student': own.init(mine), 'peer': peers.init(theirs)}
+
+  def update(updates, state, params=None):
+    mine, theirs = split(updates)
+    of_mine, of_theirs = (None, None) if params is None else split(params)
+    changes: Any = own.update(mine, state['student'], of_mine)
+    others = peers.update(theirs, state['peer'], of_theirs)
+    return (
+      {**changes[0], 'peer': others[0]},
+      {'student': changes[1], 'peer': others[1]},
+    )
+
+  return optax.GradientTransformation(init, update)
+
+
 def decayed(params: Tree) -> Tree:
   """True for the leaves that weight decay acts on.
 

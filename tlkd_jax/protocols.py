@@ -2,7 +2,8 @@
 
 Every part is a run of its own in the workdir, resumed or skipped by itself:
 
-  WORKDIR/teacher       fine-tuned where config.teacher.checkpoint is not set
+  WORKDIR/teacher       fine-tuned where config.teacher.checkpoint is not set;
+                        with distillation.mutual it is no run of its own
   WORKDIR/probe         the head alone, where config.transfer.probe_steps > 0
                         (LP-FT); student runs start from it
   WORKDIR/assistantN    distillation.assistants, taught by the one before
@@ -116,7 +117,7 @@ def _probe(config: Any, workdir: pathlib.Path) -> tuple[list[Part], Any]:
 
 def _teacher(config: Any, workdir: pathlib.Path) -> tuple[list[Part], Any]:
   guided = as_arm(config, 'kd')
-  if config.teacher.checkpoint:
+  if config.teacher.checkpoint or config.distillation.mutual:
     return [], guided
   folder = workdir / 'teacher'
   guided.teacher.checkpoint = str(folder)

@@ -21,7 +21,7 @@ SPLITS = ('validation', 'test')
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The fixed parts of one run."""
+  """The fixed parts of one run; `peer` is the teacher that learns too."""
 
   config: Any
   role: str
@@ -35,6 +35,7 @@ class Run:
   step: Any
   eval_step: Any
   start: Any
+  peer: build.Loaded | None = None
 
 
 def stored_targets(run: Run) -> list[targets.Targets]:
@@ -83,27 +84,20 @@ def predict_split(run: Run, variables, split: str) -> evaluate.Predictions:
 def finish(run: Run, progress, summary_path: pathlib.Path) -> dict[str, Any]:
   """Final metrics of the best step and of the teacher, on both splits.
 
+  A peer's are those of the same step, the student's best: the pair as it was.
+
   Args:
     run: its checkpoints hold a best step.
     progress: of the loop, see train.py.
     summary_path: where they are written.
   """
-  abstract = abstract_like(
-    {
-      'params': run.learner.view.model.params_shape,
-      'model_state': run.learner.view.model.model_state_shape,
-    },
-    sharding.replicated(run.mesh),
-  )
-  best = read_model(run.workdir, abstract)
-  learner = best['params'], best['model_state']
+  learner = _best(run, run.learner.view, run.workdir)
   summary: dict[str, Any] = {'arm': run.config.arm, run.role: {}}
-  teacher_run, guide = None, None
-  if run.teachers:
+  teacher_run, guide = _teacher_run(run)
+  if teacher_run is not None:
     summary['teacher'] = {}
-    teacher_step = train_step.make_eval_step(run.teachers[0].view, run.mesh)
-    teacher_run = dataclasses.replace(run, eval_step=teacher_step)
-    guide = teacher_variables(run)[0]
+  if run.peer is not None:
+    summary['mutual'] = True
   for split in SPLITS:
     predictions = predict_split(run, learner, split)
     teacher = None
@@ -127,3 +121,27 @@ def finish(run: Run, progress, summary_path: pathlib.Path) -> dict[str, Any]:
   if sharding.is_lead():
     replace_text(summary_path, json.dumps(summary, indent=1))
   return summary
+
+
+def _best(run: Run, view: train_step.View, workdir: pathlib.Path):
+  """(params, model_state) of the best step that `workdir` holds."""
+  shapes = {
+    'params': view.model.params_shape,
+    'model_state': view.model.model_state_shape,
+  }
+  found = read_model(
+    workdir, abstract_like(shapes, sharding.replicated(run.mesh))
+  )
+  return found['params'], found['model_state']
+
+
+def _teacher_run(run: Run) -> tuple[Run | None, Any]:
+  """(the run with its teacher for learner, the teacher's variables)."""
+  if run.peer is not None:
+    view, guide = run.peer.view, _best(run, run.peer.view, run.workdir / 'peer')
+  elif run.teachers:
+    view, guide = run.teachers[0].view, teacher_variables(run)[0]
+  else:
+    return None, None
+  eval_step = train_step.make_eval_step(view, run.mesh)
+  return dataclasses.replace(run, eval_step=eval_step), guide

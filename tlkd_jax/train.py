@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from tlkd_jax import (
   build,
   memory,
+  mutual,
   objective,
   optimizers,
   sharding,
@@ -101,8 +102,10 @@ def _build(config, workdir, dataset, mesh):
   sharding.check_batch_size(config.batch_size, mesh)
   dataset = build.training_data(config, dataset)
   learner = build.load_model(config, role, dataset.class_names)
-  teachers = ()
-  if config.arm == 'kd':
+  teachers, peer = (), None
+  if config.arm == 'kd' and config.distillation.mutual:
+    peer = mutual.load_peer(config, learner, dataset.class_names)
+  elif config.arm == 'kd':
     teachers = build.load_teachers(config, dataset.class_names)
   views = tuple(teacher.view for teacher in teachers)
   num_steps = config.num_steps
@@ -117,6 +120,11 @@ def _build(config, workdir, dataset, mesh):
   optimizer = optimizers.make_optimizer(
     learner.view.model, schedule, config.optimizer
   )
+  if peer is not None:
+    theirs = optimizers.make_optimizer(
+      peer.view.model, schedule, config.optimizer
+    )
+    optimizer = optimizers.side_by_side(optimizer, theirs)
   loss = objective.make_objective(config, dataset)
   augmentation = build.make_augmentation(config, dataset)
   kept = transfer.make_transfer(config) if role == 'student' else None
@@ -137,6 +145,7 @@ def _build(config, workdir, dataset, mesh):
     head_only=config.optimizer.train_only == 'head',
     ema_decay=config.ema_decay,
     remat=config.remat,
+    peer=None if peer is None else peer.view,
   )
   eval_step = train_step.make_eval_step(learner.view, mesh)
   start = starting_point.load(config, kept, learner, dataset, mesh)
@@ -153,26 +162,37 @@ def _build(config, workdir, dataset, mesh):
     step,
     eval_step,
     start,
+    peer,
   )
-  extras = build.distillation_extras(
-    loss, learner.view, views, dataset, config.seed
-  )
-  if start.get('head'):
-    extras['source_head'] = start['head']
-  return run, optimizer, extras
+  return run, optimizer, _extras(run, loss)
+
+
+def _extras(run: Run, loss: objective.Objective) -> dict[str, Any]:
+  """What learns or is kept beside the student, as it starts."""
+  guides = run.teachers if run.peer is None else (run.peer,)
+  views = tuple(guide.view for guide in guides)
+  own, seed = run.learner.view, run.config.seed
+  extras = build.distillation_extras(loss, own, views, run.dataset, seed)
+  if run.start.get('head'):
+    extras['source_head'] = run.start['head']
+  if run.peer is not None:
+    extras |= mutual.peer_extras(loss, run.peer, own, run.dataset, seed)
+  return extras
 
 
 def _start(run, optimizer, extras, checkpoints):
   """The state to go on from: the workdir's newest, else the given weights."""
 
   def create(params, model_state, extras):
-    learned = {k: v for k, v in extras.items() if k != 'memory'}
+    kept = ('memory', 'peer_state')  # Not learned.
+    learned = {k: v for k, v in extras.items() if k not in kept}
     return train_state.create(
       {'student': params, **learned},
       model_state,
       optimizer,
       ema=run.config.ema_decay > 0,
       memory=extras['memory'],
+      peer=extras.get('peer_state'),
     )
 
   weights = run.learner.params, run.learner.model_state, extras
@@ -306,10 +326,11 @@ def _collect(run, pending, number: int, checkpoints) -> list[dict[str, float]]:
     for row in jax.device_get(pending)
   ]
   for step, row in enumerate(rows, start=number - len(rows) + 1):
-    if not (np.isfinite(row['loss']) and np.isfinite(row['gradient_norm'])):
+    loss = row['loss'] + row.get('peer_loss', 0.0)
+    if not (np.isfinite(loss) and np.isfinite(row['gradient_norm'])):
       raise _diverged(
         run,
-        f'the loss is {row["loss"]} (gradient norm {row["gradient_norm"]}) at '
+        f'the loss is {loss} (gradient norm {row["gradient_norm"]}) at '
         f'step {step}, learning rate {row["learning_rate"]:.3g}',
         checkpoints,
       )
@@ -343,13 +364,27 @@ def _evaluate(run, state, progress, number, writer, checkpoints, shown):
     progress.best_value = value
     progress.best_step = number
     progress.since_best = 0
-    model = {'params': params, 'model_state': state.model_state}
-    description = build.describe(
-      run.learner.view.model, run.config, run.role, run.dataset
-    )
-    checkpoints.save_best(number, model, description | {'step': number})
+    _save_best(run, state, number, checkpoints)
   else:
     progress.since_best += 1
+
+
+def _save_best(run, state, number: int, checkpoints) -> None:
+  params = train_state.evaluation_params(state)
+  _save_model(run, params, state.model_state, number, checkpoints.save_best)
+  if run.peer is not None:
+    peer = dataclasses.replace(run, learner=run.peer, role='teacher')
+    params = state.params['peer']['student']
+    kept = state.peer['model_state']
+    _save_model(peer, params, kept, number, checkpoints.save_peer)
+
+
+def _save_model(run, params, model_state, number: int, save) -> None:
+  model = {'params': params, 'model_state': model_state}
+  description = build.describe(
+    run.learner.view.model, run.config, run.role, run.dataset
+  )
+  save(number, model, description | {'step': number})
 
 
 def _write(writer, step: int, split: str, values: dict[str, float]) -> None:

@@ -6,6 +6,11 @@ Teachers run in evaluation mode under stop_gradient; their variables are an
 argument of their own, never donated and never part of the state. A batch with
 'targets' (a tuple, for each teacher a dict of stored outputs: 'logits' [B, K],
 perhaps 'pre_logits' and 'features') needs no teacher's forward pass.
+
+A peer (mutual.py) is in training mode and in the state: student and peer each
+run once, each is a constant in the other's loss, and both losses make one
+update. So neither is ahead of the other, and the order of the two does not
+matter.
 """
 
 import dataclasses
@@ -69,6 +74,7 @@ def make_train_step(
   head_only: bool = False,
   ema_decay: float = 0.0,
   remat: str = 'none',
+  peer: View | None = None,
 ) -> Callable:
   """Builds the update.
 
@@ -89,8 +95,10 @@ def make_train_step(
     batch_chance: see models.layers.Mode.
     head_only: no gradient flows into the student's backbone.
     ema_decay: of the weight average; used when state.ema is not empty.
-    remat: of the student, one of REMAT: for the backward pass keep
+    remat: of what learns, one of REMAT: for the backward pass keep
       everything, or the inputs of its blocks and compute the rest again.
+    peer: the model that student and peer, both learning, have for teacher;
+      then `teachers` is ().
 
   Returns:
     step(state, constants, batch) -> (state, metrics): state donated;
@@ -101,48 +109,64 @@ def make_train_step(
     be `head_alone`.
   """
 
-  def loss_fn(params, state, guidance, start, images, soft_labels, batch, root):
-    if head_only:
-      params = _stop_backbone(student.model, params)
-    key = jax.random.fold_in(jax.random.key(root), state.step)
-    outputs, model_state = student.model.apply(
+  def forward(view, params, model_state, images, key):
+    return view.model.apply(
       params['student'],
-      state.model_state,
-      student.prepare(images),
+      model_state,
+      view.prepare(images),
       train=True,
       norm_train=norm_train,
       key=key,
       batch_chance=batch_chance,
       remat=remat == 'blocks',
     )
-    hard = supervised.soft_cross_entropy(outputs['logits'], soft_labels)
-    loss = objective.hard_weight * hard
-    accuracy = _accuracy(outputs['logits'], soft_labels)
-    metrics = {'hard_loss': hard, 'accuracy': accuracy}
-    memory = state.memory
-    if guidance:
-      soft, memory, parts = objectives.distill(
-        objective,
-        params,
-        outputs,
-        guidance,
-        memory,
-        batch,
-        jax.random.fold_in(key, 1),
-        state.step,
+
+  def loss_fn(params, state, guidance, start, images, soft_labels, batch, root):
+    if head_only:
+      params = _stop_backbones(student, peer, params)
+    key = jax.random.fold_in(jax.random.key(root), state.step)
+    common = soft_labels, batch, jax.random.fold_in(key, 1), state.step
+    outputs, model_state = forward(
+      student, params, state.model_state, images, key
+    )
+    kept, theirs = {}, {}
+    if peer is not None:
+      theirs, kept['model_state'] = forward(
+        peer,
+        params['peer'],
+        state.peer['model_state'],
+        images,
+        jax.random.fold_in(key, 2),
       )
-      loss = loss + soft
-      metrics |= parts
+      guidance = (_as_guide(peer, params['peer']['student'], theirs),)
+    loss, memory, metrics = _lesson(
+      objective, params, outputs, guidance, state.memory, *common
+    )
+    if guidance:
       logits = [teacher['outputs']['logits'] for teacher in guidance]
       together = objectives.mean_logits(logits, 1.0)
       metrics['teacher_accuracy'] = _accuracy(together, soft_labels)
     if transfer is not None:
-      kept, parts = penalty(
+      near, parts = penalty(
         transfer, student.model, params, outputs, *start, batch['label']
       )
-      loss = loss + kept
+      loss = loss + near
       metrics |= parts
-    return loss, (model_state, memory, metrics | {'loss': loss})
+    metrics['loss'] = loss
+    if peer is not None:
+      guidance = (_as_guide(student, params['student'], outputs),)
+      more, kept['memory'], parts = _lesson(
+        objective,
+        params['peer'],
+        theirs,
+        guidance,
+        state.peer['memory'],
+        *common,
+      )
+      parts['loss'] = more
+      metrics |= {f'peer_{name}': value for name, value in parts.items()}
+      loss = loss + more
+    return loss, (model_state, memory, kept, metrics)
 
   def step(state: TrainState, constants, batch):
     root = constants['seed'] if seed is None else seed
@@ -163,9 +187,9 @@ def make_train_step(
     start = ()
     if transfer is not None:
       start = _start(transfer, student, constants['start'], images)
-    grads, (model_state, memory, metrics) = jax.grad(loss_fn, has_aux=True)(
-      state.params, state, guidance, start, images, soft_labels, batch, root
-    )
+    grads, (model_state, memory, kept, metrics) = jax.grad(
+      loss_fn, has_aux=True
+    )(state.params, state, guidance, start, images, soft_labels, batch, root)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics['gradient_norm'] = optax.tree.norm(grads)
@@ -178,6 +202,7 @@ def make_train_step(
       opt_state=opt_state,
       memory=memory,
       ema=_average(state, params, ema_decay),
+      peer=kept,
     )
     return new_state, metrics
 
@@ -223,7 +248,11 @@ def guide(teacher: View, variables: Any, images: Array) -> dict[str, Any]:
   """
   params, model_state = variables
   outputs, _ = teacher.model.apply(params, model_state, teacher.prepare(images))
-  head = last_layer(teacher.model, params)
+  return _as_guide(teacher, params, outputs)
+
+
+def _as_guide(view: View, params: Tree, outputs: dict[str, Any]):
+  head = last_layer(view.model, params)
   return jax.lax.stop_gradient({'outputs': outputs, 'head': head})
 
 
@@ -261,6 +290,25 @@ def _guidance(teachers, variables, images, batch) -> tuple[dict[str, Any], ...]:
   )
 
 
+def _lesson(
+  objective, params, outputs, guidance, memory, soft_labels, batch, key, step
+):
+  """(loss, new memory, metrics) of a network that learns from its guides."""
+  hard = supervised.soft_cross_entropy(outputs['logits'], soft_labels)
+  loss = objective.hard_weight * hard
+  metrics = {
+    'hard_loss': hard,
+    'accuracy': _accuracy(outputs['logits'], soft_labels),
+  }
+  if guidance:
+    soft, memory, parts = objectives.distill(
+      objective, params, outputs, guidance, memory, batch, key, step
+    )
+    loss = loss + soft
+    metrics |= parts
+  return loss, memory, metrics
+
+
 def _start(transfer: Transfer, student: View, start: Tree, images: Array):
   """(the start, its outputs for the images or None)."""
   if not transfer.runs_start:
@@ -296,6 +344,14 @@ def _average(state: TrainState, params: Tree, decay: float) -> Tree:
   kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
   new = params['student']
   return jax.tree.map(lambda e, p: kept * e + (1.0 - kept) * p, state.ema, new)
+
+
+def _stop_backbones(student: View, peer: View | None, params: Tree) -> Tree:
+  if peer is not None:
+    own = {name: part for name, part in params.items() if name != 'peer'}
+    theirs = _stop_backbone(peer.model, params['peer'])
+    return _stop_backbone(student.model, own) | {'peer': theirs}
+  return _stop_backbone(student.model, params)
 
 
 def _stop_backbone(model: Model, params: Tree) -> Tree:

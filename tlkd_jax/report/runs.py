@@ -174,6 +174,12 @@ def collect(paths: Iterable[str | pathlib.Path]) -> Collection:
         notes.append(f'{folder} is not finished and was left out.')
     runs |= {p.resolve(): _read_run(p) for p in found}
   kept = list(runs.values())
+  notes += [
+    f'What is called the teacher of {run.path} is its peer: it learned in the '
+    'same run (distillation.mutual).'
+    for run in kept
+    if 'mutual' in run.summary
+  ]
   settings = _settings(kept, notes)
   return Collection(kept, settings, notes)
 
@@ -280,7 +286,12 @@ def _values(run: Run, keys: Sequence[str]) -> str:
 
 
 def _teacher_of(kd: Run, runs: Sequence[Run]) -> Run | None:
-  """The teacher's own run: by its stored path, else beside or inside."""
+  """The teacher's own run: by its stored path, else beside or inside.
+
+  A peer has none: it learned in the run itself.
+  """
+  if 'mutual' in kd.summary:
+    return None
   named = kd.config['teacher.checkpoint']
   places = [kd.path / 'teacher', kd.path.parent / 'teacher']
   if named:

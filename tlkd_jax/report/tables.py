@@ -50,7 +50,8 @@ def remarks(summaries: dict[str, dict[str, Any]]) -> list[str]:
     'teacher'
   )
   student = summaries.get('tl', kd or {}).get('student')
-  if teacher and student:
+  # A peer is not there to be the better one.
+  if teacher and student and not (kd or {}).get('mutual'):
     gap = teacher['test']['top1'] - student['test']['top1']
     if gap <= 0:
       arm = 'TL' if 'tl' in summaries else 'the TL+KD student'

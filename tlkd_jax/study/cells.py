@@ -223,7 +223,7 @@ def _thin(keep: str, root: pathlib.Path, cell: Cell, plan: list[Cell]) -> None:
   for other in [cell, *needed(cell, plan)]:
     users = [c for c in plan if other in needed(c, plan)]
     if all(is_done(root, user) for user in users):
-      for name in ('checkpoints', 'targets'):
+      for name in ('checkpoints', 'targets', 'peer'):
         shutil.rmtree(folder_of(root, other) / name, ignore_errors=True)
 
 
