@@ -71,6 +71,16 @@ def test_overall_weighs_data_sets_equally():
   assert only['mean_difference'] == pytest.approx(0.3)
 
 
+def test_a_place_that_is_not_finished_is_left_out_by_name():
+  rows = paired([0.3] * 6) + paired([0.1] * 2, size=20)
+  rows = [r | {'num_train': 10 * r['size']} for r in rows]
+  test = analysis.overall(rows, 'kd', 'tl', 'top1')
+  assert test['mean_difference'] == pytest.approx(0.3)
+  assert (test['pairs'], test['left_out']) == (6, [('digits', 20)])
+  text = answer.sentence(rows, STUDY, analysis.compare(rows, STUDY))
+  assert 'left out of the mean: digits, 20 per class' in text
+
+
 def test_lower_is_better_where_it_is():
   rows = [
     r | {'test': r['test'] | {'nll': 0.5 - 0.01 * r['seed']}}

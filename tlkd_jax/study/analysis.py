@@ -117,7 +117,9 @@ def overall(
 ) -> Row:
   """One test over all places: the mean difference of each seed.
 
-  A seed counts if it is complete; each data set weighs the same.
+  Each data set weighs the same. In a study that is not finished, places with
+  fewer pairs than the most are left out, and a seed counts if all others have
+  it.
 
   Args:
     rows: of results.json.
@@ -127,20 +129,21 @@ def overall(
     dataset: only this one; '' is all.
 
   Returns:
-    statistics.compare_paired with `places`; `pairs` is 0 without a seed.
+    statistics.compare_paired with `places`, how many it is over, and
+    `left_out`, those with fewer pairs; `pairs` is 0 without a seed.
   """
+  sides = {
+    place: (at(rows, place, arm), at(rows, place, reference))
+    for place in places(rows)
+    if dataset in ('', place[0])
+  }
+  common = {place: x.keys() & y.keys() for place, (x, y) in sides.items()}
+  most = max(map(len, common.values()), default=0)
+  used = [place for place in sides if most and len(common[place]) == most]
   by_dataset = collections.defaultdict(list)
-  for place in places(rows):
-    if dataset in ('', place[0]):
-      x, y = at(rows, place, arm), at(rows, place, reference)
-      if x.keys() & y.keys():
-        by_dataset[place[0]].append((x, y))
-  everything = [pair for found in by_dataset.values() for pair in found]
-  seeds = (
-    set.intersection(*(x.keys() & y.keys() for x, y in everything))
-    if (everything)
-    else set()
-  )
+  for place in used:
+    by_dataset[place[0]].append(sides[place])
+  seeds = set.intersection(*(common[p] for p in used)) if used else set()
 
   def mean(side: int, seed: int) -> float:
     return float(
@@ -156,7 +159,8 @@ def overall(
   test = statistics.compare_paired(
     np.array(x), np.array(y), metric not in LOWER_IS_BETTER
   )
-  return test | {'places': len(everything)}
+  left_out = [place for place in sides if place not in used]
+  return test | {'places': len(used), 'left_out': left_out}
 
 
 def friedman(rows: list[Row], metric: str, reference: str) -> Row | None:

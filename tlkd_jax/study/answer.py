@@ -87,14 +87,19 @@ def sentence(rows: list[Row], study: Any, tests: list[Row]) -> str:
   bounds = 'unknown with one seed'
   if test['pairs'] > 1:
     bounds = f'{points(test["ci_low"])} to {points(test["ci_high"])}'
-  return (
+  seeds = f'{test["pairs"]} paired seed{"s" * (test["pairs"] > 1)}'
+  text = (
     f'{word}: the mean test accuracy of {name} minus that of {base} was '
     f'{points(test["mean_difference"])} points over {test["places"]} '
     f'place{"s" * (test["places"] > 1)} (data set and train size), 95 % '
-    f'interval {bounds} over {test["pairs"]} paired seeds; exact sign-flip p = '
-    f'{test["p_sign_flip"]:.3g}, where {test["pairs"]} seeds cannot give less '
-    f'than {test["smallest_p"]:.3g}. Each place alone: {counts}.'
+    f'interval {bounds} over {seeds}; exact sign-flip p = '
+    f'{test["p_sign_flip"]:.3g}, where so many seeds cannot give less than '
+    f'{test["smallest_p"]:.3g}. Each place alone: {counts}.'
   )
+  if test['left_out']:
+    missing = '; '.join(map(where, test['left_out']))
+    text += f' Not finished, and left out of the mean: {missing}.'
+  return text
 
 
 def worth_in_words(rows: list[Row], study: Any, dataset: str) -> str:
@@ -108,11 +113,13 @@ def worth_in_words(rows: list[Row], study: Any, dataset: str) -> str:
       f'On {dataset} the curves over train sizes share no accuracy, so that '
       'the teacher cannot be expressed in labels.'
     )
-  bounds = interval(found['low'], found['high'])
+  bounds = 'unknown with these seeds'
+  if not math.isnan(found['low'] + found['high']):
+    bounds = f'{found["low"]:+.0f} to {found["high"]:+.0f} %'
   text = (
     f'On {dataset} the teacher is worth {percent:+.0f} % labels (95 % interval '
-    f'over seeds {bounds} %): so many more would plain fine-tuning need for '
-    'the same accuracy, averaged over the accuracies that both reach.'
+    f'over seeds: {bounds}): so many more would plain fine-tuning need for the '
+    'same accuracy, averaged over the accuracies that both reach.'
   )
   if found['outside']:
     sizes = ', '.join(map(str, found['outside']))
