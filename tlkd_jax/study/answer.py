@@ -151,9 +151,11 @@ def items_interval(
     differences.append(sides[0].astype(float) - sides[1])
   if not differences:
     return math.nan, math.nan
-  return statistics.bootstrap_mean_interval(
+  low, high = statistics.bootstrap_mean_interval(
     np.mean(differences, axis=0), method='percentile', num_replicates=2000
   )
+  # Without what rounding makes of an exact zero.
+  return round(low, 12), round(high, 12)
 
 
 def _ranks(rows: list[Row], found: Row) -> Table:
