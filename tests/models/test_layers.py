@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tlkd_jax import models
 from tlkd_jax.models import (
   densenet,
   inverted,
@@ -365,3 +366,18 @@ def test_bfloat16_stays_until_the_logits(family):
 def test_drop_path_without_residual_branches_is_an_error(family):
   with pytest.raises(ValueError, match='no residual branch'):
     smallest(family, drop_path=0.1)
+
+
+# --- Parameters ---
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['convnext_atto', 'deit3_small_patch16_224', 'mobilenet_v3_small', 'resnet18']
+  + ['densenet121', 'vgg11_bn', 'regnet_y_400mf', 'efficientnet_lite0'],
+)
+def test_no_parameter_is_weakly_typed(name):
+  # The update would make it a strong one, and the step compile again.
+  model = models.create_model(name, num_classes=3)
+  start = jax.eval_shape(model.init, jax.random.key(0))
+  assert not [leaf for leaf in jax.tree.leaves(start) if leaf.weak_type]

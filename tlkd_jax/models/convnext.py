@@ -38,7 +38,7 @@ class Block(nnx.Module):
     self.norm = layers.LayerNorm(channels, epsilon=epsilon)
     self.expand = layers.Linear(channels, 4 * channels, rngs=rngs)
     self.project = layers.Linear(4 * channels, channels, rngs=rngs)
-    self.gamma = nnx.Param(jnp.full(channels, 1e-6))
+    self.gamma = nnx.Param(1e-6 * jnp.ones(channels))
     self.rate = rate
 
   def __call__(self, x: Array, mode: Mode) -> Array:

@@ -76,7 +76,7 @@ class LayerScale(nnx.Module):
   """Multiplies each channel by a learned factor (arXiv 2103.17239)."""
 
   def __init__(self, features):
-    self.gamma = nnx.Param(jnp.full(features, 1e-6))
+    self.gamma = nnx.Param(1e-6 * jnp.ones(features))
 
   def __call__(self, x: Array) -> Array:
     return x * layers.expand(self.gamma[...], x)
