@@ -14,8 +14,8 @@ import ml_collections
 from configs import base, common, methods
 
 # Data set -> train sizes, arms (with their teachers), and what differs from
-# configs/base.py; chosen so that six seeds of all three take two cores about
-# two hours. `--config.study.run_arms="()"` runs every arm.
+# configs/base.py; chosen to be small enough for two cores.
+# `--config.study.run_arms="()"` runs every arm.
 DATASETS: dict[str, dict] = {
   'digits': {
     'sizes': (5, 10, 20, 50),

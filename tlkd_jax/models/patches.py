@@ -171,10 +171,26 @@ def transposed_windows(
 
   phases = [[phase(r, c) for c in column_taps] for r in row_taps]
   some = next(p for row in phases for p in row if p is not None)
-  rows = [
-    jnp.stack([jnp.zeros_like(some) if p is None else p for p in row], axis=3)
-    for row in phases
-  ]
-  x = jnp.stack(rows, axis=2)
-  x = x.reshape(-1, sizes[0] * stride[0], sizes[1] * stride[1], x.shape[-1])
-  return x[:, : x_hw[0], : x_hw[1]]
+  zeros = jnp.zeros_like(some)
+  return interleave(
+    [[zeros if p is None else p for p in row] for row in phases], x_hw
+  )
+
+
+def interleave(
+  phases: Sequence[Sequence[jax.Array]], hw: Sequence[int]
+) -> jax.Array:
+  """Images put together from their pixels of each (row, column) residue.
+
+  Args:
+    phases: phases[r][c] [B, h, w, C] are the pixels (r + i R, c + j S) of R
+      times S residues.
+    hw: height and width to cut to, at most R h and S w.
+
+  Returns:
+    [B, *hw, C].
+  """
+  b, h, w, c = phases[0][0].shape
+  x = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
+  x = x.reshape(b, h * len(phases), w * len(phases[0]), c)
+  return x[:, : hw[0], : hw[1]]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from tlkd_jax.models.patches import transposed_windows
+from tlkd_jax.models.patches import output_hw, taps, transposed_windows
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -38,9 +38,9 @@ def max_pool(
 
 
 def _fwd(x, size, stride, padding):
-  taps = list(_padded_windows(x, size, stride, padding))
-  best, winner = taps[0], jnp.zeros(taps[0].shape, jnp.uint8)
-  for number, tap in enumerate(taps[1:], start=1):
+  first, *rest = _padded_windows(x, size, stride, padding)
+  best, winner = first, jnp.zeros(first.shape, jnp.uint8)
+  for number, tap in enumerate(rest, start=1):
     winner = jnp.where(tap > best, jnp.uint8(number), winner)
     best = jnp.maximum(best, tap)
   # Of x only the shape is needed: an empty array carries it.
@@ -68,13 +68,12 @@ def _padded_windows(x, size, stride, padding):
 
 def windows(x: jax.Array, size: int, stride: int) -> Iterator[jax.Array]:
   """For every offset inside a window, the values there: [B, H', W', C]."""
-  b, h, w, c = x.shape
-  if min(h, w) < size:
+  height, width = x.shape[1:3]
+  if min(height, width) < size:
     raise ValueError(
-      f'a {h}x{w} map is too small to pool by {size}: use larger images'
+      f'a {height}x{width} map is too small to pool by {size}: '
+      'use larger images'
     )
-  spans = [(n - size) // stride * stride + 1 for n in (h, w)]
-  for u in range(size):
-    for v in range(size):
-      limit = (b, u + spans[0], v + spans[1], c)
-      yield jax.lax.slice(x, (0, u, v, 0), limit, (1, stride, stride, 1))
+  sizes = (size, size), (stride, stride)
+  out_hw = output_hw(x, *sizes, ((0, 0), (0, 0)))
+  return (tap for _, tap in taps(x, *sizes, out_hw))

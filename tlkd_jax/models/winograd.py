@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tlkd_jax.models.patches import Padding, interleave, pad
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def winograd(
-  x: jax.Array, kernel: jax.Array, padding: tuple[tuple[int, int], ...]
-) -> jax.Array:
+def winograd(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
   """Convolves with a 3 x 3 kernel and stride 1.
 
   Args:
@@ -31,7 +31,7 @@ def winograd(
   Returns:
     [B, H', W', F].
   """
-  kernels = _both_ways(_kernel_taps, [list(row) for row in kernel])
+  kernels = _both_ways(_kernel_taps, kernel)
   return _convolve(x, kernels, padding, contract=0)
 
 
@@ -43,7 +43,7 @@ def _bwd(padding, residuals, dy):
   x, kernel = residuals
   # The transform of a kernel turned by 180 degrees is that of the kernel with
   # first and last exchanged; not transposing spares a slow copy.
-  kernels = _both_ways(_kernel_taps, [list(row) for row in kernel])
+  kernels = _both_ways(_kernel_taps, kernel)
   turned = [[kernels[i][j] for j in _TURNED] for i in _TURNED]
   opposite = tuple((2 - low, 2 - high) for low, high in padding)
   dx = _convolve(dy, turned, opposite, contract=1)
@@ -66,15 +66,8 @@ def _convolve(x, kernels, padding, contract):
     for pair in zip(inputs, kernels, strict=True)
   ]
   outputs = _both_ways(_output_sums, products)
-  y = jnp.stack(
-    [
-      jnp.stack([cell.reshape(*tiles, -1) for cell in row], axis=3)
-      for row in outputs
-    ],
-    axis=2,
-  )
-  y = y.reshape(tiles[0], 2 * tiles[1], 2 * tiles[2], -1)
-  return y[:, :height, :width]
+  cells = [[cell.reshape(*tiles, -1) for cell in row] for row in outputs]
+  return interleave(cells, (height, width))
 
 
 def _kernel_gradient(x, dy, padding):
@@ -82,7 +75,7 @@ def _kernel_gradient(x, dy, padding):
   rows, columns = (-(-n // 2) for n in dy.shape[1:3])
   inputs = _input_tiles(x, padding, (rows, columns))
   over = (0, 2 * rows - dy.shape[1]), (0, 2 * columns - dy.shape[2])
-  dy = jnp.pad(dy, ((0, 0), *over, (0, 0)))
+  dy = pad(dy, over)
   cells = [[dy[:, u::2, v::2] for v in range(2)] for u in range(2)]
   slopes = _both_ways(_output_slopes, cells)
   products = [
@@ -99,9 +92,7 @@ def _input_tiles(x, padding, tiles_hw):
     (low, 2 * n + 2 - size - low)
     for n, size, (low, _) in zip(tiles_hw, x.shape[1:3], padding, strict=True)
   ]
-  x = lax.pad(
-    x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*o, 0) for o in over), (0, 0, 0))
-  )
+  x = pad(x, over)
   spans = [2 * n - 1 for n in tiles_hw]
   cells = [
     [x[:, u : u + spans[0] : 2, v : v + spans[1] : 2] for v in range(4)]
