@@ -11,10 +11,10 @@ image; theirs is benchmarks/torch_training.py. The sides alternate, each run in
 a process of its own, so that neither has the other's idle threads beside it.
 
 An epoch is training, validation and the checkpoint. The first two, which
-compile, warm up and fill the disk cache, are left out on both sides; so is the
-computation of the targets, which `setup_seconds` (all but the counted and the
-skipped epochs) contains. Peak memory is the highest sum of the proportional
-set sizes of the process and its children. Prints one JSON line.
+compile, warm up and fill the disk cache, are left out on both sides, and with
+them the computation of the targets. `setup_seconds` is the run's time beside
+its epochs: data, models, the final test. Peak memory is the highest sum of the
+proportional set sizes of the process and its children. Prints one JSON line.
 """
 
 import argparse

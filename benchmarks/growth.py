@@ -216,6 +216,9 @@ def main() -> None:
       print(f'{axis} {points[-1]}', file=sys.stderr, flush=True)
     results[axis] = summarize(axis, points)
   row = {'benchmark': 'growth', 'quick': arguments.quick, 'axes': results}
+  row['largest_exponent'] = max(
+    e for result in results.values() for e in result['exponents'].values()
+  )
   print(json.dumps(row | machine.versions()))
   if arguments.plot:
     plot(results, arguments.plot)

@@ -4,15 +4,17 @@
 
 Times the paired bootstrap of every metric (two models, 1,000 resamples) and,
 in the same run, what it replaces: METRICS on copied examples, for a few
-resamples and scaled up. Both give the same numbers, which is checked.
+resamples and scaled up. Both give the same numbers, whose largest relative
+difference is told. Prints one JSON line.
 """
 
 import argparse
-import os
+import json
 import time
 
 import numpy as np
 
+from benchmarks import machine
 from tlkd_jax.evaluation import bootstrap, comparison, metrics
 
 
@@ -42,7 +44,7 @@ def time_by_copies(logits, labels, counts: np.ndarray) -> tuple[float, float]:
 
 
 def main():
-  """Runs both sides and prints a table."""
+  """Runs both sides and prints the JSON line."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--examples', type=int, default=10_000)
   parser.add_argument('--classes', type=int, default=100)
@@ -67,17 +69,20 @@ def main():
   per_copy, worst = time_by_copies(x, labels, counts)
   copied = 2 * args.replicates * per_copy
 
-  print(
-    f'{args.examples} x {args.classes} logits, {len(metrics.METRICS)} metrics, '
-    f'two models, {args.replicates} resamples, {os.cpu_count()} cores'
-  )
-  print(f'all metrics of one model, once     {once:9.2f} s')
-  print(
-    f'paired bootstrap of all metrics    {vectorised:9.2f} s ({cpu:.1f} CPU)'
-  )
-  print(f'the same by copying (scaled up)    {copied:9.2f} s')
-  print(f'ratio                              {copied / vectorised:9.1f}')
-  print(f'largest relative difference        {worst:9.1e}')
+  row = {
+    'benchmark': 'metrics',
+    'examples': args.examples,
+    'classes': args.classes,
+    'metrics': len(metrics.METRICS),
+    'replicates': args.replicates,
+    'one_model_once_seconds': round(once, 3),
+    'bootstrap_seconds': round(vectorised, 2),
+    'bootstrap_cpu_seconds': round(cpu, 2),
+    'by_copying_seconds': round(copied, 1),
+    'times_as_fast': round(copied / vectorised, 1),
+    'largest_relative_difference': float(f'{worst:.1e}'),
+  }
+  print(json.dumps(row | machine.versions()))
 
 
 if __name__ == '__main__':

@@ -11,13 +11,14 @@ the default configuration.
 
 import argparse
 import json
-import os
 import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+from benchmarks import machine
 
 # Ends the process when the first step is done; the loop's own question, asked
 # after each step, is where a run can be stopped.
@@ -55,13 +56,11 @@ def main() -> None:
     ]
   row = {
     'config': arguments.config,
-    'cores': os.cpu_count(),
     'cold_seconds': round(cold, 2),
     'warm_seconds': round(statistics.median(warm), 2),
     'warm_min_max': [round(min(warm), 2), round(max(warm), 2)],
-    'target': 12.0,
   }
-  print(json.dumps(row))
+  print(json.dumps(row | machine.versions()))
 
 
 if __name__ == '__main__':

@@ -37,7 +37,43 @@ def _faults(mode: str) -> int:
   return int(done.stdout)
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='glibc only')
+linux = pytest.mark.skipif(sys.platform != 'linux', reason='glibc only')
+
+
+@linux
 def test_freed_blocks_are_reused():
   # The blocks of one round are touched for the first time, or those of four.
   assert _faults('keep') < _faults('leave') / 3
+
+
+# MiB in memory with a freed block of 256 MiB, before and after.
+_GIVE_BACK = """
+import ctypes
+from tlkd_jax import allocator
+def resident():
+  return int(open('/proc/self/statm').read().split()[1]) // 256
+assert allocator.keep_freed_memory()
+c = ctypes.CDLL(None)
+c.malloc.restype = ctypes.c_void_p
+c.malloc.argtypes = [ctypes.c_size_t]
+c.free.argtypes = [ctypes.c_void_p]
+block = c.malloc(2**28)
+ctypes.memset(block, 1, 2**28)
+above = c.malloc(2**20)
+c.free(block)
+before = resident()
+assert allocator.give_back()
+print(before, resident())
+"""
+
+
+@linux
+def test_freed_blocks_are_given_back_when_asked():
+  done = subprocess.run(
+    [sys.executable, '-c', _GIVE_BACK],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  before, after = map(int, done.stdout.split())
+  assert before - after > 200

@@ -131,8 +131,17 @@ def test_run_all_goes_on_where_it_stopped(monkeypatch, tmp_path, capsys):
   monkeypatch.setattr('sys.argv', [*base, '--markdown'])
   run_all.main()
   text = capsys.readouterr().out
-  assert '| efficientnet_lite0: step / PyTorch step | 0.9 | 0.8 | yes |' in text
-  assert '| TL epoch / PyTorch epoch | 0.9 | not measured |  |' in text
+  assert (
+    '| efficientnet_lite0: step / PyTorch step | ≤ 0.9 | 0.8 | yes |' in text
+  )
+  assert '| TL epoch / PyTorch epoch | ≤ 0.9 | not measured |  |' in text
+
+
+def test_targets_of_nested_figures_and_from_below():
+  row = {'large': {'times_step': 2.9}, 'small': {'times_step': 3.0}}
+  table = run_all.target_table({'input_pipeline': {'rows': [row]}})
+  assert 'consumes, 224 px | ≥ 3.0 | 2.9 | no |' in table
+  assert 'consumes, 32 px | ≥ 3.0 | 3.0 | yes |' in table
 
 
 def test_an_entry_keeps_its_rows_and_its_error():

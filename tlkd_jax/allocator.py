@@ -17,20 +17,24 @@ _M_ARENA_MAX = -8
 _NEVER = -1
 
 
+def _c_library() -> ctypes.CDLL | None:
+  if not sys.platform.startswith('linux'):
+    return None
+  library = ctypes.CDLL(None)
+  return library if hasattr(library, 'malloc_trim') else None
+
+
 def keep_freed_memory() -> bool:
   """Lets this process reuse freed blocks of any size instead of unmapping.
 
-  The process keeps the most it ever used at once. To be called before JAX
+  The process keeps what it used, until `give_back`. To be called before JAX
   allocates; later calls change nothing for blocks that are already mapped.
 
   Returns:
     Whether the C library took the settings: False off Linux with glibc.
   """
-  if not sys.platform.startswith('linux'):
-    return False
-  try:
-    mallopt = ctypes.CDLL(None).mallopt
-  except (AttributeError, OSError):
+  library = _c_library()
+  if library is None:
     return False
   settings = (
     (_M_MMAP_THRESHOLD, _NEVER),
@@ -38,4 +42,17 @@ def keep_freed_memory() -> bool:
     # One heap: a block that one thread freed serves the others.
     (_M_ARENA_MAX, 1),
   )
-  return all([mallopt(name, value) == 1 for name, value in settings])
+  return all([library.mallopt(name, value) == 1 for name, value in settings])
+
+
+def give_back() -> bool:
+  """Gives the pages that are free now to the system; nothing off glibc.
+
+  For what is not needed again, such as the compiler's memory: kept, it would
+  lie beside the temporaries of the steps, which fit into none of its blocks.
+
+  Returns:
+    Whether there was anything to give.
+  """
+  library = _c_library()
+  return library is not None and library.malloc_trim(0) == 1

@@ -12,6 +12,8 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
+from tlkd_jax import allocator
+
 _CGROUP = pathlib.Path('/sys/fs/cgroup')
 
 
@@ -35,6 +37,7 @@ def check(
     ValueError: the step does not fit; names the largest batch that does.
   """
   needed = _needed(step, arguments, batch)
+  allocator.give_back()
   if free is None:
     free = free_bytes(mesh.local_devices)
   if needed is None or free is None:

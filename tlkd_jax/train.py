@@ -212,7 +212,10 @@ def _start(run, optimizer, extras, checkpoints):
 
 def _loop(run, state, progress, checkpoints):
   start = int(state.step)
+  begun = time.monotonic()
   batches = _train_batches(run, progress)
+  # The teacher's stored targets are part of what the run costs.
+  progress.seconds += time.monotonic() - begun
   writer = MetricWriter(run.workdir, start) if sharding.is_lead() else None
   shown = Progress(run.config.arm, start, run.num_steps)
   try:
@@ -266,11 +269,15 @@ def _steps(run, state, progress, checkpoints, batches, writer, shown, stop):
   pending: list[dict[str, Any]] = list(progress.pending)
   clock = time.monotonic() - progress.seconds
   first = int(state.step) + 1
+  on_cpu = run.mesh.devices.flat[0].platform == 'cpu'
   for number in range(first, run.num_steps + 1):
     batch, position = next(ahead)
     if config.memory_check and number == first:
       with as_user_errors():
         memory.check(run.step, (state, constants), batch, run.mesh)
+    if on_cpu and pending:
+      # There a step's temporaries are taken when it is sent, not when it runs.
+      jax.block_until_ready(pending[-1])
     with jax.transfer_guard('disallow'):
       state, metrics = run.step(state, constants, batch)
     pending.append(metrics)

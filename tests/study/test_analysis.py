@@ -8,7 +8,7 @@ import pytest
 
 from tests.study.rows import STUDY, paired, row
 from tlkd_jax.evaluation import evaluate, statistics
-from tlkd_jax.study import analysis, answer, pages
+from tlkd_jax.study import analysis, answer, pages, results
 
 GAINS = (0.03, 0.01, 0.02, 0.04, 0.02, 0.03)
 
@@ -190,6 +190,44 @@ def test_interval_over_images_pairs_images(tmp_path):
     tmp_path / 'none', rows, STUDY, ('digits', 10)
   )
   assert np.isnan(elsewhere).all()
+
+
+def _degraded(noise: float, count: int = 200) -> dict:
+  return {'count': count, 'top1': {'clean': 0.6, 'noise': noise}}
+
+
+def test_degraded_images_pair_what_both_arms_saw(tmp_path):
+  rows = paired(GAINS)
+  assert analysis.degraded(rows, STUDY) == []
+  for r in rows:
+    gain = GAINS[r['seed']] if r['arm'] == 'kd' else 0.0
+    if r['arm'] != 'teacher':
+      r['degraded'] = _degraded(0.4 + gain)
+  # One seed of other images, one that only one arm has.
+  rows[0]['degraded'] = _degraded(0.4, count=100)
+  del next(r for r in rows if (r['arm'], r['seed']) == ('kd', 1))['degraded']
+  assert (rows[0]['arm'], rows[0]['seed']) == ('tl', 0)
+  clean, noise = analysis.degraded(rows, STUDY)
+  assert (clean['group'], clean['mean_difference']) == ('clean', 0.0)
+  assert (noise['group'], noise['pairs'], noise['count']) == ('noise', 4, 200)
+  assert noise['mean_difference'] == pytest.approx(np.mean(GAINS[2:]))
+  assert noise['reference'] == pytest.approx(0.4)
+  pages.write(tmp_path, rows, STUDY)
+  line = '| digits, 10 per class | noise | 200 | 4 | 0.400 |'
+  assert line in (tmp_path / 'report.md').read_text()
+
+
+def test_results_take_up_what_the_corruption_suite_left(tmp_path):
+  suite = {'count': 5, 'clean': {'top1': 0.5}}
+  suite['mean_corrupted_error'] = {'noise': 0.75, 'camera': None}
+  for arm in ('tl', 'kd'):
+    folder = tmp_path / 'cells' / 'digits' / '10' / arm / 'seed0'
+    (folder / 'evaluation').mkdir(parents=True)
+    (folder / 'cell.json').write_text(json.dumps(row(arm, 0, 0.5)))
+  (folder / 'evaluation' / 'corruptions.json').write_text(json.dumps(suite))
+  kd, tl = results.collect(tmp_path, 'top1')
+  assert kd['degraded'] == {'count': 5, 'top1': {'clean': 0.5, 'noise': 0.25}}
+  assert 'degraded' not in tl
 
 
 def test_page_says_the_answer_first_and_the_files_agree(tmp_path):

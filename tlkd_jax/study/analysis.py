@@ -195,6 +195,43 @@ def friedman(rows: list[Row], metric: str, reference: str) -> Row | None:
   return found | {'arms': common, 'blocks': len(scores)}
 
 
+def degraded(rows: list[Row], study: Any) -> list[Row]:
+  """The treatment minus the reference on corrupted images, where both ran.
+
+  Returns:
+    statistics.compare_paired of top-1 for every place and group of corruptions
+    (`clean` are the same images as they are), over the seeds that have both on
+    equally many images, with `dataset`, `size`, `group`, `count` of images and
+    the reference's mean, `reference`.
+  """
+  found = []
+  for place in places(rows):
+    sides = [
+      {
+        s: r['degraded']
+        for s, r in at(rows, place, arm).items()
+        if 'degraded' in r
+      }
+      for arm in (study.treatment, study.reference)
+    ]
+    seeds = sorted(sides[0].keys() & sides[1].keys())
+    seeds = [s for s in seeds if sides[0][s]['count'] == sides[1][s]['count']]
+    if not seeds:
+      continue
+    count = sides[0][seeds[0]]['count']
+    for group in sides[0][seeds[0]]['top1']:
+      x, y = (
+        np.array([_number(side[s]['top1'].get(group)) for s in seeds])
+        for side in sides
+      )
+      where = {'dataset': place[0], 'size': place[1], 'group': group}
+      test = statistics.compare_paired(x, y)
+      found.append(
+        where | test | {'count': count, 'reference': float(y.mean())}
+      )
+  return found
+
+
 def worth(
   rows: list[Row], arm: str, reference: str, dataset: str, metric: str = 'top1'
 ) -> Row | None:

@@ -58,6 +58,7 @@ def make_sections(
     _curves(rows, study),
     _arms(rows, study, tests),
     _other_metrics(rows, study, tests),
+    _degradation(rows, study),
     _lost(rows, study, tests),
     _convergence(rows, study),
     _sensitivity(rows, study),
@@ -171,6 +172,44 @@ def _other_metrics(rows, study, tests) -> Section:
   note = 'ECE with 15 bins is above 0 for a perfectly calibrated model too.'
   blocks: list = [Table(title, columns, table, SOURCE, note)] if table else []
   return Section('calibration', 'Calibration and other metrics', blocks)
+
+
+def _degradation(rows, study) -> Section:
+  names = analysis.labels(rows)
+  table, bars, shown = [], [], []
+  for test in analysis.degraded(rows, study):
+    place = where((test['dataset'], test['size']))
+    bounds = interval(test['ci_low'], test['ci_high'])
+    table.append(
+      [place, test['group'], test['count'], test['pairs'], test['reference']]
+      + [test['mean_difference'], bounds, test['p_sign_flip'], test['verdict']]
+    )
+    shown.append(f'{test["group"]}, {place}')
+    bars.append((test['mean_difference'], test['ci_low'], test['ci_high']))
+  columns = [
+    'place',
+    'corruptions',
+    'images',
+    'seeds',
+    'reference',
+    'difference',
+  ]
+  columns += ['95 % over seeds', 'p (sign-flip)', 'verdict']
+  title = 'The treatment minus the reference on degraded images, accuracy'
+  note = (
+    "Means over a group's corruptions and five severities; `standard` are "
+    "ImageNet-C's fifteen, `clean` the same images as they are."
+  )
+  data = Table(title, columns, table, SOURCE, note)
+  blocks: list = [data] if table else []
+  if 0 < len(bars) <= 60:
+    panel = plots.intervals(
+      f'{names[study.treatment]} minus {names[study.reference]}',
+      *(shown, bars, 'test accuracy'),
+    )
+    alt = 'Differences on degraded images with their intervals over seeds'
+    blocks.append(Figure('Under degradation', [panel], alt, data))
+  return Section('degradation', 'Degraded images', blocks)
 
 
 def _lost(rows, study, tests) -> Section:

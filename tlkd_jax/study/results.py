@@ -8,14 +8,16 @@ from tlkd_jax.atomic import replace_text
 from tlkd_jax.study import cells
 
 # A trial that was not chosen must not tell how it does on test.
-_HIDDEN = ('test', 'curve')
+_HIDDEN = ('test', 'curve', 'degraded')
 
 
 def collect(root: pathlib.Path, metric: str) -> list[dict[str, Any]]:
   """All finished cells, of whatever command, ordered by name.
 
   Of the trials of one cell, the best on validation has `chosen`; the others
-  keep their validation metrics alone.
+  keep their validation metrics alone. A row has `degraded` where the suite
+  `corruptions` was run on its cell: `count` images and `top1`, by group of
+  corruptions, the mean over them and their severities.
 
   Args:
     root: STUDY.
@@ -27,6 +29,7 @@ def collect(root: pathlib.Path, metric: str) -> list[dict[str, Any]]:
   rows = [
     cells.read_record(path.parent)
     | {'folder': str(path.parent.relative_to(root))}
+    | _degraded(path.parent)
     for path in sorted(found)
   ]
   groups: dict[tuple, list[dict[str, Any]]] = {}
@@ -39,8 +42,19 @@ def collect(root: pathlib.Path, metric: str) -> list[dict[str, Any]]:
       row['trials'] = len(trials)
       if row is not best:
         for name in _HIDDEN:
-          del row[name]
+          row.pop(name, None)
   return sorted(rows, key=lambda r: (key_of(r), sorted(r['trial'].items())))
+
+
+def _degraded(folder: pathlib.Path) -> dict[str, Any]:
+  path = folder / 'evaluation' / 'corruptions.json'
+  if not path.exists():
+    return {}
+  found = json.loads(path.read_text())
+  errors = found['mean_corrupted_error'].items()
+  top1 = {group: 1 - error for group, error in errors if error is not None}
+  top1 = {'clean': found['clean']['top1']} | top1
+  return {'degraded': {'count': found['count'], 'top1': top1}}
 
 
 def key_of(row: dict[str, Any]) -> tuple[str, float, str, int]:
