@@ -55,6 +55,15 @@ def test_answer_names_effect_interval_and_verdicts():
   assert f'{100 * low:+.2f} to {100 * high:+.2f}' in text
 
 
+def test_what_needs_no_teacher_is_named_beside_the_answer():
+  rows = paired(GAINS)
+  assert answer.rivals_in_words(rows, STUDY) == []
+  rows += [row('probe', seed, 0.45 + seed / 100) for seed in range(6)]
+  (text,) = answer.rivals_in_words(rows, STUDY)
+  assert 'probe minus TL -5.00 points (-5.00 to -5.00; 1 place, ' in text
+  assert 'TL+KD minus probe +7.50 points' in text
+
+
 def test_an_incomplete_study_has_no_overall_answer():
   rows = [r for r in paired(GAINS) if r['arm'] != 'tl']
   text = answer.sentence(rows, STUDY, analysis.compare(rows, STUDY))

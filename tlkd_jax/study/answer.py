@@ -21,6 +21,7 @@ def section(
   """The answer, what the teacher is worth, and the tests behind it."""
   blocks: list = [Text(sentence(rows, study, tests), 'lead')]
   name = analysis.labels(rows).get(study.treatment, study.treatment)
+  blocks += [Text(text) for text in rivals_in_words(rows, study)]
   for dataset in dict.fromkeys(place[0] for place in analysis.places(rows)):
     text = worth_in_words(rows, study, dataset)
     if text:
@@ -100,6 +101,31 @@ def sentence(rows: list[Row], study: Any, tests: list[Row]) -> str:
     missing = '; '.join(map(where, test['left_out']))
     text += f' Not finished, and left out of the mean: {missing}.'
   return text
+
+
+def rivals_in_words(rows: list[Row], study: Any) -> list[str]:
+  """How each arm without a teacher does, against both arms in question."""
+  names = analysis.labels(rows)
+  kinds = {row['arm']: row['kind'] for row in rows}
+  found = []
+  for arm in analysis.arms(rows, study.reference):
+    if kinds[arm] != 'tl' or arm == study.reference:
+      continue
+    parts = []
+    for first, second in ((arm, study.reference), (study.treatment, arm)):
+      test = analysis.overall(rows, first, second, 'top1')
+      if test['pairs'] < 2:
+        continue
+      low, high = points(test['ci_low']), points(test['ci_high'])
+      over = f'{test["places"]} place{"s" * (test["places"] > 1)}'
+      parts.append(
+        f'{names[first]} minus {names[second]} '
+        f'{points(test["mean_difference"])} points ({low} to {high}; {over}, '
+        f'{test["pairs"]} seeds, p = {test["p_sign_flip"]:.3g})'
+      )
+    if parts:
+      found.append(f'Without a teacher: {"; ".join(parts)}.')
+  return found
 
 
 def worth_in_words(rows: list[Row], study: Any, dataset: str) -> str:
