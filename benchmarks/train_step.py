@@ -13,7 +13,8 @@ faster of the two.
 
 `--model all` are the five that benchmarks/torch_models.py writes out,
 `--model families` one of every family, from torchvision, of which the build
-must match that of torch.
+must match that of torch. Each model then has a process of its own, so that none
+finds the memory and the threads of another.
 
 Both sides run with `tlkd_jax.allocator`'s settings, as a training run does;
 `--default-malloc` leaves the C library as it is, for both. About 2 minutes a
@@ -24,6 +25,8 @@ import argparse
 import functools
 import json
 import statistics
+import subprocess
+import sys
 import time
 
 import jax
@@ -152,6 +155,15 @@ def run(name: str, arguments: argparse.Namespace) -> dict:
   return row
 
 
+def run_alone(name: str) -> dict:
+  """The row of this command's arguments for one model, from a new process."""
+  command = [sys.executable, '-m', 'benchmarks.train_step', *sys.argv[1:]]
+  child = subprocess.run(
+    [*command, '--model', name], stdout=subprocess.PIPE, text=True, check=True
+  )
+  return json.loads(child.stdout.splitlines()[0])
+
+
 def markdown(rows: list[dict]) -> str:
   """The rows as a table: milliseconds of each side, and the ratio."""
   lines = []
@@ -192,13 +204,17 @@ def main() -> None:
   parser.add_argument('--default-malloc', action='store_true')
   parser.add_argument('--markdown', action='store_true')
   arguments = parser.parse_args()
-  if not arguments.default_malloc:
-    allocator.keep_freed_memory()
   groups = {'all': MODELS, 'families': FAMILIES}
-  rows = []
-  for name in groups.get(arguments.model, (arguments.model,)):
-    rows.append(run(name, arguments))
-    print(json.dumps(rows[-1] | machine.versions()), flush=True)
+  if arguments.model in groups:
+    rows = []
+    for name in groups[arguments.model]:
+      rows.append(run_alone(name))
+      print(json.dumps(rows[-1]), flush=True)
+  else:
+    if not arguments.default_malloc:
+      allocator.keep_freed_memory()
+    rows = [run(arguments.model, arguments) | machine.versions()]
+    print(json.dumps(rows[0]))
   if arguments.markdown:
     print(markdown(rows))
 
