@@ -174,7 +174,7 @@ def plot(axes: dict[str, dict], path: str) -> None:
   from matplotlib import pyplot
 
   figure, panels = pyplot.subplots(
-    1, len(axes), figsize=(3.4 * len(axes), 3.2), squeeze=False
+    1, len(axes), figsize=(3.4 * len(axes), 3.6), squeeze=False
   )
   for panel, (axis, result) in zip(panels[0], axes.items(), strict=True):
     sizes = [p['size'] for p in result['points']]
@@ -185,9 +185,11 @@ def plot(axes: dict[str, dict], path: str) -> None:
     memory = [p['peak_mib'] for p in result['points']]
     panel.loglog(sizes, memory, 'k--', marker='x', label='peak, MiB')
     panel.set_xlabel('side, pixels' if axis == 'pixels' else axis)
-    panel.legend(fontsize=7)
+    panel.set_xticks(sizes, [f'{size:,}' for size in sizes])
+    panel.xaxis.set_minor_locator(pyplot.NullLocator())
+    panel.legend(fontsize=7, loc='upper center', bbox_to_anchor=(0.5, -0.28))
   figure.tight_layout()
-  figure.savefig(path, dpi=110)
+  figure.savefig(path, dpi=110, bbox_inches='tight')
 
 
 def main() -> None:
