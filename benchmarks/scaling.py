@@ -264,7 +264,9 @@ def _lines(processes: list[subprocess.Popen]) -> str:
   outputs = [process.communicate()[0] for process in processes]
   if any(process.returncode for process in processes):
     raise RuntimeError('a child failed; its message is above')
-  return outputs[0].strip()
+  # Gloo greets on the same stream.
+  lines = outputs[0].splitlines()
+  return '\n'.join(line for line in lines if line.startswith('{'))
 
 
 def measure_all(pair: str, steps: int) -> None:
