@@ -1,6 +1,9 @@
 """metrics.jsonl and the TensorBoard events beside it."""
 
 import json
+import os
+import subprocess
+import sys
 
 from tensorboardX.proto import event_pb2
 
@@ -68,3 +71,16 @@ def records(data: bytes):
     length = int.from_bytes(data[:8], 'little')
     yield data[12 : 12 + length]
     data = data[16 + length :]
+
+
+def test_an_installed_pytorch_is_not_imported(tmp_path):
+  (tmp_path / 'torch.py').write_text('print("torch was imported")')
+  program = 'import tlkd_jax.metric_writers; print("done"); import torch'
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    capture_output=True,
+    text=True,
+    check=True,
+    env=os.environ | {'PYTHONPATH': f'{tmp_path}:{os.getcwd()}'},
+  )
+  assert done.stdout == 'done\ntorch was imported\n'

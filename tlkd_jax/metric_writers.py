@@ -3,9 +3,25 @@
 import json
 import math
 import pathlib
+import sys
 from typing import Any
 
-import tensorboardX
+
+def _import_tensorboardx() -> Any:
+  # It imports an installed PyTorch, for seconds, to know a type that it is
+  # never given here.
+  hidden = 'torch' not in sys.modules
+  if hidden:
+    sys.modules['torch'] = None  # pyrefly: ignore
+  try:
+    import tensorboardX
+  finally:
+    if hidden:
+      del sys.modules['torch']
+  return tensorboardX
+
+
+tensorboardX = _import_tensorboardx()
 
 
 class MetricWriter:
