@@ -13,7 +13,7 @@ Needs `pip install tlkd_jax[benchmark]` (PyTorch's side and the plot), `--data`
 naming the folder of trashnet.zip, and for the corruptions a Python that has
 `imagecorruptions` (`--reference-python`); an entry whose needs are missing is
 recorded as failed, the others run. The expected seconds on two idle cores are
-beside each entry below, 42 minutes in all; half of it is compilation, which the
+beside each entry below, 55 minutes in all; half of it is compilation, which the
 second time comes from JAX_COMPILATION_CACHE_DIR, by default in the user's cache
 folder. `--only families` is one more entry.
 """
@@ -56,15 +56,15 @@ ENTRIES = {
   'end_to_end': Entry(
     'end_to_end --data {data}/trashnet.zip --epochs 1',
     'end_to_end --data {data}/trashnet.zip --epochs 1 --quick',
-    540,
+    940,
   ),
   'loop_overhead': Entry('loop_overhead', 'loop_overhead --rounds 3', 60),
   'startup': Entry('startup', 'startup --rounds 1', 90),
-  'convolutions': Entry('convolutions', 'convolutions --repeats 3', 60),
+  'convolutions': Entry('convolutions', 'convolutions --repeats 3', 240),
   'input_pipeline': Entry(
     'input_pipeline', 'input_pipeline --jpegs 1000 --small 5000', 120
   ),
-  'growth': Entry('growth --plot {out}/growth.png', 'growth --quick', 360),
+  'growth': Entry('growth --plot {out}/growth.png', 'growth --quick', 580),
   'scaling': Entry('scaling --measure', 'scaling --measure --steps 6', 150),
   'metrics': Entry('metrics', 'metrics --examples 2000', 60),
   'corruptions': Entry(

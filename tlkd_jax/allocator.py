@@ -20,7 +20,10 @@ _NEVER = -1
 def _c_library() -> ctypes.CDLL | None:
   if not sys.platform.startswith('linux'):
     return None
-  library = ctypes.CDLL(None)
+  try:
+    library = ctypes.CDLL(None)
+  except OSError:
+    return None
   return library if hasattr(library, 'malloc_trim') else None
 
 
