@@ -15,6 +15,7 @@ from configs import (
   teacher,
   tl,
 )
+from tlkd_jax import build
 from tlkd_jax.models.pretrained import flatten
 
 FILES = {'teacher': teacher, 'tl': tl, 'kd': kd, 'compare': compare}
@@ -139,3 +140,17 @@ def test_the_page_of_keys_is_up_to_date():
     'python -m configs.document > docs/configs.md'
   )
   assert '| `augment.contrast` | `0.0` | The same, of the contrast. |' in text
+
+
+def test_teachers_named_by_another_path_are_the_same_run(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config = kd.get_config()
+  config.teacher.checkpoint = 'first'
+  config.distillation.more_teachers = ('second', 'third')
+  build.write_config(tmp_path / 'run', config)
+  config.teacher.checkpoint = str(tmp_path / 'first')
+  config.distillation.more_teachers = (str(tmp_path / 'second'), './third')
+  build.check_workdir(tmp_path / 'run', config)
+  config.distillation.more_teachers = ('third', 'second')
+  with pytest.raises(ValueError, match=r'distillation\.more_teachers'):
+    build.check_workdir(tmp_path / 'run', config)

@@ -245,6 +245,8 @@ def _as_compared(key: str, value: Any) -> Any:
   """A run that is named by another path is the same run."""
   if key.endswith('.checkpoint') and isinstance(value, str):
     return str(pathlib.Path(value).resolve())
+  if key.endswith('.more_teachers') and isinstance(value, list):
+    return [str(pathlib.Path(place).resolve()) for place in value]
   return value
 
 

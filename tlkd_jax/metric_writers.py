@@ -6,6 +6,8 @@ import pathlib
 import sys
 from typing import Any
 
+from tlkd_jax.atomic import replace_text
+
 
 def _import_tensorboardx() -> Any:
   # It imports an installed PyTorch, for seconds, to know a type that it is
@@ -36,9 +38,7 @@ class MetricWriter:
     self._path = workdir / 'metrics.jsonl'
     kept = [r for r in read_rows(self._path) if r['step'] <= resume_step]
     text = ''.join(_dumps(row) + '\n' for row in kept)
-    temporary = self._path.with_suffix('.tmp')
-    temporary.write_text(text)
-    temporary.replace(self._path)
+    replace_text(self._path, text)
     self._file = self._path.open('a')
     self._events = tensorboardX.SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=resume_step + 1

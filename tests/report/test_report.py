@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.report import synthetic
+from tlkd_jax.atomic import replace_arrays
 from tlkd_jax.evaluation import comparison, degradation, evaluate, records
 from tlkd_jax.report import __main__ as command
 from tlkd_jax.report import answer, page, plots, runs
@@ -154,7 +155,7 @@ def test_other_test_images_are_not_compared(tmp_path):
   study = synthetic.write_study(tmp_path / 'study', [0.1])
   path = study / '10' / 'seed0' / 'kd' / 'predictions' / 'test.npz'
   stored = records.read_arrays(path)
-  records.write_arrays(path, stored | {'indices': stored['indices'] + 1})
+  replace_arrays(path, stored | {'indices': stored['indices'] + 1})
   page.write([study], tmp_path / 'report')
   text = (tmp_path / 'report' / 'report.md').read_text()
   assert 'no predictions of the same test images' in text
@@ -172,7 +173,7 @@ def test_degraded_images(tmp_path):
     ]:
       right = rng.random(100) < 0.95 - slope * cell[1]
       logits = 3.0 * np.eye(3)[(labels + ~right) % 3]
-      records.write_arrays(
+      replace_arrays(
         degradation.cell_path(study / '10' / 'seed0' / arm, cell),
         {
           'logits': logits.astype(np.float32),

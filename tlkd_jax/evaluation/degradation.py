@@ -17,6 +17,7 @@ from absl import logging
 from tqdm import tqdm
 
 from tlkd_jax import sharding
+from tlkd_jax.atomic import replace_arrays
 from tlkd_jax.data import Split
 from tlkd_jax.evaluation import (
   corruptions,
@@ -197,7 +198,7 @@ def _fill(subject: Subject, split: Split, cell: Cell) -> None:
       'image_size': np.asarray(subject.dataset.image_size),
       'step': np.asarray(subject.step),
     }
-    records.write_arrays(cell_path(subject.workdir, cell), arrays)
+    replace_arrays(cell_path(subject.workdir, cell), arrays)
 
 
 class _Shown:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tlkd_jax import sharding
+from tlkd_jax.atomic import replace_arrays
 from tlkd_jax.evaluation import fidelity, metrics
 
 
@@ -90,12 +91,7 @@ def summarize(
 
 def save(path: str | pathlib.Path, predictions: Predictions) -> None:
   """Writes `predictions/<split>.npz`, whole or not at all."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + '.tmp')
-  with temporary.open('wb') as file:
-    np.savez_compressed(file, **dataclasses.asdict(predictions))
-  temporary.replace(path)
+  replace_arrays(pathlib.Path(path), dataclasses.asdict(predictions))
 
 
 def load(path: str | pathlib.Path) -> Predictions:

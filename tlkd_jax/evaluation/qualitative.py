@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from tlkd_jax import sharding
+from tlkd_jax.atomic import replace_arrays
 from tlkd_jax.data import Split
 from tlkd_jax.evaluation import embedding, gradcam, records
 from tlkd_jax.evaluation.subject import Subject
@@ -59,12 +60,12 @@ def run(subject: Subject) -> str:
   if sharding.is_lead():
     folder, step = subject.folder, np.asarray(subject.step)
     same = {'labels': labels, 'indices': indices, 'step': step}
-    records.write_arrays(folder / 'images.npz', same | pack_images(split))
+    replace_arrays(folder / 'images.npz', same | pack_images(split))
     maps = found['maps']
-    records.write_arrays(folder / 'gradcam.npz', same | {'maps': maps})
+    replace_arrays(folder / 'gradcam.npz', same | {'maps': maps})
     features = {f'features_{k}': v for k, v in found['features'].items()}
-    records.write_arrays(folder / 'features.npz', same | features)
-    records.write_arrays(
+    replace_arrays(folder / 'features.npz', same | features)
+    replace_arrays(
       folder / 'embedding.npz',
       {
         'labels': classes,

@@ -31,16 +31,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   replace_text(path, json.dumps(plain(value), indent=1) + '\n')
 
 
-def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-  """Writes a compressed .npz; the folder is made if need be."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + '.tmp')
-  with temporary.open('wb') as file:
-    np.savez_compressed(file, **arrays)
-  temporary.replace(path)
-
-
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads what `write_arrays` wrote."""
+  """Reads an .npz whole."""
   with np.load(path, allow_pickle=False) as archive:
     return {name: archive[name] for name in archive.files}

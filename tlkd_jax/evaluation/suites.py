@@ -12,6 +12,7 @@ from absl import logging
 from PIL import Image
 
 from tlkd_jax import data, sharding
+from tlkd_jax.atomic import replace_arrays
 from tlkd_jax.data import Split
 from tlkd_jax.errors import as_user_errors
 from tlkd_jax.evaluation import (
@@ -117,7 +118,7 @@ def out_of_distribution(subject: Subject) -> str:
       for place, found in zip(('in', 'out'), predictions, strict=True)
       for field in ('logits', 'indices')
     }
-    records.write_arrays(subject.folder / 'ood.npz', arrays)
+    replace_arrays(subject.folder / 'ood.npz', arrays)
   shown = ', '.join(
     f'{score} {values["auroc"]:.3f}'
     for score, values in result['scores'].items()
