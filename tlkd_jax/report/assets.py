@@ -17,7 +17,7 @@ html{scroll-behavior:smooth;-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--bg);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",
 sans-serif}
-main,header,footer{max-width:1080px;margin:0 auto;padding:0 20px}
+main,header,footer{max-width:1260px;margin:0 auto;padding:0 20px}
 header{padding-top:28px;position:relative}
 h1{font-size:1.65rem;line-height:1.25;margin:0 110px .3em 0}
 h2{font-size:1.3rem;margin:2.6em 0 .6em;padding-top:.6em;

@@ -282,7 +282,8 @@ def intervals(
       lw=2,
     )
     axes.plot(values[:, 0], places, 'o', color=COLOURS['kd'], markersize=5)
-    short = [n if len(n) <= 34 else n[:33] + '…' for n in names]
+    # Both ends tell one row from another: the arm and the place.
+    short = [n if len(n) <= 38 else f'{n[:20]}…{n[-17:]}' for n in names]
     axes.set_yticks(places, short)
     axes.set_ylim(-0.7, len(values) - 0.3)
 
