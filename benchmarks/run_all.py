@@ -11,9 +11,10 @@ tables of docs/results.md from the file, targets beside the figures.
 
 Needs `pip install tlkd_jax[benchmark]` (PyTorch's side and the plot), `--data`
 naming the folder of trashnet.zip, and for the corruptions a Python that has
-`imagecorruptions` (`--reference-python`); an entry whose needs are missing is
+`imagecorruptions` (`--reference-python`), for the allocators tcmalloc
+(`libtcmalloc-minimal4`); an entry whose needs are missing is
 recorded as failed, the others run. The expected seconds on two idle cores are
-beside each entry below, 55 minutes in all; half of it is compilation, which the
+beside each entry below, 58 minutes in all; half of it is compilation, which the
 second time comes from JAX_COMPILATION_CACHE_DIR, by default in the user's cache
 folder. `--only families` is one more entry.
 """
@@ -59,6 +60,9 @@ ENTRIES = {
     940,
   ),
   'loop_overhead': Entry('loop_overhead', 'loop_overhead --rounds 3', 60),
+  'allocators': Entry(
+    'allocators', 'allocators --image-size 64 --steps 10', 180
+  ),
   'startup': Entry('startup', 'startup --rounds 1', 90),
   'convolutions': Entry('convolutions', 'convolutions --repeats 3', 240),
   'input_pipeline': Entry(
@@ -251,6 +255,7 @@ TABLES = {
   'scaling': _plain,
   'input_pipeline': _plain,
   'loop_overhead': _plain,
+  'allocators': _plain,
   'startup': _plain,
   'metrics': _plain,
   'corruptions': _plain,

@@ -11,5 +11,14 @@ fi
 config=$1
 workdir=$2
 shift 2
+
+# Where it is installed: on CPU steps after a compilation are a quarter shorter.
+if [ -z "${LD_PRELOAD:-}" ]; then
+  tcmalloc=$(PATH="$PATH:/sbin" ldconfig -p 2>/dev/null |
+    awk '/libtcmalloc(_minimal)?\.so\.4 / && !found { print $NF; found = 1 }') || true
+  if [ -n "$tcmalloc" ]; then
+    export LD_PRELOAD="$tcmalloc"
+  fi
+fi
 exec "${PYTHON:-python}" -m tlkd_jax.main \
   --config "$config" --workdir "$workdir" "$@"

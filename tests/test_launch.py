@@ -261,6 +261,24 @@ def test_local_passes_everything_on(place):
   ]
 
 
+@pytest.mark.parametrize('there', [True, False])
+def test_local_takes_tcmalloc_where_it_is(place, there):
+  folder, env = place
+  # Not a library, so that the loader says what it was asked for.
+  line = '\tlibtcmalloc_minimal.so.4 (libc6,x86-64) => /nowhere/tcmalloc.so'
+  stand_in = folder / 'bin' / 'ldconfig'
+  stand_in.write_text(f"#!/bin/sh\nprintf '%s\\n' '{line if there else ''}'\n")
+  stand_in.chmod(0o755)
+  echo = folder / 'bin' / 'echo_python'
+  echo.write_text('#!/bin/sh\necho "preloads [$LD_PRELOAD]"\n')
+  echo.chmod(0o755)
+  env = {k: v for k, v in env.items() if k != 'LD_PRELOAD'}
+  env['PYTHON'] = str(echo)
+  out = launch('local.sh', 'c.py', 'runs/x', env=env).stdout
+  expected = '/nowhere/tcmalloc.so' if there else ''
+  assert out.splitlines() == [f'preloads [{expected}]']
+
+
 @pytest.mark.parametrize('script', ['local.sh', 'slurm.sbatch', 'tpu_vm.sh'])
 def test_usage(script, place):
   error = launch(script, 'one', env=place[1], code=2).stderr

@@ -1,0 +1,88 @@
+"""What do the C library's leftovers of compilation cost the steps after it?
+
+  python -m benchmarks.allocators [--preload libtcmalloc_minimal.so.4]
+
+Times the step of a run (digits at 128 px, batch 32, one step in flight) in
+processes of their own: with glibc under the settings of tlkd_jax/allocator.py
+and with another allocator preloaded, each once where the process compiled the
+step and once where it read it from the compilation cache. Prints one JSON line
+for each: medians with minimum and maximum in milliseconds of a step and of
+sending it, and the peak memory.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+
+from benchmarks import loop_overhead, machine
+from tlkd_jax import allocator, memory, sharding, train
+
+_WARM_UP = 3
+
+
+def measure(model: str, image_size: int, steps: int) -> dict:
+  """One row, of this process."""
+  allocator.keep_freed_memory()
+  with tempfile.TemporaryDirectory() as folder:
+    run, start = loop_overhead.make_run(model, image_size, 32, folder)
+    constants = train.make_constants(run)
+    batches = train._train_batches(run, train._Progress())
+    batch = sharding.shard_batch(next(batches), run.mesh)
+    batches.close()
+    state = start()
+    memory.check(run.step, (state, constants), batch, run.mesh)
+    times: dict[str, list[float]] = {'send': [], 'step': []}
+    for _ in range(_WARM_UP + steps):
+      began = time.perf_counter()
+      state, metrics = run.step(state, constants, batch)
+      times['send'].append(1e3 * (time.perf_counter() - began))
+      jax.block_until_ready((state, metrics))
+      times['step'].append(1e3 * (time.perf_counter() - began))
+  row = {}
+  for name, values in times.items():
+    kept = values[_WARM_UP:]
+    row[f'{name}_ms'] = round(statistics.median(kept), 1)
+    row[f'{name}_min_max'] = [round(min(kept), 1), round(max(kept), 1)]
+  # Kilobytes on Linux.
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return row | {'peak_mib': peak // 1024}
+
+
+def main() -> None:
+  """Parses the command line and prints the rows."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--model', default='efficientnet_lite0')
+  parser.add_argument('--image-size', type=int, default=128)
+  parser.add_argument('--steps', type=int, default=20)
+  parser.add_argument('--preload', default='libtcmalloc_minimal.so.4')
+  parser.add_argument('--alone', action='store_true', help=argparse.SUPPRESS)
+  arguments = parser.parse_args()
+  own = arguments.model, arguments.image_size, arguments.steps
+  if arguments.alone:
+    print(json.dumps(measure(*own)))
+    return
+  command = [sys.executable, '-m', 'benchmarks.allocators', '--alone']
+  for name, value in zip(('model', 'image-size', 'steps'), own, strict=True):
+    command += [f'--{name}', str(value)]
+  for preloaded in ('', arguments.preload):
+    with tempfile.TemporaryDirectory() as cache:
+      variables = {'LD_PRELOAD': preloaded, 'JAX_COMPILATION_CACHE_DIR': cache}
+      for step in ('compiled', 'from the cache'):
+        out = subprocess.run(
+          command, env=os.environ | variables, check=True, capture_output=True
+        ).stdout
+        row = {'allocator': preloaded or 'glibc', 'step is': step}
+        row |= json.loads(out.splitlines()[-1])
+        print(json.dumps(row | machine.versions()), flush=True)
+
+
+if __name__ == '__main__':
+  main()
