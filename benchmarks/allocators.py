@@ -76,11 +76,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
       variables = {'LD_PRELOAD': preloaded, 'JAX_COMPILATION_CACHE_DIR': cache}
       for step in ('compiled', 'from the cache'):
-        out = subprocess.run(
+        done = subprocess.run(
           command, env=os.environ | variables, check=True, capture_output=True
-        ).stdout
+        )
+        # The loader goes on without a library that it does not find.
+        if b'cannot be preloaded' in done.stderr:
+          raise SystemExit(f'--preload {preloaded}: no such library')
         row = {'allocator': preloaded or 'glibc', 'step is': step}
-        row |= json.loads(out.splitlines()[-1])
+        row |= json.loads(done.stdout.splitlines()[-1])
         print(json.dumps(row | machine.versions()), flush=True)
 
 
