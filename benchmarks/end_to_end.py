@@ -9,6 +9,9 @@ dropout; TL+KD under the same Lite2 teacher, fine-tuned here first. Ours is the
 command line, with stored targets (`--targets cached`) for two views of each
 image; theirs is benchmarks/torch_training.py. The sides alternate, each run in
 a process of its own, so that neither has the other's idle threads beside it.
+Our programs are compiled in the first round and come from the compilation cache
+in the others; `by_round` has the epochs of each. `--preload LIBRARY` gives both
+sides another allocator, as launch/local.sh does.
 
 An epoch is training, validation and the checkpoint. The first two, which
 compile, warm up and fill the disk cache, are left out on both sides, and with
@@ -19,6 +22,7 @@ proportional set sizes of the process and its children. Prints one JSON line.
 
 import argparse
 import json
+import os
 import pathlib
 import shutil
 import statistics
@@ -67,11 +71,15 @@ def unpack(archive: str, folder: pathlib.Path, limit: int) -> int:
   return len(list((folder / 'train').rglob('*.jpg')))
 
 
-def watched(command: list[str]) -> dict:
+def watched(command: list[str], preload: str) -> dict:
   """Runs a command to its end; its wall time and peak memory in MiB."""
   start = time.perf_counter()
   process = subprocess.Popen(
-    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    command,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    env=os.environ | ({'LD_PRELOAD': preload} if preload else {}),
   )
   peak, done = [0.0], threading.Event()
 
@@ -84,7 +92,8 @@ def watched(command: list[str]) -> dict:
   output, _ = process.communicate()
   done.set()
   thread.join()
-  if process.returncode:
+  # The loader goes on without a library that it does not find.
+  if process.returncode or 'cannot be preloaded' in output:
     raise RuntimeError(f'{" ".join(command)}\n{output[-3000:]}')
   return {'wall': time.perf_counter() - start, 'peak_mib': peak[0]}
 
@@ -115,6 +124,7 @@ def command_line(arm: str, job: dict, workdir: pathlib.Path) -> list[str]:
       }
   return [
     *(sys.executable, '-m', 'tlkd_jax.main', f'--workdir={workdir}'),
+    f'--compilation_cache={job["programs"]}',
     f'--config=configs/{arm}.py:dataset=folder:{job["data"]}',
     *(f'--config.{key}={value}' for key, value in changes.items()),
   ]
@@ -122,7 +132,7 @@ def command_line(arm: str, job: dict, workdir: pathlib.Path) -> list[str]:
 
 def ours(arm: str, job: dict, workdir: pathlib.Path) -> dict:
   """One run of ours."""
-  result = watched(command_line(arm, job, workdir))
+  result = watched(command_line(arm, job, workdir), job['preload'])
   rows = read_rows(workdir / 'metrics.jsonl')
   # Time up to the end of each epoch's last step.
   ends = [row['seconds'] for row in rows if row['split'] == 'train']
@@ -154,7 +164,7 @@ def theirs(arm: str, job: dict, workdir: pathlib.Path) -> dict:
   paths = workdir / 'job.json', workdir / 'result.json'
   paths[0].write_text(json.dumps(request))
   command = [sys.executable, '-m', 'benchmarks.torch_training']
-  result = watched([*command, *map(str, paths)])
+  result = watched([*command, *map(str, paths)], job['preload'])
   return result | json.loads(paths[1].read_text())
 
 
@@ -178,6 +188,8 @@ def prepare(root: pathlib.Path, arguments) -> tuple[dict, dict]:
   job = {
     'data': str(data),
     'cache': str(root / 'cache'),
+    'programs': str(root / 'programs'),
+    'preload': arguments.preload,
     'steps': number // BATCH,
     'epochs': 2,
     'workers': arguments.workers,
@@ -212,11 +224,13 @@ def prepare(root: pathlib.Path, arguments) -> tuple[dict, dict]:
 
 def summarize(runs: list[dict]) -> dict:
   """Medians of one side and arm over all rounds."""
-  counted = [s for run in runs for s in run['epoch_seconds'][SKIPPED:]]
+  by_round = [run['epoch_seconds'][SKIPPED:] for run in runs]
+  counted = sum(by_round, [])
   setup = [run['wall'] - sum(run['epoch_seconds']) for run in runs]
   return {
     'epoch_seconds': round(statistics.median(counted), 3),
     'epoch_min_max': [round(min(counted), 3), round(max(counted), 3)],
+    'by_round': [[round(s, 3) for s in epochs] for epochs in by_round],
     'setup_seconds': round(statistics.median(setup), 1),
     'peak_mib': round(max(run['peak_mib'] for run in runs)),
     'test_top1': round(statistics.mean(run['test_top1'] for run in runs), 4),
@@ -233,11 +247,12 @@ def main() -> None:
   parser.add_argument('--workers', type=int, default=2, help='of DataLoader')
   parser.add_argument('--rounds', type=int)
   parser.add_argument('--epochs', type=int, default=2, help='counted, per run')
+  parser.add_argument('--preload', default='', help='an allocator, both sides')
   parser.add_argument('--quick', action='store_true')
   parser.set_defaults(targets='cached')
   arguments = parser.parse_args()
   allocator.keep_freed_memory()
-  rounds = arguments.rounds or (1 if arguments.quick else 2)
+  rounds = arguments.rounds or (1 if arguments.quick else 3)
   runs: dict[str, list[dict]] = {}
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
@@ -252,6 +267,7 @@ def main() -> None:
           shutil.rmtree(workdir)
   row = {'benchmark': 'end_to_end', 'quick': arguments.quick} | facts
   row |= {'targets': arguments.targets, 'rounds': rounds}
+  row |= {'preload': arguments.preload}
   row |= {key: summarize(value) for key, value in runs.items()}
   for arm in ('tl', 'kd'):
     mine, other = row[f'{arm}_ours'], row[f'{arm}_torch']

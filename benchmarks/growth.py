@@ -8,11 +8,13 @@ Each point is a process of its own. Axes:
   batch    the same against the batch
   classes  the same against the classes, and the metrics of 2,000 predictions
   runs     what a study does besides training: claims and state of its cells
+Steps are measured where their program came from the compilation cache, so that
+the peak memory is not the compiler's.
 For each time the exponent e of size ** e is fitted to the upper half of the
 points, in logarithms: below 1 where a constant part dominates; above 1.1 is
 super-linear. The exponent of the process's peak memory, most of which is
-constant, is that of its increments. Prints one JSON line. About 6 minutes on
-two idle cores, `--quick` two.
+constant, is that of its increments. Prints one JSON line. About 12 minutes on
+two idle cores, `--quick` four.
 """
 
 import argparse
@@ -35,6 +37,7 @@ AXES = {
   'classes': ((10, 100, 1000, 10_000), (10, 100, 1000)),
   'runs': ((30, 120, 480), (20, 80, 320)),
 }
+_COMPILING = ('pixels', 'batch', 'classes')
 _SUPER_LINEAR = 1.1
 
 
@@ -119,6 +122,17 @@ def point(axis: str, size: int) -> dict:
   values = functions[axis](size)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
   return {'size': size, 'seconds': values, 'peak_mib': round(peak)}
+
+
+def _alone(command: list[str], compiling: bool) -> dict:
+  """The point that a process of its own prints."""
+  if compiling:
+    output = machine.run_compiled(command)
+  else:
+    output = subprocess.run(
+      command, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+  return json.loads(output.splitlines()[-1])
 
 
 def exponent(sizes: list[float], values: list[float]) -> float:
@@ -211,10 +225,7 @@ def main() -> None:
     points = []
     for size in AXES[axis][arguments.quick]:
       command = [sys.executable, '-m', 'benchmarks.growth', '--child', axis]
-      child = subprocess.run(
-        [*command, str(size)], stdout=subprocess.PIPE, text=True, check=True
-      )
-      points.append(json.loads(child.stdout.splitlines()[-1]))
+      points.append(_alone([*command, str(size)], axis in _COMPILING))
       print(f'{axis} {points[-1]}', file=sys.stderr, flush=True)
     results[axis] = summarize(axis, points)
   row = {'benchmark': 'growth', 'quick': arguments.quick, 'axes': results}

@@ -1,18 +1,20 @@
 """What does the training loop add to the jitted step?
 
-  python -m benchmarks.loop_overhead [--model efficientnet_lite0 --steps 40]
+  python -m benchmarks.loop_overhead [--image-sizes 64 128 --steps 40]
 
 Runs the loop of tlkd_jax/train.py (batches from Grain, transfer to the device,
 metrics fetched every log_every_steps, progress, no evaluation, nothing saved)
 and the bare step on batches that are on the device already, in turn in one
-process. Prints one JSON line: medians with minimum and maximum in milliseconds
-per step, and `ratio`, the median over the rounds of loop / bare (aim: 1.03).
+process, which read the step from the compilation cache. Prints one JSON line
+for each size: medians with minimum and maximum in milliseconds per step, and
+`ratio`, the median over the rounds of loop / bare (aim: 1.03).
 """
 
 import argparse
 import json
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 
@@ -104,36 +106,58 @@ def time_bare(run, state, steps: int) -> float:
   return time.perf_counter() - start
 
 
-def main() -> None:
-  """Parses the command line and prints the row."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--model', default='efficientnet_lite0')
-  parser.add_argument('--image-size', type=int, default=64)
-  parser.add_argument('--batch-size', type=int, default=32)
-  parser.add_argument('--steps', type=int, default=40)
-  parser.add_argument('--rounds', type=int, default=5)
-  arguments = parser.parse_args()
+def measure(
+  model: str, image_size: int, batch_size: int, steps: int, rounds: int
+) -> dict:
+  """One row, of this process."""
   allocator.keep_freed_memory()
   with tempfile.TemporaryDirectory() as folder:
-    run, start = make_run(
-      arguments.model, arguments.image_size, arguments.batch_size, folder
-    )
+    run, start = make_run(model, image_size, batch_size, folder)
     run.config.memory_check = False
     sides = {'loop': time_loop, 'bare': time_bare}
     times: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
       side(run, start(), 2)
-    for _ in range(arguments.rounds):
+    for _ in range(rounds):
       for name, side in sides.items():
-        spent = side(run, start(), arguments.steps)
-        times[name].append(1e3 * spent / arguments.steps)
-  row = vars(arguments)
+        times[name].append(1e3 * side(run, start(), steps) / steps)
+  row: dict = {'model': model, 'image_size': image_size}
+  row |= {'batch_size': batch_size, 'steps': steps, 'rounds': rounds}
   for name, values in times.items():
     row[f'{name}_ms'] = round(statistics.median(values), 2)
     row[f'{name}_min_max'] = [round(min(values), 2), round(max(values), 2)]
   pairs = zip(times['loop'], times['bare'], strict=True)
-  row['ratio'] = round(statistics.median(a / b for a, b in pairs), 4)
-  print(json.dumps(row | machine.versions()))
+  ratios = [loop / bare for loop, bare in pairs]
+  row['ratio'] = round(statistics.median(ratios), 3)
+  row['ratio_min_max'] = [round(min(ratios), 3), round(max(ratios), 3)]
+  return row | machine.versions()
+
+
+def main() -> None:
+  """Parses the command line and prints the rows."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--model', default='efficientnet_lite0')
+  parser.add_argument('--image-sizes', type=int, nargs='+', default=[64, 128])
+  parser.add_argument('--batch-size', type=int, default=32)
+  parser.add_argument('--steps', type=int, default=40)
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--alone', action='store_true', help=argparse.SUPPRESS)
+  arguments = parser.parse_args()
+  names = ('model', 'batch_size', 'steps', 'rounds')
+  own = {name: getattr(arguments, name) for name in names}
+  if arguments.alone:
+    (size,) = arguments.image_sizes
+    print(json.dumps(measure(image_size=size, **own)))
+    return
+  command = [sys.executable, '-m', 'benchmarks.loop_overhead', '--alone']
+  for name, value in own.items():
+    command += [f'--{name.replace("_", "-")}', str(value)]
+  for size in arguments.image_sizes:
+    sized = [*command, '--image-sizes', str(size)]
+    short = [*sized, '--steps', '1', '--rounds', '1']
+    print(machine.run_compiled(sized, short).splitlines()[-1], flush=True)
 
 
 if __name__ == '__main__':

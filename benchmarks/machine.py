@@ -1,9 +1,11 @@
-"""What a figure was measured on: processor, versions, memory."""
+"""What a figure was measured on: processor, versions, memory, programs."""
 
 import importlib.metadata
 import os
 import pathlib
 import platform
+import subprocess
+import tempfile
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch', 'torchvision')
 
@@ -31,6 +33,28 @@ def _cpu() -> str:
       if line.startswith('model name'):
         return line.partition(':')[2].strip()
   return platform.processor()
+
+
+def run_compiled(command: list[str], first: list[str] | None = None) -> str:
+  """What a command prints when its programs are compiled already.
+
+  A process that compiled them is slower to its end (benchmarks/allocators.py)
+  and its peak memory is the compiler's. So `first`, or the command itself,
+  fills a compilation cache made for the two, and is forgotten.
+
+  Raises:
+    subprocess.CalledProcessError: one of the two failed.
+  """
+  with tempfile.TemporaryDirectory() as cache:
+    variables = os.environ | {
+      'JAX_COMPILATION_CACHE_DIR': cache,
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+    for run in (first or command, command):
+      output = subprocess.run(
+        run, stdout=subprocess.PIPE, text=True, check=True, env=variables
+      ).stdout
+  return output
 
 
 def memory_mib(pid: int) -> float:

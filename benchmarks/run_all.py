@@ -29,7 +29,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks import machine, train_step
+from benchmarks import machine, scaling, train_step
 
 # Said once for an entry, above its table.
 _MACHINE = ('cpu', 'cores', 'python')
@@ -55,11 +55,21 @@ ENTRIES = {
     750,
   ),
   'end_to_end': Entry(
-    'end_to_end --data {data}/trashnet.zip --epochs 1',
+    'end_to_end --data {data}/trashnet.zip --epochs 2',
     'end_to_end --data {data}/trashnet.zip --epochs 1 --quick',
-    940,
+    1700,
   ),
-  'loop_overhead': Entry('loop_overhead', 'loop_overhead --rounds 3', 60),
+  'end_to_end_preloaded': Entry(
+    'end_to_end --data {data}/trashnet.zip --epochs 2 --rounds 2'
+    ' --preload libtcmalloc_minimal.so.4',
+    'end_to_end --data {data}/trashnet.zip --epochs 1 --quick'
+    ' --preload libtcmalloc_minimal.so.4',
+    1700,
+    extra=True,
+  ),
+  'loop_overhead': Entry(
+    'loop_overhead', 'loop_overhead --image-sizes 64 --rounds 3', 260
+  ),
   'allocators': Entry(
     'allocators', 'allocators --image-size 64 --steps 10', 180
   ),
@@ -70,6 +80,9 @@ ENTRIES = {
   ),
   'growth': Entry('growth --plot {out}/growth.png', 'growth --quick', 580),
   'scaling': Entry('scaling --measure', 'scaling --measure --steps 6', 150),
+  'scaling_computed': Entry(
+    'scaling --compute', 'scaling --compute --pair default --chips 1 8', 300
+  ),
   'metrics': Entry('metrics', 'metrics --examples 2000', 60),
   'corruptions': Entry(
     'corruptions --reference-python {reference} --rounds 2',
@@ -128,7 +141,16 @@ TARGETS = [
   Target('TL+KD epoch / PyTorch epoch', 'end_to_end', {}, 'tlkd_ratio', 0.7),
   Target('TL peak memory / PyTorch', 'end_to_end', {}, 'tl_memory', 1.0),
   Target('TL+KD peak memory / PyTorch', 'end_to_end', {}, 'tlkd_memory', 1.0),
-  Target('loop / bare step', 'loop_overhead', {}, 'ratio', 1.03),
+  *(
+    Target(
+      f'loop / bare step, {size} px',
+      'loop_overhead',
+      {'image_size': size},
+      'ratio',
+      1.03,
+    )
+    for size in (64, 128)
+  ),
   Target('warm start to first step, s', 'startup', {}, 'warm_seconds', 12.0),
   *(
     Target(
@@ -250,9 +272,11 @@ TABLES = {
   'train_step': train_step.markdown,
   'families': train_step.markdown,
   'end_to_end': _end_to_end,
+  'end_to_end_preloaded': _end_to_end,
   'growth': _growth,
   'convolutions': _plain,
   'scaling': _plain,
+  'scaling_computed': scaling.tables,
   'input_pipeline': _plain,
   'loop_overhead': _plain,
   'allocators': _plain,

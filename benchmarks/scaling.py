@@ -314,10 +314,8 @@ def roofline(row: dict, chip: str) -> dict:
   }
 
 
-def tables(path: str) -> str:
-  """Markdown of the lines that --compute printed."""
-  text = pathlib.Path(path).read_text()
-  rows = [json.loads(line) for line in text.splitlines() if line]
+def tables(rows: list[dict]) -> str:
+  """Markdown of what --compute printed."""
   lines = [
     '| pair | chips | batch | GFLOP per chip | GB per chip | temporaries MiB '
     '| collectives | MB |',
@@ -381,7 +379,8 @@ def main() -> None:
       jax.distributed.initialize(address, int(count), int(index))
     print(json.dumps(measure(arguments.child_measure, arguments.steps)))
   elif arguments.tables:
-    print(tables(arguments.tables))
+    text = pathlib.Path(arguments.tables).read_text()
+    print(tables([json.loads(x) for x in text.splitlines() if x]))
   elif arguments.measure:
     measure_all((arguments.pair or ['default'])[0], arguments.steps)
   elif arguments.compute:

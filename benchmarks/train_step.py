@@ -14,7 +14,8 @@ faster of the two.
 `--model all` are the five that benchmarks/torch_models.py writes out,
 `--model families` one of every family, from torchvision, of which the build
 must match that of torch. Each model then has a process of its own, so that none
-finds the memory and the threads of another.
+finds the memory and the threads of another, and our programs come from the
+compilation cache, which a process before it filled.
 
 Both sides run with `tlkd_jax.allocator`'s settings, as a training run does;
 `--default-malloc` leaves the C library as it is, for both. About 2 minutes a
@@ -25,7 +26,6 @@ import argparse
 import functools
 import json
 import statistics
-import subprocess
 import sys
 import time
 
@@ -158,10 +158,9 @@ def run(name: str, arguments: argparse.Namespace) -> dict:
 def run_alone(name: str) -> dict:
   """The row of this command's arguments for one model, from a new process."""
   command = [sys.executable, '-m', 'benchmarks.train_step', *sys.argv[1:]]
-  child = subprocess.run(
-    [*command, '--model', name], stdout=subprocess.PIPE, text=True, check=True
-  )
-  return json.loads(child.stdout.splitlines()[0])
+  command += ['--model', name]
+  output = machine.run_compiled(command, [*command, '--repeats', '1'])
+  return json.loads(output.splitlines()[0])
 
 
 def markdown(rows: list[dict]) -> str:

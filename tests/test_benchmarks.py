@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import subprocess
+import sys
 
 import jax
 import pytest
 
-from benchmarks import growth, run_all, scaling, train_step
+from benchmarks import growth, machine, run_all, scaling, train_step
 from tests import tiny
 
 
@@ -107,6 +109,21 @@ def test_growth_names_what_is_super_linear():
 
 def test_bookkeeping_of_a_study_finishes_every_cell():
   assert growth.of_runs(5)['bookkeeping'] > 0
+
+
+def test_programs_are_compiled_before_a_command_is_measured():
+  program = """if True:
+    import os, pathlib, sys
+    seen = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR']) / 'program'
+    print('read' if seen.exists() else 'compiled', *sys.argv[1:])
+    seen.touch()
+  """
+  command = [sys.executable, '-c', program]
+  for _ in range(2):
+    output = machine.run_compiled([*command, 'whole'], [*command, 'short'])
+    assert output == 'read whole\n'
+  with pytest.raises(subprocess.CalledProcessError):
+    machine.run_compiled(command, [sys.executable, '-c', 'raise SystemExit(3)'])
 
 
 def test_run_all_goes_on_where_it_stopped(monkeypatch, tmp_path, capsys):
