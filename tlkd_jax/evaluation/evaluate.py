@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from tlkd_jax import sharding
 from tlkd_jax.atomic import replace_arrays
-from tlkd_jax.evaluation import fidelity, metrics
+from tlkd_jax.evaluation import fidelity, metrics, records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,5 +96,4 @@ def save(path: str | pathlib.Path, predictions: Predictions) -> None:
 
 def load(path: str | pathlib.Path) -> Predictions:
   """Reads what `save` wrote."""
-  with np.load(path) as archive:
-    return Predictions(**{name: archive[name] for name in archive.files})
+  return Predictions(**records.read_arrays(pathlib.Path(path)))
