@@ -41,6 +41,7 @@ CASES = {
   'patches': ((2, 9, 8, 3), (4, 2, 3, 5), (4, 2), 1, ((0, 0), (0, 0))),
   'thin_stride1': ((2, 5, 6, 4), (3, 2, 4, 5), (1, 1), 1, None),
   'grouped_many': ((2, 4, 5, 96), (3, 3, 8, 24), (1, 1), 12, None),
+  'grouped_uneven': ((2, 4, 3, 40), (3, 3, 8, 10), (1, 1), 5, None),
   'grouped_wide': ((2, 4, 3, 80), (3, 3, 40, 4), (1, 1), 2, None),
   'dense3': ((1, 6, 7, 4), (3, 3, 4, 5), (1, 1), 1, ((1, 1), (1, 1))),
   'dense3_wide': ((2, 8, 7, 6), (3, 3, 6, 5), (1, 1), 1, ((1, 1), (1, 1))),
@@ -131,6 +132,7 @@ def test_lax_context_selects_the_primitive():
     'dense3_stride2_wide',
     'patches',
     'grouped',
+    'grouped_many',
   ],
 )
 def test_sharded_batch_stays_on_its_device(case):

@@ -157,20 +157,40 @@ def _grouped(x, kernel, stride, padding, groups):
   if kernel.shape[2] == 1:
     x = jnp.repeat(x, kernel.shape[3] // groups, axis=3)
     return _depthwise(x, kernel[:, :, 0], stride, padding)
-  # Measured at 4 to 24 channels a group: neighbours that share a dense kernel
-  # of up to 32 input channels, with zeros between them, beat batched products.
-  together = max(
-    n
-    for n in range(1, groups + 1)
-    if groups % n == 0 and n * kernel.shape[2] <= max(32, kernel.shape[2])
+  # Measured at 4 to 32 channels a group: neighbours that share a dense kernel
+  # of up to 32 input channels, with zeros between them and for groups that are
+  # missing, beat batched products; a loop over such kernels runs as fast as
+  # they do side by side and compiles 5 to 30 times faster.
+  channels, features = kernel.shape[2], kernel.shape[3] // groups
+  parts = -(-groups // max(1, 32 // channels))
+  together = -(-groups // parts)
+  missing = parts * together - groups
+  if missing:
+    x = _pad_channels(x, missing * channels)
+    kernel = _pad_channels(kernel, missing * features)
+  kernel = _block_diagonal(kernel, parts, together)
+  y = _unstacked(
+    jax.lax.map(
+      lambda part: _dense(*part, stride, padding),
+      (_stacked(x, parts), _stacked(kernel, parts)),
+    )
   )
-  parts = groups // together
-  kernels = jnp.split(_block_diagonal(kernel, parts, together), parts, axis=3)
-  xs = jnp.split(x, parts, axis=3)
-  return jnp.concatenate(
-    [_dense(xs[i], kernels[i], stride, padding) for i in range(parts)],
-    axis=3,
-  )
+  return y[..., : groups * features]
+
+
+def _pad_channels(array, count):
+  return jnp.pad(array, ((0, 0), (0, 0), (0, 0), (0, count)))
+
+
+def _stacked(array, parts):
+  """[..., parts * c] -> [parts, ..., c]."""
+  return jnp.moveaxis(array.reshape(*array.shape[:3], parts, -1), 3, 0)
+
+
+def _unstacked(array):
+  """[parts, ..., c] -> [..., parts * c]."""
+  array = jnp.moveaxis(array, 0, 3)
+  return array.reshape(*array.shape[:3], -1)
 
 
 def _block_diagonal(kernel, parts, together):
