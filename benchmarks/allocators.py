@@ -4,17 +4,16 @@
 
 Times the step of a run (digits at 128 px, batch 32, one step in flight) in
 processes of their own: with glibc under the settings of tlkd_jax/allocator.py
-and with another allocator preloaded, each once where the process compiled the
-step and once where it read it from the compilation cache. Prints one JSON line
-for each: medians with minimum and maximum in milliseconds of a step and of
-sending it, and the peak memory.
+and with another allocator preloaded, where the process compiled the step and
+where it read it from the compilation cache; these four in turn, twice. Prints
+one JSON line for each: medians with minimum and maximum in milliseconds of a
+step and of sending it, and the peak memory.
 """
 
 import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ _WARM_UP = 3
 
 
 def measure(model: str, image_size: int, steps: int) -> dict:
-  """One row, of this process."""
+  """Milliseconds of the steps of this process, and its peak memory."""
   allocator.keep_freed_memory()
   with tempfile.TemporaryDirectory() as folder:
     run, start = loop_overhead.make_run(model, image_size, 32, folder)
@@ -46,14 +45,22 @@ def measure(model: str, image_size: int, steps: int) -> dict:
       times['send'].append(1e3 * (time.perf_counter() - began))
       jax.block_until_ready((state, metrics))
       times['step'].append(1e3 * (time.perf_counter() - began))
-  row = {}
-  for name, values in times.items():
-    kept = values[_WARM_UP:]
-    row[f'{name}_ms'] = round(statistics.median(kept), 1)
-    row[f'{name}_min_max'] = [round(min(kept), 1), round(max(kept), 1)]
   # Kilobytes on Linux.
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return row | {'peak_mib': peak // 1024}
+  kept = {name: values[_WARM_UP:] for name, values in times.items()}
+  return kept | {'peak_mib': peak // 1024}
+
+
+def run_alone(command: list[str], preload: str, cache: str) -> dict:
+  """`measure` in a process of its own."""
+  variables = {'LD_PRELOAD': preload, 'JAX_COMPILATION_CACHE_DIR': cache}
+  done = subprocess.run(
+    command, env=os.environ | variables, check=True, capture_output=True
+  )
+  # The loader goes on without a library that it does not find.
+  if b'cannot be preloaded' in done.stderr:
+    raise SystemExit(f'--preload {preload}: no such library')
+  return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -62,6 +69,7 @@ def main() -> None:
   parser.add_argument('--model', default='efficientnet_lite0')
   parser.add_argument('--image-size', type=int, default=128)
   parser.add_argument('--steps', type=int, default=20)
+  parser.add_argument('--rounds', type=int, default=2)
   parser.add_argument('--preload', default='libtcmalloc_minimal.so.4')
   parser.add_argument('--alone', action='store_true', help=argparse.SUPPRESS)
   arguments = parser.parse_args()
@@ -72,19 +80,19 @@ def main() -> None:
   command = [sys.executable, '-m', 'benchmarks.allocators', '--alone']
   for name, value in zip(('model', 'image-size', 'steps'), own, strict=True):
     command += [f'--{name}', str(value)]
-  for preloaded in ('', arguments.preload):
-    with tempfile.TemporaryDirectory() as cache:
-      variables = {'LD_PRELOAD': preloaded, 'JAX_COMPILATION_CACHE_DIR': cache}
-      for step in ('compiled', 'from the cache'):
-        done = subprocess.run(
-          command, env=os.environ | variables, check=True, capture_output=True
-        )
-        # The loader goes on without a library that it does not find.
-        if b'cannot be preloaded' in done.stderr:
-          raise SystemExit(f'--preload {preloaded}: no such library')
-        row = {'allocator': preloaded or 'glibc', 'step is': step}
-        row |= json.loads(done.stdout.splitlines()[-1])
-        print(json.dumps(row | machine.versions()), flush=True)
+  runs: dict[tuple[str, str], list[dict]] = {}
+  for _ in range(arguments.rounds):
+    for preload in ('', arguments.preload):
+      with tempfile.TemporaryDirectory() as cache:
+        for step in ('compiled', 'from the cache'):
+          case = preload or 'glibc', step
+          runs.setdefault(case, []).append(run_alone(command, preload, cache))
+  for (name, step), found in runs.items():
+    row = {'allocator': name, 'step is': step}
+    for part in ('send', 'step'):
+      row |= machine.summary(part, sum((run[part] for run in found), []))
+    row['peak_mib'] = max(run['peak_mib'] for run in found)
+    print(json.dumps(row | machine.versions()), flush=True)
 
 
 if __name__ == '__main__':

@@ -2,10 +2,10 @@
 
   python -m benchmarks.convolutions [--case depthwise] [--repeats 9]
 
-Prints one JSON line per case: the shapes, the medians of both sides in
-milliseconds from interleaved runs, for the forward pass and for the gradients
-of input and kernel, and their ratios (ours / lax; below 1 is faster). Float32,
-batch 32; compilation is left out.
+Prints one JSON line per case: the shapes, the medians with minimum and maximum
+of both sides in milliseconds from interleaved runs, for the forward pass and
+for the gradients of input and kernel, and their ratios (ours / lax; below 1 is
+faster). Float32, batch 32; compilation is left out, its seconds are told.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import machine
 from tlkd_jax.models.convolutions import (
   conv2d,
   lax_convolutions,
@@ -45,6 +46,7 @@ CASES = {
   'grouped resnext50 stage 1': (32, 128, 3, 1, 128, 32),
   'grouped resnext50 stage 3': (8, 512, 3, 1, 512, 32),
   'grouped regnety_400mf stage 3': (8, 208, 3, 1, 208, 26),
+  'grouped regnety_400mf stage 4': (4, 440, 3, 1, 440, 55),
   'dense3 resnet18 stage 1': (32, 64, 3, 1, 64, 1),
   'dense3 stride 2 resnet18': (32, 64, 3, 2, 128, 1),
   'dense3 resnet18 stage 3': (8, 256, 3, 1, 256, 1),
@@ -82,15 +84,19 @@ def sides(case: str) -> tuple[dict, dict]:
     run = jax.jit(function).lower(*arguments).compile()
     return lambda: jax.block_until_ready(run(*arguments))
 
-  functions = {
-    'forward_ours': compiled(forward, x, kernel),
-    'gradients_ours': compiled(gradients, x, kernel, dy),
-  }
-  with lax_convolutions():
-    functions['forward_lax'] = compiled(forward, x, kernel)
-    functions['gradients_lax'] = compiled(gradients, x, kernel, dy)
+  def both(side):
+    start = time.perf_counter()
+    functions[f'forward_{side}'] = compiled(forward, x, kernel)
+    functions[f'gradients_{side}'] = compiled(gradients, x, kernel, dy)
+    head[f'compilation_{side}_s'] = round(time.perf_counter() - start, 1)
+
+  functions: dict = {}
   head = {'case': case, 'x': x_shape, 'kernel': kernel_shape}
-  return head | {'stride': stride, 'groups': groups}, functions
+  head |= {'stride': stride, 'groups': groups}
+  both('ours')
+  with lax_convolutions():
+    both('lax')
+  return head, functions
 
 
 def measure(case: str, repeats: int) -> dict:
@@ -104,13 +110,13 @@ def measure(case: str, repeats: int) -> dict:
       start = time.perf_counter()
       function()
       times[name].append(1e3 * (time.perf_counter() - start))
-  medians = {name: statistics.median(values) for name, values in times.items()}
   for part in ('forward', 'gradients'):
-    ours, lax = medians[f'{part}_ours'], medians[f'{part}_lax']
-    row[f'{part}_ours_ms'] = round(ours, 3)
-    row[f'{part}_lax_ms'] = round(lax, 3)
-    row[f'{part}_ratio'] = round(ours / lax, 3)
-  return row
+    ours, lax = times[f'{part}_ours'], times[f'{part}_lax']
+    row |= machine.summary(f'{part}_ours', ours, digits=3)
+    row |= machine.summary(f'{part}_lax', lax, digits=3)
+    ratio = statistics.median(ours) / statistics.median(lax)
+    row[f'{part}_ratio'] = round(ratio, 3)
+  return row | machine.versions()
 
 
 def main() -> None:

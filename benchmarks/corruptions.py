@@ -1,13 +1,13 @@
 """How much faster are our corruptions than the `imagecorruptions` package?
 
-  python benchmarks/corruptions.py --reference-python ENV/bin/python
+  python -m benchmarks.corruptions --reference-python ENV/bin/python
 
 The package needs old libraries, so it runs in an environment of its own:
 `pip install imagecorruptions "scikit-image<0.20" "numpy<1.24" opencv-python`
 on Python 3.9. Both sides corrupt the same 224-pixel crops of photographs, cell
-by cell (19 corruptions, 5 severities) in turns within one run; the fastest
-round of each side counts. Compilation is left out on our side, the first call
-on the other. `--reference-processes 2` gives the package a process per core.
+by cell (19 corruptions, 5 severities) in turns within one run; medians of the
+rounds count. Compilation is left out on our side, the first call on the other.
+`--reference-processes 2` gives the package a process per core.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from sklearn.datasets import load_sample_images
 
+from benchmarks import machine
 from tlkd_jax.evaluation.corruptions import (
   CORRUPTION_SETS,
   SEVERITIES,
@@ -89,7 +90,7 @@ def our_milliseconds(name: str, images, severity: int, keys) -> float:
 
 
 def measure_cell(name, severity, images, reference, rounds):
-  """Returns (reference ms, our ms, seconds of compilation and first call)."""
+  """Returns (ms of [reference, ours][round], seconds of the first call)."""
   keys = corruption_keys(0, range(len(images)), name, severity)
   start = time.perf_counter()
   our_milliseconds(name, images, severity, keys)
@@ -98,7 +99,7 @@ def measure_cell(name, severity, images, reference, rounds):
   for _ in range(rounds):
     theirs.append(reference.milliseconds(name, severity))
     ours.append(our_milliseconds(name, images, severity, keys))
-  return min(theirs), min(ours), compilation
+  return np.array([theirs, ours]), compilation
 
 
 def main():
@@ -122,12 +123,11 @@ def main():
   print(f'{"ms per image, mean of 5":24s}{"reference":>10s}{"ours":>8s}')
   for name in CORRUPTION_SETS['imagenet-c-like']:
     for severity in SEVERITIES:
-      theirs, ours, spent = measure_cell(
+      cells[name, severity], spent = measure_cell(
         name, severity, device_images, reference, args.rounds
       )
-      cells[name, severity] = (theirs, ours)
       compilation += spent
-    mean = np.mean([cells[name, s] for s in SEVERITIES], axis=0)
+    mean = np.median(np.mean([cells[name, s] for s in SEVERITIES], 0), -1)
     ratios[name] = round(mean[0] / mean[1], 2)
     print(
       f'{name:24s}{mean[0]:10.2f}{mean[1]:8.2f}{ratios[name]:8.1f}x', flush=True
@@ -135,19 +135,22 @@ def main():
   reference.close()
   total = np.mean(list(cells.values()), axis=0)
   rest = np.mean([v for k, v in cells.items() if k[0] != 'glass_blur'], axis=0)
-  summary = {
-    'reference_images_per_second': round(1e3 / total[0], 1),
-    'our_images_per_second': round(1e3 / total[1], 1),
-    'times_as_fast': round(total[0] / total[1], 1),
-    'times_as_fast_without_glass_blur': round(rest[0] / rest[1], 1),
+  row = {}
+  for side, times in zip(('reference', 'our'), total, strict=True):
+    row |= machine.summary(side, list(1e3 / times), 'images_per_second')
+  for name, (theirs, ours) in (
+    ('times_as_fast', total),
+    ('times_as_fast_without_glass_blur', rest),
+  ):
+    row[name] = round(np.median(theirs / ours), 1)
+  row |= {
     'times_as_fast_by_corruption': ratios,
     'compilation_seconds_left_out': round(compilation, 1),
     'device': str(jax.devices()[0]),
-    'cores': len(os.sched_getaffinity(0)),
     'reference_processes': args.reference_processes,
     'load_average': round(os.getloadavg()[0], 1),
   }
-  print(json.dumps(summary))
+  print(json.dumps(row | machine.versions()))
 
 
 if __name__ == '__main__':

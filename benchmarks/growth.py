@@ -10,6 +10,7 @@ Each point is a process of its own. Axes:
   runs     what a study does besides training: claims and state of its cells
 Steps are measured where their program came from the compilation cache, so that
 the peak memory is not the compiler's.
+Each time is the median of three or five, the point has minimum and maximum too.
 For each time the exponent e of size ** e is fitted to the upper half of the
 points, in logarithms: below 1 where a constant part dominates; above 1.1 is
 super-linear. The exponent of the process's peak memory, most of which is
@@ -18,10 +19,12 @@ two idle cores, `--quick` four.
 """
 
 import argparse
+import functools
 import json
 import math
 import pathlib
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,28 +42,36 @@ AXES = {
 }
 _COMPILING = ('pixels', 'batch', 'classes')
 _SUPER_LINEAR = 1.1
+_ROUNDS = 3
 
 
-def of_images(count: int) -> dict[str, float]:
-  """Seconds to prepare, decode and serve `count` images."""
+def of_images(count: int) -> dict[str, list[float]]:
+  """Seconds to prepare, decode and serve `count` images, three times."""
   from benchmarks.input_pipeline import seconds, write_images
   from tlkd_jax.data import load_splits, pipeline, sources
 
+  times = {'prepare': [], 'decode': [], 'epoch': []}
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
     write_images(root / 'images.zip', count, 32)
-    name, cache = f'folder:{root / "images.zip"}', root / 'cache'
-    prepare = seconds(lambda: sources.open_sources(name, cache_dir=cache))
-    start = time.perf_counter()
-    dataset = load_splits(name, image_size=32, cache_dir=cache)
-    decode = time.perf_counter() - start
-    train = dataset.splits['train']
-    epoch = seconds(lambda: list(pipeline.eval_batches(train, 128)))
-  return {'prepare': prepare, 'decode': decode, 'epoch': epoch}
+    name = f'folder:{root / "images.zip"}'
+    for number in range(_ROUNDS):
+      cache = root / f'cache{number}'
+      prepare = functools.partial(sources.open_sources, name, cache_dir=cache)
+      times['prepare'].append(seconds(prepare))
+      start = time.perf_counter()
+      dataset = load_splits(name, image_size=32, cache_dir=cache)
+      times['decode'].append(time.perf_counter() - start)
+      train = dataset.splits['train']
+      epoch = functools.partial(list, pipeline.eval_batches(train, 128))
+      times['epoch'].append(seconds(epoch))
+      # Two at once would count as the peak.
+      del dataset, train, epoch
+  return times
 
 
-def of_step(size: int, batch: int, classes: int) -> dict[str, float]:
-  """Seconds of a TL+KD step, the fastest of five."""
+def of_step(size: int, batch: int, classes: int) -> dict[str, list[float]]:
+  """Seconds of five TL+KD steps."""
   from benchmarks import scaling
   from tlkd_jax import allocator, sharding
 
@@ -68,10 +79,10 @@ def of_step(size: int, batch: int, classes: int) -> dict[str, float]:
   name = 'efficientnet_lite0'
   pair = scaling.Pair(name, name, size, batch, classes)
   _, times = scaling.run(pair, sharding.make_mesh(), batch, 6)
-  return {'step': min(times[1:])}
+  return {'step': times[1:]}
 
 
-def of_classes(classes: int) -> dict[str, float]:
+def of_classes(classes: int) -> dict[str, list[float]]:
   """A step, and every metric of a split of 2,000 predictions."""
   import numpy as np
 
@@ -82,12 +93,18 @@ def of_classes(classes: int) -> dict[str, float]:
   rng = np.random.default_rng(0)
   logits = rng.standard_normal((2000, classes)).astype(np.float32)
   labels = rng.integers(0, classes, 2000)
-  result['metrics'] = seconds(lambda: compute_metrics(logits, labels))
+  result['metrics'] = [
+    seconds(lambda: compute_metrics(logits, labels)) for _ in range(_ROUNDS)
+  ]
   return result
 
 
-def of_runs(count: int) -> dict[str, float]:
+def of_runs(count: int) -> dict[str, list[float]]:
   """Seconds of a study's bookkeeping for `count` cells that train nothing."""
+  return {'bookkeeping': [_bookkeeping(count) for _ in range(_ROUNDS)]}
+
+
+def _bookkeeping(count: int) -> float:
   from configs import study
   from tlkd_jax.study import cells, plan, workers
 
@@ -107,7 +124,7 @@ def of_runs(count: int) -> dict[str, float]:
     workers.work(plans, root, run, lambda: None)
     done = set(workers.states(plans, root).values())
   assert done == {'done'}, done
-  return {'bookkeeping': time.perf_counter() - start}
+  return time.perf_counter() - start
 
 
 def point(axis: str, size: int) -> dict:
@@ -121,7 +138,14 @@ def point(axis: str, size: int) -> dict:
   }
   values = functions[axis](size)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-  return {'size': size, 'seconds': values, 'peak_mib': round(peak)}
+  return {
+    'size': size,
+    'seconds': {k: round(statistics.median(v), 5) for k, v in values.items()},
+    'min_max': {
+      k: [round(min(v), 5), round(max(v), 5)] for k, v in values.items()
+    },
+    'peak_mib': round(peak),
+  }
 
 
 def _alone(command: list[str], compiling: bool) -> dict:

@@ -8,7 +8,8 @@ run only), `decode` (once per run, all cores), `train` and `eval` (batches from
 the decoded arrays, nothing else running), and `augment` (crop, flip and
 colours, jitted, on the default device). `step` is what fine-tuning consumes:
 EfficientNet-Lite0 with frozen BatchNorm, the fastest of five steps of 32;
-`times_step` is `train` / `step`. Prints one JSON line.
+`times_step` is `train` / `step`. All of them in turn, three rounds: prints one
+JSON line, medians with minimum and maximum.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import io
 import itertools
 import json
 import pathlib
+import statistics
 import tempfile
 import time
 import zipfile
@@ -89,48 +91,67 @@ def rate_of_augmentation(split, image_size: int, batch_size: int) -> float:
   return len(images) / float(np.median(spent))
 
 
-def rate_of_step(image_size: int, batch_size: int = 32) -> float:
-  """Images per second of a training step on images that are there."""
+def make_step(image_size: int, batch_size: int = 32) -> Callable:
+  """A function that takes a training step on images that are there."""
   images = np.zeros((batch_size, image_size, image_size, 3), np.float32)
   labels = np.zeros(batch_size, np.int32)
   sides = train_step.ours('efficientnet_lite0', image_size, images, labels)
-  step = sides['frozen_step']
-  return batch_size / min([seconds(step) for _ in range(7)][2:])
+  return sides['frozen_step']
 
 
-def measure(count: int, image_size: int, stored_size: int, batch_size: int):
+def one_round(name: str, cache: pathlib.Path, image_size: int, batch_size: int):
+  """{part: images per second} of a data set that is not prepared yet."""
+  prepare = seconds(lambda: sources.open_sources(name, cache_dir=cache))
+  open_again = seconds(lambda: sources.open_sources(name, cache_dir=cache))
+  start = time.perf_counter()
+  dataset = load_splits(name, image_size=image_size, cache_dir=cache)
+  decode = time.perf_counter() - start - open_again
+  count = sum(map(len, dataset.splits.values()))
+  train, test = dataset.splits['train'], dataset.splits['test']
+  steps = max(1, min(200, len(train) // batch_size))
+  batches = pipeline.train_iterator(train, batch_size, 0)
+  rates = {
+    'prepare': count / prepare,
+    'decode': count / decode,
+    'train': rate_of_batches(batches, batch_size, steps),
+    'eval': rate_of_batches(
+      pipeline.eval_batches(test, batch_size),
+      batch_size,
+      max(1, len(test) // batch_size - 1),
+    ),
+    'augment': rate_of_augmentation(train, image_size, batch_size),
+  }
+  batches.close()
+  return rates
+
+
+def measure(count: int, image_size: int, stored_size: int, args):
   """Rates of one generated data set, as a dict."""
+  rates: dict[str, list[float]] = {}
+  step, batch = make_step(image_size), 32
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
     write_images(root / 'images.zip', count, stored_size)
-    name, cache = f'folder:{root / "images.zip"}', root / 'cache'
-    prepare = seconds(lambda: sources.open_sources(name, cache_dir=cache))
-    open_again = seconds(lambda: sources.open_sources(name, cache_dir=cache))
-    start = time.perf_counter()
-    dataset = load_splits(name, image_size=image_size, cache_dir=cache)
-    decode = time.perf_counter() - start - open_again
-    train, test = dataset.splits['train'], dataset.splits['test']
-    steps = max(1, min(200, len(train) // batch_size))
-    batches = pipeline.train_iterator(train, batch_size, 0)
-    rates = {
-      'prepare': count / prepare,
-      'decode': count / decode,
-      'train': rate_of_batches(batches, batch_size, steps),
-      'eval': rate_of_batches(
-        pipeline.eval_batches(test, batch_size),
-        batch_size,
-        max(1, len(test) // batch_size - 1),
-      ),
-      'augment': rate_of_augmentation(train, image_size, batch_size),
-    }
-    batches.close()
-  rates['step'] = rate_of_step(image_size)
+    for number in range(args.rounds):
+      found = one_round(
+        f'folder:{root / "images.zip"}',
+        root / f'cache{number}',
+        image_size,
+        args.batch_size,
+      )
+      found['step'] = batch / min([seconds(step) for _ in range(7)][2:])
+      for part, rate in found.items():
+        rates.setdefault(part, []).append(rate)
+  middle = {part: statistics.median(values) for part, values in rates.items()}
   return {
     'images': count,
     'image_size': image_size,
-    'seconds_to_open_again': round(open_again, 3),
-    'images_per_second': {key: round(rate) for key, rate in rates.items()},
-    'times_step': round(rates['train'] / rates['step'], 1),
+    'images_per_second': {part: round(rate) for part, rate in middle.items()},
+    'min_max': {
+      part: [round(min(values)), round(max(values))]
+      for part, values in rates.items()
+    },
+    'times_step': round(middle['train'] / middle['step'], 1),
   }
 
 
@@ -142,14 +163,15 @@ def main() -> None:
   parser.add_argument('--jpegs', type=int, default=10_000)
   parser.add_argument('--small', type=int, default=50_000)
   parser.add_argument('--batch-size', type=int, default=128)
+  parser.add_argument('--rounds', type=int, default=3)
   args = parser.parse_args()
   allocator.keep_freed_memory()
   result = {
     'benchmark': 'input_pipeline',
     'device': jax.devices()[0].platform,
     'batch_size': args.batch_size,
-    'large': measure(args.jpegs, 224, 256, args.batch_size),
-    'small': measure(args.small, 32, 32, args.batch_size),
+    'large': measure(args.jpegs, 224, 256, args),
+    'small': measure(args.small, 32, 32, args),
   }
   print(json.dumps(result | machine.versions()))
 

@@ -124,8 +124,7 @@ def measure(
   row: dict = {'model': model, 'image_size': image_size}
   row |= {'batch_size': batch_size, 'steps': steps, 'rounds': rounds}
   for name, values in times.items():
-    row[f'{name}_ms'] = round(statistics.median(values), 2)
-    row[f'{name}_min_max'] = [round(min(values), 2), round(max(values), 2)]
+    row |= machine.summary(name, values, digits=2)
   pairs = zip(times['loop'], times['bare'], strict=True)
   ratios = [loop / bare for loop, bare in pairs]
   row['ratio'] = round(statistics.median(ratios), 3)

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import statistics
 import subprocess
 import tempfile
 
@@ -33,6 +34,16 @@ def _cpu() -> str:
       if line.startswith('model name'):
         return line.partition(':')[2].strip()
   return platform.processor()
+
+
+def summary(
+  name: str, values: list[float], unit: str = 'ms', digits: int = 1
+) -> dict:
+  """{NAME_UNIT: median, NAME_min_max: [smallest, largest]}."""
+  return {
+    f'{name}_{unit}': round(statistics.median(values), digits),
+    f'{name}_min_max': [round(min(values), digits), round(max(values), digits)],
+  }
 
 
 def run_compiled(command: list[str], first: list[str] | None = None) -> str:

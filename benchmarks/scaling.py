@@ -15,7 +15,8 @@ primitives, as on accelerators; float32, since XLA on CPU widens bfloat16.
 `--measure` runs the same step, global batch 32, on 1, 2 and 4 CPU devices of
 this machine and in 1 and 2 processes, and prints the losses (which must agree)
 and the time of a step: the extra time is the collectives' and the threads'.
-Each case is a process of its own: some minutes on two cores.
+Each case is a process of its own, all of them in turn, twice: some minutes on
+two cores.
 """
 
 import argparse
@@ -24,11 +25,12 @@ import os
 import pathlib
 import re
 import socket
-import statistics
 import subprocess
 import sys
 import time
 from typing import NamedTuple
+
+from benchmarks import machine
 
 _BYTES = {'f32': 4, 'f16': 2, 'bf16': 2, 's32': 4, 'u32': 4, 'pred': 1, 's8': 1}
 _FAST = '--xla_backend_optimization_level=0'
@@ -209,8 +211,7 @@ def measure(pair: str, steps: int) -> dict:
     'devices': jax.device_count(),
     'processes': jax.process_count(),
     'losses': losses[:4],
-    'step_ms': round(1e3 * statistics.median(times[1:]), 1),
-    'step_min_max': [round(1e3 * edge(times[1:]), 1) for edge in (min, max)],
+    'step': [1e3 * seconds for seconds in times[1:]],
   }
 
 
@@ -269,26 +270,36 @@ def _lines(processes: list[subprocess.Popen]) -> str:
   return '\n'.join(line for line in lines if line.startswith('{'))
 
 
-def measure_all(pair: str, steps: int) -> None:
-  """One process per case; prints a line for each."""
-  rows = []
-  for devices, processes in ((1, 1), (2, 1), (4, 1), (2, 2)):
-    with socket.socket() as listener:
-      listener.bind(('127.0.0.1', 0))
-      port = listener.getsockname()[1]
-    children = []
-    for index in range(processes):
-      arguments = ['--child-measure', pair, '--steps', str(steps)]
-      if processes > 1:
-        arguments += ['--join', f'127.0.0.1:{port}', str(processes), str(index)]
-      children.append(_child(arguments, devices // processes))
-    rows.append(json.loads(_lines(children)))
-  first = rows[0]
-  for row in rows:
+def _measure_alone(pair: str, steps: int, devices: int, processes: int) -> dict:
+  """`measure` in new processes that share the devices."""
+  with socket.socket() as listener:
+    listener.bind(('127.0.0.1', 0))
+    port = listener.getsockname()[1]
+  children = []
+  for index in range(processes):
+    arguments = ['--child-measure', pair, '--steps', str(steps)]
+    if processes > 1:
+      arguments += ['--join', f'127.0.0.1:{port}', str(processes), str(index)]
+    children.append(_child(arguments, devices // processes))
+  return json.loads(_lines(children))
+
+
+def measure_all(pair: str, steps: int, rounds: int) -> None:
+  """Every case in turn; prints a line for each."""
+  cases = ((1, 1), (2, 1), (4, 1), (2, 2))
+  runs = [
+    [_measure_alone(pair, steps, *case) for case in cases]
+    for _ in range(rounds)
+  ]
+  first = runs[0][0]
+  for found in zip(*runs, strict=True):
+    row = found[0]
+    row |= machine.summary('step', sum((run.pop('step') for run in found), []))
     pairs = zip(row['losses'], first['losses'], strict=True)
     row['loss_difference'] = max(abs(a - b) for a, b in pairs)
     row['overhead'] = round(row['step_ms'] / first['step_ms'] - 1, 3)
-    print(json.dumps({'benchmark': 'scaling_measured'} | row), flush=True)
+    row = {'benchmark': 'scaling_measured'} | row | machine.versions()
+    print(json.dumps(row), flush=True)
 
 
 def roofline(row: dict, chip: str) -> dict:
@@ -364,6 +375,7 @@ def main() -> None:
   parser.add_argument('--pair', choices=PAIRS, action='append')
   parser.add_argument('--chips', type=int, nargs='+', default=[1, 8, 64, 256])
   parser.add_argument('--steps', type=int, default=12)
+  parser.add_argument('--rounds', type=int, default=2)
   parser.add_argument('--child-compute', nargs=2, help=argparse.SUPPRESS)
   parser.add_argument('--child-measure', help=argparse.SUPPRESS)
   parser.add_argument('--join', nargs=3, help=argparse.SUPPRESS)
@@ -382,7 +394,8 @@ def main() -> None:
     text = pathlib.Path(arguments.tables).read_text()
     print(tables([json.loads(x) for x in text.splitlines() if x]))
   elif arguments.measure:
-    measure_all((arguments.pair or ['default'])[0], arguments.steps)
+    pair = (arguments.pair or ['default'])[0]
+    measure_all(pair, arguments.steps, arguments.rounds)
   elif arguments.compute:
     for pair in arguments.pair or PAIRS:
       for chips in arguments.chips:

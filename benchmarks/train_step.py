@@ -25,7 +25,6 @@ model on two idle cores, most of it compilation by torch.compile.
 import argparse
 import functools
 import json
-import statistics
 import sys
 import time
 
@@ -144,11 +143,7 @@ def run(name: str, arguments: argparse.Namespace) -> dict:
       functions.pop('compiled', None)
     times = measure(functions, arguments.repeats)
     for side, values in times.items():
-      row[f'{part}_{side}_ms'] = round(statistics.median(values), 1)
-      row[f'{part}_{side}_min_max'] = [
-        round(min(values), 1),
-        round(max(values), 1),
-      ]
+      row |= machine.summary(f'{part}_{side}', values)
     others = [row[f'{part}_{side}_ms'] for side in times if side != 'ours']
     if others:
       row[f'{part}_ratio'] = round(row[f'{part}_ours_ms'] / min(others), 3)

@@ -108,7 +108,7 @@ def test_growth_names_what_is_super_linear():
 
 
 def test_bookkeeping_of_a_study_finishes_every_cell():
-  assert growth.of_runs(5)['bookkeeping'] > 0
+  assert min(growth.of_runs(5)['bookkeeping']) > 0
 
 
 def test_programs_are_compiled_before_a_command_is_measured():
