@@ -10,13 +10,12 @@ interrupted command goes on; `--again` measures anew. `--markdown` prints the
 tables of docs/results.md from the file, targets beside the figures.
 
 Needs `pip install tlkd_jax[benchmark]` (PyTorch's side and the plot), `--data`
-naming the folder of trashnet.zip, and for the corruptions a Python that has
-`imagecorruptions` (`--reference-python`), for the allocators tcmalloc
-(`libtcmalloc-minimal4`); an entry whose needs are missing is
-recorded as failed, the others run. The expected seconds on two idle cores are
-beside each entry below, 58 minutes in all; half of it is compilation, which the
-second time comes from JAX_COMPILATION_CACHE_DIR, by default in the user's cache
-folder. `--only families` is one more entry.
+naming the folder of trashnet.zip, for the corruptions a Python that has
+`imagecorruptions` (`--reference-python`) and for the allocators tcmalloc
+(`libtcmalloc-minimal4`); an entry whose needs are missing is recorded as
+failed, the others run. The expected seconds on two idle cores are beside each
+entry below, 80 minutes in all. `--only families` and
+`--only end_to_end_preloaded` are two more entries.
 """
 
 import argparse
@@ -29,7 +28,8 @@ import sys
 import time
 from typing import Any
 
-from benchmarks import machine, scaling, train_step
+from benchmarks import machine, train_step
+from benchmarks.tables import TABLES, table
 
 # Said once for an entry, above its table.
 _MACHINE = ('cpu', 'cores', 'python')
@@ -52,42 +52,42 @@ ENTRIES = {
   'train_step': Entry(
     'train_step --model all --against torch --repeats 9',
     'train_step --model all --against torch --no-compile --repeats 5',
-    750,
+    690,
   ),
   'end_to_end': Entry(
     'end_to_end --data {data}/trashnet.zip --epochs 2',
     'end_to_end --data {data}/trashnet.zip --epochs 1 --quick',
-    1700,
+    1580,
   ),
   'end_to_end_preloaded': Entry(
     'end_to_end --data {data}/trashnet.zip --epochs 2 --rounds 2'
     ' --preload libtcmalloc_minimal.so.4',
     'end_to_end --data {data}/trashnet.zip --epochs 1 --quick'
     ' --preload libtcmalloc_minimal.so.4',
-    1700,
+    1100,
     extra=True,
   ),
   'loop_overhead': Entry(
-    'loop_overhead', 'loop_overhead --image-sizes 64 --rounds 3', 260
+    'loop_overhead', 'loop_overhead --image-sizes 64 --rounds 3', 270
   ),
   'allocators': Entry(
-    'allocators', 'allocators --image-size 64 --steps 10', 180
+    'allocators', 'allocators --image-size 64 --steps 10', 240
   ),
-  'startup': Entry('startup', 'startup --rounds 1', 90),
-  'convolutions': Entry('convolutions', 'convolutions --repeats 3', 240),
+  'startup': Entry('startup', 'startup --rounds 1', 100),
+  'convolutions': Entry('convolutions', 'convolutions --repeats 3', 230),
   'input_pipeline': Entry(
-    'input_pipeline', 'input_pipeline --jpegs 1000 --small 5000', 120
+    'input_pipeline', 'input_pipeline --jpegs 1000 --small 5000', 240
   ),
-  'growth': Entry('growth --plot {out}/growth.png', 'growth --quick', 580),
-  'scaling': Entry('scaling --measure', 'scaling --measure --steps 6', 150),
+  'growth': Entry('growth --plot {out}/growth.png', 'growth --quick', 850),
+  'scaling': Entry('scaling --measure', 'scaling --measure --steps 6', 350),
   'scaling_computed': Entry(
-    'scaling --compute', 'scaling --compute --pair default --chips 1 8', 300
+    'scaling --compute', 'scaling --compute --pair default --chips 1 8', 140
   ),
-  'metrics': Entry('metrics', 'metrics --examples 2000', 60),
+  'metrics': Entry('metrics', 'metrics --examples 2000', 30),
   'corruptions': Entry(
     'corruptions --reference-python {reference} --rounds 2',
     'corruptions --reference-python {reference} --rounds 1 --images 8',
-    300,
+    80,
   ),
   'families': Entry(
     'train_step --model families --against torch --no-compile --repeats 5'
@@ -192,9 +192,7 @@ def run_entry(command: str) -> dict[str, Any]:
     'date': time.strftime('%Y-%m-%d'),
     'rows': rows,
   } | machine.versions()
-  if not rows:
-    entry['output'] = process.stdout
-  if process.returncode:
+  if process.returncode or not rows:
     entry['failed'] = process.stderr[-2000:]
   return entry
 
@@ -213,7 +211,7 @@ def load(path: pathlib.Path) -> dict:
 
 def target_table(results: dict) -> str:
   """Every target beside what was measured."""
-  lines = ['| what | target | measured | met |', '| --- | --- | --- | --- |']
+  lines = []
   for target in TARGETS:
     rows = results.get(target.entry, {}).get('rows', [])
     found = [r for r in rows if target.row.items() <= r.items()]
@@ -221,41 +219,8 @@ def target_table(results: dict) -> str:
     met = '' if value is None else ('yes' if target.is_met(value) else 'no')
     shown = 'not measured' if value is None else value
     limit = f'{"≥" if target.at_least else "≤"} {target.limit}'
-    lines.append(f'| {target.what} | {limit} | {shown} | {met} |')
-  return '\n'.join(lines)
-
-
-def _end_to_end(rows: list[dict]) -> str:
-  lines = [
-    '| arm, side | s per epoch (min, max) | setup s | peak MiB | test top-1 |',
-    '| --- | --- | --- | --- | --- |',
-  ]
-  for name in ('tl_ours', 'tl_torch', 'kd_ours', 'kd_torch'):
-    side = rows[-1][name]
-    low, high = side['epoch_min_max']
-    lines.append(
-      f'| {name} | {side["epoch_seconds"]} ({low}, {high}) '
-      f'| {side["setup_seconds"]} | {side["peak_mib"]} | {side["test_top1"]} |'
-    )
-  return '\n'.join(lines)
-
-
-def _growth(rows: list[dict]) -> str:
-  lines = ['| axis | quantity | exponent |', '| --- | --- | --- |']
-  for axis, result in rows[-1]['axes'].items():
-    for name, value in result['exponents'].items():
-      lines.append(f'| {axis} | {name} | {value} |')
-  return '\n'.join(lines)
-
-
-def _plain(rows: list[dict]) -> str:
-  """Numbers and names of like rows; nested ones by their dotted path."""
-  flat = [_flatten(row) for row in rows]
-  names = list(flat[0])
-  lines = [f'| {" | ".join(names)} |', '| --- ' * len(names) + '|']
-  for row in flat:
-    lines.append(f'| {" | ".join(str(row.get(n, "")) for n in names)} |')
-  return '\n'.join(lines)
+    lines.append([target.what, limit, shown, met])
+  return table(['what', 'target', 'measured', 'met'], lines)
 
 
 def _flatten(row: dict, prefix: str = '') -> dict[str, Any]:
@@ -268,26 +233,8 @@ def _flatten(row: dict, prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-TABLES = {
-  'train_step': train_step.markdown,
-  'families': train_step.markdown,
-  'end_to_end': _end_to_end,
-  'end_to_end_preloaded': _end_to_end,
-  'growth': _growth,
-  'convolutions': _plain,
-  'scaling': _plain,
-  'scaling_computed': scaling.tables,
-  'input_pipeline': _plain,
-  'loop_overhead': _plain,
-  'allocators': _plain,
-  'startup': _plain,
-  'metrics': _plain,
-  'corruptions': _plain,
-}
-
-
 def markdown(results: dict) -> str:
-  """The tables of docs/results.md."""
+  """The tables of docs/results.md and docs/scaling.md."""
   parts = [target_table(results)]
   for name, entry in results.items():
     head = f'### {name}\n\n`{entry["command"]}`, {entry["date"]}'
@@ -296,9 +243,7 @@ def markdown(results: dict) -> str:
     parts.append(head + versions)
     if 'failed' in entry:
       parts.append('failed:\n\n' + entry['failed'])
-    elif not entry['rows']:
-      parts.append('\n'.join(f'    {x}' for x in entry['output'].splitlines()))
-    elif name in TABLES:
+    else:
       parts.append(TABLES[name](entry['rows']))
   return '\n\n'.join(parts) + '\n'
 

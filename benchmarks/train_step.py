@@ -1,15 +1,14 @@
 """Time of one training step and of one forward pass, ours against PyTorch's.
 
-  python -m benchmarks.train_step --model all --against torch [--markdown]
+  python -m benchmarks.train_step --model all --against torch
 
-Prints one JSON line per model, with `--markdown` a table after them. `step` is
-forward, backward and a Nesterov SGD update with BatchNorm in train mode,
-`frozen_step` the same with frozen statistics, both in float32 on 1,000
-classes; `forward` is evaluation. The sides run in turn in one process, medians
-with minimum and maximum are quoted, compilation is left out. PyTorch is
-channels_last, eager (`torch`) and, but for the frozen step, through
-torch.compile (`compiled`, unless `--no-compile`); each ratio is ours / the
-faster of the two.
+Prints one JSON line per model. `step` is forward, backward and a Nesterov SGD
+update with BatchNorm in train mode, `frozen_step` the same with frozen
+statistics, both in float32 on 1,000 classes; `forward` is evaluation. The sides
+run in turn in one process, medians with minimum and maximum are quoted,
+compilation is left out. PyTorch is channels_last, eager (`torch`) and, but for
+the frozen step, through torch.compile (`compiled`, unless `--no-compile`); each
+ratio is ours / the faster of the two.
 
 `--model all` are the five that benchmarks/torch_models.py writes out,
 `--model families` one of every family, from torchvision, of which the build
@@ -158,29 +157,6 @@ def run_alone(name: str) -> dict:
   return json.loads(output.splitlines()[0])
 
 
-def markdown(rows: list[dict]) -> str:
-  """The rows as a table: milliseconds of each side, and the ratio."""
-  lines = []
-  for part in PARTS:
-    present = [row for row in rows if f'{part}_ours_ms' in row]
-    sides = [
-      side
-      for side in ('ours', 'torch', 'compiled')
-      if any(f'{part}_{side}_ms' in row for row in present)
-    ]
-    if not present:
-      continue
-    heads = [f'{part}, {side} ms' for side in sides] + ['ratio']
-    lines += [f'| model | {" | ".join(heads)} |']
-    lines += ['| --- |' + ' --- |' * len(heads)]
-    for row in present:
-      cells = [str(row.get(f'{part}_{side}_ms', '')) for side in sides]
-      cells.append(str(row.get(f'{part}_ratio', '')))
-      lines.append(f'| {row["model"]} | {" | ".join(cells)} |')
-    lines.append('')
-  return '\n'.join(lines)
-
-
 def main() -> None:
   """Parses the command line and prints the rows."""
   parser = argparse.ArgumentParser(
@@ -196,21 +172,16 @@ def main() -> None:
   parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
   parser.add_argument('--repeats', type=int, default=15)
   parser.add_argument('--default-malloc', action='store_true')
-  parser.add_argument('--markdown', action='store_true')
   arguments = parser.parse_args()
   groups = {'all': MODELS, 'families': FAMILIES}
   if arguments.model in groups:
-    rows = []
     for name in groups[arguments.model]:
-      rows.append(run_alone(name))
-      print(json.dumps(rows[-1]), flush=True)
+      print(json.dumps(run_alone(name)), flush=True)
   else:
     if not arguments.default_malloc:
       allocator.keep_freed_memory()
-    rows = [run(arguments.model, arguments) | machine.versions()]
-    print(json.dumps(rows[0]))
-  if arguments.markdown:
-    print(markdown(rows))
+    row = run(arguments.model, arguments) | machine.versions()
+    print(json.dumps(row))
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ config=$1
 workdir=$2
 shift 2
 
-# Where it is installed: on CPU steps after a compilation are a quarter shorter.
+# Where it is installed: on CPU steps after a compilation are a tenth shorter.
 if [ -z "${LD_PRELOAD:-}" ]; then
   tcmalloc=$(PATH="$PATH:/sbin" ldconfig -p 2>/dev/null |
     awk '/libtcmalloc(_minimal)?\.so\.4 / && !found { print $NF; found = 1 }') || true

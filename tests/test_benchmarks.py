@@ -2,14 +2,17 @@
 
 import argparse
 import json
+import pathlib
 import subprocess
 import sys
 
 import jax
 import pytest
 
-from benchmarks import growth, machine, run_all, scaling, train_step
+from benchmarks import growth, machine, run_all, scaling, tables, train_step
 from tests import tiny
+
+_DOCS = pathlib.Path(__file__).resolve().parent.parent / 'docs'
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +34,7 @@ def test_train_step_without_torch():
   for part in train_step.PARTS:
     low, high = row[f'{part}_ours_min_max']
     assert 0 < low <= row[f'{part}_ours_ms'] <= high
-  assert '| tiny |' in train_step.markdown([row])
+  assert f'({low:.0f} to {high:.0f})' in tables.train_step([row])
 
 
 def test_collectives_and_cost_of_a_step_on_four_devices(monkeypatch):
@@ -124,6 +127,24 @@ def test_programs_are_compiled_before_a_command_is_measured():
     assert output == 'read whole\n'
   with pytest.raises(subprocess.CalledProcessError):
     machine.run_compiled(command, [sys.executable, '-c', 'raise SystemExit(3)'])
+
+
+def test_every_benchmark_has_its_tables():
+  assert list(tables.TABLES) and set(tables.TABLES) == set(run_all.ENTRIES)
+
+
+def test_pages_show_the_tables_of_the_stored_figures():
+  results = run_all.load(_DOCS / 'bench.json')
+  usual = {name for name, e in run_all.ENTRIES.items() if not e.extra}
+  assert usual <= set(results)
+  pages = ''.join(
+    (_DOCS / f'{n}.md').read_text() for n in ('results', 'scaling')
+  )
+  shown = set(pages.splitlines())
+  parts = [run_all.target_table(results)]
+  parts += [tables.TABLES[name](e['rows']) for name, e in results.items()]
+  for line in '\n'.join(parts).splitlines():
+    assert not line or line in shown
 
 
 def test_run_all_goes_on_where_it_stopped(monkeypatch, tmp_path, capsys):
