@@ -2,15 +2,13 @@
 
   python -m benchmarks.scaling --compute [--pair default] [--chips 1 8 64 256]
   python -m benchmarks.scaling --measure
-  python -m benchmarks.scaling --tables FILE.jsonl
 
 `--compute` compiles the step of each pair for so many devices, without running
 it or allocating an array, and prints one JSON line for each: floating-point
 operations and bytes per chip from XLA's cost analysis, and the collectives in
 the compiled program. The batch per chip is constant. Convolutions are the lax
 primitives, as on accelerators; float32, since XLA on CPU widens bfloat16.
-`--tables` turns the lines into docs/scaling.md's tables with the rooflines of
-`CHIPS`: these are computed, nothing ran on such a chip.
+benchmarks/roofline.py makes docs/scaling.md's tables of them.
 
 `--measure` runs the same step, global batch 32, on 1, 2 and 4 CPU devices of
 this machine and in 1 and 2 processes, and prints the losses (which must agree)
@@ -22,7 +20,6 @@ two cores.
 import argparse
 import json
 import os
-import pathlib
 import re
 import socket
 import subprocess
@@ -57,19 +54,6 @@ PAIRS = {
   'default': Pair('efficientnet_lite0', 'efficientnet_lite2', 64, 32, 10),
   'resnet': Pair('resnet50', 'resnet152', 224, 64, 1000),
   'vit': Pair('vit_small_patch16_224', 'vit_large_patch16_224', 224, 64, 1000),
-}
-
-# name: (peak bfloat16 TFLOP/s, memory GB/s, GB/s that a chip sends to its
-# neighbours, chips so connected, GB/s beyond them), as published: Cloud TPU
-# system architecture pages (v4, v5e, v5p: ICI one way, torus of the whole
-# slice); NVIDIA A100 and H100 SXM data sheets (dense; NVLink one way in a node
-# of eight) and DGX A100 and H100 (one network port of 200 and 400 Gb/s a GPU).
-CHIPS = {
-  'TPU v4': (275, 1228, 300, 4096, 300),
-  'TPU v5e': (197, 819, 200, 256, 200),
-  'TPU v5p': (459, 2765, 600, 8960, 600),
-  'A100 SXM': (312, 2039, 300, 8, 25),
-  'H100 SXM': (989, 3350, 450, 8, 50),
 }
 
 
@@ -302,68 +286,6 @@ def measure_all(pair: str, steps: int, rounds: int) -> None:
     print(json.dumps(row), flush=True)
 
 
-def roofline(row: dict, chip: str) -> dict:
-  """Seconds per step on a chip: the larger of compute and memory, and the sum.
-
-  Bytes are halved, for bfloat16. Gradients (float32) go round a ring: each
-  chip sends 2 (n - 1) / n of them; beyond a node the slower links bound it.
-  Nothing overlaps, so `seconds` is an upper bound of the three parts' sum.
-  """
-  peak, memory, link, connected, beyond = CHIPS[chip]
-  compute_s = row['flops_per_chip'] / (peak * 1e12)
-  memory_s = row['bytes_per_chip'] / 2 / (memory * 1e9)
-  n = row['chips']
-  sent = 2 * (n - 1) / n * sum(c['bytes'] for c in row['collectives'].values())
-  link_s = sent / ((link if n <= connected else beyond) * 1e9)
-  busy = max(compute_s, memory_s)
-  return {
-    'bound': 'compute' if compute_s > memory_s else 'memory',
-    'busy': busy,
-    'link': link_s,
-    'images_per_second': n * row['batch_per_chip'] / (busy + link_s),
-    'efficiency': busy / (busy + link_s),
-  }
-
-
-def tables(rows: list[dict]) -> str:
-  """Markdown of what --compute printed."""
-  lines = [
-    '| pair | chips | batch | GFLOP per chip | GB per chip | temporaries MiB '
-    '| collectives | MB |',
-    '| --- |' + ' --- |' * 7,
-  ]
-  for row in rows:
-    kinds = ', '.join(
-      f'{c["count"]} {kind}' for kind, c in row['collectives'].items()
-    )
-    moved = sum(c['bytes'] for c in row['collectives'].values()) / 1e6
-    lines.append(
-      f'| {row["teacher"]} -> {row["student"]} | {row["chips"]} '
-      f'| {row["chips"] * row["batch_per_chip"]} '
-      f'| {row["flops_per_chip"] / 1e9:.1f} '
-      f'| {row["bytes_per_chip"] / 1e9:.2f} '
-      f'| {row["temporary_mib"]} | {kinds or "none"} | {moved:.1f} |'
-    )
-  lines += [
-    '',
-    '| pair | chips | '
-    + ' | '.join(f'{chip}: images/s, of linear' for chip in CHIPS)
-    + ' |',
-    '| --- | --- |' + ' --- |' * len(CHIPS),
-  ]
-  for row in rows:
-    cells = []
-    for chip in CHIPS:
-      bound = roofline(row, chip)
-      cells.append(
-        f'{bound["images_per_second"]:,.0f}, {bound["efficiency"]:.0%} '
-        f'({bound["bound"]})'
-      )
-    name = f'{row["teacher"]} -> {row["student"]}'
-    lines.append(f'| {name} | {row["chips"]} | {" | ".join(cells)} |')
-  return '\n'.join(lines)
-
-
 def main() -> None:
   """Parses the command line."""
   parser = argparse.ArgumentParser(
@@ -371,7 +293,6 @@ def main() -> None:
   )
   parser.add_argument('--compute', action='store_true')
   parser.add_argument('--measure', action='store_true')
-  parser.add_argument('--tables', metavar='FILE')
   parser.add_argument('--pair', choices=PAIRS, action='append')
   parser.add_argument('--chips', type=int, nargs='+', default=[1, 8, 64, 256])
   parser.add_argument('--steps', type=int, default=12)
@@ -390,9 +311,6 @@ def main() -> None:
       address, count, index = arguments.join
       jax.distributed.initialize(address, int(count), int(index))
     print(json.dumps(measure(arguments.child_measure, arguments.steps)))
-  elif arguments.tables:
-    text = pathlib.Path(arguments.tables).read_text()
-    print(tables([json.loads(x) for x in text.splitlines() if x]))
   elif arguments.measure:
     pair = (arguments.pair or ['default'])[0]
     measure_all(pair, arguments.steps, arguments.rounds)
@@ -403,7 +321,7 @@ def main() -> None:
         child = _child(['--child-compute', pair, str(chips)], chips, _FAST)
         print(_lines([child]), flush=True)
   else:
-    parser.error('one of --compute, --measure, --tables')
+    parser.error('one of --compute, --measure')
 
 
 if __name__ == '__main__':

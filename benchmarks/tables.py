@@ -4,7 +4,7 @@
 to Markdown. Times are medians with minimum and maximum in brackets.
 """
 
-from benchmarks import scaling
+from benchmarks import roofline
 
 _PARTS = {
   'forward': 'forward',
@@ -231,7 +231,7 @@ TABLES = {
   'input_pipeline': input_pipeline,
   'growth': growth,
   'scaling': scaling_measured,
-  'scaling_computed': scaling.tables,
+  'scaling_computed': roofline.tables,
   'metrics': metrics,
   'corruptions': corruptions,
 }

@@ -9,7 +9,15 @@ import sys
 import jax
 import pytest
 
-from benchmarks import growth, machine, run_all, scaling, tables, train_step
+from benchmarks import (
+  growth,
+  machine,
+  roofline,
+  run_all,
+  scaling,
+  tables,
+  train_step,
+)
 from tests import tiny
 
 _DOCS = pathlib.Path(__file__).resolve().parent.parent / 'docs'
@@ -67,7 +75,7 @@ def test_collectives_are_counted_with_their_bytes():
 
 
 def test_roofline_adds_the_ring_to_the_larger_bound(monkeypatch):
-  monkeypatch.setitem(scaling.CHIPS, 'chip', (1, 1, 2, 8, 1))
+  monkeypatch.setitem(roofline.CHIPS, 'chip', (1, 1, 2, 8, 1))
   row = {
     'flops_per_chip': 1e12,
     'bytes_per_chip': 1e9,
@@ -75,11 +83,11 @@ def test_roofline_adds_the_ring_to_the_larger_bound(monkeypatch):
     'chips': 4,
     'collectives': {'all-reduce': {'count': 1, 'bytes': 1e9}},
   }
-  bound = scaling.roofline(row, 'chip')
+  bound = roofline.roofline(row, 'chip')
   assert bound['bound'] == 'compute' and bound['busy'] == 1.0
   assert bound['link'] == pytest.approx(2 * 3 / 4 / 2)
   assert bound['images_per_second'] == pytest.approx(12 / 1.75)
-  beyond = scaling.roofline(row | {'chips': 16}, 'chip')
+  beyond = roofline.roofline(row | {'chips': 16}, 'chip')
   assert beyond['link'] == pytest.approx(2 * 15 / 16)
 
 
