@@ -227,9 +227,7 @@ def summarize(runs: list[dict]) -> dict:
   by_round = [run['epoch_seconds'][SKIPPED:] for run in runs]
   counted = sum(by_round, [])
   setup = [run['wall'] - sum(run['epoch_seconds']) for run in runs]
-  return {
-    'epoch_seconds': round(statistics.median(counted), 3),
-    'epoch_min_max': [round(min(counted), 3), round(max(counted), 3)],
+  return machine.summary('epoch', counted, 'seconds', 3) | {
     'by_round': [[round(s, 3) for s in epochs] for epochs in by_round],
     'setup_seconds': round(statistics.median(setup), 1),
     'peak_mib': round(max(run['peak_mib'] for run in runs)),

@@ -8,7 +8,7 @@ it or allocating an array, and prints one JSON line for each: floating-point
 operations and bytes per chip from XLA's cost analysis, and the collectives in
 the compiled program. The batch per chip is constant. Convolutions are the lax
 primitives, as on accelerators; float32, since XLA on CPU widens bfloat16.
-benchmarks/roofline.py makes docs/scaling.md's tables of them.
+benchmarks/tables.py makes docs/scaling.md's tables of them.
 
 `--measure` runs the same step, global batch 32, on 1, 2 and 4 CPU devices of
 this machine and in 1 and 2 processes, and prints the losses (which must agree)

@@ -12,7 +12,6 @@ the default configuration.
 import argparse
 import json
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -57,9 +56,8 @@ def main() -> None:
   row = {
     'config': arguments.config,
     'cold_seconds': round(cold, 2),
-    'warm_seconds': round(statistics.median(warm), 2),
-    'warm_min_max': [round(min(warm), 2), round(max(warm), 2)],
   }
+  row |= machine.summary('warm', warm, 'seconds', 2)
   print(json.dumps(row | machine.versions()))
 
 

@@ -4,7 +4,7 @@
 to Markdown. Times are medians with minimum and maximum in brackets.
 """
 
-from benchmarks import roofline
+from benchmarks.roofline import CHIPS, roofline
 
 _PARTS = {
   'forward': 'forward',
@@ -57,11 +57,7 @@ def end_to_end(rows: list[dict]) -> str:
   lines, rounds = [], []
   for arm, name, ratio in (('tl', 'TL', 'tl'), ('kd', 'TL+KD', 'tlkd')):
     sides = [row[f'{arm}_{side}'] for side in ('ours', 'torch')]
-    times = [
-      f'{side["epoch_seconds"]:.1f} ({low:.1f} to {high:.1f})'
-      for side in sides
-      for low, high in [side['epoch_min_max']]
-    ]
+    times = [spread(side, 'epoch', 'seconds', 1) for side in sides]
     lines.append(
       [name, *times, row[f'{ratio}_ratio']]
       + [f'{side["peak_mib"]:,}' for side in sides]
@@ -184,6 +180,35 @@ def scaling_measured(rows: list[dict]) -> str:
   return table([*heads, 'largest difference of a loss'], lines)
 
 
+def scaling_computed(rows: list[dict]) -> str:
+  """What a step computes and sends, and the rooflines of `CHIPS`."""
+  costs, bounds = [], []
+  for row in rows:
+    start = [f'{row["teacher"]} -> {row["student"]}', row['chips']]
+    sent = row['collectives']
+    kinds = ', '.join(f'{c["count"]} {kind}' for kind, c in sent.items())
+    moved = sum(c['bytes'] for c in sent.values()) / 1e6
+    costs.append(
+      [*start, row['chips'] * row['batch_per_chip']]
+      + [f'{row["flops_per_chip"] / 1e9:.1f}']
+      + [f'{row["bytes_per_chip"] / 1e9:.2f}', row['temporary_mib']]
+      + [kinds or 'none', f'{moved:.1f}']
+    )
+    found = [roofline(row, chip) for chip in CHIPS]
+    bounds.append(
+      start
+      + [
+        f'{bound["images_per_second"]:,.0f}, {bound["efficiency"]:.0%} '
+        f'({bound["bound"]})'
+        for bound in found
+      ]
+    )
+  heads = ['pair', 'chips', 'batch', 'GFLOP per chip', 'GB per chip']
+  heads += ['temporaries MiB', 'collectives', 'MB']
+  chips = [f'{chip}: images/s, of linear' for chip in CHIPS]
+  return table(heads, costs) + '\n\n' + table(['pair', 'chips', *chips], bounds)
+
+
 def metrics(rows: list[dict]) -> str:
   """Seconds of the bootstrap and of what it replaces."""
   return table(
@@ -231,7 +256,7 @@ TABLES = {
   'input_pipeline': input_pipeline,
   'growth': growth,
   'scaling': scaling_measured,
-  'scaling_computed': roofline.tables,
+  'scaling_computed': scaling_computed,
   'metrics': metrics,
   'corruptions': corruptions,
 }
