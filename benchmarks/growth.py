@@ -14,7 +14,7 @@ Each time is the median of three or five, the point has minimum and maximum too.
 For each time the exponent e of size ** e is fitted to the upper half of the
 points, in logarithms: below 1 where a constant part dominates; above 1.1 is
 super-linear. The exponent of the process's peak memory, most of which is
-constant, is that of its increments. Prints one JSON line. About 12 minutes on
+constant, is that of its increments. Prints one JSON line. About 14 minutes on
 two idle cores, `--quick` four.
 """
 
