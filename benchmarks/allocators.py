@@ -22,7 +22,9 @@ import time
 import jax
 
 from benchmarks import loop_overhead, machine
-from tlkd_jax import allocator, memory, sharding, train
+from tlkd_jax.runtime import allocator, sharding
+from tlkd_jax.training import loop as train
+from tlkd_jax.training import memory
 
 _WARM_UP = 3
 

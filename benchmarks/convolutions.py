@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine
-from tlkd_jax.models.convolutions import (
+from tlkd_jax.models.layers.convolutions import (
   conv2d,
   lax_convolutions,
   same_padding,

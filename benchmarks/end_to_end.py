@@ -38,8 +38,10 @@ import numpy as np
 
 from benchmarks import machine
 from configs import base
-from tlkd_jax import allocator, build, checkpoints, models, sharding
-from tlkd_jax.metric_writers import read_rows
+from tlkd_jax import models
+from tlkd_jax.runtime import allocator, sharding
+from tlkd_jax.training import build, checkpoints
+from tlkd_jax.training.metric_writers import read_rows
 
 SIZE, BATCH, SKIPPED = 128, 32, 2
 STUDENT, TEACHER = 'efficientnet_lite0', 'efficientnet_lite2'
@@ -204,7 +206,7 @@ def prepare(root: pathlib.Path, arguments) -> tuple[dict, dict]:
   student = build.load_model(config, 'student', classes)
   save_weights(
     root / 'student.npz',
-    student.view.model,
+    student.network.model,
     student.params,
     student.model_state,
   )

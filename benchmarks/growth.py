@@ -73,7 +73,7 @@ def of_images(count: int) -> dict[str, list[float]]:
 def of_step(size: int, batch: int, classes: int) -> dict[str, list[float]]:
   """Seconds of five TL+KD steps."""
   from benchmarks import scaling
-  from tlkd_jax import allocator, sharding
+  from tlkd_jax.runtime import allocator, sharding
 
   allocator.keep_freed_memory()
   name = 'efficientnet_lite0'

@@ -28,8 +28,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import machine, train_step
-from tlkd_jax import allocator
 from tlkd_jax.data import augment, load_splits, pipeline, sources
+from tlkd_jax.runtime import allocator
 
 _CLASSES = 10
 _DISTINCT = 64

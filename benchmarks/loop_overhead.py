@@ -22,10 +22,12 @@ import jax
 
 from benchmarks import machine
 from configs import tl
-from tlkd_jax import allocator, build, sharding, train
-from tlkd_jax.checkpoints import Checkpoints
-from tlkd_jax.errors import Interrupted
-from tlkd_jax.progress import Progress
+from tlkd_jax.runtime import allocator, sharding
+from tlkd_jax.runtime.errors import Interrupted
+from tlkd_jax.training import build
+from tlkd_jax.training import loop as train
+from tlkd_jax.training.checkpoints import Checkpoints
+from tlkd_jax.training.progress import Progress
 
 
 class _StopAt:

@@ -63,15 +63,24 @@ def make_step(pair: Pair, mesh, batch_size: int):
   import jax.numpy as jnp
 
   from configs import base
-  from tlkd_jax import models, objective, optimizers, train_state, train_step
+  from tlkd_jax import models
   from tlkd_jax.data import augment
+  from tlkd_jax.models.network import Network
+  from tlkd_jax.training import (
+    objective,
+    optimizers,
+  )
+  from tlkd_jax.training import (
+    state as train_state,
+  )
+  from tlkd_jax.training import (
+    step as train_step,
+  )
 
   student, teacher, size, _, classes = pair
   config = base.get_base(f'student={student},teacher={teacher}', 'kd')
   views = [
-    train_step.View(
-      models.create_model(name, num_classes=classes), size, jnp.float32
-    )
+    Network(models.create_model(name, num_classes=classes), size, jnp.float32)
     for name in (student, teacher)
   ]
   schedule = optimizers.learning_rate_schedule(1e-3, 100, 0.1, 0.0)
@@ -142,8 +151,8 @@ def compute(pair: str, chips: int) -> dict:
   """Compiles one step for `chips` devices of this process."""
   import jax
 
-  from tlkd_jax import sharding
-  from tlkd_jax.models import convolutions
+  from tlkd_jax.models.layers import convolutions
+  from tlkd_jax.runtime import sharding
 
   chosen = PAIRS[pair]
   mesh = sharding.make_mesh(chips)
@@ -185,7 +194,7 @@ def measure(pair: str, steps: int) -> dict:
   """Runs the step on all devices of all processes, global batch 32."""
   import jax
 
-  from tlkd_jax import allocator, sharding
+  from tlkd_jax.runtime import allocator, sharding
 
   allocator.keep_freed_memory()
   mesh = sharding.make_mesh()
@@ -204,7 +213,7 @@ def run(pair: Pair, mesh, batch_size: int, steps: int) -> tuple[list, list]:
   import jax
   import numpy as np
 
-  from tlkd_jax import sharding
+  from tlkd_jax.runtime import sharding
 
   step, abstract, (*modules, state) = make_step(pair, mesh, batch_size)
   rng = np.random.default_rng(0)

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import torch_models
-from tlkd_jax import allocator, models
+from tlkd_jax import models
+from tlkd_jax.runtime import allocator
 
 
 def load_twin(path: str, name: str, classes: int) -> torch.nn.Module:

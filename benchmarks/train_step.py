@@ -33,7 +33,8 @@ import numpy as np
 import optax
 
 from benchmarks import machine
-from tlkd_jax import allocator, models
+from tlkd_jax import models
+from tlkd_jax.runtime import allocator
 
 MODELS = (
   'efficientnet_lite0',

@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from tlkd_jax import allocator
+from tlkd_jax.runtime import allocator
 
 allocator.keep_freed_memory()
 jax.config.update('jax_num_cpu_devices', 4)
@@ -54,7 +54,8 @@ def tiny_models():
 def compare_run(cache_dir, session_dir) -> pathlib.Path:
   """Workdir of a finished run of teacher, TL and TL+KD."""
   from tests import tiny
-  from tlkd_jax import arms, sharding
+  from tlkd_jax import arms
+  from tlkd_jax.runtime import sharding
 
   workdir = session_dir / 'compare_run'
   with (session_dir / 'compare_run.lock').open('w') as lock:

@@ -14,8 +14,10 @@ from PIL import Image
 from scipy import special
 
 from tests import tiny
-from tlkd_jax import command_line, main, train
+from tlkd_jax import main
 from tlkd_jax.evaluation import evaluate
+from tlkd_jax.runtime import command_line
+from tlkd_jax.training import loop as train
 
 pytestmark = [
   pytest.mark.usefixtures('tiny_models'),

@@ -3,8 +3,10 @@
 import pytest
 
 from tests import tiny
-from tlkd_jax import arms, metric_writers, sharding
+from tlkd_jax import arms
 from tlkd_jax.evaluation import metrics
+from tlkd_jax.runtime import sharding
+from tlkd_jax.training import metric_writers
 
 
 @pytest.mark.usefixtures('tiny_models')

@@ -15,8 +15,8 @@ from configs import (
   teacher,
   tl,
 )
-from tlkd_jax import build
-from tlkd_jax.models.pretrained import flatten
+from tlkd_jax.models.weights.pretrained import flatten
+from tlkd_jax.training import build
 
 FILES = {'teacher': teacher, 'tl': tl, 'kd': kd, 'compare': compare}
 

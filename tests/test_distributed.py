@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny
 from tests.workdirs import arrays, wait_for_step
-from tlkd_jax.metric_writers import read_rows
+from tlkd_jax.training.metric_writers import read_rows
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 

@@ -9,9 +9,11 @@ import pytest
 from jax import export as jax_export
 
 from tests import tiny
-from tlkd_jax import checkpoints, export, models
-from tlkd_jax.errors import UserError
-from tlkd_jax.models import folding, pretrained, torch_files
+from tlkd_jax import models
+from tlkd_jax.export import __main__ as export
+from tlkd_jax.models.weights import folding, pretrained, torch_files
+from tlkd_jax.runtime.errors import UserError
+from tlkd_jax.training import checkpoints
 
 CLASSES = ['cat', 'dog', 'eel', 'fox', 'gnu']
 

@@ -11,10 +11,11 @@ from PIL import Image
 
 from tests import tiny
 from tests.workdirs import arrays
-from tlkd_jax import arms, inference, sharding
+from tlkd_jax import arms, inference
 from tlkd_jax.data import load_splits
 from tlkd_jax.evaluation import evaluate, predictions
-from tlkd_jax.metric_writers import read_rows
+from tlkd_jax.runtime import sharding
+from tlkd_jax.training.metric_writers import read_rows
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tests import tiny
-from tlkd_jax import arms, losses, sharding
+from tlkd_jax import arms, losses
+from tlkd_jax.runtime import sharding
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 

@@ -7,7 +7,7 @@ import sys
 
 from tensorboardX.proto import event_pb2
 
-from tlkd_jax.metric_writers import MetricWriter, read_rows
+from tlkd_jax.training.metric_writers import MetricWriter, read_rows
 
 
 def test_rows_and_undefined_values(tmp_path):
@@ -75,7 +75,9 @@ def records(data: bytes):
 
 def test_an_installed_pytorch_is_not_imported(tmp_path):
   (tmp_path / 'torch.py').write_text('print("torch was imported")')
-  program = 'import tlkd_jax.metric_writers; print("done"); import torch'
+  program = (
+    'import tlkd_jax.training.metric_writers; print("done"); import torch'
+  )
   done = subprocess.run(
     [sys.executable, '-c', program],
     capture_output=True,

@@ -20,26 +20,31 @@ from tests.test_train_step import (
   variables,
 )
 from tests.workdirs import arrays
-from tlkd_jax import (
-  arms,
+from tlkd_jax import arms, inference, models
+from tlkd_jax.data import Dataset, Split
+from tlkd_jax.evaluation import evaluate
+from tlkd_jax.models import create_model
+from tlkd_jax.models.families import inverted
+from tlkd_jax.models.families.inverted import Row
+from tlkd_jax.models.network import Network, make_eval_step
+from tlkd_jax.models.weights.pretrained import flatten
+from tlkd_jax.report import page
+from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.errors import Interrupted, UserError
+from tlkd_jax.training import (
   build,
-  inference,
-  models,
   objective,
   optimizers,
-  sharding,
-  train,
-  train_state,
-  train_step,
 )
-from tlkd_jax.data import Dataset, Split
-from tlkd_jax.errors import Interrupted, UserError
-from tlkd_jax.evaluation import evaluate
-from tlkd_jax.models import create_model, inverted
-from tlkd_jax.models.inverted import Row
-from tlkd_jax.models.pretrained import flatten
-from tlkd_jax.report import page
-from tlkd_jax.train_step import View
+from tlkd_jax.training import (
+  loop as train,
+)
+from tlkd_jax.training import (
+  state as train_state,
+)
+from tlkd_jax.training import (
+  step as train_step,
+)
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 MUTUAL = {'distillation__mutual': True}
@@ -47,12 +52,12 @@ MUTUAL = {'distillation__mutual': True}
 _PEERS = 'params.peer.student.'
 
 
-def views(dropout: float = 0.0) -> dict[str, View]:
+def views(dropout: float = 0.0) -> dict[str, Network]:
   """A student, and a peer that sees larger images, alone with dropout."""
 
   def view(name, size, dropout):
     model = create_model(name, num_classes=CLASSES, dropout=dropout)
-    return View(model, size, jnp.float32)
+    return Network(model, size, jnp.float32)
 
   return {
     'student': view('tiny', 16, 0.0),
@@ -316,7 +321,7 @@ def test_the_peer_of_the_best_step_is_measured_and_kept(finished):
     for name, value in flatten(peer.params).items():
       np.testing.assert_array_equal(kept[_PEERS + name], value)
   split = own.splits['test']
-  eval_step = train_step.make_eval_step(peer.view, sharding.make_mesh(1))
+  eval_step = make_eval_step(peer.network, sharding.make_mesh(1))
   logits = eval_step((peer.params, peer.model_state), split.images)['logits']
   saved = evaluate.load(run / 'predictions' / 'teacher_test.npz')
   np.testing.assert_allclose(logits, saved.logits, rtol=1e-4, atol=1e-4)

@@ -18,8 +18,12 @@ from tests.test_train_step import (
   make_state,
   variables,
 )
-from tlkd_jax import build, losses, objective, optimizers, sharding, train_step
-from tlkd_jax.objective import Objective, Term
+from tlkd_jax import losses
+from tlkd_jax.models.network import output_shapes
+from tlkd_jax.runtime import sharding
+from tlkd_jax.training import build, objective, optimizers
+from tlkd_jax.training import step as train_step
+from tlkd_jax.training.objective import Objective, Term
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -126,7 +130,7 @@ def test_every_teacher_has_its_own_projector():
   term = dataclasses.replace(kd(), name='fitnet', hyperparameters={})
   loss_sum = Objective(1.0, 0.0, (term,), 'losses')
   split = tiny_split()
-  shapes = [train_step.output_shapes(view, 16) for view in (student, teacher)]
+  shapes = [output_shapes(view, 16) for view in (student, teacher)]
   extras = objective.init_extras(
     loss_sum, jax.random.key(0), shapes[0], (shapes[1],) * 2, split
   )
@@ -315,7 +319,7 @@ def test_images_without_label_count_for_the_teacher_alone():
 
 def test_the_log_says_what_is_bridged():
   student, teacher = make_models()
-  own, theirs = (train_step.output_shapes(v, 16) for v in (student, teacher))
+  own, theirs = (output_shapes(v, 16) for v in (student, teacher))
   smaller = jax.tree.map(lambda x: x, theirs)
   shape = smaller['features']['stage2'].shape
   smaller['features']['stage2'] = jax.ShapeDtypeStruct(

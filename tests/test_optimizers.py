@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tlkd_jax import models, optimizers
+from tlkd_jax import models
+from tlkd_jax.training import optimizers
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 

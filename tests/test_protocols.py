@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from tests import tiny
-from tlkd_jax import arms, build, protocols, sharding
+from tlkd_jax import arms, protocols
+from tlkd_jax.runtime import sharding
+from tlkd_jax.training import build
 
 ROOT = pathlib.Path('runs/a')
 

@@ -11,10 +11,13 @@ import pytest
 
 from tests import tiny
 from tests.workdirs import arrays, wait_for_step
-from tlkd_jax import arms, run, sharding, train
-from tlkd_jax.errors import Interrupted, RunError
+from tlkd_jax import arms
 from tlkd_jax.evaluation import evaluate
-from tlkd_jax.metric_writers import read_rows
+from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.errors import Interrupted, RunError
+from tlkd_jax.training import loop as train
+from tlkd_jax.training import run
+from tlkd_jax.training.metric_writers import read_rows
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 

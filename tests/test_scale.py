@@ -15,8 +15,11 @@ from tests.test_train_step import (
   make_step,
   run_steps,
 )
-from tlkd_jax import arms, memory, sharding, train
-from tlkd_jax.errors import Interrupted, UserError
+from tlkd_jax import arms
+from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.errors import Interrupted, UserError
+from tlkd_jax.training import loop as train
+from tlkd_jax.training import memory
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 

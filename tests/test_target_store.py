@@ -9,7 +9,7 @@ import pytest
 from absl import logging
 from scipy import special
 
-from tlkd_jax.target_store import Layout, Store
+from tlkd_jax.training.target_store import Layout, Store
 
 WIDTHS = {'logits': 5, 'pre_logits': 3}
 ROWS, VIEWS = 10, 2

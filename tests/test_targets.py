@@ -12,20 +12,23 @@ import pytest
 
 from tests import tiny
 from tests.workdirs import arrays
-from tlkd_jax import (
-  arms,
+from tlkd_jax import arms, losses
+from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.errors import Interrupted, UserError
+from tlkd_jax.training import (
   build,
-  losses,
   objective,
-  sharding,
   target_store,
   targets,
-  train,
-  train_step,
 )
-from tlkd_jax import run as run_parts
-from tlkd_jax.errors import Interrupted, UserError
-from tlkd_jax.metric_writers import read_rows
+from tlkd_jax.training import (
+  loop as train,
+)
+from tlkd_jax.training import run as run_parts
+from tlkd_jax.training import (
+  step as train_step,
+)
+from tlkd_jax.training.metric_writers import read_rows
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -274,7 +277,7 @@ def test_fingerprint_names_what_changed(change, named, cache_dir, compare_run):
     (recipe,) = targets.recipes(
       config,
       objective.make_objective(config, dataset),
-      (teacher.view,),
+      (teacher.network,),
       build.make_augmentation(config, dataset),
       dataset,
     )

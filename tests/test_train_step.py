@@ -11,18 +11,22 @@ import pytest
 from scipy import special
 
 from tests import tiny
-from tlkd_jax import (
+from tlkd_jax.data import Dataset, Split
+from tlkd_jax.models import create_model
+from tlkd_jax.models.network import Network, make_eval_step
+from tlkd_jax.runtime import sharding
+from tlkd_jax.training import (
   build,
   objective,
   optimizers,
-  sharding,
-  train_state,
-  train_step,
 )
-from tlkd_jax.data import Dataset, Split
-from tlkd_jax.models import create_model
-from tlkd_jax.objective import Objective, Term
-from tlkd_jax.train_step import View
+from tlkd_jax.training import (
+  state as train_state,
+)
+from tlkd_jax.training import (
+  step as train_step,
+)
+from tlkd_jax.training.objective import Objective, Term
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 CLASSES = 5
@@ -49,10 +53,10 @@ def crop(images, index, view):
 def make_models(teacher_size: int = 16, dtype=jnp.float32, dropout=0.0):
   student = create_model('tiny', num_classes=CLASSES, dropout=dropout)
   teacher = create_model('tiny_teacher', num_classes=CLASSES)
-  return View(student, 16, dtype), View(teacher, teacher_size, dtype)
+  return Network(student, 16, dtype), Network(teacher, teacher_size, dtype)
 
 
-def variables(view: View, seed: int):
+def variables(view: Network, seed: int):
   """Weights large enough that logits and their KL are not tiny."""
   rng = np.random.default_rng(seed)
 
@@ -431,7 +435,7 @@ def test_evaluation_step_is_the_model():
   mesh = sharding.make_mesh(4)
   given = variables(view, 1)
   images = make_batch()['image']
-  outputs = train_step.make_eval_step(view, mesh)(
+  outputs = make_eval_step(view, mesh)(
     sharding.replicate(given, mesh),
     sharding.shard_batch({'image': images}, mesh)['image'],
   )

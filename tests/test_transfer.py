@@ -11,18 +11,23 @@ from scipy import special
 
 from tests import tiny, workdirs
 from tests.test_train_step import crop, make_batch, make_models, variables
-from tlkd_jax import (
-  arms,
+from tlkd_jax import arms
+from tlkd_jax.models import create_model
+from tlkd_jax.models.weights import pretrained, torch_files
+from tlkd_jax.runtime import sharding
+from tlkd_jax.training import (
   build,
   optimizers,
-  sharding,
   starting_point,
-  train_state,
-  train_step,
 )
-from tlkd_jax import transfer as transfers
-from tlkd_jax.models import create_model, pretrained, torch_files
-from tlkd_jax.transfer import Transfer
+from tlkd_jax.training import (
+  state as train_state,
+)
+from tlkd_jax.training import (
+  step as train_step,
+)
+from tlkd_jax.training import transfer as transfers
+from tlkd_jax.training.transfer import Transfer
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 SOURCE_CLASSES = 7
@@ -206,7 +211,7 @@ def test_the_table_of_classes_is_that_of_the_source(cache_dir, weights):
   images = images[:, margin : margin + 16, margin : margin + 16]
   apply = jax.jit(
     lambda x: train_step.guide(
-      learner.view, (learner.params, learner.model_state), x
+      learner.network, (learner.params, learner.model_state), x
     )['outputs']
   )
   features = np.float64(apply(images.astype(np.float32))['pre_logits'])

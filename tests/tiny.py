@@ -11,8 +11,8 @@ import jax
 
 from configs import base
 from tlkd_jax import models
-from tlkd_jax.models import inverted
-from tlkd_jax.models.inverted import Design, Row
+from tlkd_jax.models.families import inverted
+from tlkd_jax.models.families.inverted import Design, Row
 
 
 def _design(width: int) -> Design:

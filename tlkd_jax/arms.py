@@ -9,22 +9,21 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
-from tlkd_jax import (
+from tlkd_jax import models, protocols
+from tlkd_jax.evaluation.metrics import METRICS
+from tlkd_jax.report import tables
+from tlkd_jax.runtime.errors import UserError, as_user_errors, unknown_name
+from tlkd_jax.training import (
   build,
   checkpoints,
-  models,
   mutual,
   objective,
-  protocols,
   starting_point,
   targets,
   transfer,
 )
-from tlkd_jax.errors import UserError, as_user_errors, unknown_name
-from tlkd_jax.evaluation.metrics import METRICS
-from tlkd_jax.report import tables
-from tlkd_jax.train import fine_tune
-from tlkd_jax.train_step import REMAT
+from tlkd_jax.training.loop import fine_tune
+from tlkd_jax.training.step import REMAT
 
 ARMS = ('teacher', 'tl', 'kd', 'compare')
 _LEAST = {

@@ -13,13 +13,15 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from tlkd_jax import build, checkpoints, sharding, train_step
 from tlkd_jax.data import Dataset, transforms
-from tlkd_jax.errors import as_user_errors, unknown_name
 from tlkd_jax.evaluation import suites
 from tlkd_jax.evaluation.predictions import softmax
 from tlkd_jax.evaluation.subject import Subject
+from tlkd_jax.models.network import make_eval_step
 from tlkd_jax.report import tables
+from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.errors import as_user_errors, unknown_name
+from tlkd_jax.training import build, checkpoints
 
 
 def evaluate_run(
@@ -120,9 +122,9 @@ def _subject(
     workdir=folder,
     model=description['model'],
     step=int(description['step']),
-    view=loaded.view,
+    network=loaded.network,
     variables=sharding.replicate((loaded.params, loaded.model_state), mesh),
-    eval_step=train_step.make_eval_step(loaded.view, mesh),
+    eval_step=make_eval_step(loaded.network, mesh),
     dataset=dataset,
     batch_size=config.batch_size,
     mesh=mesh,
@@ -152,7 +154,7 @@ def predict_images(
       _check_output(pathlib.Path(output))
     description = checkpoints.read_description(workdir)
     loaded = build.restore_model(workdir, description)
-  eval_step = train_step.make_eval_step(loaded.view, mesh)
+  eval_step = make_eval_step(loaded.network, mesh)
   variables = sharding.replicate((loaded.params, loaded.model_state), mesh)
   names = description['class_names']
   rows = []

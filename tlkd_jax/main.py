@@ -8,9 +8,9 @@ import pathlib
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
-from tlkd_jax import allocator, command_line
-from tlkd_jax.command_line import fail
-from tlkd_jax.errors import UserError
+from tlkd_jax.runtime import allocator, command_line
+from tlkd_jax.runtime.command_line import fail
+from tlkd_jax.runtime.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'configs/{compare,kd,tl,teacher}.py[:dataset=NAME,smoke]'
@@ -83,7 +83,8 @@ def _start_and_run() -> None:
 
 
 def _run() -> None:
-  from tlkd_jax import arms, inference, sharding
+  from tlkd_jax import arms, inference
+  from tlkd_jax.runtime import sharding
 
   mesh = sharding.make_mesh()
   if _MODE.value == 'train':

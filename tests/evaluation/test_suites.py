@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkd_jax import inference, sharding
-from tlkd_jax.atomic import replace_arrays
-from tlkd_jax.errors import UserError
+from tlkd_jax import inference
 from tlkd_jax.evaluation import (
   corruptions,
   degradation,
@@ -19,6 +17,9 @@ from tlkd_jax.evaluation import (
   records,
   suites,
 )
+from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.atomic import replace_arrays
+from tlkd_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 NAMES = ('contrast', 'grey_scale')

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.fixtures import fill_rule
 from tlkd_jax import models
-from tlkd_jax.models import pretrained
+from tlkd_jax.models.weights import pretrained
 
 # Compiling takes longer than running these small inputs once.
 COMPILER_OPTIONS = {

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tlkd_jax.models.convolutions import conv2d, lax_convolutions, same_padding
+from tlkd_jax.models.layers.convolutions import (
+  conv2d,
+  lax_convolutions,
+  same_padding,
+)
 
 # name: x shape, kernel shape, stride, groups, padding (None: dynamic SAME)
 CASES = {

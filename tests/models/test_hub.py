@@ -8,8 +8,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from tlkd_jax.models import hub, torch_files
-from tlkd_jax.models.torch_pickle import WeightsError
+from tlkd_jax.models.weights import hub, torch_files
+from tlkd_jax.models.weights.torch_pickle import WeightsError
 
 
 @pytest.fixture(autouse=True)

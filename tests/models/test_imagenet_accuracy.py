@@ -9,7 +9,7 @@ import pytest
 
 from tlkd_jax import models
 from tlkd_jax.data import augment, transforms
-from tlkd_jax.models import loading
+from tlkd_jax.models.weights import loading
 
 BATCH = 50
 # Top-1 of the published code on the same 500 images, in percent.

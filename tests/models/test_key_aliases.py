@@ -10,8 +10,8 @@ import pytest
 from tests.fixtures import fill_rule
 from tests.models import parity
 from tlkd_jax import models
-from tlkd_jax.models import pretrained
-from tlkd_jax.models.aliases import canonical_keys
+from tlkd_jax.models.weights import pretrained
+from tlkd_jax.models.weights.aliases import canonical_keys
 
 FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'parity'
 

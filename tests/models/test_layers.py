@@ -10,18 +10,12 @@ import pytest
 from flax import nnx
 
 from tlkd_jax import models
-from tlkd_jax.models import (
-  densenet,
-  inverted,
-  layers,
-  pooling,
-  regnet,
-  resnet,
-  vgg,
-)
+from tlkd_jax.models.families import densenet, inverted, regnet, resnet, vgg
+from tlkd_jax.models.families.inverted import Row
 from tlkd_jax.models.functional import to_functional
-from tlkd_jax.models.inverted import Row
-from tlkd_jax.models.layers import EVAL, BatchNorm, Mode
+from tlkd_jax.models.layers import core as layers
+from tlkd_jax.models.layers import pooling
+from tlkd_jax.models.layers.core import EVAL, BatchNorm, Mode
 from tlkd_jax.models.spec import ModelSpec
 
 RNG = np.random.default_rng(0)

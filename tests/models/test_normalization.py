@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tlkd_jax.models.normalization import batch_norm_train
+from tlkd_jax.models.layers.normalization import batch_norm_train
 
 EPSILON = 1e-3
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.models import parity
 from tlkd_jax import models
-from tlkd_jax.models import pretrained
+from tlkd_jax.models.weights import pretrained
 
 # Fixture file -> the name it has here.
 CASES = {

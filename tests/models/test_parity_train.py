@@ -11,7 +11,7 @@ import pytest
 from tests.fixtures import fill_rule
 from tests.models import parity
 from tlkd_jax import models
-from tlkd_jax.models import pretrained
+from tlkd_jax.models.weights import pretrained
 
 FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures'
 

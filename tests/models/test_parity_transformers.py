@@ -11,7 +11,8 @@ from flax import nnx
 from tests.fixtures import fill_rule
 from tests.models import parity
 from tlkd_jax import models
-from tlkd_jax.models import pretrained, vit
+from tlkd_jax.models.families import vit
+from tlkd_jax.models.weights import pretrained
 
 FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures'
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from tlkd_jax import models
-from tlkd_jax.models import pretrained, surgery
+from tlkd_jax.models.weights import pretrained, surgery
 
 
 def random_state_dict(name, num_classes=1000):

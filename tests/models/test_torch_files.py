@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tlkd_jax.models import torch_files, torch_pickle
-from tlkd_jax.models.torch_files import read_state_dict
-from tlkd_jax.models.torch_pickle import WeightsError
+from tlkd_jax.models.weights import torch_files, torch_pickle
+from tlkd_jax.models.weights.torch_files import read_state_dict
+from tlkd_jax.models.weights.torch_pickle import WeightsError
 
 _FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures' / 'torch_files'
 _MAGIC = 0x1950A86A20F9469CFC6C

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from tests.report import synthetic
-from tlkd_jax.atomic import replace_arrays
 from tlkd_jax.evaluation import comparison, degradation, evaluate, records
 from tlkd_jax.report import __main__ as command
 from tlkd_jax.report import answer, page, plots, runs
+from tlkd_jax.runtime.atomic import replace_arrays
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,7 @@ import pytest
 
 from configs import study as study_config
 from tests import tiny
-from tlkd_jax import sharding
+from tlkd_jax.runtime import sharding
 from tlkd_jax.study import cells, plan, results, workers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -16,8 +16,6 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from tlkd_jax import sharding
-from tlkd_jax.atomic import replace_arrays
 from tlkd_jax.data import Split
 from tlkd_jax.evaluation import (
   corruptions,
@@ -27,6 +25,8 @@ from tlkd_jax.evaluation import (
   robustness,
 )
 from tlkd_jax.evaluation.subject import Subject
+from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.atomic import replace_arrays
 
 NAMES = tuple(
   name for names in corruptions.CORRUPTION_GROUPS.values() for name in names

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tlkd_jax import sharding
-from tlkd_jax.atomic import replace_arrays
 from tlkd_jax.evaluation import fidelity, metrics, records
+from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.atomic import replace_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def predict(
   """Collects outputs over padded batches, dropping what `mask` says is padding.
 
   Args:
-    eval_step: from train_step.make_eval_step.
+    eval_step: from network.make_eval_step.
     variables: (params, model_state), on the mesh.
     batches: this process's share of each global batch.
     mesh: devices.

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from tlkd_jax import sharding
-from tlkd_jax.atomic import replace_arrays
 from tlkd_jax.data import Split
 from tlkd_jax.evaluation import embedding, gradcam, records
 from tlkd_jax.evaluation.subject import Subject
+from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.atomic import replace_arrays
 
 # Of a stored image, pixels.
 THUMBNAIL = 112
@@ -85,7 +85,7 @@ def run(subject: Subject) -> str:
 
 def _observe(subject: Subject, split: Split) -> dict[str, Any]:
   """Maps [N, h, w], pooled features and pre_logits of a split."""
-  stages = subject.view.model.spec.stages
+  stages = subject.network.model.spec.stages
   stages = tuple(sorted(_feature_names(subject), key=list(stages).index))
   columns: dict[str, list] = {}
   stage, step = stages[-1], None
@@ -114,10 +114,10 @@ def _observe(subject: Subject, split: Split) -> dict[str, Any]:
 
 
 def _feature_names(subject: Subject) -> list[str]:
-  model, size = subject.view.model, subject.dataset.image_size
+  model, size = subject.network.model, subject.dataset.image_size
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   shapes = jax.eval_shape(
-    lambda *v: model.apply(*v[:2], subject.view.prepare(v[2]))[0],
+    lambda *v: model.apply(*v[:2], subject.network.prepare(v[2]))[0],
     model.params_shape,
     model.model_state_shape,
     images,
@@ -128,12 +128,12 @@ def _feature_names(subject: Subject) -> list[str]:
 def _reaching_step(subject: Subject, stages, batch):
   """The last stage whose maps reach the logits, and its step."""
   for stage in reversed(stages):
-    step = make_step(subject.view, stage, subject.mesh)
+    step = make_step(subject.network, stage, subject.mesh)
     outputs = step(subject.variables, batch['image'], batch['label'])
     if np.asarray(outputs['reaches']):
       return stage, step
   # All weights of the head are zero: the last stage, whose maps are empty.
-  return stages[-1], make_step(subject.view, stages[-1], subject.mesh)
+  return stages[-1], make_step(subject.network, stages[-1], subject.mesh)
 
 
 def make_step(view, stage: str, mesh):

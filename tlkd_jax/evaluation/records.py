@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkd_jax.atomic import replace_text
+from tlkd_jax.runtime.atomic import replace_text
 
 
 def plain(value: Any) -> Any:

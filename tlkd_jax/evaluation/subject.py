@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from tlkd_jax.data import Dataset, Split, pipeline
 from tlkd_jax.evaluation import evaluate
-from tlkd_jax.train_step import View
+from tlkd_jax.models.network import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Subject:
     workdir: folder of the run.
     model: name of its model.
     step: training step of the weights.
-    view: the model and how it looks at images.
+    network: the model and how it looks at images.
     variables: (params, model_state), on the mesh.
-    eval_step: from train_step.make_eval_step.
+    eval_step: from network.make_eval_step.
     dataset: the run's own data.
     batch_size: global.
     mesh: devices.
@@ -37,7 +37,7 @@ class Subject:
   workdir: pathlib.Path
   model: str
   step: int
-  view: View
+  network: Network
   variables: Any
   eval_step: Any
   dataset: Dataset

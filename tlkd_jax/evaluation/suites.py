@@ -11,10 +11,8 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from tlkd_jax import data, sharding
-from tlkd_jax.atomic import replace_arrays
+from tlkd_jax import data
 from tlkd_jax.data import Split
-from tlkd_jax.errors import as_user_errors
 from tlkd_jax.evaluation import (
   calibration as calibrations,
 )
@@ -29,6 +27,9 @@ from tlkd_jax.evaluation import (
   reliability,
 )
 from tlkd_jax.evaluation.subject import Subject, take
+from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.atomic import replace_arrays
+from tlkd_jax.runtime.errors import as_user_errors
 
 SPLITS = ('validation', 'test')
 PHOTOGRAPHS = 'sample_photographs'

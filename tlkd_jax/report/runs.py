@@ -15,7 +15,7 @@ import numpy as np
 
 from tlkd_jax.evaluation import evaluate, records
 from tlkd_jax.evaluation.evaluate import Predictions
-from tlkd_jax.metric_writers import read_rows
+from tlkd_jax.training.metric_writers import read_rows
 
 LABELS = {'teacher': 'teacher', 'tl': 'TL', 'kd': 'TL+KD'}
 

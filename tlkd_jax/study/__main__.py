@@ -7,9 +7,9 @@ import sys
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
-from tlkd_jax import allocator, command_line
-from tlkd_jax.command_line import fail
-from tlkd_jax.errors import RunError, UserError, as_user_errors
+from tlkd_jax.runtime import allocator, command_line
+from tlkd_jax.runtime.command_line import fail
+from tlkd_jax.runtime.errors import RunError, UserError, as_user_errors
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'configs/study.py[:dataset=NAME,arms=all|grid,smoke]'
@@ -108,7 +108,7 @@ def _run(config, plan, root: pathlib.Path) -> None:
 
 
 def _run_here(config, plan, root: pathlib.Path) -> None:
-  from tlkd_jax import sharding
+  from tlkd_jax.runtime import sharding
   from tlkd_jax.study import cells, results, workers
 
   mesh, load = sharding.make_mesh(), cells.Loader()

@@ -10,15 +10,16 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
-from tlkd_jax import build, data, protocols
-from tlkd_jax.atomic import replace_text
+from tlkd_jax import data, protocols
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, compute_metrics
-from tlkd_jax.metric_writers import read_rows
-from tlkd_jax.models.pretrained import flatten
+from tlkd_jax.models.weights.pretrained import flatten
+from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.study import plan as plans
 from tlkd_jax.study.plan import Cell
-from tlkd_jax.train import fine_tune
+from tlkd_jax.training import build
+from tlkd_jax.training.loop import fine_tune
+from tlkd_jax.training.metric_writers import read_rows
 
 # Where things lie: no part of what a run computes.
 _PLACES = frozenset(

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tlkd_jax.atomic import replace_text
 from tlkd_jax.evaluation import statistics
 from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER
 from tlkd_jax.report import html, markdown, plots
 from tlkd_jax.report.blocks import Figure, Section, Table, Text, interval
+from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.study import analysis, answer
 from tlkd_jax.study.analysis import Row
 from tlkd_jax.study.answer import SOURCE, TITLE, points, where

@@ -5,9 +5,10 @@ import itertools
 import pathlib
 from typing import Any
 
-from tlkd_jax import arms, build, losses
-from tlkd_jax.errors import unknown_name
-from tlkd_jax.models.pretrained import flatten
+from tlkd_jax import arms, losses
+from tlkd_jax.models.weights.pretrained import flatten
+from tlkd_jax.runtime.errors import unknown_name
+from tlkd_jax.training import build
 
 KINDS = ('teacher', 'tl', 'kd')
 

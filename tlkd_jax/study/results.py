@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from tlkd_jax.atomic import replace_text
+from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.study import cells
 
 # A trial that was not chosen must not tell how it does on test.

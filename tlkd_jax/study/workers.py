@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import logging
 
-from tlkd_jax.errors import Interrupted, RunError, UserError
+from tlkd_jax.runtime.errors import Interrupted, RunError, UserError
 from tlkd_jax.study import cells, claims
 from tlkd_jax.study.plan import Cell
 

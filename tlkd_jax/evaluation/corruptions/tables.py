@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tlkd_jax.errors import unknown_name
+from tlkd_jax.runtime.errors import unknown_name
 
 TABLE_SIZES = (224, 64, 32)
 SEVERITIES = (1, 2, 3, 4, 5)

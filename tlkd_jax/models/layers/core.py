@@ -1,0 +1,394 @@
+"""Layers that follow PyTorch's conventions on NHWC arrays.
+
+Every layer computes in the dtype of its input: parameters are float32 (or
+float64 under x64) and are cast at use, so bfloat16 compute needs nothing but a
+bfloat16 image. What differs between training and evaluation comes in as a
+`Mode`, never as module state, so that one compiled function serves one mode.
+"""
+
+import dataclasses
+import functools
+import math
+import operator
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tlkd_jax.losses.transfer import stoch_norm
+from tlkd_jax.models.layers.convolutions import conv2d, same_padding
+from tlkd_jax.models.layers.normalization import batch_norm_train
+from tlkd_jax.models.layers.pooling import windows
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+  """How one call of a model behaves.
+
+  Attributes:
+    train: dropout and drop-path are on.
+    norm_train: BatchNorm normalises by the batch and updates its running
+      statistics; otherwise it uses the running statistics unchanged.
+    rngs: the source of dropout keys; needed when `train` and a rate is > 0.
+    batch_chance: with norm_train, the chance of a channel to be normalised by
+      the batch and not by the running statistics; below 1 it needs `rngs`.
+    remat: of each block only the input is kept for the backward pass, which
+      computes the rest again.
+  """
+
+  train: bool = False
+  norm_train: bool = False
+  rngs: nnx.Rngs | None = None
+  batch_chance: float = 1.0
+  remat: bool = False
+
+
+EVAL = Mode()
+
+
+def run_block(block: nnx.Module, x: Array, mode: Mode) -> Array:
+  """block(x, mode), rematerialised where the mode says so."""
+  if not mode.remat:
+    return block(x, mode)
+
+  @nnx.remat
+  def forward(block, x, rngs):
+    return block(x, dataclasses.replace(mode, rngs=rngs))
+
+  return forward(block, x, mode.rngs)
+
+
+@jax.custom_jvp
+def relu6(x: Array) -> Array:
+  """min(max(x, 0), 6), with gradient 0 at both bends, as torch.
+
+  The gradient that autodiff derives of `clip` shares ties, which takes two
+  divisions per value; this one is a selection by the output.
+  """
+  return jnp.clip(x, 0.0, 6.0)
+
+
+@relu6.defjvp
+def _relu6_jvp(primals, tangents):
+  y = relu6(*primals)
+  inside = (y > 0.0) & (y < 6.0)
+  return y, jnp.where(inside, tangents[0], jnp.zeros_like(y))
+
+
+def gelu(x: Array) -> Array:
+  """x times the normal distribution function of x, exact.
+
+  Hendrycks and Gimpel 2016, arXiv 1606.08415, equation 1, by erf as torch has
+  it; by erfc, as `jax.nn.gelu`, it takes three times as long on CPU.
+  """
+  return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  'relu': jax.nn.relu,
+  'relu6': relu6,
+  'silu': jax.nn.silu,
+  'hard_swish': jax.nn.hard_swish,
+  'gelu': gelu,
+  'sigmoid': jax.nn.sigmoid,
+  'hard_sigmoid': jax.nn.hard_sigmoid,
+  'identity': lambda x: x,
+}
+
+_kernel_init = nnx.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+_linear_init = nnx.initializers.truncated_normal(0.02)
+
+
+class Conv(nnx.Module):
+  """Convolution of [B, H, W, C] with an HWIO kernel.
+
+  `padding` is 'symmetric' (k // 2 on every side, torchvision and timm), 'same'
+  (TensorFlow's dynamic SAME, timm's `tf_` models) or an int.
+  """
+
+  def __init__(
+    self,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    padding: str | int = 'symmetric',
+    groups: int = 1,
+    use_bias: bool = False,
+    rngs: nnx.Rngs,
+  ):
+    shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
+    self.kernel = nnx.Param(_kernel_init(rngs.params(), shape))
+    self.bias = nnx.Param(jnp.zeros(out_channels)) if use_bias else None
+    self.stride = stride
+    self.padding = padding
+    self.groups = groups
+
+  def __call__(self, x: Array) -> Array:
+    kernel = self.kernel[...].astype(x.dtype)
+    stride = (self.stride, self.stride)
+    if self.padding == 'same':
+      padding = same_padding(x.shape[1:3], kernel.shape[:2], stride)
+    else:
+      size = kernel.shape[0] // 2
+      size = self.padding if isinstance(self.padding, int) else size
+      padding = ((size, size), (size, size))
+    y = conv2d(x, kernel, stride=stride, padding=padding, groups=self.groups)
+    return y if self.bias is None else add_bias(y, self.bias[...])
+
+
+def patch_conv(
+  in_channels: int, out_channels: int, size: int, *, rngs: nnx.Rngs
+) -> Conv:
+  """A convolution over patches that do not overlap, with a bias."""
+  return Conv(
+    in_channels,
+    out_channels,
+    size,
+    stride=size,
+    padding=0,
+    use_bias=True,
+    rngs=rngs,
+  )
+
+
+class Linear(nnx.Module):
+  """Affine map of the last axis, kernel [in, out]."""
+
+  def __init__(
+    self, in_features: int, out_features: int, *, rngs: nnx.Rngs, use_bias=True
+  ):
+    shape = (in_features, out_features)
+    self.kernel = nnx.Param(_linear_init(rngs.params(), shape))
+    self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else None
+
+  def __call__(self, x: Array) -> Array:
+    y = _product(x, self.kernel[...].astype(x.dtype))
+    return y if self.bias is None else add_bias(y, self.bias[...])
+
+
+@jax.custom_vjp
+def _product(x: Array, kernel: Array) -> Array:
+  """x [..., in] @ kernel [in, out]."""
+  return x @ kernel
+
+
+def _product_fwd(x, kernel):
+  return x @ kernel, (x, kernel)
+
+
+def _product_bwd(residuals, dy):
+  x, kernel = residuals
+  if jax.default_backend() == 'cpu':
+    # XLA would compute whatever x and dy come from a second time, column by
+    # column: the weight gradient reads them transposed.
+    x, dy = jax.lax.optimization_barrier((x, dy))
+  rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+  return dy @ kernel.T, rows[0].T @ rows[1]
+
+
+_product.defvjp(_product_fwd, _product_bwd)
+
+
+def add_bias(x: Array, bias: Array) -> Array:
+  """Adds bias [C] to x [..., C] in x's dtype."""
+  return x + expand(bias, x)
+
+
+def expand(vector: Array, x: Array) -> Array:
+  """A vector [C] as [1, ..., C], of the rank and dtype of x [..., C]."""
+  return jnp.expand_dims(vector.astype(x.dtype), range(x.ndim - 1))
+
+
+class BatchNorm(nnx.Module):
+  """Batch normalisation with PyTorch's running statistics.
+
+  The batch is normalised by its biased variance while the running variance
+  accumulates the unbiased one, as torch does (Flax keeps the biased one).
+  `momentum` is torch's, the weight of the new value; Flax's is its complement.
+  Over a sharded batch the statistics are those of the global batch.
+  """
+
+  def __init__(self, features: int, *, epsilon: float, momentum: float):
+    self.scale = nnx.Param(jnp.ones(features))
+    self.bias = nnx.Param(jnp.zeros(features))
+    self.mean = nnx.BatchStat(jnp.zeros(features))
+    self.var = nnx.BatchStat(jnp.ones(features))
+    self.epsilon = epsilon
+    self.momentum = momentum
+
+  def __call__(self, x: Array, mode: Mode) -> Array:
+    scale, bias = self.scale[...], self.bias[...]
+    if mode.norm_train and mode.batch_chance < 1:
+      return self._stochastic(x, mode)
+    if mode.norm_train:
+      y, mean, var = batch_norm_train(x, scale, bias, self.epsilon)
+      self._update(mean, var, x.size // x.shape[-1])
+      return y
+    scale = scale * jax.lax.rsqrt(self.var[...] + self.epsilon)
+    bias = bias - self.mean[...] * scale
+    shape = (1,) * (x.ndim - 1) + (-1,)
+    y = x.astype(scale.dtype) * scale.reshape(shape) + bias.reshape(shape)
+    return y.astype(x.dtype)
+
+  def _stochastic(self, x: Array, mode: Mode) -> Array:
+    y, self.mean[...], self.var[...] = stoch_norm(
+      x,
+      self.scale[...],
+      self.bias[...],
+      self.mean[...],
+      self.var[...],
+      key=None if mode.rngs is None else mode.rngs.dropout(),
+      p=mode.batch_chance,
+      momentum=1 - self.momentum,
+      eps=self.epsilon,
+    )
+    return y.astype(x.dtype)
+
+  def _update(self, mean: Array, var: Array, count: int) -> None:
+    unbiased = var * (count / max(count - 1, 1))
+    for stat, value in ((self.mean, mean), (self.var, unbiased)):
+      value = jax.lax.stop_gradient(value).astype(stat[...].dtype)
+      stat[...] = (1 - self.momentum) * stat[...] + self.momentum * value
+
+
+class LayerNorm(nnx.Module):
+  """Layer normalisation of the last axis (Ba et al. 2016, arXiv 1607.06450)."""
+
+  def __init__(self, features: int, *, epsilon: float):
+    self.scale = nnx.Param(jnp.ones(features))
+    self.bias = nnx.Param(jnp.zeros(features))
+    self.epsilon = epsilon
+
+  def __call__(self, x: Array) -> Array:
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+    y = y * expand(self.scale[...], y)
+    return (y + expand(self.bias[...], y)).astype(x.dtype)
+
+
+class ConvNorm(nnx.Module):
+  """Convolution, BatchNorm and activation."""
+
+  def __init__(
+    self,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    epsilon: float,
+    momentum: float,
+    activation: str = 'identity',
+    stride: int = 1,
+    padding: str | int = 'symmetric',
+    groups: int = 1,
+    rngs: nnx.Rngs,
+  ):
+    self.conv = Conv(
+      in_channels,
+      out_channels,
+      kernel_size,
+      stride=stride,
+      padding=padding,
+      groups=groups,
+      rngs=rngs,
+    )
+    self.norm = BatchNorm(out_channels, epsilon=epsilon, momentum=momentum)
+    self.activation = activation
+
+  def __call__(self, x: Array, mode: Mode) -> Array:
+    return ACTIVATIONS[self.activation](self.norm(self.conv(x), mode))
+
+
+class SqueezeExcite(nnx.Module):
+  """Channel gate from the global mean (Hu et al. 2018, arXiv 1709.01507)."""
+
+  def __init__(
+    self,
+    channels: int,
+    hidden: int,
+    *,
+    activation: str,
+    gate: str = 'sigmoid',
+    rngs: nnx.Rngs,
+  ):
+    self.reduce = Conv(channels, hidden, 1, use_bias=True, rngs=rngs)
+    self.expand = Conv(hidden, channels, 1, use_bias=True, rngs=rngs)
+    self.activation = activation
+    self.gate = gate
+
+  def __call__(self, x: Array) -> Array:
+    s = x.mean((1, 2), keepdims=True)
+    s = self.expand(ACTIVATIONS[self.activation](self.reduce(s)))
+    return x * ACTIVATIONS[self.gate](s)
+
+
+def avg_pool(x: Array, size: int, stride: int, *, ceil: bool = False) -> Array:
+  """Mean of each window of x [B, H, W, C], without padding.
+
+  With `ceil`, windows that hang over the bottom or right edge are kept and
+  average what they cover, as torch's `ceil_mode` without counted padding.
+  """
+  ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+  if ceil:
+    over = [-(n - size) % stride for n in x.shape[1:3]]
+    pads = ((0, 0), (0, over[0]), (0, over[1]), (0, 0))
+    x, ones = jnp.pad(x, pads), jnp.pad(ones, pads)
+  total, count = (
+    functools.reduce(operator.add, windows(v, size, stride)) for v in (x, ones)
+  )
+  return total / count
+
+
+def adaptive_avg_pool(x: Array, out_hw: tuple[int, int]) -> Array:
+  """Means of x [B, H, W, C] over a grid of out_hw cells, torch's borders.
+
+  Cell i of n spans floor(i H / n) to ceil((i + 1) H / n), so cells overlap
+  where n does not divide H and repeat pixels where n exceeds H.
+  """
+  if x.shape[1:3] == out_hw:
+    return x
+  rows, columns = (
+    jnp.asarray(_cells(size, out), x.dtype)
+    for size, out in zip(x.shape[1:3], out_hw, strict=True)
+  )
+  return jnp.einsum('ih,jw,bhwc->bijc', rows, columns, x)
+
+
+def _cells(size: int, out: int) -> np.ndarray:
+  """Averaging weights [out, size]."""
+  weights = np.zeros((out, size))
+  for i in range(out):
+    start, stop = i * size // out, -(-(i + 1) * size // out)
+    weights[i, start:stop] = 1 / (stop - start)
+  return weights
+
+
+def dropout(x: Array, rate: float, mode: Mode) -> Array:
+  """Zeroes single values with probability `rate` and rescales the rest."""
+  return _drop(x, rate, mode, x.shape)
+
+
+def drop_path(x: Array, rate: float, mode: Mode) -> Array:
+  """Zeroes whole examples of x [B, ...] (Huang et al. 2016, 1603.09382)."""
+  return _drop(x, rate, mode, (x.shape[0],) + (1,) * (x.ndim - 1))
+
+
+def _drop(x: Array, rate: float, mode: Mode, shape: tuple[int, ...]) -> Array:
+  if not mode.train or rate == 0.0:
+    return x
+  if mode.rngs is None:
+    raise ValueError('a model with dropout needs a key in training')
+  keep = jax.random.bernoulli(mode.rngs.dropout(), 1.0 - rate, shape)
+  return x * keep.astype(x.dtype) / (1.0 - rate)
+
+
+def drop_path_rates(highest: float, depth: int) -> list[float]:
+  """Stochastic depth's rate of each block, linear from 0 to `highest`."""
+  return [highest * i / max(depth - 1, 1) for i in range(depth)]

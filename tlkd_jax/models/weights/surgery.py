@@ -1,0 +1,130 @@
+"""What is changed of pretrained weights before they fit a new task.
+
+A head for another number of classes, a first convolution for other channels,
+position embeddings for another grid. Shapes come from the model; a model's
+`params_shape` says what it wants.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tlkd_jax.models.families import vit
+from tlkd_jax.models.functional import Model, Tree
+from tlkd_jax.models.weights import pretrained
+
+Array = jax.Array
+
+HEAD_INITS = {
+  'zero': lambda key, shape: jnp.zeros(shape),
+  'small_random': lambda key, shape: 0.01 * jax.random.normal(key, shape),
+}
+
+
+def new_head(
+  model: Model, params: Tree, key: Array, init: str = 'zero'
+) -> Tree:
+  """Replaces the last linear layer(s) by fresh ones of the model's shape.
+
+  Args:
+    model: has the new class count.
+    params: a parameter tree of the same variant; its head may be of any class
+      count or absent. Not changed.
+    key: typed PRNG key; unused by 'zero'.
+    init: 'zero' (uniform predictions at the start, and no gradient into the
+      backbone in the first step) or 'small_random' (kernels are normal with
+      standard deviation 0.01, so that features receive gradients at once).
+      Biases are zero.
+
+  Returns:
+    A new tree; arrays outside the head are shared with `params`.
+
+  Raises:
+    ValueError: `init` is unknown.
+  """
+  if init not in HEAD_INITS:
+    raise ValueError(
+      f'unknown head initialisation {init!r}: take one of {sorted(HEAD_INITS)}'
+    )
+  shapes = pretrained.flatten(model.params_shape)
+  paths = [
+    path
+    for path in shapes
+    if any(path.startswith(f'{head}.') for head in model.spec.head)
+  ]
+  kept = {
+    path: value
+    for path, value in pretrained.flatten(params).items()
+    if path not in paths
+  }
+  head = {}
+  for path, subkey in zip(
+    paths, jax.random.split(key, len(paths)), strict=True
+  ):
+    name = 'zero' if path.endswith('.bias') else init
+    head[path] = HEAD_INITS[name](subkey, shapes[path].shape)
+  return pretrained.unflatten({**kept, **head})
+
+
+def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:
+  """A first kernel for RGB images, for images of another channel count.
+
+  timm's rule: for one channel the sum over RGB, so that a grey image gives
+  what its RGB copy gave; otherwise R, G, B, R, ... scaled by 3 / channels, so
+  that the response to equal channels is kept.
+
+  Args:
+    kernel: [kh, kw, 3, out].
+    channels: of the new images, at least 1.
+
+  Returns:
+    [kh, kw, channels, out] of the same dtype.
+
+  Raises:
+    ValueError: the kernel is not for three channels, or channels < 1.
+  """
+  if kernel.ndim != 4 or kernel.shape[2] != 3 or channels < 1:
+    raise ValueError(
+      f'a kernel [kh, kw, 3, out] is adapted to 1 or more channels, not one of'
+      f' shape {kernel.shape} to {channels}'
+    )
+  if channels == 3:
+    return kernel
+  wide = kernel.astype(np.promote_types(kernel.dtype, np.float32))
+  if channels == 1:
+    return wide.sum(2, keepdims=True).astype(kernel.dtype)
+  wide = wide[:, :, np.arange(channels) % 3] * (3 / channels)
+  return wide.astype(kernel.dtype)
+
+
+def adapt_state_dict(
+  model: Model, state_dict: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """Fits a file's stem and position embeddings to the model.
+
+  Args:
+    model: says which channel count and which grid are wanted.
+    state_dict: torch names and arrays under the variant's own keys. Entries
+      that fit already, or are absent, stay as they are.
+
+  Returns:
+    A new dict; `pretrained.from_torch` judges what else may not fit.
+  """
+  table = pretrained.leaf_table(model)
+  result: dict[str, Any] = dict(state_dict)
+  shape, leaf = table[f'{model.spec.stem}.kernel']
+  if leaf.key in result:
+    kernel = leaf.to_flax(result[leaf.key])
+    if kernel.shape[2] == 3 != shape[2]:
+      result[leaf.key] = leaf.to_torch(adapt_stem(kernel, shape[2]))
+  if 'position' in table:
+    grid = model.spec.image_size // shape[0]
+    shape, leaf = table['position']
+    if leaf.key in result and result[leaf.key].shape[1] != shape[1]:
+      prefix = shape[1] - grid**2
+      result[leaf.key] = vit.resize_position(
+        result[leaf.key], (grid, grid), prefix
+      )
+  return result
