@@ -92,6 +92,15 @@ DISTILLATION_LOSSES: dict[str, Callable[..., jax.Array]] = {
   'l2sp': transfer.l2sp,
 }
 
+# Terms that compare a learner with its own start.
+START_LOSSES: dict[str, Callable[..., jax.Array]] = {
+  'l2_sp': transfer.l2sp,
+  'delta': transfer.delta,
+  'bss': transfer.bss_of_outputs,
+  'lwf': transfer.lwf_of_outputs,
+  'co_tuning': transfer.co_tuning_of_outputs,
+}
+
 PROJECTORS: dict[str, Callable[..., dict]] = {
   'fitnet': projectors.hint,
   'fitnet_hint': projectors.hint,
@@ -183,9 +192,10 @@ def hyperparameters_of(name: str) -> dict[str, Any]:
   Raises:
     ValueError: No such loss.
   """
-  if name not in DISTILLATION_LOSSES:
+  known = START_LOSSES | DISTILLATION_LOSSES
+  if name not in known:
     raise unknown_name('distillation loss', name, DISTILLATION_LOSSES)
-  parameters = inspect.signature(DISTILLATION_LOSSES[name]).parameters.values()
+  parameters = inspect.signature(known[name]).parameters.values()
   return {
     p.name: p.default
     for p in parameters
@@ -317,7 +327,7 @@ def compute(
     teacher_head=teacher_head,
   )
   loss_fn: Callable[..., Any] = MEMORY_LOSSES.get(
-    name, DISTILLATION_LOSSES[name]
+    name, (START_LOSSES | DISTILLATION_LOSSES)[name]
   )
   wanted = inspect.signature(loss_fn).parameters
   context = {k: v for k, v in context.items() if k in wanted}

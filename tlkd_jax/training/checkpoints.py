@@ -1,15 +1,16 @@
 """Saving and restoring a run; the only file that knows Orbax.
 
-A workdir's `checkpoints/latest/STEP` holds the whole TrainState and the
-progress of the loop (data order, best so far), enough to resume bit for bit.
-`checkpoints/best/STEP` holds the student's weights alone, with a description
-that suffices to rebuild the model: what evaluation, prediction, export and a
-student's teacher read. A peer's are in `peer/checkpoints/best/STEP`, of the
-student's best step. Orbax writes to a temporary folder and renames it, so a
-killed save leaves the one before.
+A workdir's `checkpoints/latest/STEP` holds the whole State and the position of
+the loop (data order, best so far), enough to resume bit for bit.
+`checkpoints/best/STEP` holds the weights of the run's own network alone, with a
+description that suffices to rebuild the model: what evaluation, prediction,
+export and a student's teacher read. Those of another network that learned are
+in `NAME/checkpoints/best/STEP`, of the same step. Orbax writes to a temporary
+folder and renames it, so a killed save leaves the one before.
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import sys
@@ -21,22 +22,38 @@ import orbax.checkpoint as ocp
 
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.runtime.errors import RunError
-from tlkd_jax.training.state import TrainState
+from tlkd_jax.training.state import Learner, State
 
-_STATE_FIELDS = (
-  'step',
-  'params',
-  'model_state',
-  'opt_state',
-  'ema',
-  'memory',
-)
+@dataclasses.dataclass(frozen=True)
+class Description:
+  """What a checkpoint says of its model; every version has written it whole.
+
+  Attributes:
+    model: name of the variant, a key of models.MODELS.
+    num_classes: of its head, as many as `class_names`.
+    class_names: in the order of the logits.
+    image_size: side of the images that it sees, in pixels.
+    crop: share of the short side that the centre crop keeps.
+    interpolation: of the resizing before it.
+    compute_dtype: a key of network.DTYPES.
+    dataset: that it was trained on, as the configuration names it.
+    arm: of its run; of 'teacher' no student comes.
+    step: updates before it.
+  """
+
+  model: str
+  num_classes: int
+  class_names: tuple[str, ...]
+  image_size: int
+  crop: float
+  interpolation: str
+  compute_dtype: str
+  dataset: str
+  arm: str
+  step: int
 
 
-_DESCRIPTION = frozenset(
-  ('model', 'num_classes', 'class_names', 'image_size', 'crop')
-  + ('interpolation', 'compute_dtype')
-)
+_FIELDS = dataclasses.fields(Learner)
 
 
 class Checkpoints:
@@ -44,16 +61,14 @@ class Checkpoints:
 
   def __init__(self, workdir: str | pathlib.Path, keep: int = 2):
     self._workdir = pathlib.Path(workdir).resolve()
-    root = self._workdir / 'checkpoints'
-    self._latest = _manager(root / 'latest', keep)
-    self._best = _manager(root / 'best', 1)
-    self._peer: ocp.CheckpointManager | None = None
+    self._latest = _manager(self._workdir / 'checkpoints' / 'latest', keep)
+    self._best: dict[str, ocp.CheckpointManager] = {}
 
   def latest_step(self) -> int | None:
     """The newest step that was saved whole; None in a new workdir."""
     return self._latest.latest_step()
 
-  def save(self, state: TrainState, progress: dict[str, Any]) -> None:
+  def save(self, state: State, progress: dict[str, Any]) -> None:
     """Saves everything needed to resume after state.step.
 
     Raises:
@@ -61,17 +76,23 @@ class Checkpoints:
     """
     self._write(self._latest, int(state.step), _items(state), progress)
 
-  def save_best(self, step: int, model: Tree, description: dict) -> None:
-    """Saves {'params', 'model_state'} of the student, replacing the last."""
-    self._write(self._best, step, model, description)
+  def save_best(
+    self, model: Tree, description: Description, other: str = ''
+  ) -> None:
+    """Saves {'params', 'model_state'} of a network, replacing the last.
 
-  def save_peer(self, step: int, model: Tree, description: dict) -> None:
-    """Saves a peer as `save_best` does a student, in WORKDIR/peer."""
-    if self._peer is None:
-      self._peer = _manager(self._workdir / 'peer' / 'checkpoints' / 'best', 1)
-    self._write(self._peer, step, model, description)
+    Args:
+      model: what is saved.
+      description: what it is.
+      other: name of the network; '' is the run's own.
+    """
+    if other not in self._best:
+      root = folder_of(self._workdir, other) / 'checkpoints' / 'best'
+      self._best[other] = _manager(root, 1)
+    record = dataclasses.asdict(description)
+    self._write(self._best[other], description.step, model, record)
 
-  def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+  def restore(self, abstract: State) -> tuple[State, dict[str, Any]]:
     """The newest state, on the devices that `abstract`'s shardings name.
 
     Raises:
@@ -86,13 +107,14 @@ class Checkpoints:
       self._latest.directory / str(step),
       lambda: self._latest.restore(step, args=args),
     )
-    return TrainState(**restored['arrays']), restored['record']
+    arrays = restored['arrays']
+    learners = {k: Learner(**v) for k, v in arrays['learners'].items()}
+    return State(arrays['step'], learners), restored['record']
 
   def close(self) -> None:
     """Ends Orbax's threads."""
-    for manager in (self._latest, self._best, self._peer):
-      if manager is not None:
-        manager.close()
+    for manager in (self._latest, *self._best.values()):
+      manager.close()
 
   def _write(self, manager, step, arrays, record) -> None:
     if step in manager.all_steps():
@@ -118,30 +140,87 @@ class Checkpoints:
       ) from error
 
 
-def _items(state: TrainState) -> dict[str, Any]:
-  """What is stored of a state; of a peer only where there is one."""
-  items = {name: getattr(state, name) for name in _STATE_FIELDS}
-  return items | ({'peer': state.peer} if state.peer else {})
+def _items(state: State) -> dict[str, Any]:
+  """What is stored of a state."""
+  learners = {
+    name: {field.name: getattr(learner, field.name) for field in _FIELDS}
+    for name, learner in state.learners.items()
+  }
+  return {'step': state.step, 'learners': learners}
 
 
-def read_description(workdir: str | pathlib.Path) -> dict[str, Any]:
+def folder_of(workdir: pathlib.Path, other: str) -> pathlib.Path:
+  """The folder of a run's own network (''), or of another that learned."""
+  return workdir / other if other else workdir
+
+
+def read_description(workdir: str | pathlib.Path) -> Description:
   """What a finished run's model is: name, classes, sizes; no arrays.
 
   Raises:
     FileNotFoundError: the folder is not a run with a checkpoint.
-    ValueError: the description is unreadable.
+    ValueError: the description is unreadable, lacks a field or has one of
+      another kind; the message names the file and all such fields.
   """
-  step = _best_step(workdir)
+  path = _best_step(workdir) / 'record' / 'metadata'
   try:
-    description = json.loads((step / 'record' / 'metadata').read_text())
-    missing = sorted(_DESCRIPTION - set(description))
-  except (OSError, TypeError, ValueError) as error:
-    raise ValueError(f'corrupt checkpoint {step}: {error}') from error
+    record = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise ValueError(f'corrupt checkpoint record {path}: {error}') from error
+  faults = _faults(record)
+  if faults:
+    raise ValueError(f'corrupt checkpoint record {path}: {"; ".join(faults)}')
+  values = {f.name: record[f.name] for f in dataclasses.fields(Description)}
+  return Description(**values | {'class_names': tuple(record['class_names'])})
+
+
+def _faults(record: Any) -> list[str]:
+  """What keeps a record from being a Description, in words."""
+  if not isinstance(record, dict):
+    return ['it is not an object']
+  fields = dataclasses.fields(Description)
+  missing = [field.name for field in fields if field.name not in record]
   if missing:
-    raise ValueError(
-      f'corrupt checkpoint {step}: its record lacks {", ".join(missing)}'
-    )
-  return description
+    return [f'it lacks {", ".join(missing)}']
+  faults = []
+  for field in fields:
+    fits, kind = _KINDS[field.type]
+    if not fits(record[field.name]):
+      faults.append(f'{field.name} is {record[field.name]!r}, expected {kind}')
+  if faults:
+    return faults
+  dtype, names = record['compute_dtype'], record['class_names']
+  if dtype not in DTYPES:
+    return [f'compute_dtype is {dtype!r}, accepted: {", ".join(DTYPES)}']
+  if record['num_classes'] != len(names):
+    return [f'num_classes is {record["num_classes"]}, it names {len(names)}']
+  return []
+
+
+def _is_count(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_share(value: Any) -> bool:
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return number and 0 < value <= 1
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+  return isinstance(value, list) and all(map(_is_text, value))
+
+
+# What JSON must hold for a field of this type, and its name in a message.
+_KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+  int: (_is_count, 'a count'),
+  float: (_is_share, 'a number in (0, 1]'),
+  str: (_is_text, 'a text'),
+  tuple[str, ...]: (_are_texts, 'a list of texts'),
+}
 
 
 def read_model(workdir: str | pathlib.Path, abstract: Tree) -> Tree:
