@@ -10,6 +10,7 @@ killed save leaves the one before.
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import sys
@@ -20,6 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from tlkd_jax.models.functional import Tree
+from tlkd_jax.models.network import DTYPES
 from tlkd_jax.runtime.errors import RunError
 from tlkd_jax.training.state import TrainState
 
@@ -33,10 +35,33 @@ _STATE_FIELDS = (
 )
 
 
-_DESCRIPTION = frozenset(
-  ('model', 'num_classes', 'class_names', 'image_size', 'crop')
-  + ('interpolation', 'compute_dtype')
-)
+@dataclasses.dataclass(frozen=True)
+class Description:
+  """What a checkpoint says of its model; every version has written it whole.
+
+  Attributes:
+    model: name of the variant, a key of models.MODELS.
+    num_classes: of its head, as many as `class_names`.
+    class_names: in the order of the logits.
+    image_size: side of the images that it sees, in pixels.
+    crop: share of the short side that the centre crop keeps.
+    interpolation: of the resizing before it.
+    compute_dtype: a key of network.DTYPES.
+    dataset: that it was trained on, as the configuration names it.
+    arm: of its run; of 'teacher' no student comes.
+    step: updates before it.
+  """
+
+  model: str
+  num_classes: int
+  class_names: tuple[str, ...]
+  image_size: int
+  crop: float
+  interpolation: str
+  compute_dtype: str
+  dataset: str
+  arm: str
+  step: int
 
 
 class Checkpoints:
@@ -61,15 +86,15 @@ class Checkpoints:
     """
     self._write(self._latest, int(state.step), _items(state), progress)
 
-  def save_best(self, step: int, model: Tree, description: dict) -> None:
+  def save_best(self, model: Tree, description: Description) -> None:
     """Saves {'params', 'model_state'} of the student, replacing the last."""
-    self._write(self._best, step, model, description)
+    self._write_model(self._best, model, description)
 
-  def save_peer(self, step: int, model: Tree, description: dict) -> None:
+  def save_peer(self, model: Tree, description: Description) -> None:
     """Saves a peer as `save_best` does a student, in WORKDIR/peer."""
     if self._peer is None:
       self._peer = _manager(self._workdir / 'peer' / 'checkpoints' / 'best', 1)
-    self._write(self._peer, step, model, description)
+    self._write_model(self._peer, model, description)
 
   def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """The newest state, on the devices that `abstract`'s shardings name.
@@ -93,6 +118,10 @@ class Checkpoints:
     for manager in (self._latest, self._best, self._peer):
       if manager is not None:
         manager.close()
+
+  def _write_model(self, manager, model, description: Description) -> None:
+    record = dataclasses.asdict(description)
+    self._write(manager, description.step, model, record)
 
   def _write(self, manager, step, arrays, record) -> None:
     if step in manager.all_steps():
@@ -124,24 +153,73 @@ def _items(state: TrainState) -> dict[str, Any]:
   return items | ({'peer': state.peer} if state.peer else {})
 
 
-def read_description(workdir: str | pathlib.Path) -> dict[str, Any]:
+def read_description(workdir: str | pathlib.Path) -> Description:
   """What a finished run's model is: name, classes, sizes; no arrays.
 
   Raises:
     FileNotFoundError: the folder is not a run with a checkpoint.
-    ValueError: the description is unreadable.
+    ValueError: the description is unreadable, lacks a field or has one of
+      another kind; the message names the file and all such fields.
   """
-  step = _best_step(workdir)
+  path = _best_step(workdir) / 'record' / 'metadata'
   try:
-    description = json.loads((step / 'record' / 'metadata').read_text())
-    missing = sorted(_DESCRIPTION - set(description))
-  except (OSError, TypeError, ValueError) as error:
-    raise ValueError(f'corrupt checkpoint {step}: {error}') from error
+    record = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise ValueError(f'corrupt checkpoint record {path}: {error}') from error
+  faults = _faults(record)
+  if faults:
+    raise ValueError(f'corrupt checkpoint record {path}: {"; ".join(faults)}')
+  values = {f.name: record[f.name] for f in dataclasses.fields(Description)}
+  return Description(**values | {'class_names': tuple(record['class_names'])})
+
+
+def _faults(record: Any) -> list[str]:
+  """What keeps a record from being a Description, in words."""
+  if not isinstance(record, dict):
+    return ['it is not an object']
+  fields = dataclasses.fields(Description)
+  missing = [field.name for field in fields if field.name not in record]
   if missing:
-    raise ValueError(
-      f'corrupt checkpoint {step}: its record lacks {", ".join(missing)}'
-    )
-  return description
+    return [f'it lacks {", ".join(missing)}']
+  faults = []
+  for field in fields:
+    fits, kind = _KINDS[field.type]
+    if not fits(record[field.name]):
+      faults.append(f'{field.name} is {record[field.name]!r}, expected {kind}')
+  if faults:
+    return faults
+  dtype, names = record['compute_dtype'], record['class_names']
+  if dtype not in DTYPES:
+    return [f'compute_dtype is {dtype!r}, accepted: {", ".join(DTYPES)}']
+  if record['num_classes'] != len(names):
+    return [f'num_classes is {record["num_classes"]}, it names {len(names)}']
+  return []
+
+
+def _is_count(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_share(value: Any) -> bool:
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return number and 0 < value <= 1
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+  return isinstance(value, list) and all(map(_is_text, value))
+
+
+# What JSON must hold for a field of this type, and its name in a message.
+_KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+  int: (_is_count, 'a count'),
+  float: (_is_share, 'a number in (0, 1]'),
+  str: (_is_text, 'a text'),
+  tuple[str, ...]: (_are_texts, 'a list of texts'),
+}
 
 
 def read_model(workdir: str | pathlib.Path, abstract: Tree) -> Tree:

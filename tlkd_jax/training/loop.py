@@ -394,9 +394,9 @@ def _save_best(run, state, number: int, checkpoints) -> None:
 def _save_model(run, params, model_state, number: int, save) -> None:
   model = {'params': params, 'model_state': model_state}
   description = build.describe(
-    run.learner.network.model, run.config, run.role, run.dataset
+    run.learner.network.model, run.config, run.role, run.dataset, number
   )
-  save(number, model, description | {'step': number})
+  save(model, description)
 
 
 def _write(writer, step: int, split: str, values: dict[str, float]) -> None:
