@@ -30,9 +30,7 @@ from typing import Any
 
 from benchmarks import machine, train_step
 from benchmarks.tables import TABLES, table
-
-# Said once for an entry, above its table.
-_MACHINE = ('cpu', 'cores', 'python')
+from tlkd_jax.runtime.trees import flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,22 +213,12 @@ def target_table(results: dict) -> str:
   for target in TARGETS:
     rows = results.get(target.entry, {}).get('rows', [])
     found = [r for r in rows if target.row.items() <= r.items()]
-    value = _flatten(found[0]).get(target.field) if found else None
+    value = flatten(found[0]).get(target.field) if found else None
     met = '' if value is None else ('yes' if target.is_met(value) else 'no')
     shown = 'not measured' if value is None else value
     limit = f'{"≥" if target.at_least else "≤"} {target.limit}'
     lines.append([target.what, limit, shown, met])
   return table(['what', 'target', 'measured', 'met'], lines)
-
-
-def _flatten(row: dict, prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for key, value in row.items():
-    if isinstance(value, dict) and key != 'versions':
-      flat |= _flatten(value, f'{prefix}{key}.')
-    elif isinstance(value, int | float | str) and key not in _MACHINE:
-      flat[prefix + key] = value
-  return flat
 
 
 def markdown(results: dict) -> str:

@@ -311,6 +311,37 @@ def teacher_description_incomplete(place):
   return place.digits('kd', teacher__checkpoint=str(copy))
 
 
+def change_description(run: pathlib.Path, **changes) -> None:
+  """Writes other values into a run's description; None leaves one out."""
+  (path,) = run.glob('checkpoints/best/*/record/metadata')
+  record = json.loads(path.read_text()) | changes
+  kept = {key: v for key, v in record.items() if v is not None}
+  path.write_text(json.dumps(kept))
+
+
+@case('corrupt', 'copy', 'lacks arm, step')
+def evaluate_without_arm_and_step(place):
+  copy = place.copy_of_run()
+  change_description(copy, arm=None, step=None)
+  return ['--mode=evaluate', f'--checkpoint={copy}']
+
+
+@case('corrupt', 'copy', "image_size is '16'", 'step is -1, expected a count')
+def evaluate_with_an_ill_typed_description(place):
+  copy = place.copy_of_run()
+  change_description(copy, image_size='16', step=-1)
+  return ['--mode=evaluate', f'--checkpoint={copy}']
+
+
+@case('corrupt', 'copy', "compute_dtype is 'float8'", 'float32')
+def predict_in_an_unknown_dtype(place):
+  copy = place.copy_of_run()
+  change_description(copy, compute_dtype='float8')
+  place.images()
+  arguments = ['--mode=predict', f'--checkpoint={copy}']
+  return [*arguments, f'--input={place.folder}/images']
+
+
 @case('weights.pth')
 def student_weights_missing(place):
   """Before the teacher is trained."""

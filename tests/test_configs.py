@@ -15,7 +15,7 @@ from configs import (
   teacher,
   tl,
 )
-from tlkd_jax.models.weights.pretrained import flatten
+from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.training import build
 
 FILES = {'teacher': teacher, 'tl': tl, 'kd': kd, 'compare': compare}

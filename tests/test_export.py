@@ -40,17 +40,18 @@ def random_variables(model, seed=0):
 
 
 def describe(name, image_size=16, arm='kd'):
-  return {
-    'model': name,
-    'num_classes': len(CLASSES),
-    'class_names': CLASSES,
-    'image_size': image_size,
-    'crop': 0.9,
-    'interpolation': 'bilinear',
-    'dataset': 'digits',
-    'arm': arm,
-    'compute_dtype': 'float32',
-  }
+  return checkpoints.Description(
+    model=name,
+    num_classes=len(CLASSES),
+    class_names=tuple(CLASSES),
+    image_size=image_size,
+    crop=0.9,
+    interpolation='bilinear',
+    dataset='digits',
+    arm=arm,
+    compute_dtype='float32',
+    step=3,
+  )
 
 
 def make_student(name, image_size=16):
@@ -64,9 +65,8 @@ def save_run(folder, name='tiny', image_size=16, arm='kd'):
   student = make_student(name, image_size)
   saved = checkpoints.Checkpoints(folder)
   saved.save_best(
-    3,
     {'params': student.params, 'model_state': student.model_state},
-    describe(name, image_size, arm) | {'step': 3},
+    describe(name, image_size, arm),
   )
   saved.close()
   return student
@@ -269,6 +269,17 @@ class TestMistakes:
     with pytest.raises(UserError, match='is the run of a teacher'):
       export.export_run(
         tmp_path / 'teacher', 'safetensors', tmp_path / 'a.safetensors'
+      )
+
+  def test_a_run_without_an_arm_is_not_taken_for_a_students(self, tmp_path):
+    save_run(tmp_path / 'run')
+    (path,) = tmp_path.glob('run/checkpoints/best/*/record/metadata')
+    record = json.loads(path.read_text())
+    record.pop('arm')
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match='metadata: it lacks arm'):
+      export.export_run(
+        tmp_path / 'run', 'safetensors', tmp_path / 'a.safetensors'
       )
 
   def test_a_missing_converter_names_the_command(

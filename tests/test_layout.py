@@ -17,6 +17,7 @@ ORDER = (
   ('data',),
   ('models',),
   ('evaluation',),
+  ('settings',),
   ('training',),
   ('report',),
   ('protocols',),

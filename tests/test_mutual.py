@@ -307,8 +307,8 @@ def test_the_peer_of_the_best_step_is_measured_and_kept(finished):
   workdir, summaries, table = finished
   run, summary = workdir / 'kd', summaries['kd']
   description = build.checkpoints.read_description(run / 'peer')
-  assert description['model'] == 'tiny_teacher'
-  assert description['step'] == summary['best_step']
+  assert description.model == 'tiny_teacher'
+  assert description.step == summary['best_step']
   peer = build.restore_model(str(run / 'peer'), description)
   own = build.load_dataset(tiny.make_config('kd', **data_of(run)))
   start = build.load_model(

@@ -13,6 +13,7 @@ from configs import base
 from tlkd_jax import models
 from tlkd_jax.models.families import inverted
 from tlkd_jax.models.families.inverted import Design, Row
+from tlkd_jax.runtime import trees
 
 
 def _design(width: int) -> Design:
@@ -101,19 +102,13 @@ def make_config(arm: str, cache_dir=None, loss: str = 'kd', **changes):
 
 def arguments(arm: str, cache_dir, **changes) -> list[str]:
   """Command-line arguments of `make_config(arm, cache_dir, **changes)`."""
-  default = dict(_flatten(base.get_base('smoke,student=tiny', arm)))
-  changed = _flatten(make_config(arm, cache_dir, **changes))
+  default = trees.flatten(base.get_base('smoke,student=tiny', arm).to_dict())
+  changed = trees.flatten(make_config(arm, cache_dir, **changes).to_dict())
   return [f'--config=configs/{arm}.py:smoke,student=tiny'] + [
-    f'--config.{key}={value}' for key, value in changed if value != default[key]
+    f'--config.{key}={value}'
+    for key, value in changed.items()
+    if value != default[key]
   ]
-
-
-def _flatten(config, prefix: str = ''):
-  for key, value in config.items():
-    if hasattr(value, 'items'):
-      yield from _flatten(value, f'{prefix}{key}.')
-    else:
-      yield f'{prefix}{key}', value
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ from tlkd_jax.report import tables
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import as_user_errors, unknown_name
 from tlkd_jax.training import build, checkpoints
+from tlkd_jax.training.checkpoints import Description
 
 
 def evaluate_run(
@@ -120,8 +121,8 @@ def _subject(
     teacher = pathlib.Path(config.teacher.checkpoint)
   return Subject(
     workdir=folder,
-    model=description['model'],
-    step=int(description['step']),
+    model=description.model,
+    step=description.step,
     network=loaded.network,
     variables=sharding.replicate((loaded.params, loaded.model_state), mesh),
     eval_step=make_eval_step(loaded.network, mesh),
@@ -156,7 +157,7 @@ def predict_images(
     loaded = build.restore_model(workdir, description)
   eval_step = make_eval_step(loaded.network, mesh)
   variables = sharding.replicate((loaded.params, loaded.model_state), mesh)
-  names = description['class_names']
+  names = description.class_names
   rows = []
   for paths, images in _decoded(files, description, 8 * mesh.size):
     batch = sharding.shard_batch({'image': images}, mesh)
@@ -172,11 +173,11 @@ def predict_images(
 
 
 def _decoded(
-  files: list[pathlib.Path], description: dict[str, Any], batch_size: int
+  files: list[pathlib.Path], description: Description, batch_size: int
 ) -> Iterator[tuple[list[pathlib.Path], np.ndarray]]:
   """Whole batches (the last one padded with zeros); bad files are left out."""
-  size = description['image_size']
-  short_side = transforms.resize_size(size, description['crop'])
+  size = description.image_size
+  short_side = transforms.resize_size(size, description.crop)
   paths: list[pathlib.Path] = []
   images = np.zeros((batch_size, size, size, 3), np.uint8)
   for path in files:
@@ -185,7 +186,7 @@ def _decoded(
         path.read_bytes(),
         short_side=short_side,
         size=size,
-        interpolation=description['interpolation'],
+        interpolation=description.interpolation,
       )
     except transforms.BadImageError as error:
       logging.warning('%s: skipped, %s', path, error)

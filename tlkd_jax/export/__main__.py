@@ -33,6 +33,7 @@ from tlkd_jax.models.layers.convolutions import lax_convolutions
 from tlkd_jax.models.weights import folding, pretrained, torch_files, twins
 from tlkd_jax.runtime.errors import UserError, as_user_errors
 from tlkd_jax.training import build, checkpoints
+from tlkd_jax.training.checkpoints import Description
 
 # Largest difference of logits that a converted model may have, as a share of
 # the largest logit (or of 1 where all are smaller).
@@ -57,13 +58,13 @@ class Student:
   model: Model
   params: Tree
   model_state: Tree
-  description: dict[str, Any]
+  description: Description
   folded: bool = False
 
   @property
   def image_size(self) -> int:
     """Side of the images, in pixels."""
-    return self.description['image_size']
+    return self.description.image_size
 
   def logits(self, images: Array) -> Array:
     """Normalised float32 images [B, H, W, 3] -> logits [B, K]."""
@@ -85,7 +86,7 @@ def load_student(
     ValueError: it is a teacher's run or corrupt, or there is no norm to fold.
   """
   description = checkpoints.read_description(checkpoint)
-  if description['arm'] == 'teacher':
+  if description.arm == 'teacher':
     raise ValueError(
       f'{checkpoint} is the run of a teacher, and students are exported: give '
       'the workdir of a TL or TL+KD run'
@@ -162,12 +163,12 @@ def configuration(student: Student, format: str) -> dict[str, Any]:
     'library': library or 'efficientnet_lite_pytorch',
     'num_classes': classes,
     'num_features': _pre_logits(student),
-    'label_names': description['class_names'],
+    'label_names': list(description.class_names),
     'pretrained_cfg': {
       'num_classes': classes,
       'input_size': [3, size, size],
-      'interpolation': description['interpolation'],
-      'crop_pct': description['crop'],
+      'interpolation': description.interpolation,
+      'crop_pct': description.crop,
       'crop_mode': 'center',
       'mean': [value / 255 for value in spec.mean],
       'std': [value / 255 for value in spec.std],

@@ -273,7 +273,7 @@ def ce_label_smoothing(
   return cross_entropy(student_outputs['logits'], labels, smoothing)
 
 
-_BV_KINDS = ('kl', 'hard', 'euclidean', 'l2', 'logsoftmax_euclidean')
+BV_KINDS = ('kl', 'hard', 'euclidean', 'l2', 'logsoftmax_euclidean')
 
 
 def bv_distances(
@@ -313,7 +313,7 @@ def bv_distances(
     teacher = numerics.log_softmax(teacher)
   elif kind not in ('euclidean', 'l2'):
     raise ValueError(
-      f'bv_distances: kind={kind!r} is not one of {", ".join(_BV_KINDS)}'
+      f'bv_distances: kind={kind!r} is not one of {", ".join(BV_KINDS)}'
     )
   gap = as_float32(student) - as_float32(teacher)
   square = jnp.sum(jnp.square(gap), axis=-1)

@@ -203,7 +203,7 @@ def _conditional(x, eps):
   return kernel / jnp.sum(kernel, axis=1, keepdims=True)
 
 
-_CC_KERNELS = ('consecutive', 'bilinear', 'gaussian')
+CC_KERNELS = ('consecutive', 'bilinear', 'gaussian')
 
 
 def cc(
@@ -234,9 +234,9 @@ def cc(
   if kernel == 'consecutive':
     delta = jnp.abs(s - t)
     return jnp.sum(delta[:-1] * delta[1:]) / max(s.shape[0] - 1, 1)
-  if kernel not in _CC_KERNELS:
+  if kernel not in CC_KERNELS:
     raise ValueError(
-      f'cc: kernel={kernel!r} is not one of {", ".join(_CC_KERNELS)}'
+      f'cc: kernel={kernel!r} is not one of {", ".join(CC_KERNELS)}'
     )
 
   def correlation(x):

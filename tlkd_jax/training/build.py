@@ -22,6 +22,7 @@ from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.errors import unknown_name
 from tlkd_jax.training import checkpoints
+from tlkd_jax.training.checkpoints import Description
 from tlkd_jax.training.objective import Objective, bridges, init_extras
 from tlkd_jax.training.step import Mixing
 
@@ -29,7 +30,7 @@ from tlkd_jax.training.step import Mixing
 def load_dataset(config: Any) -> data.Dataset:
   """Decodes the data set of a configuration, large enough for all models."""
   more = [
-    checkpoints.read_description(workdir)['image_size']
+    checkpoints.read_description(workdir).image_size
     for workdir in config.distillation.more_teachers
   ]
   return data.load_splits(
@@ -158,37 +159,40 @@ def load_teachers(config: Any, class_names: list[str]) -> tuple[Loaded, ...]:
   return tuple(loaded)
 
 
-def describe(model: Model, config: Any, role: str, dataset) -> dict[str, Any]:
-  """What a checkpoint says of its model; see checkpoints.read_description."""
-  return {
-    'model': model.name,
-    'num_classes': model.num_classes,
-    'class_names': list(dataset.class_names),
-    'image_size': image_size(config, role),
-    'crop': config.data.crop or data.default_crop(config.dataset),
-    'interpolation': config.data.interpolation,
-    'dataset': config.dataset,
-    'arm': config.arm,
-    'compute_dtype': config.compute_dtype,
-  }
+def describe(
+  model: Model, config: Any, role: str, dataset: data.Dataset, step: int
+) -> Description:
+  """What the checkpoint of a model after `step` updates says of it."""
+  return Description(
+    model=model.name,
+    num_classes=model.num_classes,
+    class_names=tuple(dataset.class_names),
+    image_size=image_size(config, role),
+    crop=config.data.crop or data.default_crop(config.dataset),
+    interpolation=config.data.interpolation,
+    compute_dtype=config.compute_dtype,
+    dataset=config.dataset,
+    arm=config.arm,
+    step=step,
+  )
 
 
-def restore_model(workdir: str, description: dict[str, Any]) -> Loaded:
+def restore_model(workdir: str, description: Description) -> Loaded:
   """The best model of a run, rebuilt from its own description."""
   model = models.create_model(
-    description['model'], num_classes=description['num_classes']
+    description.model, num_classes=description.num_classes
   )
   restored = checkpoints.read_model(workdir, _abstract(model))
-  dtype = DTYPES[description['compute_dtype']]
-  view = Network(model, description['image_size'], dtype)
+  dtype = DTYPES[description.compute_dtype]
+  view = Network(model, description.image_size, dtype)
   return Loaded(view, restored['params'], restored['model_state'])
 
 
 def check_classes(
-  workdir: str, description: dict[str, Any], class_names: list[str]
+  workdir: str, description: Description, class_names: list[str]
 ) -> None:
   """Raises ValueError where a run's classes are not those of the data."""
-  theirs = description['class_names']
+  theirs = list(description.class_names)
   if theirs == list(class_names):
     return
   message = (
@@ -267,9 +271,9 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
 def _from_run(section, model: Model, class_names) -> tuple[Tree, Tree]:
   description = checkpoints.read_description(section.checkpoint)
   where = f'checkpoint {section.checkpoint}'
-  if description['model'] != model.name:
+  if description.model != model.name:
     raise ValueError(
-      f'{where} holds a {description["model"]}, the configuration names '
+      f'{where} holds a {description.model}, the configuration names '
       f'{model.name}'
     )
   check_classes(section.checkpoint, description, class_names)

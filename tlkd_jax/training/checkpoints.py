@@ -21,6 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from tlkd_jax.models.functional import Tree
+from tlkd_jax.models.network import DTYPES
 from tlkd_jax.runtime.errors import RunError
 from tlkd_jax.training.state import Learner, State
 

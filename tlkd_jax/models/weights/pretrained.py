@@ -12,13 +12,14 @@ as zero. Every other entry of a file is used exactly once.
 """
 
 import re
-from typing import Any
 
 import jax
 import numpy as np
 
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.models.spec import TorchLeaf
+from tlkd_jax.runtime.trees import flatten
+from tlkd_jax.runtime.trees import nest as unflatten
 
 _NORM_LEAVES = {
   'scale': 'weight',
@@ -115,30 +116,6 @@ def leaf_table(model: Model) -> dict[str, tuple[tuple[int, ...], TorchLeaf]]:
   if twice:
     raise ValueError(f'{model.name}: torch keys are used twice: {twice}')
   return table
-
-
-def flatten(tree: Tree, prefix: str = '') -> dict[str, Any]:
-  """Nested dict -> {'a.b.c': leaf}."""
-  flat = {}
-  for key, value in tree.items():
-    path = f'{prefix}{key}'
-    if isinstance(value, dict):
-      flat.update(flatten(value, path + '.'))
-    else:
-      flat[path] = value
-  return flat
-
-
-def unflatten(flat: dict[str, Any]) -> Tree:
-  """The inverse of `flatten`."""
-  tree: Tree = {}
-  for path, value in flat.items():
-    *parents, name = path.split('.')
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[name] = value
-  return tree
 
 
 def _regular_leaf(prefix: str, name: str, ndim: int) -> TorchLeaf:

@@ -1,0 +1,245 @@
+"""README and docs/results.md say what the committed rows of docs/study say.
+
+Every cell of their tables is computed here from the rows, by statistics and
+curves alone, and must stand in the page as a whole line.
+"""
+
+import functools
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+
+from benchmarks import compare_methods
+from tlkd_jax.evaluation import curves, statistics
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Data set -> its name in the pages and its sizes, in their order.
+_PLACES = {
+  'digits': ('digits, 32 px', (5, 10, 20, 50)),
+  'trashnet': ('TrashNet, 64 px', (10, 20, 50, 90)),
+  'cifar10': ('CIFAR-10, 64 px', (10, 50)),
+}
+_TL, _SMOOTH, _KD = 'tl', 'tl_label_smoothing', 'kd'
+_LABELS = {
+  'teacher': 'teacher (Lite2)',
+  'linear_probe': 'linear probe',
+  _TL: 'TL',
+  _SMOOTH: 'TL + label smoothing',
+  'tl_self_distillation': 'TL + self-distillation',
+  _KD: 'TL+KD',
+  'teacher_high_res': 'teacher at 112 px',
+  'kd_high_res_teacher': 'TL+KD, teacher at 112 px',
+}
+_GROUPS = {
+  'clean': 'clean',
+  'noise': 'noise',
+  'blur': 'blur',
+  'weather': 'weather',
+  'digital': 'digital',
+  'extra': "ImageNet-C's extra four",
+  'camera': 'camera',
+  'standard': "ImageNet-C's fifteen",
+}
+
+
+@functools.cache
+def stored(name: str) -> list[dict]:
+  return json.loads((_ROOT / 'docs' / 'study' / f'{name}.json').read_text())
+
+
+def page(name: str) -> str:
+  return (_ROOT / name).read_text()
+
+
+def shown(name: str) -> set[str]:
+  return set(page(name).splitlines())
+
+
+def found(arm: str, dataset: str, size: int, name: str = 'results') -> dict:
+  """Seed -> row that was chosen."""
+  where = (arm, dataset, size)
+  return {
+    row['seed']: row
+    for row in stored(name)
+    if row['chosen'] and (row['arm'], row['dataset'], row['size']) == where
+  }
+
+
+def scores(arm, dataset, size, metric='top1', name='results') -> np.ndarray:
+  """[seeds], in their order."""
+  rows = found(arm, dataset, size, name)
+  return np.array([rows[s]['test'][metric] for s in sorted(rows)])
+
+
+def compare(arm: str, reference: str, datasets=tuple(_PLACES)) -> dict:
+  """Each seed's mean over places, in which each data set weighs the same."""
+  x, y = (
+    np.mean(
+      [
+        np.mean([scores(one, d, size) for size in _PLACES[d][1]], axis=0)
+        for d in datasets
+      ],
+      axis=0,
+    )
+    for one in (arm, reference)
+  )
+  assert len(x) == len(y) == 6
+  return statistics.compare_paired(x, y)
+
+
+def points(test: dict) -> str:
+  low, high = 100 * test['ci_low'], 100 * test['ci_high']
+  return f'{100 * test["mean_difference"]:+.2f} ({low:+.2f} to {high:+.2f})'
+
+
+def shares(test: dict) -> str:
+  low, high = test['ci_low'], test['ci_high']
+  return f'{test["mean_difference"]:+.3f} ({low:+.3f} to {high:+.3f})'
+
+
+def p_of(test: dict) -> str:
+  return f'{test["p_sign_flip"]:.2g}'
+
+
+def line(*cells) -> str:
+  return f'| {" | ".join(map(str, cells))} |'
+
+
+def labels_needed(dataset: str) -> str:
+  sizes = _PLACES[dataset][1]
+  images = [found(_TL, dataset, n)[0]['num_train'] for n in sizes]
+  sides = [
+    np.transpose([scores(arm, dataset, n) for n in sizes]) for arm in (_KD, _TL)
+  ]
+  worth = curves.label_efficiency(images, *sides)
+  shown = [f'{worth[k]:.0f}' for k in ('percent_more_labels', 'low', 'high')]
+  return '{} % ({} to {})'.format(*shown)
+
+
+def readme_line(label: str, sizes: str, worth: str, *datasets: str) -> str:
+  against, plain = (compare(_KD, r, datasets) for r in (_SMOOTH, _TL))
+  cells = [points(against), p_of(against), points(plain), p_of(plain), worth]
+  teacherless = compare(_SMOOTH, _TL, datasets)
+  return line(label, sizes, *cells, points(teacherless))
+
+
+def test_the_readme_table():
+  lines = [
+    readme_line(label, ', '.join(map(str, sizes)), labels_needed(d), d)
+    for d, (label, sizes) in _PLACES.items()
+  ]
+  lines.append(readme_line('all', '', '', *_PLACES))
+  for text in lines:
+    assert text in shown('README.md')
+
+
+@pytest.mark.parametrize('name', ['README.md', 'docs/results.md'])
+def test_the_answer(name):
+  against, plain = compare(_KD, _SMOOTH), compare(_KD, _TL)
+  # Unless these hold, the pages need another sentence.
+  assert against['ci_low'] < 0 < against['ci_high']
+  assert against['verdict'] == 'inconclusive'
+  assert plain['p_sign_flip'] == plain['smallest_p'] == 2 / 2**6
+  text = ' '.join(page(name).split())
+  assert 'no, not beyond label smoothing' in text.lower()
+  for test in (against, plain):
+    mean, _, bounds = points(test).rstrip(')').partition(' (')
+    assert f'{mean.lstrip("+")} points (' in text and bounds in text
+
+
+@pytest.mark.parametrize('dataset', _PLACES)
+def test_the_places(dataset):
+  label, sizes = _PLACES[dataset]
+  for size in sizes:
+    arms = [scores(a, dataset, size) for a in ('teacher', _TL, _SMOOTH, _KD)]
+    tests = [statistics.compare_paired(arms[3], arms[i]) for i in (2, 1)]
+    cells = [f'{values.mean():.3f}' for values in arms]
+    for test in tests:
+      cells += [shares(test), p_of(test)]
+    assert line(f'{label}, {size}', *cells) in shown('docs/results.md')
+
+
+def over_seeds(values: np.ndarray) -> str:
+  return f'{values.mean():.3f} ± {values.std(ddof=1):.3f}'
+
+
+@pytest.mark.parametrize('dataset', _PLACES)
+def test_the_arms(dataset):
+  arms = [arm for arm in _LABELS if found(arm, dataset, _PLACES[dataset][1][0])]
+  assert len(arms) >= 4
+  for size in _PLACES[dataset][1]:
+    for arm in arms:
+      names = ('top1', 'macro_f1', 'nll', 'ece')
+      metrics = [scores(arm, dataset, size, name) for name in names]
+      cells = [size, _LABELS[arm], 6, *map(over_seeds, metrics)]
+      assert line(*cells) in shown('docs/results.md')
+      if arm == _TL or arm.startswith('teacher'):
+        continue
+      cells = [size, _LABELS[arm], 6]
+      for metric in ('top1', 'nll'):
+        test = statistics.compare_paired(
+          scores(arm, dataset, size, metric), scores(_TL, dataset, size, metric)
+        )
+        cells.append(f'{test["mean_difference"]:+.3f}')
+        cells.append(f'{test["ci_low"]:+.3f} to {test["ci_high"]:+.3f}')
+        cells.append(p_of(test))
+      assert line(*cells) in shown('docs/results.md')
+
+
+@pytest.mark.parametrize('group', _GROUPS)
+def test_degraded_images(group):
+  sides = []
+  for arm in (_TL, _SMOOTH, _KD):
+    rows = found(arm, 'trashnet', 20)
+    assert {row['degraded']['count'] for row in rows.values()} == {200}
+    sides.append(
+      np.array([rows[s]['degraded']['top1'][group] for s in sorted(rows)])
+    )
+  test = statistics.compare_paired(sides[2], sides[0])
+  cells = [f'{side.mean():.3f}' for side in sides]
+  text = line(_GROUPS[group], *cells, shares(test), p_of(test))
+  assert text in shown('docs/results.md')
+
+
+def test_the_grid():
+  plain = scores(_TL, 'digits', 50, name='grid')
+  gains = {}
+  for row in stored('grid'):
+    if 'distillation.temperature' in row['changes']:
+      keys = (row['changes']['distillation.temperature'],)
+      keys += (row['changes']['distillation.soft_weight'],)
+      gain = scores(row['arm'], 'digits', 50, name='grid') - plain
+      gains[keys] = gain.mean()
+  temperatures = sorted({t for t, _ in gains})
+  weights = sorted({w for _, w in gains})
+  assert len(gains) == len(temperatures) * len(weights) == 16
+  for t in temperatures:
+    cells = [f'{gains[t, w]:+.3f}' for w in weights]
+    assert line(f'{t:g}', *cells) in shown('docs/results.md')
+  # 'One of sixteen gains'.
+  assert [keys for keys, gain in gains.items() if gain > 0] == [(1.0, 2.0)]
+
+
+def test_the_methods():
+  expected = compare_methods.table(stored('methods')).splitlines()
+  assert len(expected) > 40
+  for text in expected:
+    assert not text or text in shown('docs/results.md')
+
+
+def test_what_smoothing_gave_after_60_and_after_100_steps():
+  at_60, at_100 = (
+    statistics.compare_paired(
+      scores(arm, 'trashnet', 20, name=name),
+      scores(_TL, 'trashnet', 20, name=name),
+    )
+    for arm, name in (('label_smoothing', 'methods'), (_SMOOTH, 'results'))
+  )
+  assert (at_60['pairs'], at_100['pairs']) == (3, 6)
+  assert at_60['mean_difference'] < 0 < at_100['mean_difference']
+  text = ' '.join(page('docs/results.md').split())
+  for test in (at_60, at_100):
+    assert not math.isnan(test['ci_low']) and points(test) in text

@@ -1,0 +1,164 @@
+"""Settings by arm and a few names; the argument of a configuration file."""
+
+import difflib
+from typing import Any
+
+import ml_collections
+
+from tlkd_jax import losses
+from tlkd_jax.settings.door import to_config_dict, with_values
+from tlkd_jax.settings.study import Study
+from tlkd_jax.settings.top import Settings
+
+# The same code on a few images, in under a minute on two cores.
+_SMOKE = {
+  'image_size': 32,
+  'num_train_per_class': 4,
+  'data.num_eval_per_class': 4,
+  'batch_size': 8,
+  'num_steps': 6,
+  'log_every_steps': 2,
+  'eval_every_steps': 6,
+}
+
+
+def make(
+  arm: str,
+  *,
+  dataset: str = 'digits',
+  student: str = 'efficientnet_lite0',
+  teacher: str = '',
+  loss: str = 'kd',
+  smoke: bool = False,
+) -> Settings:
+  """The settings of one arm, or of all arms of a study.
+
+  Args:
+    arm: what the run trains: 'teacher', 'tl', 'kd', 'compare' (all three), or
+      'study', which adds the section `study`.
+    dataset: 'digits', 'folder:PATH' or a TFDS name.
+    student: a key of models.MODELS.
+    teacher: likewise; '' is efficientnet_lite2, or the student if `smoke`.
+    loss: a key of losses.DISTILLATION_LOSSES, which brings its published
+      weight, warm-up and hyper-parameters; 'NAME+NAME' is a sum.
+    smoke: a few images and steps.
+
+  Raises:
+    WrongSettings: a name that does not exist.
+  """
+  # The smoke run compiles one architecture unless told otherwise.
+  default = student if smoke else 'efficientnet_lite2'
+  values: dict[str, Any] = {
+    'arm': arm,
+    'dataset': dataset,
+    'student.name': student,
+    'teacher.name': teacher or default,
+  }
+  if arm == 'study':
+    values['study'] = Study()
+  if loss != 'kd':
+    values |= loss_values(loss)
+  if loss.startswith('function_matching'):
+    # Beyer et al. 2022, section 3: labels unused, mixing rate uniform.
+    values |= {'distillation.hard_weight': 0.0, 'augment.mixup_alpha': 1.0}
+  return with_values(Settings(), values | (_SMOKE if smoke else {}))
+
+
+def loss_values(names: str) -> dict[str, Any]:
+  """Keys with their values that a loss brings, as published.
+
+  Args:
+    names: of one loss, or of a sum, 'NAME+NAME'.
+
+  Raises:
+    ValueError: a name that does not exist, or stands twice.
+  """
+  first, *others = names.split('+')
+  extra = {}
+  for name in others:
+    if name == first or name in extra:
+      raise ValueError(f'loss={names} names {name!r} twice')
+    extra[name] = {
+      'weight': losses.PUBLISHED_WEIGHTS.get(name, 1.0),
+      'warmup_fraction': losses.PUBLISHED_WARMUPS.get(name, 0.0),
+      'options': losses.hyperparameters_of(name),
+    }
+  return {
+    'distillation.loss': first,
+    'distillation.soft_weight': losses.PUBLISHED_WEIGHTS.get(first, 1.0),
+    'distillation.warmup_fraction': losses.PUBLISHED_WARMUPS.get(first, 0.0),
+    'distillation.options': losses.hyperparameters_of(first),
+    'distillation.extra': extra,
+  }
+
+
+def config_of(arm: str, arg: str | None) -> ml_collections.ConfigDict:
+  """What a file of configs/ returns.
+
+  Args:
+    arm: as in `make`.
+    arg: `dataset=NAME,student=MODEL,teacher=MODEL,loss=NAME,smoke`, in any
+      order; `loss=NAME+NAME` is a sum.
+
+  Raises:
+    ValueError: as `parse_arg` and `make`.
+  """
+  options = parse_arg(
+    arg,
+    dataset='digits',
+    student='efficientnet_lite0',
+    teacher='',
+    loss='kd',
+    smoke=False,
+  )
+  return to_config_dict(make(arm, **options))
+
+
+def parse_arg(arg: str | None, **defaults) -> dict:
+  """Parses 'name=value,flag' strictly against typed defaults.
+
+  Args:
+    arg: what follows the colon of `--config FILE:ARG`; None or '' is empty.
+    **defaults: every accepted name with its default. The default's type is the
+      value's type; a bool may be given bare (`smoke`).
+
+  Returns:
+    The defaults, updated.
+
+  Raises:
+    ValueError: a name is unknown or given twice, or a value does not parse.
+  """
+  values = dict(defaults)
+  seen = set()
+  for item in filter(None, (arg or '').split(',')):
+    name, given, text = item.partition('=')
+    if name not in defaults:
+      near = difflib.get_close_matches(name, defaults, n=2, cutoff=0.4)
+      raise ValueError(
+        f'unknown config argument {name!r}'
+        + (f', did you mean {" or ".join(near)}?' if near else ';')
+        + f' accepted: {", ".join(defaults)}'
+      )
+    if name in seen:
+      raise ValueError(f'config argument {name!r} is given twice')
+    seen.add(name)
+    values[name] = _convert(name, text if given else None, defaults[name])
+  return values
+
+
+def _convert(name: str, text: str | None, default):
+  if isinstance(default, bool):
+    words = {None: True, 'true': True, '1': True, 'false': False, '0': False}
+    key = text if text is None else text.lower()
+    if key in words:
+      return words[key]
+    raise ValueError(f'config argument {name}={text!r} is not true or false')
+  if not text:
+    raise ValueError(f'config argument {name!r} needs a value: {name}=VALUE')
+  try:
+    return type(default)(text)
+  except ValueError:
+    kind = type(default).__name__
+    raise ValueError(
+      f'config argument {name}={text!r} is not of type {kind}'
+    ) from None

@@ -1,0 +1,315 @@
+"""Sections of the configuration: the keys of each, with what they accept."""
+
+import dataclasses
+
+from tlkd_jax import models
+from tlkd_jax.data import augment, transforms
+from tlkd_jax.models.weights import surgery
+from tlkd_jax.settings.rules import (
+  interval,
+  key,
+  number,
+  one_of,
+  optional,
+  refuse,
+  settle,
+  several,
+  text,
+  whole,
+)
+
+OPTIMIZERS = ('sgd', 'adamw')
+FLIPS = ('auto', 'on', 'off')
+TARGET_MODES = ('online', 'cached')
+TARGET_DTYPES = ('float16', 'float32')
+
+_FRACTION = number(0, 1)
+_RATE = number(0, 1, below=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """How images are found, decoded and cut."""
+
+  data_dir: str | None = key(
+    None,
+    "Where prepared data sets lie; None is TFDS's own default.",
+    optional(text()),
+  )
+  cache_dir: str | None = key(
+    None,
+    "Own copies of digits and folders; None is the user's cache folder.",
+    optional(text()),
+  )
+  num_eval_per_class: int = key(
+    0,
+    'At most this many validation and test images per class; 0 is all.',
+    whole(0),
+  )
+  on_bad_image: str = key(
+    'error',
+    "'error' | 'skip' an unreadable image; skipped ones are in the summary.",
+    one_of(('error', 'skip')),
+  )
+  memory_budget_mib: int = key(
+    2048,
+    'Decoded images beyond this many MiB are memory-mapped, not held.',
+    whole(0),
+  )
+  crop: float | None = key(
+    None,
+    'image_size / resized short side; None is 1 for digits, else 0.875.',
+    optional(number(0, 1, above=True)),
+  )
+  interpolation: str = key(
+    'bicubic',
+    "'bilinear' | 'bicubic' | 'lanczos'.",
+    one_of(transforms.INTERPOLATIONS),
+  )
+
+  def __post_init__(self):
+    refuse(settle(self, 'data'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+  """The random views of the training images."""
+
+  crop: str = key(
+    'random_resized',
+    "'random_resized' | 'random' | 'centre'.",
+    one_of(augment.CROPS),
+  )
+  scale: tuple[float, float] = key(
+    (0.35, 1.0),
+    'Area of a random resized crop.',
+    interval(number(0, 1, above=True)),
+  )
+  ratio: tuple[float, float] = key(
+    (3 / 4, 4 / 3), 'Its aspect ratio.', interval(number(0, above=True))
+  )
+  flip: str = key(
+    'auto', "'auto' (as the data set says) | 'on' | 'off'.", one_of(FLIPS)
+  )
+  brightness: float = key(0.0, 'Factor in 1 +- this.', _FRACTION)
+  contrast: float = key(0.0, 'The same, of the contrast.', _FRACTION)
+  saturation: float = key(0.0, 'The same, of the saturation.', _FRACTION)
+  randaugment_ops: int = key(
+    0, "RandAugment's operations per image; 0 is off.", whole(0)
+  )
+  randaugment_magnitude: float = key(9.0, '0 to 10.', number(0, 10))
+  mixup_alpha: float = key(
+    0.0,
+    'Beta(alpha, alpha) of mixup, 0 is off; with CutMix too, each batch draws '
+    'one of them. Teachers see the mixed images.',
+    number(0),
+  )
+  cutmix_alpha: float = key(0.0, 'The same, of CutMix.', number(0))
+
+  def __post_init__(self):
+    refuse(settle(self, 'augment'))
+
+  @property
+  def mixes(self) -> bool:
+    """Whether an image may be a mixture of several."""
+    return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """The optimizer, its schedule, and which parameters move how fast."""
+
+  name: str = key('adamw', "'sgd' (Nesterov) | 'adamw'.", one_of(OPTIMIZERS))
+  learning_rate: float = key(1e-3, 'Peak.', number(0))
+  warmup_fraction: float = key(0.1, 'Of the steps, linear from 0.', _FRACTION)
+  final_fraction: float = key(
+    0.0, 'Of the peak, at the end of the cosine.', _FRACTION
+  )
+  momentum: float = key(0.9, 'SGD.', _RATE)
+  beta1: float = key(0.9, 'AdamW.', _RATE)
+  beta2: float = key(0.999, 'AdamW.', _RATE)
+  weight_decay: float = key(
+    1e-4,
+    "Kernels only. SGD: coupled, as torch's; AdamW: decoupled.",
+    number(0),
+  )
+  clip_norm: float = key(1.0, 'Global gradient norm; 0 is off.', number(0))
+  accumulate_steps: int = key(1, 'Batches per update.', whole(1))
+  head_multiplier: float = key(
+    1.0, 'Of the learning rate, for the head.', number(0)
+  )
+  layer_decay: float = key(
+    0.7,
+    'Factor per stage from the head to the stem.',
+    number(0, 1, above=True),
+  )
+  freeze_until_step: int = key(
+    0, 'Only the head moves before this step.', whole(0)
+  )
+  train_only: str = key(
+    'all', "'all' | 'head' (linear probe).", one_of(('all', 'head'))
+  )
+
+  def __post_init__(self):
+    refuse(settle(self, 'optimizer'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+  """The network that is fine-tuned, and where it starts."""
+
+  name: str = key(
+    'efficientnet_lite0',
+    'A key of tlkd_jax.models.MODELS.',
+    one_of(models.MODELS),
+  )
+  weights: str = key(
+    'pretrained',
+    "'pretrained' (the variant's own source) | 'scratch' | a file | "
+    "'hf-hub:..'.",
+    text(),
+  )
+  checkpoint: str | None = key(
+    None,
+    'A finished run (its workdir) to start from; replaces `weights`.',
+    optional(text()),
+  )
+  head: str = key(
+    'new',
+    "The last layer of `weights`: 'new', or 'keep' it where it has the data's "
+    "number of classes (in the data's order).",
+    one_of(('new', 'keep')),
+  )
+  head_init: str = key(
+    'zero',
+    "Of a new head: 'zero' | 'small_random'.",
+    one_of(surgery.HEAD_INITS),
+  )
+  dropout: float | None = key(None, 'None: as published.', optional(_RATE))
+  drop_path: float = key(0.0, 'Stochastic depth of the deepest block.', _RATE)
+
+  def __post_init__(self):
+    refuse(settle(self, 'student') or self._wrong('student'))
+
+  def _wrong(self, place: str) -> list[str]:
+    if (
+      self.head == 'keep' and self.weights == 'scratch' and not self.checkpoint
+    ):
+      return [
+        f"{place}.head is 'keep', and weights from scratch have no head to "
+        'keep; accepted: new'
+      ]
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher(Student):
+  """The network that teaches, as it is fine-tuned itself."""
+
+  name: str = key(
+    'efficientnet_lite2',
+    'A key of tlkd_jax.models.MODELS.',
+    one_of(models.MODELS),
+  )
+  num_steps: int = key(
+    0,
+    "Batches when the teacher is fine-tuned; 0 is as many as the student's.",
+    whole(0),
+  )
+  image_size: int = key(
+    0, "Side of the teacher's images; 0 is the student's.", whole(8, zero=True)
+  )
+
+  def __post_init__(self):
+    refuse(settle(self, 'teacher') or self._wrong('teacher'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+  """Whether the teachers' outputs are computed in the step or stored."""
+
+  mode: str = key(
+    'online',
+    "The teachers' outputs: 'online', in every step, or 'cached', computed "
+    'once for the views of the run, stored, and shared by runs that agree in '
+    'them.',
+    one_of(TARGET_MODES),
+  )
+  views: int = key(
+    0,
+    "An image of the student's training cycles through so many views, whatever "
+    "the mode; 0 is a new view each epoch, which 'online' alone can do.",
+    whole(0),
+  )
+  dtype: str = key(
+    'float16',
+    "'float16' | 'float32', of what is stored.",
+    one_of(TARGET_DTYPES),
+  )
+  top_k: int = key(
+    0, 'Store the k largest logits, spread the rest; 0 is all.', whole(0)
+  )
+  dir: str | None = key(
+    None,
+    "Where they lie; None is `targets` in the teacher's run.",
+    optional(text()),
+  )
+
+  def __post_init__(self):
+    refuse(settle(self, 'targets') or self._wrong())
+
+  def _wrong(self) -> list[str]:
+    if self.mode == 'cached' and not self.views:
+      return [
+        'targets.views is 0, a new view each epoch, and targets.mode is '
+        "'cached': there is nothing to store; accepted: a whole number >= 1, "
+        'e.g. 4'
+      ]
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+  """Terms that keep the student near its start; weights of 0 are off."""
+
+  l2_sp: float = key(
+    0.0,
+    'alpha/2 |w - start|^2 of the backbone.',
+    number(0),
+  )
+  l2_sp_head: float = key(0.0, 'beta/2 |w|^2 of the head.', number(0))
+  delta: float = key(
+    0.0, '1/2 sum of squared differences of feature maps.', number(0)
+  )
+  delta_stages: tuple[str, ...] = key(
+    (), "() is all, else ('stage4',) or the like.", several(text())
+  )
+  bss: float = key(
+    0.0, 'Smallest squared singular values of pre_logits.', number(0)
+  )
+  bss_k: int = key(1, 'How many of them.', whole(1))
+  lwf: float = key(
+    0.0,
+    'The head of student.weights goes on learning, from its own start (LwF).',
+    number(0),
+  )
+  lwf_temperature: float = key(2.0, 'Of LwF.', number(0, above=True))
+  co_tuning: float = key(
+    0.0,
+    'The head of student.weights goes on learning, from the classes that the '
+    'labels resemble (Co-Tuning).',
+    number(0),
+  )
+  stoch_norm_p: float = key(
+    0.5,
+    "With batch_norm='stochastic': chance of a channel to use the batch.",
+    _FRACTION,
+  )
+  probe_steps: int = key(
+    0,
+    'LP-FT: so many steps of the head alone, a run in WORKDIR/probe, before.',
+    whole(0),
+  )
+
+  def __post_init__(self):
+    refuse(settle(self, 'transfer'))
