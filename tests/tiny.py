@@ -9,11 +9,10 @@ import functools
 
 import jax
 
-from configs import base
-from tlkd_jax import models
+from tlkd_jax import models, settings
 from tlkd_jax.models.families import inverted
 from tlkd_jax.models.families.inverted import Design, Row
-from tlkd_jax.runtime import trees
+from tlkd_jax.runtime.trees import flatten
 
 
 def _design(width: int) -> Design:
@@ -67,7 +66,9 @@ def registered():
       models.MODELS.pop(name, None)
 
 
-def make_config(arm: str, cache_dir=None, loss: str = 'kd', **changes):
+def make_config(
+  arm: str, cache_dir=None, loss: str = 'kd', **changes
+) -> settings.Settings:
   """A few steps of the tiny models on digits.
 
   Args:
@@ -76,7 +77,6 @@ def make_config(arm: str, cache_dir=None, loss: str = 'kd', **changes):
     loss: as in the argument of a configuration file.
     **changes: keys to set, with '__' for the dot.
   """
-  config = base.get_base(f'smoke,student=tiny,loss={loss}', arm)
   flat = {
     'image_size': 16,
     'eval_every_steps': 3,
@@ -96,19 +96,24 @@ def make_config(arm: str, cache_dir=None, loss: str = 'kd', **changes):
   if cache_dir is not None:
     flat['data.cache_dir'] = str(cache_dir)
   flat |= {key.replace('__', '.'): value for key, value in changes.items()}
-  config.update_from_flattened_dict(flat)
-  return config
+  return settings.with_values(_smoke(arm, loss), flat)
 
 
 def arguments(arm: str, cache_dir, **changes) -> list[str]:
   """Command-line arguments of `make_config(arm, cache_dir, **changes)`."""
-  default = trees.flatten(base.get_base('smoke,student=tiny', arm).to_dict())
-  changed = trees.flatten(make_config(arm, cache_dir, **changes).to_dict())
+  default, changed = (
+    flatten(settings.to_dict(made))
+    for made in (_smoke(arm), make_config(arm, cache_dir, **changes))
+  )
   return [f'--config=configs/{arm}.py:smoke,student=tiny'] + [
     f'--config.{key}={value}'
     for key, value in changed.items()
     if value != default[key]
   ]
+
+
+def _smoke(arm: str, loss: str = 'kd') -> settings.Settings:
+  return settings.make(arm, student='tiny', loss=loss, smoke=True)
 
 
 if __name__ == '__main__':

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
@@ -21,7 +20,9 @@ from tlkd_jax.models.network import make_eval_step
 from tlkd_jax.report import tables
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import as_user_errors, unknown_name
-from tlkd_jax.training import build, checkpoints
+from tlkd_jax.settings import from_config
+from tlkd_jax.training import checkpoints, inputs, networks
+from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.checkpoints import Description
 
 
@@ -54,7 +55,7 @@ def evaluate_run(
       raise unknown_name('suite', suite, [*suites.SUITES, 'all'])
     folders = _runs_in(pathlib.Path(workdir))
   names = list(suites.SUITES) if suite == 'all' else [suite]
-  datasets: dict[str, Dataset] = {}
+  datasets: dict[tuple, Dataset] = {}
   rows, lines = [], []
   for folder in folders:
     if len(folders) > 1:
@@ -84,41 +85,30 @@ def _runs_in(workdir: pathlib.Path) -> list[pathlib.Path]:
   found = [path.parent for path in workdir.rglob('config.json')]
   found = [path for path in found if (path / 'checkpoints').is_dir()]
   order = {'teacher': 0, 'tl': 1, 'kd': 2}
-  arms = {path: build.read_config(path)['arm'] for path in found}
+  arms = {path: workdirs.read(path)['arm'] for path in found}
   return sorted(found, key=lambda p: (order.get(arms[p], 3), p)) or [workdir]
 
 
 def _subject(
   folder: pathlib.Path,
   mesh: Mesh,
-  datasets: dict[str, Dataset],
+  datasets: dict[tuple, Dataset],
   ood_dataset: str | None,
   max_images: int | None,
 ) -> Subject:
   """Opens a run; data sets that are described alike are decoded once."""
   with as_user_errors():
     description = checkpoints.read_description(folder)
-    loaded = build.restore_model(str(folder), description)
-    config = ml_collections.ConfigDict(build.read_config(folder))
-    key = json.dumps(
-      [
-        build.image_size(config, 'student'),
-        build.image_size(config, 'teacher'),
-        config.dataset,
-        config.data.to_dict(),
-        *(config.seed, config.num_train_per_class, config.train_fraction),
-      ]
-    )
+    loaded = networks.restore(str(folder), description)
+    settings = from_config(workdirs.read(folder))
+    key = inputs.data_key(settings)
     if key not in datasets:
       datasets.clear()
-      datasets[key] = build.load_dataset(config)
+      datasets[key] = inputs.load_dataset(settings)
     dataset = datasets[key]
-    build.check_classes(str(folder), description, dataset.class_names)
-    sharding.check_batch_size(config.batch_size, mesh)
-  teacher = None
-  learned_too = (folder / 'peer').is_dir()
-  if config.arm == 'kd' and config.teacher.checkpoint and not learned_too:
-    teacher = pathlib.Path(config.teacher.checkpoint)
+    networks.check_classes(str(folder), description, dataset.class_names)
+    sharding.check_batch_size(settings.batch_size, mesh)
+  runs = networks.teacher_runs(settings)
   return Subject(
     workdir=folder,
     model=description.model,
@@ -127,9 +117,9 @@ def _subject(
     variables=sharding.replicate((loaded.params, loaded.model_state), mesh),
     eval_step=make_eval_step(loaded.network, mesh),
     dataset=dataset,
-    batch_size=config.batch_size,
+    batch_size=settings.batch_size,
     mesh=mesh,
-    teacher=teacher,
+    teacher=pathlib.Path(runs['teacher']) if runs else None,
     ood_dataset=ood_dataset,
     max_images=max_images or None,
   )
@@ -154,7 +144,7 @@ def predict_images(
     if output:
       _check_output(pathlib.Path(output))
     description = checkpoints.read_description(workdir)
-    loaded = build.restore_model(workdir, description)
+    loaded = networks.restore(workdir, description)
   eval_step = make_eval_step(loaded.network, mesh)
   variables = sharding.replicate((loaded.params, loaded.model_state), mesh)
   names = description.class_names

@@ -23,15 +23,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from tlkd_jax.losses import supervised
-from tlkd_jax.models.functional import Model, Tree
-from tlkd_jax.models.network import Network, last_layer
-from tlkd_jax.runtime import sharding
 from tests.oracle import objective as objectives
 from tests.oracle import optimizers
 from tests.oracle.objective import Objective
 from tests.oracle.state import TrainState
 from tests.oracle.transfer import Transfer, penalty
+from tlkd_jax.losses import supervised
+from tlkd_jax.models.functional import Model, Tree
+from tlkd_jax.models.network import Network, last_layer
+from tlkd_jax.runtime import sharding
 
 Array = jax.Array
 # What the backward pass computes again.

@@ -425,4 +425,3 @@ def test_it_can_fail():
   new = after(*arguments, Mode(norm_train=True))
   with pytest.raises(AssertionError):
     assert_same(old, new, False)
-

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 
 from tlkd_jax.data import Dataset, Split, pipeline
 from tlkd_jax.evaluation import evaluate
-from tlkd_jax.runtime import sharding
 from tlkd_jax.models.network import Network
+from tlkd_jax.runtime import sharding
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ from tlkd_jax.models.functional import Array, Model, Tree
 from tlkd_jax.models.layers.convolutions import lax_convolutions
 from tlkd_jax.models.weights import folding, pretrained, torch_files, twins
 from tlkd_jax.runtime.errors import UserError, as_user_errors
-from tlkd_jax.training import build, checkpoints
+from tlkd_jax.training import checkpoints, networks
 from tlkd_jax.training.checkpoints import Description
 
 # Largest difference of logits that a converted model may have, as a share of
@@ -51,7 +51,7 @@ class Student:
     model: as it was trained, or with folded norms.
     params: its parameters, numpy arrays.
     model_state: its BatchNorm statistics, numpy arrays.
-    description: of the run, see build.describe.
+    description: of the run, see networks.describe.
     folded: whether norms were folded.
   """
 
@@ -91,7 +91,7 @@ def load_student(
       f'{checkpoint} is the run of a teacher, and students are exported: give '
       'the workdir of a TL or TL+KD run'
     )
-  loaded = build.restore_model(str(checkpoint), description)
+  loaded = networks.restore(str(checkpoint), description)
   model = loaded.network.model
   params, state = jax.device_get((loaded.params, loaded.model_state))
   if fold_norm:

@@ -25,6 +25,7 @@ from tlkd_jax.models.network import DTYPES
 from tlkd_jax.runtime.errors import RunError
 from tlkd_jax.training.state import Learner, State
 
+
 @dataclasses.dataclass(frozen=True)
 class Description:
   """What a checkpoint says of its model; every version has written it whole.

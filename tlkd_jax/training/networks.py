@@ -39,8 +39,10 @@ def teacher_runs(settings: Settings) -> dict[str, str]:
   if settings.arm != 'kd' or settings.distillation.mutual:
     return {}
   more = settings.distillation.more_teachers
-  numbered = {f'teacher{n}': run for n, run in enumerate(more, 2)}
-  return {'teacher': settings.teacher.checkpoint, **numbered}
+  runs = {f'teacher{n}': run for n, run in enumerate(more, 2)}
+  if settings.teacher.checkpoint is None:
+    return runs
+  return {'teacher': settings.teacher.checkpoint, **runs}
 
 
 def guide_names(settings: Settings, learner: str) -> tuple[str, ...]:

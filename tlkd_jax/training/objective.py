@@ -147,7 +147,7 @@ def _value(
   index = None
   if term.positions is not None:
     index = jnp.asarray(term.positions)[batch['index']]
-  values = []
+  total = jnp.float32(0.0)
   for which, guide in enumerate(guides):
     place = str(which)
     value, new = losses.compute(
@@ -162,10 +162,10 @@ def _value(
       teacher_head=guide['head'],
       **_hyperparameters(term, step),
     )
-    values.append(value)
+    total = total + value
     if new:
       memory[term.name][place] = new
-  return sum(values) / len(values)
+  return total / len(guides)
 
 
 def _mean_guide(guides: list[Guide], term: Term, step: Array) -> Guide:

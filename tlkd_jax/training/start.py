@@ -77,7 +77,7 @@ def load(
   Raises:
     ValueError: the weights have no head.
   """
-  start = {'params': learner.params, 'model_state': learner.model_state}
+  start: Tree = {'params': learner.params, 'model_state': learner.model_state}
   if not has_source_head(terms):
     return start
   source = load_source(settings, learner)

@@ -1,11 +1,11 @@
 """A run's folder and its record of the settings.
 
-    config.json        every setting
-    summary.json       written when the run is finished
-    metrics.jsonl      the course of training, tensorboard/ beside it
-    predictions/       logits, labels, indices of validation and test
-    checkpoints/       latest: to resume; best: the run's own network
-    NAME/checkpoints/  best of another network that learned (a peer)
+config.json        every setting
+summary.json       written when the run is finished
+metrics.jsonl      the course of training, tensorboard/ beside it
+predictions/       logits, labels, indices of validation and test
+checkpoints/       latest: to resume; best: the run's own network
+NAME/checkpoints/  best of another network that learned (a peer)
 """
 
 import json
