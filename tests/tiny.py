@@ -9,8 +9,7 @@ import functools
 
 import jax
 
-from configs import base
-from tlkd_jax import models
+from tlkd_jax import models, settings
 from tlkd_jax.models.families import inverted
 from tlkd_jax.models.families.inverted import Design, Row
 
@@ -57,13 +56,23 @@ def registered():
   """The models are in MODELS, and jax.jit compiles fast, while this is open."""
   jit = jax.jit
   jax.jit = functools.partial(jit, compiler_options=COMPILER_OPTIONS)
+  try:
+    with named():
+      yield
+  finally:
+    jax.jit = jit
+
+
+@contextlib.contextmanager
+def named():
+  """The models are in MODELS while this is open, also inside another."""
+  added = SPECS.keys() - models.MODELS.keys()
   models.MODELS.update(SPECS)
   try:
     yield
   finally:
-    jax.jit = jit
-    for name in SPECS:
-      models.MODELS.pop(name, None)
+    for name in added:
+      del models.MODELS[name]
 
 
 def make_config(arm: str, cache_dir=None, loss: str = 'kd', **changes):
@@ -75,7 +84,8 @@ def make_config(arm: str, cache_dir=None, loss: str = 'kd', **changes):
     loss: as in the argument of a configuration file.
     **changes: keys to set, with '__' for the dot.
   """
-  config = base.get_base(f'smoke,student=tiny,loss={loss}', arm)
+  with named():
+    config = settings.config_of(arm, f'smoke,student=tiny,loss={loss}')
   flat = {
     'image_size': 16,
     'eval_every_steps': 3,
@@ -101,7 +111,9 @@ def make_config(arm: str, cache_dir=None, loss: str = 'kd', **changes):
 
 def arguments(arm: str, cache_dir, **changes) -> list[str]:
   """Command-line arguments of `make_config(arm, cache_dir, **changes)`."""
-  default = dict(_flatten(base.get_base('smoke,student=tiny', arm)))
+  with named():
+    given = settings.config_of(arm, 'smoke,student=tiny')
+  default = dict(_flatten(given))
   changed = _flatten(make_config(arm, cache_dir, **changes))
   return [f'--config=configs/{arm}.py:smoke,student=tiny'] + [
     f'--config.{key}={value}' for key, value in changed if value != default[key]
