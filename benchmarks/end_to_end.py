@@ -37,8 +37,7 @@ import jax
 import numpy as np
 
 from benchmarks import machine
-from configs import base
-from tlkd_jax import models
+from tlkd_jax import models, settings
 from tlkd_jax.runtime import allocator, sharding
 from tlkd_jax.training import build, checkpoints
 from tlkd_jax.training.metric_writers import read_rows
@@ -202,7 +201,7 @@ def prepare(root: pathlib.Path, arguments) -> tuple[dict, dict]:
   }
   teacher = ours('teacher', job, root / 'teacher')
   classes = tuple(sorted(p.name for p in (data / 'train').iterdir()))
-  config = base.get_base(f'student={STUDENT},teacher={TEACHER}', 'tl')
+  config = settings.config_of('tl', f'student={STUDENT},teacher={TEACHER}')
   student = build.load_model(config, 'student', classes)
   save_weights(
     root / 'student.npz',

@@ -62,8 +62,7 @@ def make_step(pair: Pair, mesh, batch_size: int):
   import jax
   import jax.numpy as jnp
 
-  from configs import base
-  from tlkd_jax import models
+  from tlkd_jax import models, settings
   from tlkd_jax.data import augment
   from tlkd_jax.models.network import Network
   from tlkd_jax.training import (
@@ -78,7 +77,7 @@ def make_step(pair: Pair, mesh, batch_size: int):
   )
 
   student, teacher, size, _, classes = pair
-  config = base.get_base(f'student={student},teacher={teacher}', 'kd')
+  config = settings.config_of('kd', f'student={student},teacher={teacher}')
   views = [
     Network(models.create_model(name, num_classes=classes), size, jnp.float32)
     for name in (student, teacher)

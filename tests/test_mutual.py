@@ -31,6 +31,7 @@ from tlkd_jax.models.weights.pretrained import flatten
 from tlkd_jax.report import page
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, UserError
+from tlkd_jax.settings import from_config
 from tlkd_jax.training import (
   build,
   objective,
@@ -421,9 +422,9 @@ def stateful(cache_dir, workdir):
   ],
 )
 def test_what_needs_a_teacher_that_stays_is_refused(changes, message):
-  arms.check_values(tiny.make_config('kd', **changes))
+  from_config(tiny.make_config('kd', **changes))
   with pytest.raises(ValueError, match=f'{message}.*') as error:
-    arms.check_values(tiny.make_config('kd', **MUTUAL, **changes))
+    from_config(tiny.make_config('kd', **MUTUAL, **changes))
   assert 'distillation.mutual' in str(error.value)
 
 

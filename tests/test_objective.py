@@ -9,7 +9,6 @@ import optax
 import pytest
 from scipy import special
 
-from configs import base
 from tests import tiny
 from tests.test_train_step import (
   crop,
@@ -18,7 +17,7 @@ from tests.test_train_step import (
   make_state,
   variables,
 )
-from tlkd_jax import losses
+from tlkd_jax import losses, settings
 from tlkd_jax.models.network import output_shapes
 from tlkd_jax.runtime import sharding
 from tlkd_jax.training import build, objective, optimizers
@@ -229,7 +228,7 @@ def test_schedules_by_hand(kind, expected):
 
 
 def test_configuration_of_a_sum():
-  config = base.get_base('loss=dkd+rkd,student=tiny', 'kd')
+  config = settings.config_of('kd', 'loss=dkd+rkd')
   config.update_from_flattened_dict(
     {
       'num_steps': 24,
@@ -248,9 +247,9 @@ def test_configuration_of_a_sum():
   np.testing.assert_allclose([rkd.weight(0), rkd.weight(12)], [0.25, 0.125])
   assert rkd.hyperparameters['angle_weight'] == 7.0
   with pytest.raises(ValueError, match="names 'rkd' twice"):
-    base.get_base('loss=rkd+dkd+rkd', 'kd')
+    settings.make('kd', loss='rkd+dkd+rkd')
   with pytest.raises(ValueError, match="'rkdd'.*rkd"):
-    base.get_base('loss=kd+rkdd', 'kd')
+    settings.make('kd', loss='kd+rkdd')
 
 
 def test_both_networks_and_the_labels_see_the_mixed_images():

@@ -9,10 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
 from tests import tiny
 from tests.fixtures import fill_rule
-from tlkd_jax import models
+from tlkd_jax import models, settings
 from tlkd_jax.models.weights import pretrained, torch_files, twins
 from tlkd_jax.models.weights.pretrained import flatten
 from tlkd_jax.training import build
@@ -34,7 +33,7 @@ def filled(name, num_classes=10):
 
 
 def load(name, weights, class_names=CLASSES, **student):
-  config = base.get_base('smoke', 'tl')
+  config = settings.config_of('tl', 'smoke')
   config.student.update({'name': name, 'weights': str(weights), **student})
   return build.load_model(config, 'student', class_names)
 
@@ -303,7 +302,7 @@ def test_a_missing_file():
   ],
 )
 def test_a_given_teacher_stays_in_a_smoke_run(arg, student, teacher):
-  config = base.get_base(arg, 'kd')
+  config = settings.config_of('kd', arg)
   assert (config.student.name, config.teacher.name) == (student, teacher)
 
 

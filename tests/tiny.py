@@ -9,11 +9,9 @@ import functools
 
 import jax
 
-from configs import base
-from tlkd_jax import models
+from tlkd_jax import models, settings
 from tlkd_jax.models.families import inverted
 from tlkd_jax.models.families.inverted import Design, Row
-from tlkd_jax.runtime import trees
 
 
 def _design(width: int) -> Design:
@@ -58,13 +56,23 @@ def registered():
   """The models are in MODELS, and jax.jit compiles fast, while this is open."""
   jit = jax.jit
   jax.jit = functools.partial(jit, compiler_options=COMPILER_OPTIONS)
+  try:
+    with named():
+      yield
+  finally:
+    jax.jit = jit
+
+
+@contextlib.contextmanager
+def named():
+  """The models are in MODELS while this is open, also inside another."""
+  added = SPECS.keys() - models.MODELS.keys()
   models.MODELS.update(SPECS)
   try:
     yield
   finally:
-    jax.jit = jit
-    for name in SPECS:
-      models.MODELS.pop(name, None)
+    for name in added:
+      del models.MODELS[name]
 
 
 def make_config(arm: str, cache_dir=None, loss: str = 'kd', **changes):
@@ -76,7 +84,8 @@ def make_config(arm: str, cache_dir=None, loss: str = 'kd', **changes):
     loss: as in the argument of a configuration file.
     **changes: keys to set, with '__' for the dot.
   """
-  config = base.get_base(f'smoke,student=tiny,loss={loss}', arm)
+  with named():
+    config = settings.config_of(arm, f'smoke,student=tiny,loss={loss}')
   flat = {
     'image_size': 16,
     'eval_every_steps': 3,
@@ -102,13 +111,21 @@ def make_config(arm: str, cache_dir=None, loss: str = 'kd', **changes):
 
 def arguments(arm: str, cache_dir, **changes) -> list[str]:
   """Command-line arguments of `make_config(arm, cache_dir, **changes)`."""
-  default = trees.flatten(base.get_base('smoke,student=tiny', arm).to_dict())
-  changed = trees.flatten(make_config(arm, cache_dir, **changes).to_dict())
+  with named():
+    given = settings.config_of(arm, 'smoke,student=tiny')
+  default = dict(_flatten(given))
+  changed = _flatten(make_config(arm, cache_dir, **changes))
   return [f'--config=configs/{arm}.py:smoke,student=tiny'] + [
-    f'--config.{key}={value}'
-    for key, value in changed.items()
-    if value != default[key]
+    f'--config.{key}={value}' for key, value in changed if value != default[key]
   ]
+
+
+def _flatten(config, prefix: str = ''):
+  for key, value in config.items():
+    if hasattr(value, 'items'):
+      yield from _flatten(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}', value
 
 
 if __name__ == '__main__':

@@ -9,34 +9,19 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
-from tlkd_jax import models, protocols
-from tlkd_jax.evaluation.metrics import METRICS
+from tlkd_jax import protocols, settings
 from tlkd_jax.report import tables
-from tlkd_jax.runtime.errors import UserError, as_user_errors, unknown_name
+from tlkd_jax.runtime.errors import UserError, as_user_errors
 from tlkd_jax.training import (
   build,
   checkpoints,
   mutual,
-  objective,
   starting_point,
-  targets,
   transfer,
 )
 from tlkd_jax.training.loop import fine_tune
-from tlkd_jax.training.step import REMAT
 
 ARMS = ('teacher', 'tl', 'kd', 'compare')
-_LEAST = {
-  'batch_size': 1,
-  'num_steps': 1,
-  'log_every_steps': 1,
-  'eval_every_steps': 1,
-  'keep_checkpoints': 1,
-  'image_size': 8,
-  'optimizer.accumulate_steps': 1,
-  'optimizer.learning_rate': 0.0,
-  'optimizer.warmup_fraction': 0.0,
-}
 
 
 def run(
@@ -54,8 +39,7 @@ def run(
   if config.arm not in ARMS:
     raise UserError(f'unknown arm {config.arm!r}; accepted: {", ".join(ARMS)}')
   with as_user_errors():
-    check_models(config)
-    check_values(config)
+    settings.from_config(config)
     plan = protocols.plan(config, workdir)
     for part in plan:
       build.check_workdir(part.workdir, part.config)
@@ -87,41 +71,6 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
       name = 'peer' if peer else protocols.label(key)
       rows.append((name, summary[role]))
   return '\n'.join([tables.closing_table(rows), *tables.remarks(summaries)])
-
-
-def check_models(config: Any) -> None:
-  """Fails on models that do not exist.
-
-  Raises:
-    ValueError: names the nearest ones.
-  """
-  names = [config[role].name for role in ('student', 'teacher')]
-  for name in (*names, *config.distillation.assistants):
-    models.create_model(name, num_classes=2)
-
-
-def check_values(config: Any) -> None:
-  """Fails on names and values before anything is decoded or trained.
-
-  Raises:
-    ValueError: an unknown name, or a value out of range.
-  """
-  loss = objective.make_objective(protocols.as_arm(config, 'kd'), None)
-  mutual.check(config)
-  targets.check(config, loss)
-  build.norm_train(config)
-  build.batch_chance(config)
-  build.make_mixing(config)
-  transfer.make_transfer(config)
-  if config.remat not in REMAT:
-    raise unknown_name('remat', config.remat, REMAT)
-  if config.best_metric not in METRICS:
-    raise unknown_name('best_metric', config.best_metric, METRICS)
-  for name, least in _LEAST.items():
-    section, _, key = name.rpartition('.')
-    value = (config[section] if section else config)[key]
-    if value < least:
-      raise ValueError(f'{name} is {value}; it must be at least {least}')
 
 
 def _check_loading(config: Any, plan: list, class_names: list[str]) -> None:

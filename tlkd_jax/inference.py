@@ -1,6 +1,7 @@
 """A finished run's model used without training: evaluate, predict."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 import sys
@@ -8,11 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from tlkd_jax import settings
 from tlkd_jax.data import Dataset, transforms
 from tlkd_jax.evaluation import suites
 from tlkd_jax.evaluation.predictions import softmax
@@ -99,13 +100,13 @@ def _subject(
   with as_user_errors():
     description = checkpoints.read_description(folder)
     loaded = build.restore_model(str(folder), description)
-    config = ml_collections.ConfigDict(build.read_config(folder))
+    config = settings.from_config(build.read_config(folder))
     key = json.dumps(
       [
         build.image_size(config, 'student'),
         build.image_size(config, 'teacher'),
         config.dataset,
-        config.data.to_dict(),
+        dataclasses.asdict(config.data),
         *(config.seed, config.num_train_per_class, config.train_fraction),
       ]
     )

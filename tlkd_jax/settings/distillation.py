@@ -60,8 +60,7 @@ class Distillation:
   soft_weight: float = key(1.0, 'Of the distillation loss.', number(0))
   schedule: str = key(
     'constant',
-    "Of soft_weight, from it to end_weight over the run: 'constant' | 'linear' "
-    "| 'cosine'.",
+    'Of soft_weight, from it to end_weight over the run.',
     one_of(SCHEDULES),
   )
   end_weight: float = key(0.0, 'At the end of the schedule.', number(0))
