@@ -6,8 +6,8 @@ import pathlib
 from typing import Any
 
 from tlkd_jax import arms, losses
-from tlkd_jax.models.weights.pretrained import flatten
 from tlkd_jax.runtime.errors import unknown_name
+from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.training import build
 
 KINDS = ('teacher', 'tl', 'kd')

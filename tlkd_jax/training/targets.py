@@ -34,8 +34,8 @@ from tlkd_jax.data import (
 )
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Network, output_shapes
-from tlkd_jax.models.weights.pretrained import flatten
 from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.training.objective import Objective
 from tlkd_jax.training.step import as_int32, guide
 from tlkd_jax.training.target_store import DTYPES, Layout, Store, Targets
