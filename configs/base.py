@@ -183,14 +183,14 @@ def _distillation(names: str) -> ml_collections.ConfigDict:
   distillation = ml_collections.ConfigDict()
   # loss = hard_weight * cross-entropy + soft_weight * distillation loss.
   distillation.hard_weight = 1.0
-  distillation.loss = loss  # A key of tlkd_jax.losses.DISTILLATION_LOSSES.
+  distillation.loss = loss  # A key of tlkd_jax.losses.LOSSES.
   distillation.soft_weight = 1.0  # Of the distillation loss.
   # Of soft_weight, from it to end_weight over the run: 'constant' | 'linear' |
   # 'cosine'.
   distillation.schedule = 'constant'
   distillation.end_weight = 0.0
   # Share of the run in which the weight rises linearly from 0.
-  distillation.warmup_fraction = losses.PUBLISHED_WARMUPS.get(loss, 0.0)
+  distillation.warmup_fraction = losses.find(loss).warmup
   distillation.temperature = 2.0  # Of `loss`, where it has one.
   # Of every loss with a temperature, from its own to end_temperature.
   distillation.temperature_schedule = 'constant'
@@ -214,7 +214,7 @@ def _distillation(names: str) -> ml_collections.ConfigDict:
   distillation.options = ml_collections.ConfigDict()
   if names != 'kd':
     distillation.options.update(losses.hyperparameters_of(loss))
-    distillation.soft_weight = losses.PUBLISHED_WEIGHTS.get(loss, 1.0)
+    distillation.soft_weight = losses.find(loss).weight
   # Further losses of the sum, `loss=NAME+NAME`: extra.NAME.weight, .schedule,
   # .end_weight, .warmup_fraction and .options, as above.
   distillation.extra = ml_collections.ConfigDict()
@@ -222,10 +222,10 @@ def _distillation(names: str) -> ml_collections.ConfigDict:
     if name == loss or name in distillation.extra:
       raise ValueError(f'loss={names} names {name!r} twice')
     distillation.extra[name] = {
-      'weight': losses.PUBLISHED_WEIGHTS.get(name, 1.0),
+      'weight': losses.find(name).weight,
       'schedule': 'constant',
       'end_weight': 0.0,
-      'warmup_fraction': losses.PUBLISHED_WARMUPS.get(name, 0.0),
+      'warmup_fraction': losses.find(name).warmup,
       'options': losses.hyperparameters_of(name),
     }
   return distillation

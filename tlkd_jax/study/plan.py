@@ -191,10 +191,9 @@ def apply_changes(config: Any, changes: dict[str, Any], where: str) -> None:
   loss = changes.get('distillation.loss', config.distillation.loss)
   if loss != config.distillation.loss:
     config.distillation.loss = loss
-    weight = losses.PUBLISHED_WEIGHTS.get(loss, 1.0)
-    config.distillation.soft_weight = weight
-    warmup = losses.PUBLISHED_WARMUPS.get(loss, 0.0)
-    config.distillation.warmup_fraction = warmup
+    published = losses.find(loss)
+    config.distillation.soft_weight = published.weight
+    config.distillation.warmup_fraction = published.warmup
     with config.unlocked():
       config.distillation.options = losses.hyperparameters_of(loss)
   known = list(flatten(config.to_dict()))
