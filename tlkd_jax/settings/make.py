@@ -39,7 +39,7 @@ def make(
     dataset: 'digits', 'folder:PATH' or a TFDS name.
     student: a key of models.MODELS.
     teacher: likewise; '' is efficientnet_lite2, or the student if `smoke`.
-    loss: a key of losses.DISTILLATION_LOSSES, which brings its published
+    loss: a key of losses.LOSSES, which brings its published
       weight, warm-up and hyper-parameters; 'NAME+NAME' is a sum.
     smoke: a few images and steps.
 
@@ -79,14 +79,14 @@ def loss_values(names: str) -> dict[str, Any]:
     if name == first or name in extra:
       raise ValueError(f'loss={names} names {name!r} twice')
     extra[name] = {
-      'weight': losses.PUBLISHED_WEIGHTS.get(name, 1.0),
-      'warmup_fraction': losses.PUBLISHED_WARMUPS.get(name, 0.0),
+      'weight': losses.find(name).weight,
+      'warmup_fraction': losses.find(name).warmup,
       'options': losses.hyperparameters_of(name),
     }
   return {
     'distillation.loss': first,
-    'distillation.soft_weight': losses.PUBLISHED_WEIGHTS.get(first, 1.0),
-    'distillation.warmup_fraction': losses.PUBLISHED_WARMUPS.get(first, 0.0),
+    'distillation.soft_weight': losses.find(first).weight,
+    'distillation.warmup_fraction': losses.find(first).warmup,
     'distillation.options': losses.hyperparameters_of(first),
     'distillation.extra': extra,
   }
