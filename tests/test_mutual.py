@@ -27,10 +27,10 @@ from tlkd_jax.models import create_model
 from tlkd_jax.models.families import inverted
 from tlkd_jax.models.families.inverted import Row
 from tlkd_jax.models.network import Network, make_eval_step
-from tlkd_jax.models.weights.pretrained import flatten
 from tlkd_jax.report import page
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, UserError
+from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import from_config
 from tlkd_jax.training import (
   build,

@@ -15,6 +15,7 @@ from tlkd_jax import arms
 from tlkd_jax.models import create_model
 from tlkd_jax.models.weights import pretrained, torch_files
 from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.training import (
   build,
   optimizers,
@@ -111,7 +112,7 @@ def test_terms_by_hand():
   metrics, _ = first_metrics()
   own, initial = outputs(1), outputs(2)
   student, _ = make_models()
-  flat = [pretrained.flatten(variables(student, seed)[0]) for seed in (1, 2)]
+  flat = [flatten(variables(student, seed)[0]) for seed in (1, 2)]
   parts = {True: 0.0, False: 0.0}
   for path, value in flat[0].items():
     in_head = path.startswith('head.')

@@ -13,7 +13,7 @@ from tests import tiny
 from tests.fixtures import fill_rule
 from tlkd_jax import models, settings
 from tlkd_jax.models.weights import pretrained, torch_files, twins
-from tlkd_jax.models.weights.pretrained import flatten
+from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.training import build
 
 CLASSES = ['a', 'b', 'c']

@@ -95,5 +95,7 @@ def test_mistakes_are_named():
   counts = bootstrap.resample_counts(5, 2, 0)
   with pytest.raises(ValueError, match='resamples, 120'):
     bootstrap.bootstrap_metrics(logits, labels, counts)
-  with pytest.raises(ValueError, match="no metric 'macro_f2'.*macro_f1"):
+  with pytest.raises(
+    ValueError, match="unknown metric 'macro_f2': did you mean .*macro_f1"
+  ):
     bootstrap.bootstrap_metrics(logits, labels, counts, ['macro_f2'])

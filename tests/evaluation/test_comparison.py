@@ -139,7 +139,7 @@ def test_per_class_deltas_and_most_changed():
 def test_mistakes_are_named():
   with pytest.raises(ValueError, match='same examples'):
     comparison.error_overlap(np.zeros((2, 3)), np.zeros((3, 3)), [0, 0])
-  with pytest.raises(ValueError, match='no metric'):
+  with pytest.raises(ValueError, match='unknown metric'):
     comparison.paired_bootstrap(
       np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 1]), names=['f1']
     )

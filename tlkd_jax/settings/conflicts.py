@@ -31,18 +31,18 @@ def of_losses(section: Distillation, augment: Augment) -> list[str]:
   """Losses that need labels or single images; means over several teachers."""
   lines = []
   for place, (name, _) in chosen_losses(section).items():
-    if name in losses.LABEL_LOSSES and augment.mixes:
+    if losses.find(name).needs_labels and augment.mixes:
       lines.append(
         f'{place} is {name!r}, which needs the one class of each image: not '
         f'with {_MIXING}'
       )
-    if name in losses.LABEL_LOSSES and section.unlabelled:
+    if losses.find(name).needs_labels and section.unlabelled:
       lines.append(
         f'{place} is {name!r}, which needs labels: not with '
         'distillation.unlabelled, which adds images without'
       )
     several = section.more_teachers and section.ensemble == 'probabilities'
-    if several and name not in losses.LOGIT_LOSSES:
+    if several and losses.find(name).reads != 'logits':
       lines.append(
         f"distillation.ensemble is 'probabilities', and {place} {name!r} reads "
         'more than logits, of which there is no mean over teachers; accepted: '
@@ -133,7 +133,7 @@ def of_targets(
       'every step, so that no stored target is theirs; accepted: online'
     )
   for place, (name, options) in chosen_losses(section).items():
-    if losses.compares_maps(name, options):
+    if losses.find(name).reads_of(options) == 'maps':
       lines.append(
         f"targets.mode is 'cached', and {place} {name!r} compares feature "
         'maps, which are not stored; accepted: online'

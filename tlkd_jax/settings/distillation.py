@@ -24,7 +24,6 @@ from tlkd_jax.settings.rules import (
 SCHEDULES = ('constant', 'linear', 'cosine')
 ENSEMBLES = ('losses', 'probabilities')
 
-_LOSSES = losses.DISTILLATION_LOSSES
 _FRACTION = number(0, 1)
 
 
@@ -55,7 +54,7 @@ class Distillation:
     number(0),
   )
   loss: str = key(
-    'kd', 'A key of tlkd_jax.losses.DISTILLATION_LOSSES.', one_of(_LOSSES)
+    'kd', 'A key of tlkd_jax.losses.LOSSES.', one_of(losses.LOSSES)
   )
   soft_weight: float = key(1.0, 'Of the distillation loss.', number(0))
   schedule: str = key(
@@ -136,8 +135,8 @@ class Distillation:
     extra = {}
     for name, loss in sorted(self.extra.items()):
       place = f'distillation.extra.{name}'
-      if name not in _LOSSES:
-        problems.append(problem(place, name, one_of(_LOSSES)))
+      if name not in losses.LOSSES:
+        problems.append(problem(place, name, one_of(losses.LOSSES)))
         continue
       if name == self.loss:
         problems.append(f'{place}: distillation.loss is {name!r} too')

@@ -39,7 +39,7 @@ def make(
     dataset: 'digits', 'folder:PATH' or a TFDS name.
     student: a key of models.MODELS.
     teacher: likewise; '' is efficientnet_lite2, or the student if `smoke`.
-    loss: a key of losses.DISTILLATION_LOSSES, which brings its published
+    loss: a key of losses.LOSSES, which brings its published
       weight, warm-up and hyper-parameters; 'NAME+NAME' is a sum.
     smoke: a few images and steps.
 
@@ -73,8 +73,8 @@ def loss_values(name: str) -> dict[str, Any]:
   return {
     'distillation.loss': name,
     'distillation.options': losses.hyperparameters_of(name),
-    'distillation.soft_weight': losses.PUBLISHED_WEIGHTS.get(name, 1.0),
-    'distillation.warmup_fraction': losses.PUBLISHED_WARMUPS.get(name, 0.0),
+    'distillation.soft_weight': losses.find(name).weight,
+    'distillation.warmup_fraction': losses.find(name).warmup,
   }
 
 

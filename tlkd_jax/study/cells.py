@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from tlkd_jax import data, protocols, settings
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, compute_metrics
-from tlkd_jax.models.weights.pretrained import flatten
 from tlkd_jax.runtime.atomic import replace_text
+from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.study import plan as plans
 from tlkd_jax.study.plan import Cell

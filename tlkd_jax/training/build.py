@@ -17,10 +17,11 @@ from tlkd_jax import data, models
 from tlkd_jax.data import augment, mixing, unlabelled
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.models.network import DTYPES, Loaded, Network, output_shapes
-from tlkd_jax.models.weights import loading, pretrained
+from tlkd_jax.models.weights import loading
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.errors import unknown_name
+from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.training import checkpoints
 from tlkd_jax.training.checkpoints import Description
 from tlkd_jax.training.objective import Objective, bridges, init_extras
@@ -218,9 +219,9 @@ def check_workdir(workdir: pathlib.Path, config: Any) -> None:
       lists the differing keys.
   """
   path = workdir / 'config.json'
-  new = pretrained.flatten(json.loads(config.to_json()))
+  new = flatten(json.loads(config.to_json()))
   if path.exists():
-    old = pretrained.flatten(read_config(workdir))
+    old = flatten(read_config(workdir))
     keys = sorted(
       k
       for k in old | new
