@@ -1,7 +1,6 @@
 """A finished run's model used without training: evaluate, predict."""
 
 import csv
-import dataclasses
 import json
 import pathlib
 import sys
@@ -101,15 +100,7 @@ def _subject(
     description = checkpoints.read_description(folder)
     loaded = build.restore_model(str(folder), description)
     config = settings.from_config(build.read_config(folder))
-    key = json.dumps(
-      [
-        build.image_size(config, 'student'),
-        build.image_size(config, 'teacher'),
-        config.dataset,
-        dataclasses.asdict(config.data),
-        *(config.seed, config.num_train_per_class, config.train_fraction),
-      ]
-    )
+    key = build.data_key(config)
     if key not in datasets:
       datasets.clear()
       datasets[key] = build.load_dataset(config)

@@ -1,13 +1,10 @@
 import math
-import pathlib
 
 import numpy as np
 import pytest
 
+from tests.evaluation.golden import ARRAYS
 from tlkd_jax.evaluation import bootstrap, metrics
-
-FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'evaluation'
-ARRAYS = dict(np.load(FIXTURES / 'metrics.npz'))
 
 
 @pytest.mark.parametrize(

@@ -249,15 +249,7 @@ class Loader:
 
   def __call__(self, config: Settings) -> data.Dataset:
     """The data of a run, see build.load_dataset."""
-    key = repr(
-      (
-        *(config.dataset, config.seed, config.num_train_per_class),
-        *(config.train_fraction, config.image_size, config.data),
-        config.teacher.image_size,
-        config.distillation.more_teachers,
-        config.distillation.unlabelled,
-      )
-    )
+    key = build.data_key(config)
     if self._dataset is None or key != self._key:
       # Not both at once in memory.
       self._dataset = None

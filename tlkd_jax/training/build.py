@@ -28,26 +28,40 @@ from tlkd_jax.training.objective import Objective, bridges, init_extras
 from tlkd_jax.training.step import Mixing
 
 
+def data_key(config: Any) -> str:
+  """Two configurations of one key have the same data, down to the pixel.
+
+  Raises:
+    FileNotFoundError, ValueError: a further teacher is not a finished run.
+  """
+  return json.dumps(_data_options(config))
+
+
 def load_dataset(config: Any) -> data.Dataset:
   """Decodes the data set of a configuration, large enough for all models."""
+  return data.load_splits(**_data_options(config))
+
+
+def _data_options(config: Any) -> dict[str, Any]:
+  """All that a configuration says of its data, as load_splits takes it."""
   more = [
     checkpoints.read_description(workdir).image_size
     for workdir in config.distillation.more_teachers
   ]
-  return data.load_splits(
-    config.dataset,
-    image_size=max(config.image_size, config.teacher.image_size, *more),
-    crop_fraction=config.data.crop,
-    interpolation=config.data.interpolation,
-    num_train_per_class=config.num_train_per_class or None,
-    train_fraction=config.train_fraction,
-    num_eval_per_class=config.data.num_eval_per_class or None,
-    seed=config.seed,
-    on_bad_image=config.data.on_bad_image,
-    memory_budget_bytes=config.data.memory_budget_mib * 2**20,
-    data_dir=config.data.data_dir,
-    cache_dir=config.data.cache_dir,
-  )
+  return {
+    'name': config.dataset,
+    'image_size': max(config.image_size, config.teacher.image_size, *more),
+    'crop_fraction': config.data.crop,
+    'interpolation': config.data.interpolation,
+    'num_train_per_class': config.num_train_per_class or None,
+    'train_fraction': config.train_fraction,
+    'num_eval_per_class': config.data.num_eval_per_class or None,
+    'seed': config.seed,
+    'on_bad_image': config.data.on_bad_image,
+    'memory_budget_bytes': config.data.memory_budget_mib * 2**20,
+    'data_dir': config.data.data_dir,
+    'cache_dir': config.data.cache_dir,
+  }
 
 
 def training_data(config: Any, dataset: data.Dataset) -> data.Dataset:
