@@ -106,13 +106,13 @@ def of_runs(count: int) -> dict[str, list[float]]:
 
 def _bookkeeping(count: int) -> float:
   from configs import study
+  from tlkd_jax import settings
   from tlkd_jax.study import cells, plan, workers
 
-  config = study.get_config()
-  with config.unlocked():
-    config.study.run_arms = ('tl', 'kd')
-  plans = plan.make_plan(config)
-  config.study.seeds = -(-count * config.study.seeds // len(plans))
+  config = settings.from_config(study.get_config())
+  config = settings.with_values(config, {'study.run_arms': ('tl', 'kd')})
+  seeds = -(-count * config.study.seeds // len(plan.make_plan(config)))
+  config = settings.with_values(config, {'study.seeds': seeds})
   start = time.perf_counter()
   plans = plan.make_plan(config)[:count]
   with tempfile.TemporaryDirectory() as folder:

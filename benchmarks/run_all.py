@@ -30,6 +30,7 @@ from typing import Any
 
 from benchmarks import machine, train_step
 from benchmarks.tables import TABLES, table
+from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.trees import flatten
 
 
@@ -197,9 +198,7 @@ def run_entry(command: str) -> dict[str, Any]:
 
 def store(path: pathlib.Path, results: dict) -> None:
   """Writes the file, whole or not at all."""
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(results, indent=1) + '\n')
-  temporary.replace(path)
+  replace_text(path, json.dumps(results, indent=1) + '\n')
 
 
 def load(path: pathlib.Path) -> dict:

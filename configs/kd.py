@@ -3,9 +3,9 @@
 python -m tlkd_jax.main --config configs/kd.py --workdir runs/kd
 """
 
-from configs import base
+from tlkd_jax import settings
 
 
 def get_config(arg: str | None = None):
-  """The kd configuration; `arg` as in configs/base.py."""
-  return base.get_base(arg, arm='kd')
+  """The kd configuration; `arg` as in settings.config_of."""
+  return settings.config_of('kd', arg)

@@ -6,12 +6,6 @@ otherwise; a loss brings its published weight, warm-up and hyper-parameters.
 
 from tlkd_jax import losses
 
-# Second names, and the two that compare a network with its own start.
-_OTHER_NAMES = frozenset(
-  ('dkd_binary', 'mlkd_cc_bc', 'function_matching_mixup', 'fitnet_hint')
-  + ('ofd_partial_l2', 'reviewkd_hcl', 'delta', 'l2sp', 'ce_label_smoothing')
-)
-
 _MIXUP = {'augment.mixup_alpha': 0.2}
 
 # Weights of the transfer terms were not tuned: L2-SP's and BSS's are their
@@ -66,8 +60,8 @@ BASELINES: dict[str, tuple] = {
 def arms() -> dict[str, tuple]:
   """Arm -> (kind, label, teachers, changes): baselines, then every loss."""
   found = dict(BASELINES)
-  for name in losses.DISTILLATION_LOSSES:
-    if name in _OTHER_NAMES:
+  for name, loss in losses.LOSSES.items():
+    if loss.same_as or loss.guide != 'teacher':
       continue
     changes: dict = {'distillation.loss': name}
     if name == 'function_matching':

@@ -9,12 +9,12 @@ may share one --workdir, by one command each.
 
 import pathlib
 
-import ml_collections
-
-from configs import base, common, methods
+from configs import methods
+from tlkd_jax import settings
+from tlkd_jax.runtime.trees import nest
 
 # Data set -> train sizes, arms (with their teachers), and what differs from
-# configs/base.py; chosen to be small enough for two cores.
+# tlkd_jax/settings; chosen to be small enough for two cores.
 # `--config.study.run_arms="()"` runs every arm.
 DATASETS: dict[str, dict] = {
   'digits': {
@@ -42,7 +42,7 @@ DATASETS: dict[str, dict] = {
   },
 }
 
-# Arm -> kind, label, teachers, and what differs from configs/base.py. All arms
+# Arm -> kind, label, teachers, and what differs from the defaults. All arms
 # have the same steps, batches, augmentation and number of trials.
 ARMS: dict[str, tuple] = {
   'teacher': ('teacher', 'teacher', ()),
@@ -100,6 +100,8 @@ ARMS: dict[str, tuple] = {
 HIGH_RESOLUTION = 5 / 3
 GRID_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 GRID_WEIGHTS = (0.5, 1.0, 2.0, 4.0)
+# The cell of the grid with the defaults of the configuration.
+_GRID_DEFAULT = 'kd_T2_w1'
 
 
 def get_config(arg: str | None = None):
@@ -110,7 +112,7 @@ def get_config(arg: str | None = None):
       order; GROUP is 'all', 'grid' or
       'methods' (configs/methods.py).
   """
-  options = common.parse_arg(
+  options = settings.parse_arg(
     arg,
     dataset='digits',
     arms='all',
@@ -119,13 +121,12 @@ def get_config(arg: str | None = None):
     smoke=False,
   )
   groups = {'all': ARMS, 'grid': _grid(), 'methods': methods.arms()}
-  if options['arms'] not in groups:
+  group = options.pop('arms')
+  if group not in groups:
     raise ValueError(
-      f'config argument arms={options["arms"]!r}; accepted: all, grid, methods'
+      f'config argument arms={group!r}; accepted: all, grid, methods'
     )
-  passed = ('dataset', 'student', 'teacher', 'smoke')
-  text = [f'{name}={options[name]}' for name in passed if options[name] != '']
-  config = base.get_base(','.join(text), arm='study')
+  config = settings.to_config_dict(settings.make('study', **options))
   # Smoothed labels are an arm of their own, the teacher-free rival.
   config.label_smoothing = 0.0
   name = dataset_name(options['dataset'])
@@ -135,7 +136,7 @@ def get_config(arg: str | None = None):
     changes = dict(DATASETS[name])
     config.study.sizes = changes.pop('sizes')
     chosen = changes.pop('run_arms')
-    if options['arms'] == 'all':
+    if group == 'all':
       config.study.run_arms = chosen
     config.update_from_flattened_dict(changes)
   with config.unlocked():
@@ -143,12 +144,14 @@ def get_config(arg: str | None = None):
       'sizes': (),
       'changes': {'dataset': options['dataset']},
     }
-    for arm, values in groups[options['arms']].items():
+    for arm, values in groups[group].items():
       config.study.arms[arm] = _arm(*values)
-    if options['arms'] == 'all':
+    if group == 'all':
       larger = 16 * round(config.image_size * HIGH_RESOLUTION / 16)
       changes = config.study.arms.teacher_high_res.changes
       changes.teacher = {'image_size': larger}
+  if group == 'grid':
+    config.study.treatment = _GRID_DEFAULT
   return config
 
 
@@ -177,16 +180,5 @@ def _arm(kind: str, label: str, teachers: tuple, changes: dict | None = None):
     'kind': kind,
     'label': label,
     'teachers': teachers,
-    'changes': _nested(changes or {}),
+    'changes': nest(changes or {}),
   }
-
-
-def _nested(flat: dict) -> ml_collections.ConfigDict:
-  nested = {}
-  for key, value in flat.items():
-    *sections, last = key.split('.')
-    place = nested
-    for section in sections:
-      place = place.setdefault(section, {})
-    place[last] = value
-  return ml_collections.ConfigDict(nested)

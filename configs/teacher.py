@@ -3,9 +3,9 @@
 python -m tlkd_jax.main --config configs/teacher.py --workdir runs/teacher
 """
 
-from configs import base
+from tlkd_jax import settings
 
 
 def get_config(arg: str | None = None):
-  """The teacher configuration; `arg` as in configs/base.py."""
-  return base.get_base(arg, arm='teacher')
+  """The teacher configuration; `arg` as in settings.config_of."""
+  return settings.config_of('teacher', arg)

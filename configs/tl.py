@@ -3,9 +3,9 @@
 python -m tlkd_jax.main --config configs/tl.py --workdir runs/tl
 """
 
-from configs import base
+from tlkd_jax import settings
 
 
 def get_config(arg: str | None = None):
-  """The tl configuration; `arg` as in configs/base.py."""
-  return base.get_base(arg, arm='tl')
+  """The tl configuration; `arg` as in settings.config_of."""
+  return settings.config_of('tl', arg)

@@ -1,22 +1,17 @@
-"""Every key once, commented; the argument of a config file."""
+"""The files of configs/ and their argument; the page of keys."""
 
+import dataclasses
 import pathlib
 import re
 
 import pytest
 
-from configs import (
-  base,
-  common,
-  compare,
-  document,
-  kd,
-  study,
-  teacher,
-  tl,
-)
+from configs import compare, kd, study, teacher, tl
+from tlkd_jax import settings
 from tlkd_jax.runtime.trees import flatten
-from tlkd_jax.training import build
+from tlkd_jax.settings import Settings, rules
+from tlkd_jax.settings.__main__ import make_text
+from tlkd_jax.training import workdir
 
 FILES = {'teacher': teacher, 'tl': tl, 'kd': kd, 'compare': compare}
 
@@ -34,7 +29,7 @@ FILES = {'teacher': teacher, 'tl': tl, 'kd': kd, 'compare': compare}
   ],
 )
 def test_parse_arg(arg, expected):
-  values = common.parse_arg(arg, name='a', count=1, rate=0.5, flag=False)
+  values = settings.parse_arg(arg, name='a', count=1, rate=0.5, flag=False)
   assert values == expected
   assert [type(v) for v in values.values()] == [str, int, float, bool]
 
@@ -54,7 +49,7 @@ def test_parse_arg(arg, expected):
 )
 def test_parse_arg_is_strict(arg, message):
   with pytest.raises(ValueError, match=re.escape(message)):
-    common.parse_arg(arg, name='a', count=1, flag=False)
+    settings.parse_arg(arg, name='a', count=1, flag=False)
 
 
 @pytest.mark.parametrize('arg', [None, 'smoke', 'student=resnet18,loss=dkd'])
@@ -97,9 +92,11 @@ def test_configuration_is_locked():
 
 
 def test_argument_sets_the_names():
-  config = kd.get_config('dataset=folder:/x,student=a,teacher=b,loss=dkd')
-  assert (config.dataset, config.student.name) == ('folder:/x', 'a')
-  assert (config.teacher.name, config.distillation.loss) == ('b', 'dkd')
+  config = kd.get_config(
+    'dataset=folder:/x,student=resnet18,teacher=resnet50,loss=dkd'
+  )
+  assert (config.dataset, config.student.name) == ('folder:/x', 'resnet18')
+  assert (config.teacher.name, config.distillation.loss) == ('resnet50', 'dkd')
   assert config.distillation.options.beta == 8.0
 
 
@@ -108,49 +105,96 @@ def test_smoke_keeps_the_teacher_that_was_asked_for():
   assert kd.get_config('smoke,teacher=resnet18').teacher.name == 'resnet18'
 
 
+def test_unknown_names_are_refused_by_the_file():
+  with pytest.raises(ValueError, match=r'^student.name is .*mean.* resnet18'):
+    kd.get_config('student=resnet19')
+  with pytest.raises(ValueError, match="distillation loss 'dkdd'.*dkd"):
+    kd.get_config('loss=dkdd')
+
+
+def without_meaning(kind, place='') -> list[str]:
+  """Keys of a section, and of those in it, that nobody explains."""
+  found = []
+  for field in dataclasses.fields(kind):
+    key = f'{place}{field.name}'
+    if 'section' in field.metadata:
+      found += without_meaning(field.metadata['section'], f'{key}.')
+    elif not re.fullmatch(r'\S.*\.', field.metadata.get('meaning', '')):
+      found.append(key)
+  return found
+
+
 def test_every_key_has_a_comment():
-  """On its line, or above a group of lines that it covers."""
-  lines = pathlib.Path(base.__file__).read_text().splitlines()
-  assigned = re.compile(
-    r'  (config|data|augment|optimizer|model|distillation|targets|study)'
-    r'(\.\w+)+ = '
-  )
-  bare, count = [], 0
-  for number, line in enumerate(lines):
-    section = 'ConfigDict()' in line or re.search(r'= _\w+\(', line)
-    in_smoke = any('def _smoke' in earlier for earlier in lines[:number])
-    if not assigned.match(line) or section or in_smoke:
-      continue
-    count += 1
-    above = next(
-      earlier
-      for earlier in reversed(lines[:number])
-      if not assigned.match(earlier)
-    )
-    if '#' not in line and '#' not in above:
-      bare.append(line.strip())
-  assert count > 40
-  assert not bare
+  assert not without_meaning(Settings)
+  inner = (settings.ExtraLoss, settings.StudyArm, settings.StudyDataset)
+  assert not [key for kind in inner for key in without_meaning(kind)]
+
+
+def test_a_key_without_a_comment_is_noticed():
+  @dataclasses.dataclass(frozen=True)
+  class Section:
+    said: int = rules.key(1, 'Of the section.', rules.whole())
+    unsaid: int = rules.key(1, '', rules.whole())
+    blank: int = rules.key(1, ' ', rules.whole())
+    bare: int = 1
+
+  @dataclasses.dataclass(frozen=True)
+  class Whole:
+    inner: Section = rules.section(Section)
+
+  assert without_meaning(Whole) == ['inner.unsaid', 'inner.blank', 'inner.bare']
+
+
+def undocumented(page: str, config) -> list[str]:
+  """Keys of a file that have no row, with their default, in the page."""
+  flat = flatten(config.to_dict())
+  keys = [k for k in flat if not k.startswith(('distillation.o', 'study.grid'))]
+  rows = {key: f'| `{key}` | `{flat[key]!r}` | ' for key in keys}
+  return [
+    key
+    for key, row in rows.items()
+    # The page has one section for both networks.
+    if row not in page and row.replace('`teacher.', '`student.') not in page
+  ]
+
+
+def test_the_page_has_every_key_of_every_file():
+  page = (pathlib.Path(__file__).parents[1] / 'docs/configs.md').read_text()
+  config = settings.config_of('study', None)
+  config.arm = 'kd'
+  assert not undocumented(page, config)
+  config = kd.get_config()
+  assert not undocumented(page, config)
+  lines = page.splitlines(keepends=True)
+  for key in ('seed', 'data.crop', 'student.head', 'teacher.image_size'):
+    shorter = ''.join(line for line in lines if f'| `{key}` |' not in line)
+    missing = {key, key.replace('student', 'teacher')}
+    assert set(undocumented(shorter, config)) == missing
 
 
 def test_the_page_of_keys_is_up_to_date():
-  page = pathlib.Path(base.__file__).parents[1] / 'docs' / 'configs.md'
-  text = document.make_text()
+  page = pathlib.Path(__file__).parents[1] / 'docs' / 'configs.md'
+  text = make_text()
   assert page.read_text() == text, (
-    'python -m configs.document > docs/configs.md'
+    'python -m tlkd_jax.settings > docs/configs.md'
   )
-  assert '| `augment.contrast` | `0.0` | The same, of the contrast. |' in text
+  assert (
+    '| `augment.contrast` | `0.0` | a number in [0, 1] | The same, of the '
+    'contrast. |' in text
+  )
 
 
 def test_teachers_named_by_another_path_are_the_same_run(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  config = kd.get_config()
-  config.teacher.checkpoint = 'first'
-  config.distillation.more_teachers = ('second', 'third')
-  build.write_config(tmp_path / 'run', config)
-  config.teacher.checkpoint = str(tmp_path / 'first')
-  config.distillation.more_teachers = (str(tmp_path / 'second'), './third')
-  build.check_workdir(tmp_path / 'run', config)
-  config.distillation.more_teachers = ('third', 'second')
+
+  def taught_by(first, *more):
+    return settings.with_values(
+      settings.make('kd'),
+      {'teacher.checkpoint': first, 'distillation.more_teachers': more},
+    )
+
+  workdir.write(tmp_path / 'run', taught_by('first', 'second', 'third'))
+  again = [str(tmp_path / name) for name in ('first', 'second')]
+  workdir.check(tmp_path / 'run', taught_by(*again, './third'))
   with pytest.raises(ValueError, match=r'distillation\.more_teachers'):
-    build.check_workdir(tmp_path / 'run', config)
+    workdir.check(tmp_path / 'run', taught_by('first', 'third', 'second'))

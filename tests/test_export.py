@@ -1,7 +1,10 @@
 """Students that leave the package: key names, formats, folded norms."""
 
+import dataclasses
 import json
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -9,8 +12,10 @@ import pytest
 from jax import export as jax_export
 
 from tests import tiny
-from tlkd_jax import models
-from tlkd_jax.export import __main__ as export
+from tlkd_jax import export, models
+from tlkd_jax.export import __main__ as command
+from tlkd_jax.export import formats, stablehlo, weights
+from tlkd_jax.export import student as students
 from tlkd_jax.models.weights import folding, pretrained, torch_files
 from tlkd_jax.runtime.errors import UserError
 from tlkd_jax.training import checkpoints
@@ -57,7 +62,7 @@ def describe(name, image_size=16, arm='kd'):
 def make_student(name, image_size=16):
   model = models.create_model(name, num_classes=len(CLASSES))
   variables = random_variables(model)
-  return export.Student(model, *variables, describe(name, image_size))
+  return students.Student(model, *variables, describe(name, image_size))
 
 
 def save_run(folder, name='tiny', image_size=16, arm='kd'):
@@ -105,7 +110,7 @@ class TestSafetensors:
     path = shared_dir / 'fixtures' / 'parity' / 'lite_to_timm_keys.json'
     table = json.loads(path.read_text())['lite0']
     student = make_student('efficientnet_lite0')
-    exported = export.state_dict(student)
+    exported = weights.state_dict(student)
     assert set(exported) == set(table.values())
     own = pretrained.to_torch(
       student.model, student.params, student.model_state
@@ -115,8 +120,8 @@ class TestSafetensors:
 
   def test_a_variant_that_timm_has_not_keeps_its_librarys_keys(self):
     student = make_student('mobilenet_v3_small')
-    assert 'features.0.0.weight' in export.state_dict(student)
-    config = export.configuration(student, 'safetensors')
+    assert 'features.0.0.weight' in weights.state_dict(student)
+    config = formats.configuration(student, 'safetensors')
     assert config['architecture'] == 'mobilenet_v3_small'
     assert config['library'] == 'torchvision'
 
@@ -124,7 +129,7 @@ class TestSafetensors:
 class TestConfiguration:
   def test_lite0(self):
     student = make_student('efficientnet_lite0', 64)
-    config = export.configuration(student, 'safetensors')
+    config = formats.configuration(student, 'safetensors')
     assert config == {
       'architecture': 'tf_efficientnet_lite0',
       'library': 'timm',
@@ -147,7 +152,7 @@ class TestConfiguration:
 
   def test_a_distilled_transformer_has_two_heads_and_any_size(self):
     student = make_student('deit_tiny_distilled_patch16_224', 64)
-    config = export.configuration(student, 'safetensors')
+    config = formats.configuration(student, 'safetensors')
     assert config['architecture'] == 'deit_tiny_distilled_patch16_224'
     assert config['model_args'] == {'dynamic_img_size': True}
     assert config['pretrained_cfg']['classifier'] == ['head', 'head_dist']
@@ -158,7 +163,7 @@ class TestConfiguration:
     [('onnx', ['batch', 3, 16, 16]), ('stablehlo', ['batch', 16, 16, 3])],
   )
   def test_other_formats_say_what_they_take(self, format, shape):
-    config = export.configuration(make_student('tiny'), format)
+    config = formats.configuration(make_student('tiny'), format)
     assert config['input']['shape'] == shape
     assert config['folded_norms'] is False
 
@@ -167,8 +172,8 @@ class TestStableHlo:
   @pytest.mark.parametrize('fold_norm', [False, True])
   def test_the_program_gives_the_students_logits(self, fold_norm, run):
     workdir, student = run
-    exported = export.to_stablehlo(
-      export.load_student(workdir, fold_norm=fold_norm)
+    exported = stablehlo.convert(
+      students.load_student(workdir, fold_norm=fold_norm)
     )
     assert set(exported.platforms) == {'cpu', 'cuda', 'tpu'}
     assert exported.in_avals[0].shape[1:] == (16, 16, 3)
@@ -195,7 +200,7 @@ class TestStableHlo:
 
     out = pathlib.Path('tiny.stablehlo')
     with pytest.raises(RuntimeError, match='is not written: a runtime differs'):
-      export._checked(student, wrong, out, 'a runtime')
+      students.checked(student, wrong, out, 'a runtime')
     assert [len(x) for x in images] == [1, 3]
 
 
@@ -234,7 +239,7 @@ class TestFolding:
     folded, params, model_state = folding.fold_norms(
       student.model, student.params, student.model_state
     )
-    images = export.sample_images(student, 2)
+    images = students.sample_images(student, 2)
 
     @jax.jit
     def both(images):
@@ -285,7 +290,10 @@ class TestMistakes:
   def test_a_missing_converter_names_the_command(
     self, run, tmp_path, monkeypatch
   ):
-    monkeypatch.setitem(export._NEEDS, 'onnx', ('jax2no_such', 'numpy'))
+    needy = dataclasses.replace(
+      formats.FORMATS['onnx'], needs=('jax2no_such', 'numpy')
+    )
+    monkeypatch.setitem(formats.FORMATS, 'onnx', needy)
     with pytest.raises(
       UserError, match='needs jax2no_such, .*requirements-export.txt'
     ):
@@ -294,9 +302,19 @@ class TestMistakes:
   def test_the_command_prints_one_line_and_exits_with_2(self, tmp_path, capsys):
     arguments = ['--checkpoint', str(tmp_path), '--format', 'safetensors']
     with pytest.raises(SystemExit) as stop:
-      export.main([*arguments, '--out', str(tmp_path / 'a.safetensors')])
+      command.main([*arguments, '--out', str(tmp_path / 'a.safetensors')])
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith('error: no checkpoint in')
+
+
+def test_the_door_imports_nothing_heavy():
+  code = (
+    'import sys; from tlkd_jax import export\n'
+    'assert callable(export.export_run)\n'
+    "assert not {'jax', 'numpy', 'orbax'} & set(sys.modules)"
+  )
+  root = pathlib.Path(__file__).resolve().parent.parent
+  subprocess.run([sys.executable, '-c', code], cwd=root, check=True)
 
 
 # --- With the other libraries ---
@@ -319,7 +337,7 @@ def test_onnxruntime_gives_the_students_logits(name, fold_norm, tmp_path):
   session = onnxruntime.InferenceSession(
     out.read_bytes(), providers=['CPUExecutionProvider']
   )
-  images = export.sample_images(student, 4)
+  images = students.sample_images(student, 4)
   (logits,) = session.run(
     ['logits'], {'images': images.transpose(0, 3, 1, 2).copy()}
   )
@@ -356,7 +374,7 @@ def test_timm_loads_the_student(name, image_size, tmp_path):
     checkpoint_path=str(out),
     **config.get('model_args', {}),
   )
-  images = export.sample_images(student, 2)
+  images = students.sample_images(student, 2)
   expected = np.asarray(jax.jit(student.logits)(images))
   assert_torch_agrees(torch, model, images, expected)
   # As a folder that timm and its hub read by itself.
@@ -382,7 +400,7 @@ def test_torchvision_loads_the_student(name, tmp_path):
     config['architecture'], num_classes=config['num_classes']
   )
   model.load_state_dict(torch_safetensors.load_file(out))
-  images = export.sample_images(student, 2)
+  images = students.sample_images(student, 2)
   expected = np.asarray(jax.jit(student.logits)(images))
   assert_torch_agrees(torch, model, images, expected)
 

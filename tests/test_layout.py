@@ -73,6 +73,17 @@ def test_nothing_imports_the_tests_or_benchmarks():
     assert 'from tests' not in text and 'from benchmarks' not in text
 
 
+def test_nothing_is_drawn_by_a_hash_that_differs_from_process_to_process():
+  """`hash` of a text is salted: pictures seeded by it were never the same."""
+  folders = ('tlkd_jax', 'configs', 'benchmarks', 'tests')
+  files = [path for name in folders for path in (ROOT / name).rglob('*.py')]
+  assert len(files) > 150
+  for path in files:
+    for node in ast.walk(ast.parse(path.read_text())):
+      called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+      assert not (called and node.func.id == 'hash'), f'{path}:{node.lineno}'
+
+
 def test_training_never_imports_tensorflow():
   code = (
     'import sys; import configs.kd; configs.kd.get_config()\n'

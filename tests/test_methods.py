@@ -10,12 +10,11 @@ from tlkd_jax.runtime import sharding
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
-# Second names of a loss, and the two that compare a network with its start.
-_OTHER = (
-  ('dkd_binary', 'mlkd_cc_bc', 'function_matching_mixup', 'fitnet_hint')
-  + ('ofd_partial_l2', 'reviewkd_hcl', 'delta', 'l2sp')
-)  # fmt: skip
-METHODS = [n for n in losses.DISTILLATION_LOSSES if n not in _OTHER]
+METHODS = [
+  name
+  for name, loss in losses.LOSSES.items()
+  if loss.same_as is None and loss.guide != 'start'
+]
 
 
 def rows(workdir, split='train'):

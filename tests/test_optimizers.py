@@ -7,6 +7,7 @@ import pytest
 
 from tests import tiny
 from tlkd_jax import models
+from tlkd_jax.runtime.trees import nest
 from tlkd_jax.training import optimizers
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
@@ -23,17 +24,6 @@ SHAPES = {
   'projector.stage1.kernel': (2, 2),
 }
 KERNELS = {name for name in SHAPES if name.endswith('kernel')}
-
-
-def nested(flat):
-  tree = {}
-  for path, value in flat.items():
-    *parents, name = path.split('.')
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[name] = value
-  return tree
 
 
 def flat(tree):
@@ -58,11 +48,11 @@ def train(steps: int = 4, schedule=lambda _: 0.1, **changes):
   options = tiny.make_config('tl', **keys).optimizer
   optimizer = optimizers.make_optimizer(model, schedule, options)
   update = jax.jit(optimizer.update)
-  params = nested(draw(0))
+  params = nest(draw(0))
   state = optimizer.init(jax.tree.map(jnp.asarray, params))
   history = [flat(params)]
   for step in range(steps):
-    updates, state = update(nested(draw(step + 1)), state, params)
+    updates, state = update(nest(draw(step + 1)), state, params)
     params = jax.tree.map(np.add, params, jax.device_get(updates))
     history.append(flat(params))
   return history

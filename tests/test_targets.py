@@ -12,7 +12,7 @@ import pytest
 
 from tests import tiny
 from tests.workdirs import arrays
-from tlkd_jax import arms, losses
+from tlkd_jax import arms
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, UserError
 from tlkd_jax.settings import with_values
@@ -27,6 +27,7 @@ from tlkd_jax.training import (
 )
 from tlkd_jax.training import run as run_parts
 from tlkd_jax.training.metric_writers import read_rows
+from tlkd_jax.training.objective import Objective, Term
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -167,6 +168,19 @@ def assert_same(left, right):
     for name in a:
       np.testing.assert_array_equal(a[name], b[name], err_msg=name)
   np.testing.assert_array_equal(losses_of(left), losses_of(right))
+
+
+def test_what_is_stored_is_what_the_losses_read():
+  def stored(*names, **hyperparameters):
+    terms = tuple(Term(name, float, hyperparameters) for name in names)
+    return targets.outputs_read(Objective(terms=terms))
+
+  assert stored('kd') == stored('kd', 'dkd') == ('logits',)
+  assert stored('rkd') == stored('kd', 'srrl') == ('logits', 'pre_logits')
+  for name in ('srrl', 'simkd'):
+    assert stored(name, stages=None) == ('logits', 'pre_logits')
+    with pytest.raises(ValueError, match=f"'{name}' compares feature maps"):
+      stored(name, stages=('stage2',))
 
 
 def test_float32_is_bitwise_online(start, online, folder, counts):
@@ -374,38 +388,3 @@ def test_mistakes(changes, expected, tmp_path):
   for text in expected:
     assert text in str(caught.value)
   assert not list(tmp_path.iterdir())
-
-
-def test_what_losses_read():
-  """A loss that is said to need no maps must run without."""
-  known = losses.DISTILLATION_LOSSES
-  free = {name for name in known if not losses.compares_maps(name, {})}
-  assert losses.LOGIT_LOSSES < free < set(known)
-  assert {'srrl', 'rkd', 'crd'} <= free and 'fitnet' not in free
-  assert losses.compares_maps('srrl', {'stages': 'stage2'})
-  rng = np.random.default_rng(0)
-  sides = [
-    {
-      'logits': rng.normal(size=(4, 3)).astype(np.float32),
-      'pre_logits': rng.normal(size=(4, 5)).astype(np.float32),
-    }
-    for _ in range(2)
-  ]
-  head = {'kernel': np.ones((5, 3), np.float32), 'bias': np.zeros(3)}
-  for name in sorted(free):
-    student, teacher = sides
-    if name in losses.LOGIT_LOSSES:
-      teacher = {'logits': teacher['logits']}
-    given = {'nce_k': 3, 'feat_dim': 2} if name == 'crd' else {}
-
-    def value(name=name, student=student, teacher=teacher, given=given):
-      extras = losses.init_extras(
-        name, jax.random.key(0), student, teacher, 8,
-        np.arange(8) % 3, **given,
-      )  # fmt: skip
-      return losses.compute(
-        name, student, teacher, np.arange(4) % 3, index=np.arange(4),
-        key=jax.random.key(0), teacher_head=head, **extras, **given,
-      )[0]  # fmt: skip
-
-    assert jax.eval_shape(value).shape == ()

@@ -1,4 +1,4 @@
-"""Weight files through build.load_model and the command line."""
+"""Weight files through networks.load and the command line."""
 
 import json
 import os
@@ -9,13 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
 from tests import tiny
 from tests.fixtures import fill_rule
-from tlkd_jax import models
+from tlkd_jax import models, settings
 from tlkd_jax.models.weights import pretrained, torch_files, twins
-from tlkd_jax.models.weights.pretrained import flatten
-from tlkd_jax.training import build
+from tlkd_jax.runtime.trees import flatten
+from tlkd_jax.training import networks
 
 CLASSES = ['a', 'b', 'c']
 
@@ -34,9 +33,12 @@ def filled(name, num_classes=10):
 
 
 def load(name, weights, class_names=CLASSES, **student):
-  config = base.get_base('smoke', 'tl')
-  config.student.update({'name': name, 'weights': str(weights), **student})
-  return build.load_model(config, 'student', class_names)
+  values = {'name': name, 'weights': str(weights), **student}
+  config = settings.with_values(
+    settings.make('tl', smoke=True),
+    {f'student.{key}': value for key, value in values.items()},
+  )
+  return networks.load(config, 'student', class_names)
 
 
 def write(path, state_dict):
@@ -303,7 +305,7 @@ def test_a_missing_file():
   ],
 )
 def test_a_given_teacher_stays_in_a_smoke_run(arg, student, teacher):
-  config = base.get_base(arg, 'kd')
+  config = settings.config_of('kd', arg)
   assert (config.student.name, config.teacher.name) == (student, teacher)
 
 

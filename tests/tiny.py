@@ -57,13 +57,23 @@ def registered():
   """The models are in MODELS, and jax.jit compiles fast, while this is open."""
   jit = jax.jit
   jax.jit = functools.partial(jit, compiler_options=COMPILER_OPTIONS)
+  try:
+    with named():
+      yield
+  finally:
+    jax.jit = jit
+
+
+@contextlib.contextmanager
+def named():
+  """The models are in MODELS while this is open, also inside another."""
+  added = SPECS.keys() - models.MODELS.keys()
   models.MODELS.update(SPECS)
   try:
     yield
   finally:
-    jax.jit = jit
-    for name in SPECS:
-      models.MODELS.pop(name, None)
+    for name in added:
+      del models.MODELS[name]
 
 
 def make_config(
@@ -96,7 +106,8 @@ def make_config(
   if cache_dir is not None:
     flat['data.cache_dir'] = str(cache_dir)
   flat |= {key.replace('__', '.'): value for key, value in changes.items()}
-  return settings.with_values(_smoke(arm, loss), flat)
+  with named():
+    return settings.with_values(_smoke(arm, loss), flat)
 
 
 def arguments(arm: str, cache_dir, **changes) -> list[str]:
@@ -113,7 +124,8 @@ def arguments(arm: str, cache_dir, **changes) -> list[str]:
 
 
 def _smoke(arm: str, loss: str = 'kd') -> settings.Settings:
-  return settings.make(arm, student='tiny', loss=loss, smoke=True)
+  with named():
+    return settings.make(arm, student='tiny', loss=loss, smoke=True)
 
 
 if __name__ == '__main__':

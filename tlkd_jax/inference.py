@@ -55,7 +55,7 @@ def evaluate_run(
       raise unknown_name('suite', suite, [*suites.SUITES, 'all'])
     folders = _runs_in(pathlib.Path(workdir))
   names = list(suites.SUITES) if suite == 'all' else [suite]
-  datasets: dict[tuple, Dataset] = {}
+  datasets: dict[str, Dataset] = {}
   rows, lines = [], []
   for folder in folders:
     if len(folders) > 1:
@@ -92,7 +92,7 @@ def _runs_in(workdir: pathlib.Path) -> list[pathlib.Path]:
 def _subject(
   folder: pathlib.Path,
   mesh: Mesh,
-  datasets: dict[tuple, Dataset],
+  datasets: dict[str, Dataset],
   ood_dataset: str | None,
   max_images: int | None,
 ) -> Subject:

@@ -1,13 +1,10 @@
 import math
-import pathlib
 
 import numpy as np
 import pytest
 
+from tests.evaluation.golden import ARRAYS
 from tlkd_jax.evaluation import bootstrap, metrics
-
-FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'evaluation'
-ARRAYS = dict(np.load(FIXTURES / 'metrics.npz'))
 
 
 @pytest.mark.parametrize(
@@ -95,5 +92,7 @@ def test_mistakes_are_named():
   counts = bootstrap.resample_counts(5, 2, 0)
   with pytest.raises(ValueError, match='resamples, 120'):
     bootstrap.bootstrap_metrics(logits, labels, counts)
-  with pytest.raises(ValueError, match="no metric 'macro_f2'.*macro_f1"):
+  with pytest.raises(
+    ValueError, match="unknown metric 'macro_f2': did you mean .*macro_f1"
+  ):
     bootstrap.bootstrap_metrics(logits, labels, counts, ['macro_f2'])

@@ -1,26 +1,9 @@
-import json
-import pathlib
-
 import numpy as np
 import pytest
 from scipy import optimize
 
+from tests.evaluation.golden import ARMS, ARRAYS, GOLDEN
 from tlkd_jax.evaluation import calibration, metrics, predictions, reliability
-
-FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'evaluation'
-GOLDEN = json.loads((FIXTURES / 'metrics.json').read_text())
-ARRAYS = dict(np.load(FIXTURES / 'metrics.npz'))
-ARMS = [
-  (name, arm)
-  for name in (
-    'overconf_n500_c10',
-    'imbal_n300_c3',
-    'chance_n1000_c100',
-    'edge_n40_c4',
-  )
-  for arm in ('tl', 'kd')
-  if arm in GOLDEN[name]
-]
 
 
 @pytest.mark.parametrize(('name', 'arm'), ARMS)

@@ -1,21 +1,11 @@
 import json
 import math
-import pathlib
 
 import numpy as np
 import pytest
 
+from tests.evaluation.golden import ARRAYS, GOLDEN, SETS
 from tlkd_jax.evaluation import comparison, metrics
-
-FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'evaluation'
-GOLDEN = json.loads((FIXTURES / 'metrics.json').read_text())
-ARRAYS = dict(np.load(FIXTURES / 'metrics.npz'))
-SETS = [
-  'overconf_n500_c10',
-  'imbal_n300_c3',
-  'chance_n1000_c100',
-  'edge_n40_c4',
-]
 
 
 def _runs(name):
@@ -139,7 +129,7 @@ def test_per_class_deltas_and_most_changed():
 def test_mistakes_are_named():
   with pytest.raises(ValueError, match='same examples'):
     comparison.error_overlap(np.zeros((2, 3)), np.zeros((3, 3)), [0, 0])
-  with pytest.raises(ValueError, match='no metric'):
+  with pytest.raises(ValueError, match='unknown metric'):
     comparison.paired_bootstrap(
       np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 1]), names=['f1']
     )

@@ -1,21 +1,11 @@
-import json
 import math
-import pathlib
 
 import numpy as np
 import pytest
 
+from tests.evaluation.golden import ARRAYS, GOLDEN, SETS
 from tlkd_jax.evaluation import fidelity
 
-FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'evaluation'
-GOLDEN = json.loads((FIXTURES / 'metrics.json').read_text())
-ARRAYS = dict(np.load(FIXTURES / 'metrics.npz'))
-SETS = [
-  'overconf_n500_c10',
-  'imbal_n300_c3',
-  'chance_n1000_c100',
-  'edge_n40_c4',
-]
 KEYS = {
   'ref/agreement_teacher_{}': 'agreement',
   'gnosis/agreement_teacher_{}': 'agreement',

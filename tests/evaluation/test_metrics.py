@@ -1,23 +1,11 @@
-import json
 import math
-import pathlib
 
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
+from tests.evaluation.golden import ARMS, ARRAYS, GOLDEN
 from tlkd_jax.evaluation import metrics, predictions, reliability, selective
-
-FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'evaluation'
-GOLDEN = json.loads((FIXTURES / 'metrics.json').read_text())
-ARRAYS = dict(np.load(FIXTURES / 'metrics.npz'))
-SETS = [
-  'overconf_n500_c10',
-  'imbal_n300_c3',
-  'chance_n1000_c100',
-  'edge_n40_c4',
-]
-ARMS = [(s, arm) for s in SETS for arm in ('tl', 'kd') if arm in GOLDEN[s]]
 
 # Fixture key -> (function of (logits, labels), absolute tolerance). Values of
 # torchmetrics, gnosis and netcal carry float32 rounding.

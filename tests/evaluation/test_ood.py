@@ -1,14 +1,10 @@
-import json
-import pathlib
-
 import numpy as np
 import pytest
 
+from tests.evaluation.golden import ARRAYS, GOLDEN
 from tlkd_jax.evaluation import ood
 
-FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'evaluation'
-GOLDEN = json.loads((FIXTURES / 'metrics.json').read_text())['ood']
-ARRAYS = dict(np.load(FIXTURES / 'metrics.npz'))
+OOD = GOLDEN['ood']
 SCORES = {
   'msp': 'msp',
   'maxlogit': 'max_logit',
@@ -25,12 +21,12 @@ VALUES = {
 
 def test_golden():
   got = ood.ood_metrics(ARRAYS['ood/in_logits'], ARRAYS['ood/out_logits'])
-  assert set(SCORES) == set(GOLDEN) and set(SCORES.values()) == set(got)
+  assert set(SCORES) == set(OOD) and set(SCORES.values()) == set(got)
   for golden_score, score in SCORES.items():
-    assert set(GOLDEN[golden_score]) == set(VALUES)
+    assert set(OOD[golden_score]) == set(VALUES)
     for key, value in VALUES.items():
       np.testing.assert_allclose(
-        got[score][value], GOLDEN[golden_score][key], rtol=1e-6
+        got[score][value], OOD[golden_score][key], rtol=1e-6
       )
 
 

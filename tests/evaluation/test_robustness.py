@@ -1,21 +1,18 @@
 """Corruption errors against golden ones, and the slope of a gap."""
 
-import json
-import pathlib
-
 import numpy as np
 import pytest
 
+from tests.evaluation.golden import GOLDEN
 from tlkd_jax.evaluation import degradation, robustness, statistics
 
-FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'evaluation'
-GOLDEN = json.loads((FIXTURES / 'metrics.json').read_text())['mce']
+MCE = GOLDEN['mce']
 
 
 def golden_errors():
-  accuracy = GOLDEN['acc[corruption][severity]']
+  accuracy = MCE['acc[corruption][severity]']
   errors = {name: 1 - np.array(row) for name, row in accuracy.items()}
-  reference = {n: np.full(5, e) for n, e in GOLDEN['alexnet_err'].items()}
+  reference = {n: np.full(5, e) for n, e in MCE['alexnet_err'].items()}
   return errors, reference
 
 
@@ -23,12 +20,12 @@ def test_mce_golden():
   errors, reference = golden_errors()
   found = robustness.corruption_errors(
     errors,
-    1 - GOLDEN['clean_acc'],
+    1 - MCE['clean_acc'],
     reference,
-    GOLDEN['alexnet_clean_err'],
+    MCE['alexnet_clean_err'],
     degradation.STANDARD,
   )
-  expected = GOLDEN['robustness_metrics/result']
+  expected = MCE['robustness_metrics/result']
   assert set(found['ce']) == set(errors) and found['ce_defined'] == 15
   for name in errors:
     for kind in ('ce', 'relative_ce'):

@@ -1,25 +1,15 @@
-import json
 import math
-import pathlib
 import warnings
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from tests.evaluation.golden import ARMS, ARRAYS, GOLDEN, SETS
 from tlkd_jax.evaluation import metrics, statistics
 
-FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'evaluation'
-GOLDEN = json.loads((FIXTURES / 'metrics.json').read_text())
-ARRAYS = dict(np.load(FIXTURES / 'metrics.npz'))
 SEEDS = GOLDEN['seeds']
 TL, KD = SEEDS['tl'], SEEDS['kd']
-SETS = [
-  'overconf_n500_c10',
-  'imbal_n300_c3',
-  'chance_n1000_c100',
-  'edge_n40_c4',
-]
 
 
 def _friedman(values):
@@ -92,10 +82,7 @@ def test_golden_per_example_tests(name):
   np.testing.assert_allclose(interval, golden[key], rtol=0, atol=5e-3)
 
 
-@pytest.mark.parametrize(
-  ('name', 'arm'),
-  [(s, arm) for s in SETS for arm in ('tl', 'kd') if arm in GOLDEN[s]],
-)
+@pytest.mark.parametrize(('name', 'arm'), ARMS)
 def test_golden_proportion_intervals(name, arm):
   labels = ARRAYS[f'{name}/labels']
   logits = ARRAYS[f'{name}/{arm}_logits']

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tlkd_jax.losses import DISTILLATION_LOSSES, MEMORY_LOSSES, boundaries
+from tlkd_jax.losses import LOSSES, boundaries
 
 BOTH = (0, 1)
 # file, variant, stages of the file to use, hyperparameters, factor
@@ -86,7 +86,7 @@ def test_golden(golden, name, variant, stages, hyperparameters, factor):
   teacher = data.outputs('teacher', stages)
 
   def loss_fn(student):
-    return DISTILLATION_LOSSES[name](student, teacher, None, **hyperparameters)
+    return LOSSES[name].function(student, teacher, None, **hyperparameters)
 
   data.check(
     loss_fn, data.outputs('student', stages), variant=variant, factor=factor
@@ -105,7 +105,7 @@ def test_golden_fitnet_convreg(golden):
   }
   teacher = data.outputs('teacher')
   data.check(
-    lambda student: DISTILLATION_LOSSES['fitnet_convreg'](
+    lambda student: LOSSES['fitnet_convreg'].function(
       student,
       teacher,
       None,
@@ -129,7 +129,7 @@ def test_golden_vid(golden, assert_gradient_close):
   teacher = data.outputs('teacher')
 
   def loss_fn(student, projector):
-    return DISTILLATION_LOSSES['vid'](
+    return LOSSES['vid'].function(
       student, teacher, None, projector=projector, eps=1e-5
     )
 
@@ -160,7 +160,7 @@ def test_golden_mgd(golden):
   }
   teacher = data.outputs('teacher')
   data.check(
-    lambda student: DISTILLATION_LOSSES['mgd'](
+    lambda student: LOSSES['mgd'].function(
       student,
       teacher,
       None,
@@ -178,7 +178,7 @@ def test_golden_ofd(golden, variant, factor):
   data = golden('ofd_partial_l2')
   teacher = data.outputs('teacher')
   data.check(
-    lambda student: DISTILLATION_LOSSES['ofd_partial_l2'](
+    lambda student: LOSSES['ofd_partial_l2'].function(
       student, teacher, None, margin=data['in_margin']
     ),
     data.outputs('student'),
@@ -196,7 +196,7 @@ def test_golden_ofd_margin(golden):
 def test_ofd_weighs_stages_and_estimates_margins():
   rng = np.random.default_rng(0)
   student, teacher = rng.normal(size=(2, 4, 3, 3, 5)).astype(np.float32)
-  loss_fn = jax.jit(DISTILLATION_LOSSES['ofd'])
+  loss_fn = jax.jit(LOSSES['ofd'].function)
   one = loss_fn(
     {'features': {'stage1': student}}, {'features': {'stage1': teacher}}, None
   )
@@ -221,7 +221,7 @@ def test_golden_srrl(golden, assert_gradient_close):
   teacher = data.outputs('teacher')
 
   def loss_fn(student, logits):
-    return DISTILLATION_LOSSES['srrl'](
+    return LOSSES['srrl'].function(
       student,
       teacher,
       None,
@@ -245,7 +245,7 @@ def test_golden_srd(golden):
 
   teacher = with_logits(data.outputs('teacher'))
   data.check(
-    lambda student: DISTILLATION_LOSSES['srd'](
+    lambda student: LOSSES['srd'].function(
       with_logits(student), teacher, None, exponent=4.0, temperature=4.0
     ),
     data.outputs('student'),
@@ -270,7 +270,7 @@ def test_golden_crd(golden, assert_gradient_close):
   outputs = data.outputs('student'), data.outputs('teacher')
 
   def loss_fn(student, projector, memory):
-    return MEMORY_LOSSES['crd'](
+    return LOSSES['crd'].function(
       student,
       outputs[1],
       None,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tlkd_jax.losses import DISTILLATION_LOSSES
+from tlkd_jax.losses import LOSSES
 from tlkd_jax.losses.supervised import cross_entropy, soft_cross_entropy
 
 # file, variant, hyperparameters, factor on the file's numbers. A factor of T^2
@@ -82,9 +82,7 @@ def test_golden(golden, name, variant, hyperparameters, factor):
   teacher = data.outputs('teacher')
 
   def loss_fn(student):
-    return DISTILLATION_LOSSES[name](
-      student, teacher, labels, **hyperparameters
-    )
+    return LOSSES[name].function(student, teacher, labels, **hyperparameters)
 
   data.check(loss_fn, data.outputs('student'), variant=variant, factor=factor)
 
@@ -104,7 +102,7 @@ def test_golden_mixes(golden, variant, hard_weight, soft_weight):
   teacher = data.outputs('teacher')
 
   def loss_fn(student):
-    soft = DISTILLATION_LOSSES['kd'](student, teacher, None, temperature=4.0)
+    soft = LOSSES['kd'].function(student, teacher, None, temperature=4.0)
     hard = cross_entropy(student['logits'], data['in_labels'])
     return hard_weight * hard + soft_weight * soft
 
@@ -118,7 +116,7 @@ def test_golden_function_matching(golden, assert_gradient_close):
 
   def loss_fn(kernel):
     student = {'logits': views @ kernel}
-    return DISTILLATION_LOSSES['function_matching_mixup'](
+    return LOSSES['function_matching_mixup'].function(
       student, teacher, None, t=data.hyperparameter('t')
     )
 
@@ -145,7 +143,7 @@ def test_zero_when_student_is_teacher(name):
   logits = jax.random.normal(jax.random.key(1), (8, 5)) * 4
   labels = jnp.arange(8) % 5
   outputs = {'logits': logits}
-  loss = jax.jit(DISTILLATION_LOSSES[name])(outputs, outputs, labels)
+  loss = jax.jit(LOSSES[name].function)(outputs, outputs, labels)
   np.testing.assert_allclose(loss, 0.0, atol=1e-6)
 
 
@@ -158,9 +156,9 @@ def test_gradient_vanishes_when_student_is_teacher(name):
 
   def loss_fn(student):
     outputs = {'logits': student}, {'logits': logits}
-    loss = DISTILLATION_LOSSES[name](*outputs, labels)
+    loss = LOSSES[name].function(*outputs, labels)
     if name == 'nkd':
-      loss -= DISTILLATION_LOSSES[name](*outputs, labels, gamma=0.0)
+      loss -= LOSSES[name].function(*outputs, labels, gamma=0.0)
     return loss
 
   gradient_fn = jax.jit(jax.grad(loss_fn))
@@ -178,7 +176,7 @@ def test_kd_tends_to_logit_matching():
   student, teacher = 3 * rng.normal(size=(2, 16, 10)).astype(np.float32)
 
   def loss_fn(z):
-    return DISTILLATION_LOSSES['kd'](
+    return LOSSES['kd'].function(
       {'logits': z}, {'logits': teacher}, None, temperature=1e5
     )
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tlkd_jax.losses import DISTILLATION_LOSSES, transfer
+from tlkd_jax.losses import LOSSES, transfer
 
 _bss = jax.jit(jax.value_and_grad(transfer.bss), static_argnames='k')
 
@@ -37,7 +37,7 @@ def test_l2_sp_golden(golden, assert_gradient_close):
   head = data.arrays['hp_head'].item()
 
   def loss_fn(params, **hyperparameters):
-    return DISTILLATION_LOSSES['l2sp'](
+    return LOSSES['l2sp'].function(
       {'params': params}, {'params': start}, None, head=head, **hyperparameters
     )
 
@@ -131,7 +131,7 @@ def test_delta_tllib(tllib, assert_gradient_close, attention):
   weights = {f'stage{i + 1}': arrays[f'delta/attention{i}'] for i in (0, 1)}
 
   def loss_fn(features):
-    return DISTILLATION_LOSSES['delta'](
+    return LOSSES['delta'].function(
       {'features': features},
       {'features': maps[0]},
       None,
@@ -149,7 +149,7 @@ def test_delta_attention_golden(golden):
   data = golden('delta')
   teacher = data.outputs('teacher')
   data.check(
-    lambda student: DISTILLATION_LOSSES['delta'](
+    lambda student: LOSSES['delta'].function(
       student, teacher, None, channel_attention=data['in_channel_attention']
     ),
     data.outputs('student'),
@@ -159,7 +159,7 @@ def test_delta_attention_golden(golden):
 
 def test_delta_rejects_another_architecture():
   with pytest.raises(ValueError, match='own pretrained state'):
-    DISTILLATION_LOSSES['delta'](
+    LOSSES['delta'].function(
       {'features': {'stage1': jnp.ones((2, 3, 3, 4))}},
       {'features': {'stage1': jnp.ones((2, 3, 3, 5))}},
       None,

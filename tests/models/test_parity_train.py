@@ -12,6 +12,7 @@ from tests.fixtures import fill_rule
 from tests.models import parity
 from tlkd_jax import models
 from tlkd_jax.models.weights import pretrained
+from tlkd_jax.runtime.trees import flatten
 
 FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures'
 
@@ -21,7 +22,7 @@ def torch_names(model, tree):
   table = pretrained.leaf_table(model)
   return {
     table[path][1].key: np.asarray(value)
-    for path, value in pretrained.flatten(tree).items()
+    for path, value in flatten(tree).items()
   }
 
 

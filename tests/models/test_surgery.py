@@ -4,6 +4,7 @@ import pytest
 
 from tlkd_jax import models
 from tlkd_jax.models.weights import pretrained, surgery
+from tlkd_jax.runtime.trees import flatten
 
 
 def random_state_dict(name, num_classes=1000):
@@ -118,10 +119,10 @@ class TestAdaptStateDict:
     state_dict = random_state_dict(name)
     model = models.create_model(name, in_channels=channels)
     adapted = surgery.adapt_state_dict(model, state_dict)
-    params = pretrained.flatten(pretrained.from_torch(model, adapted)[0])
+    params = flatten(pretrained.from_torch(model, adapted)[0])
     kernel = params[f'{model.spec.stem}.kernel']
     original = pretrained.from_torch(models.create_model(name), state_dict)[0]
-    original = pretrained.flatten(original)[f'{model.spec.stem}.kernel']
+    original = flatten(original)[f'{model.spec.stem}.kernel']
     expected = surgery.adapt_stem(original, channels)
     np.testing.assert_array_equal(kernel, expected)
 

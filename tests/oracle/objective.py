@@ -183,20 +183,20 @@ def _check_possible(config: Any, name: str) -> None:
   if (
     several
     and section.ensemble == 'probabilities'
-    and name not in losses.LOGIT_LOSSES
+    and losses.find(name).reads != 'logits'
   ):
     raise ValueError(
       f'distillation.loss {name!r} reads more than logits, of which there is '
       "no mean over teachers; distillation.ensemble='losses' averages losses"
     )
   mixed = config.augment.mixup_alpha > 0 or config.augment.cutmix_alpha > 0
-  if mixed and name in losses.LABEL_LOSSES:
+  if mixed and losses.find(name).needs_labels:
     raise ValueError(
       f'distillation.loss {name!r} needs the one class of each image, and '
       'augment.mixup_alpha or augment.cutmix_alpha mixes images; set both to 0 '
       'or choose another loss'
     )
-  if section.unlabelled and name in losses.LABEL_LOSSES:
+  if section.unlabelled and losses.find(name).needs_labels:
     raise ValueError(
       f'distillation.loss {name!r} needs labels, and distillation.unlabelled '
       'adds images without'
@@ -204,7 +204,7 @@ def _check_possible(config: Any, name: str) -> None:
 
 
 def _positions(name: str, dataset: data.Dataset | None) -> np.ndarray | None:
-  if dataset is None or name not in losses.MEMORIES:
+  if dataset is None or losses.find(name).memory is None:
     return None
   indices = dataset.splits['train'].indices
   positions = np.zeros(indices.max() + 1, np.int32)

@@ -305,7 +305,6 @@ def assert_same(old, new, mutual):
 
 
 MIXED = functools.partial(mixing.mix, mixup_alpha=0.4, cutmix_alpha=1.0)
-NONE = ('delta', 'l2sp')
 CASES = {
   'tl': {'arm': 'tl'},
   'tl, smoothing, average': {
@@ -385,8 +384,8 @@ CASES = {
   },
   **{
     name: {'loss': name}
-    for name in losses.DISTILLATION_LOSSES
-    if name not in NONE
+    for name, loss in losses.LOSSES.items()
+    if loss.guide != 'start'
   },
 }
 

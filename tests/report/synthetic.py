@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from configs import base
+from tlkd_jax import settings
 from tlkd_jax.evaluation import evaluate
 
 CLASSES = ('ant', 'bee', 'cat')
@@ -15,7 +15,7 @@ def write_run(
   folder, arm, seed=0, accuracy=0.6, per_class=10, teacher=None, **changes
 ):
   """A run whose share `accuracy` of the test images is right, exactly."""
-  config = base.get_base('smoke', arm)
+  config = settings.config_of(arm, 'smoke')
   config.update_from_flattened_dict(
     {'seed': seed, 'num_train_per_class': per_class}
     | {key.replace('__', '.'): value for key, value in changes.items()}

@@ -5,15 +5,14 @@ import pathlib
 import pytest
 
 from configs import study
+from tlkd_jax import settings
 from tlkd_jax.study import plan, workers
 
 
 def make(arg='smoke', **changes):
-  config = study.get_config(arg)
-  config.update_from_flattened_dict(
-    {key.replace('__', '.'): value for key, value in changes.items()}
-  )
-  return config
+  config = settings.from_config(study.get_config(arg))
+  flat = {key.replace('__', '.'): value for key, value in changes.items()}
+  return settings.with_values(config, flat)
 
 
 def config_of(config, cells, arm, folders=None):
@@ -46,9 +45,8 @@ def test_arms_of_a_seed_share_their_data_and_differ_in_their_arm():
   tl, kd = (config_of(config, cells, arm) for arm in ('tl', 'kd'))
   assert (tl.arm, kd.arm) == ('tl', 'kd')
   assert kd.teacher.checkpoint == 'x/teacher'
-  kd.arm = 'tl'
-  kd.teacher.checkpoint = None
-  assert tl.to_dict() == kd.to_dict()
+  same = {'arm': 'tl', 'teacher.checkpoint': None}
+  assert settings.with_values(kd, same) == tl
   smoothed = config_of(config, cells, 'tl_label_smoothing')
   assert smoothed.label_smoothing == 0.1 != tl.label_smoothing
 
@@ -99,40 +97,38 @@ def test_every_arm_has_the_same_trials():
 
 
 def test_another_loss_brings_its_published_settings():
-  config = make()
-  with config.unlocked():
-    config.study.arms.dkd = {
-      'kind': 'kd',
-      'label': 'DKD',
-      'teachers': ('teacher',),
-      'changes': {'distillation': {'loss': 'dkd'}},
-    }
+  dkd = {
+    'kind': 'kd',
+    'label': 'DKD',
+    'teachers': ('teacher',),
+    'changes': {'distillation': {'loss': 'dkd'}},
+  }
+  config = make(study__arms__dkd=dkd)
   own = config_of(config, plan.make_plan(config), 'dkd')
-  assert own.distillation.options.beta == 8.0
-  config.study.run_arms = ('dkd',)
+  assert own.distillation.options['beta'] == 8.0
+  config = settings.with_values(config, {'study.run_arms': ('dkd',)})
   plan.check(config, plan.make_plan(config))
 
 
 @pytest.mark.parametrize(
   ('section', 'message'),
   [
-    ({'teachers': ('tutor',)}, "unknown arm 'tutor'"),
-    ({'teachers': ()}, '"kd" needs at least one'),
-    ({'kind': 'kdd'}, "unknown study.arms.mine.kind 'kdd'"),
+    ({'teachers': ('tutor',)}, r"mine.teachers is \('tutor',\).*teacher"),
+    ({'teachers': ()}, r'mine.teachers is \(\).*at least one with "kd"'),
+    ({'kind': 'kdd'}, r"study.arms.mine.kind is 'kdd'; accepted: .*kd"),
     ({'teachers': ('mine',)}, 'mine -> mine is a circle'),
-    ({'changes': {'num_stepz': 3}}, "unknown key 'num_stepz'.*num_steps"),
+    ({'tutors': ('teacher',)}, "'study.arms.mine.tutors'.*teachers"),
+    ({'changes': {'num_stepz': 3}}, "mine: unknown .*'num_stepz'.*num_steps"),
     ({'changes': {'num_steps': 'x'}}, 'study.arms.mine: num_steps'),
-    ({'changes': {'num_steps': 0}}, 'num_steps is 0'),
+    ({'changes': {'num_steps': 0}}, 'study.arms.mine: num_steps is 0'),
+    ({'changes': {'ema_decay': 7}}, 'study.arms.mine: ema_decay is 7'),
     ({'changes': {'student': {'name': 'resnet19'}}}, 'resnet18'),
   ],
 )
 def test_a_wrong_arm_is_one_message_before_anything_runs(section, message):
-  config = make()
   arm = {'kind': 'kd', 'label': '', 'teachers': ('teacher',), 'changes': {}}
-  with config.unlocked():
-    config.study.arms.mine = arm | section
-    config.study.run_arms = ('mine',)
   with pytest.raises(ValueError, match=message):
+    config = make(study__arms__mine=arm | section, study__run_arms=('mine',))
     plan.check(config, plan.make_plan(config))
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from configs import study as study_config
 from tests import tiny
+from tlkd_jax import settings
 from tlkd_jax.runtime import sharding
 from tlkd_jax.study import cells, plan, results, workers
 
@@ -41,14 +42,15 @@ def make(cache_dir):
   """A study of the tiny models: changes -> configuration."""
 
   def make_config(**changes):
-    config = study_config.get_config('smoke,student=tiny')
-    flat = tiny.make_config('tl', cache_dir).to_dict()
-    config.update({k: v for k, v in flat.items() if k != 'arm'})
-    changes = CHANGES | changes
-    config.update_from_flattened_dict(
-      {key.replace('__', '.'): value for key, value in changes.items()}
-    )
-    return config
+    with tiny.named():
+      config = study_config.get_config('smoke,student=tiny')
+      flat = tiny.make_config('tl', cache_dir).to_dict()
+      config.update({k: v for k, v in flat.items() if k != 'arm'})
+      changes = CHANGES | changes
+      config.update_from_flattened_dict(
+        {key.replace('__', '.'): value for key, value in changes.items()}
+      )
+      return settings.from_config(config)
 
   return make_config
 
@@ -144,10 +146,11 @@ def test_another_configuration_is_refused(finished, make):
   config = make(study__sizes=(2,), num_steps=7)
   cell = plan.make_plan(config)[0]
   message = r'another configuration:\n  num_steps: 6 there, 7 now'
-  with pytest.raises(ValueError, match=message):
-    cells.configure(config, cell, plan.make_plan(config), root)
   moved = make(study__sizes=(2,), data__cache_dir='elsewhere')
-  cells.configure(moved, cell, plan.make_plan(moved), root)
+  with tiny.named():
+    with pytest.raises(ValueError, match=message):
+      cells.configure(config, cell, plan.make_plan(config), root)
+    cells.configure(moved, cell, plan.make_plan(moved), root)
 
 
 def test_trials_are_chosen_on_validation_and_the_others_hide_their_test(
@@ -253,5 +256,6 @@ def test_side_by_side_is_one_after_the_other(
   for process in started:
     finish(process)
   # Two that end at once may each miss the other's last row.
-  results.write(tmp_path, study_config.get_config('smoke'))
+  config = settings.from_config(study_config.get_config('smoke'))
+  results.write(tmp_path, config)
   assert rows(tmp_path) == unbroken

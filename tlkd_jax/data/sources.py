@@ -8,7 +8,6 @@ without TensorFlow.
 
 import contextlib
 import dataclasses
-import difflib
 import hashlib
 import io
 import os
@@ -24,6 +23,7 @@ from absl import logging
 
 from tlkd_jax.data import subsets
 from tlkd_jax.data.builders import digits, folder
+from tlkd_jax.runtime.errors import nearest
 
 # Sets whose meaning a left-right flip destroys.
 _NOT_FLIPPABLE = frozenset(
@@ -222,7 +222,7 @@ def check_tfds_name(name: str) -> None:
   known = tfds.list_builders(with_community_datasets=False)
   kind = name.partition('/')[0].partition(':')[0]
   if kind not in known or not _TFDS_NAME.fullmatch(name):
-    near = difflib.get_close_matches(kind, {*DATASETS, *known}, n=3)
+    near = nearest(kind, {*DATASETS, *known})
     hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
     raise ValueError(
       f'unknown data set {name!r}.{hint} Accepted: digits, folder:PATH or '

@@ -16,13 +16,7 @@ MIN_DISCORDANT = 25
 
 
 def _check_runs(x_logits, y_logits, labels):
-  x = predictions.check_logits(x_logits, 'x_logits')
-  y = predictions.check_logits(y_logits, 'y_logits')
-  if x.shape != y.shape:
-    raise ValueError(
-      'x_logits and y_logits must hold the same examples and classes, got '
-      f'{x.shape} and {y.shape}'
-    )
+  x, y = predictions.check_pair(x_logits, y_logits, ('x_logits', 'y_logits'))
   return x, y, predictions.check_labels(labels, *x.shape)
 
 

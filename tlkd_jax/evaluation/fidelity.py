@@ -10,14 +10,8 @@ from tlkd_jax.evaluation import predictions
 
 
 def _check_pair(student_logits, teacher_logits):
-  student = predictions.check_logits(student_logits, 'student_logits')
-  teacher = predictions.check_logits(teacher_logits, 'teacher_logits')
-  if student.shape != teacher.shape:
-    raise ValueError(
-      'student_logits and teacher_logits must have one shape (same examples, '
-      f'same classes), got {student.shape} and {teacher.shape}'
-    )
-  return student, teacher
+  names = 'student_logits', 'teacher_logits'
+  return predictions.check_pair(student_logits, teacher_logits, names)
 
 
 def _predictions(student_logits, teacher_logits):

@@ -14,13 +14,12 @@ work too, by recomputing it for each replicate, until `bootstrap` gets a
 vectorised version.
 """
 
-import difflib
-
 import numpy as np
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from tlkd_jax.evaluation import predictions, reliability, selective
+from tlkd_jax.runtime.errors import unknown_name
 
 
 def confusion_matrix(logits, labels) -> np.ndarray:
@@ -309,10 +308,9 @@ NO_BETTER_SIDE = frozenset(
 
 def check_name(name: str) -> str:
   """Returns name if it is a key of METRICS, else raises ValueError."""
-  if name in METRICS:
-    return name
-  near = difflib.get_close_matches(name, METRICS, n=3) or sorted(METRICS)
-  raise ValueError(f'no metric {name!r}; perhaps one of {", ".join(near)}')
+  if name not in METRICS:
+    raise unknown_name('metric', name, METRICS)
+  return name
 
 
 def compute_metrics(logits, labels) -> dict[str, float]:

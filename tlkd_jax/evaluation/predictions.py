@@ -72,6 +72,28 @@ def check_split(logits, labels) -> tuple[np.ndarray, np.ndarray]:
   return logits, check_labels(labels, *logits.shape)
 
 
+def check_pair(
+  x_logits, y_logits, names: tuple[str, str]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the logits of two models on the same examples as float64 [N, K].
+
+  Args:
+    x_logits: [N, K].
+    y_logits: [N, K].
+    names: how error messages call the two.
+
+  Raises:
+    ValueError: as check_logits, or if the shapes differ.
+  """
+  x, y = map(check_logits, (x_logits, y_logits), names)
+  if x.shape != y.shape:
+    raise ValueError(
+      f'{names[0]} and {names[1]} must have one shape (same examples, same '
+      f'classes), got {x.shape} and {y.shape}'
+    )
+  return x, y
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
   """Softmax over the last axis in float64."""
   return special.softmax(np.asarray(logits).astype(np.float64), axis=-1)

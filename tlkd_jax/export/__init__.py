@@ -1,0 +1,42 @@
+"""Takes a fine-tuned student out of the package; see docs/export.md."""
+
+import os
+import pathlib
+
+from tlkd_jax.runtime.errors import as_user_errors
+
+
+def export_run(
+  checkpoint: str | os.PathLike,
+  format: str,
+  out: str | os.PathLike,
+  *,
+  fold_norm: bool = False,
+) -> str:
+  """Writes a run's student to `out` and its configuration to `out`.json.
+
+  Args:
+    checkpoint: workdir of a TL or TL+KD run.
+    format: 'safetensors' (timm's key names where timm has the network, else
+      those of the variant's own library), 'onnx' (images NCHW) or 'stablehlo'
+      (jax.export, images NHWC).
+    out: the file; its suffix must be the format's name.
+    fold_norm: fold every BatchNorm into the convolution before it.
+
+  Returns:
+    What was written and how it compares with the student, for the user.
+
+  Raises:
+    UserError: an unknown format, a wrong suffix, folded norms as safetensors,
+      no student there, or a converter that is not installed.
+    RuntimeError: the written model does not give the student's logits; the
+      file is not there.
+  """
+  # Here and not above: whoever imports the package need not wait for JAX.
+  from tlkd_jax.export import formats, student
+
+  out = pathlib.Path(out)
+  with as_user_errors():
+    formats.check(format, out, fold_norm)
+    loaded = student.load_student(checkpoint, fold_norm=fold_norm)
+  return formats.write(loaded, format, out)

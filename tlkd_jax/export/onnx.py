@@ -4,8 +4,13 @@ import contextlib
 import logging
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+
+from tlkd_jax.export.student import Student, checked
+from tlkd_jax.models.layers.convolutions import lax_convolutions
+from tlkd_jax.runtime.atomic import replacing
 
 INPUT = 'images'
 OUTPUT = 'logits'
@@ -63,3 +68,27 @@ def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     return session.run([OUTPUT], {INPUT: nchw})[0]
 
   return run
+
+
+def write(student: Student, out: pathlib.Path) -> str:
+  """Writes the model and runs it; returns what to tell the user.
+
+  Raises:
+    RuntimeError: it does not give the student's logits.
+  """
+  with replacing(out) as unfinished:
+    with lax_convolutions():
+      content = convert(student.logits, student.image_size)
+    unfinished.write_bytes(content)
+    return checked(student, load(unfinished), out, 'onnxruntime')
+
+
+def takes(image_size: int) -> dict[str, Any]:
+  """What the model takes, for the JSON beside it."""
+  return {
+    'name': INPUT,
+    'dtype': 'float32',
+    'layout': 'NCHW',
+    'shape': ['batch', 3, image_size, image_size],
+    'values': '(pixel / 255 - mean) / std',
+  }

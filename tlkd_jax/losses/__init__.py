@@ -1,22 +1,15 @@
 """Distillation and transfer losses: pure functions of model outputs.
 
-Signature: `DISTILLATION_LOSSES[name](student_outputs, teacher_outputs, labels,
+Signature: `LOSSES[name].function(student_outputs, teacher_outputs, labels,
 **hyperparameters) -> scalar float32`, the mean over the (global) batch.
 Outputs are `{'logits': [B, K], 'pre_logits': [B, D], 'features': {'stage1':
-[B, h, w, c], ...}}` of any floating precision; computation is in float32, the
+[B, h, w, C], ...}}` of any floating precision; computation is in float32, the
 teacher gets no gradient, labels are int32 [B] (unused by most). Names are
 those of the golden fixtures, with short names beside them.
 
-What a loss needs beyond the outputs, it is given:
-
-- learnable parts: `PROJECTORS[name](key, student_shapes, teacher_shapes,
-  **hyperparameters)` makes a pytree that is trained with the student and
-  passed as `projector`;
-- state: `MEMORIES[name](key, num_examples, labels_of_all_examples,
-  **hyperparameters)` makes a pytree that the training state carries, and
-  `MEMORY_LOSSES[name]` is the loss that returns (loss, new memory);
-- a random mask (`key`), or the frozen linear head of the teacher
-  (`teacher_head`).
+What a loss needs beyond the outputs, its record says and it is given:
+learnable parts (`projector`), a state (`memory`), a random mask (`key`), or
+the frozen linear head of the teacher (`teacher_head`).
 
 A training step needs to know none of this. It calls
 
@@ -30,9 +23,10 @@ A training step needs to know none of this. It calls
 where `projector` and `memory` are empty dicts for the losses without them.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -49,129 +43,165 @@ from tlkd_jax.losses import (
 )
 from tlkd_jax.runtime.errors import unknown_name
 
-DISTILLATION_LOSSES: dict[str, Callable[..., jax.Array]] = {
-  'kd': logits.kd,
-  'kd_logit_std': logits.kd_logit_std,
-  'dkd': logits.dkd,
-  'dkd_binary': logits.dkd,
-  'dkd_logit_std': logits.dkd_logit_std,
-  'dist': logits.dist,
-  'nkd': logits.nkd,
-  'wsld': logits.wsld,
-  'logit_mse': logits.logit_mse,
-  'mlkd': logits.mlkd,
-  'mlkd_cc_bc': logits.mlkd,
-  'function_matching': logits.function_matching,
-  'function_matching_mixup': logits.function_matching,
-  'ce_label_smoothing': logits.ce_label_smoothing,
-  'bv_distances': logits.bv_distances,
-  'fitnet': features.fitnet_hint,
-  'fitnet_hint': features.fitnet_hint,
-  'fitnet_convreg': features.fitnet_convreg,
-  'at': features.at,
-  'ft': features.ft,
-  'vid': features.vid,
-  'mgd': features.mgd,
-  'srrl': features.srrl,
-  'simkd': features.simkd,
-  'srd': features.srd,
-  'sp': relations.sp,
-  'ickd': relations.ickd,
-  'nst': relations.nst,
-  'fsp': relations.fsp,
-  'rkd': relations.rkd,
-  'pkt': relations.pkt,
-  'cc': relations.cc,
-  'crd': contrastive.crd,
-  'ab': boundaries.ab,
-  'ofd': boundaries.ofd,
-  'ofd_partial_l2': boundaries.ofd,
-  'reviewkd': review.reviewkd,
-  'reviewkd_hcl': review.reviewkd,
-  'delta': transfer.delta,
-  'l2sp': transfer.l2sp,
+Reads = Literal['logits', 'embedding', 'maps', 'params']
+Guide = Literal['teacher', 'start', 'labels']
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """A loss, and all that the rest of the package has to know of it.
+
+  Attributes:
+    function: (student_outputs, teacher_outputs, labels, **hyperparameters) ->
+      scalar float32; with a memory -> (scalar, new memory).
+    reads: what of both networks' outputs it needs, one of Reads: 'logits'
+      alone; 'embedding', `pre_logits` (and logits), unless its `stages` name
+      maps; 'maps', `features` (and any other); 'params', parameters too.
+    projector: (key, student_shapes, teacher_shapes, **hyperparameters) ->
+      pytree that is trained with the student and passed as `projector`; None
+      without one.
+    memory: (key, num_examples, labels_of_all_examples, **hyperparameters) ->
+      pytree that the training state carries and that is passed as `memory`;
+      None without one.
+    needs_labels: whether it needs to know the one class, or the identity, of
+      each image: not for mixed images, nor for unlabelled ones.
+    guide: what the student is compared with, one of Guide: a 'teacher'; its
+      own 'start'; nothing but the 'labels'.
+    weight: published weight beside a cross-entropy of weight one. Sources are
+      in docs/methods.md.
+    warmup: published share of the training in which the weight rises from 0.
+    same_as: the loss of which this is another name.
+  """
+
+  function: Callable[..., Any]
+  reads: Reads
+  projector: Callable[..., dict] | None = None
+  memory: Callable[..., dict] | None = None
+  needs_labels: bool = False
+  guide: Guide = 'teacher'
+  weight: float = 1.0
+  warmup: float = 0.0
+  same_as: str | None = None
+
+  def reads_of(self, hyperparameters: Mapping) -> Reads:
+    """What it reads with these hyper-parameters."""
+    if self.reads == 'embedding' and hyperparameters.get('stages') is not None:
+      return 'maps'
+    return self.reads
+
+
+# 20 of 240 epochs in mdistiller.
+_RAMP = 20 / 240
+
+LOSSES: dict[str, Loss] = {
+  'kd': Loss(logits.kd, reads='logits'),
+  'kd_logit_std': Loss(logits.kd_logit_std, reads='logits', weight=9.0),
+  'dkd': Loss(logits.dkd, reads='logits', needs_labels=True, warmup=_RAMP),
+  'dkd_logit_std': Loss(
+    logits.dkd_logit_std, reads='logits', needs_labels=True, warmup=_RAMP
+  ),
+  'dist': Loss(logits.dist, reads='logits'),
+  'nkd': Loss(logits.nkd, reads='logits', needs_labels=True),
+  'wsld': Loss(logits.wsld, reads='logits', needs_labels=True),
+  'logit_mse': Loss(logits.logit_mse, reads='logits'),
+  'mlkd': Loss(logits.mlkd, reads='logits'),
+  'function_matching': Loss(logits.function_matching, reads='logits'),
+  'ce_label_smoothing': Loss(
+    logits.ce_label_smoothing,
+    reads='logits',
+    needs_labels=True,
+    guide='labels',
+  ),
+  'bv_distances': Loss(logits.bv_distances, reads='logits'),
+  'fitnet': Loss(
+    features.fitnet_hint,
+    reads='maps',
+    projector=projectors.hint,
+    weight=100.0,
+  ),
+  'fitnet_convreg': Loss(
+    features.fitnet_convreg,
+    reads='maps',
+    projector=projectors.normalized_hint,
+    weight=100.0,
+  ),
+  'at': Loss(features.at, reads='maps', weight=1000.0),
+  'ft': Loss(
+    features.ft, reads='maps', projector=projectors.hint, weight=200.0
+  ),
+  'vid': Loss(features.vid, reads='maps', projector=projectors.variational),
+  'mgd': Loss(features.mgd, reads='maps', projector=projectors.generator),
+  'srrl': Loss(
+    features.srrl, reads='embedding', projector=projectors.representation
+  ),
+  'simkd': Loss(
+    features.simkd, reads='embedding', projector=projectors.bottleneck
+  ),
+  'srd': Loss(
+    features.srd, reads='embedding', projector=projectors.embedding_adapter
+  ),
+  'sp': Loss(relations.sp, reads='maps', weight=3000.0),
+  'ickd': Loss(
+    relations.ickd, reads='maps', projector=projectors.width_adapter
+  ),
+  'nst': Loss(relations.nst, reads='maps', weight=50.0),
+  'fsp': Loss(
+    relations.fsp,
+    reads='maps',
+    projector=projectors.width_adapter,
+    weight=50.0,
+  ),
+  'rkd': Loss(relations.rkd, reads='embedding'),
+  'pkt': Loss(relations.pkt, reads='embedding', weight=30000.0),
+  'cc': Loss(
+    relations.cc,
+    reads='embedding',
+    projector=projectors.embedding_adapter,
+    weight=0.02,
+  ),
+  'crd': Loss(
+    contrastive.crd,
+    reads='embedding',
+    projector=projectors.contrastive,
+    memory=contrastive.crd_memory,
+    needs_labels=True,
+    weight=0.8,
+  ),
+  'ab': Loss(boundaries.ab, reads='maps', projector=projectors.normalized_hint),
+  'ofd': Loss(
+    boundaries.ofd,
+    reads='maps',
+    projector=projectors.normalized_hint,
+    weight=1e-3,
+  ),
+  'reviewkd': Loss(
+    review.reviewkd, reads='maps', projector=projectors.fusion, warmup=_RAMP
+  ),
+  'delta': Loss(transfer.delta, reads='maps', guide='start'),
+  'l2sp': Loss(transfer.l2sp, reads='params', guide='start'),
+  'bss': Loss(transfer.bss_of_outputs, reads='embedding', guide='start'),
+  'lwf': Loss(transfer.lwf_of_outputs, reads='params', guide='start'),
+  'co_tuning': Loss(
+    transfer.co_tuning_of_outputs,
+    reads='params',
+    needs_labels=True,
+    guide='start',
+  ),
 }
 
-# Terms that compare a learner with its own start.
-START_LOSSES: dict[str, Callable[..., jax.Array]] = {
-  'l2_sp': transfer.l2sp,
-  'delta': transfer.delta,
-  'bss': transfer.bss_of_outputs,
-  'lwf': transfer.lwf_of_outputs,
-  'co_tuning': transfer.co_tuning_of_outputs,
+_SECOND_NAMES = {
+  'dkd_binary': 'dkd',
+  'mlkd_cc_bc': 'mlkd',
+  'function_matching_mixup': 'function_matching',
+  'fitnet_hint': 'fitnet',
+  'ofd_partial_l2': 'ofd',
+  'reviewkd_hcl': 'reviewkd',
+  'l2_sp': 'l2sp',
 }
-
-PROJECTORS: dict[str, Callable[..., dict]] = {
-  'fitnet': projectors.hint,
-  'fitnet_hint': projectors.hint,
-  'fitnet_convreg': projectors.normalized_hint,
-  'ft': projectors.hint,
-  'vid': projectors.variational,
-  'mgd': projectors.generator,
-  'srrl': projectors.representation,
-  'simkd': projectors.bottleneck,
-  'srd': projectors.embedding_adapter,
-  'ickd': projectors.width_adapter,
-  'fsp': projectors.width_adapter,
-  'cc': projectors.embedding_adapter,
-  'crd': projectors.contrastive,
-  'ab': projectors.normalized_hint,
-  'ofd': projectors.normalized_hint,
-  'ofd_partial_l2': projectors.normalized_hint,
-  'reviewkd': projectors.fusion,
-  'reviewkd_hcl': projectors.fusion,
+LOSSES |= {
+  name: dataclasses.replace(LOSSES[first], same_as=first)
+  for name, first in _SECOND_NAMES.items()
 }
-
-MEMORIES: dict[str, Callable[..., dict]] = {'crd': contrastive.crd_memory}
-MEMORY_LOSSES: dict[str, Callable[..., tuple[jax.Array, dict]]] = {
-  'crd': contrastive.crd_with_memory
-}
-
-# Losses that read nothing but logits.
-LOGIT_LOSSES = frozenset(
-  name
-  for name, loss in DISTILLATION_LOSSES.items()
-  if loss.__module__ == logits.__name__
-)
-
-# Losses that compare `pre_logits`, not maps; srrl as long as no stage is set.
-_EMBEDDING_LOSSES = frozenset(
-  ('rkd', 'pkt', 'cc', 'crd', 'srd', 'simkd'),
-)
-
-# Weights beside a cross-entropy of weight one, where a method is published
-# with one that is not near one. Sources are in docs/methods.md.
-PUBLISHED_WEIGHTS: dict[str, float] = {
-  'kd_logit_std': 9.0,
-  'fitnet': 100.0,
-  'fitnet_hint': 100.0,
-  'fitnet_convreg': 100.0,
-  'at': 1000.0,
-  'ft': 200.0,
-  'sp': 3000.0,
-  'nst': 50.0,
-  'fsp': 50.0,
-  'pkt': 30000.0,
-  'cc': 0.02,
-  'crd': 0.8,
-  'ofd': 1e-3,
-  'ofd_partial_l2': 1e-3,
-}
-
-# Share of the training in which a method's weight rises from 0: 20 of 240
-# epochs in mdistiller.
-PUBLISHED_WARMUPS: dict[str, float] = {
-  name: 20 / 240
-  for name in ('dkd', 'dkd_binary', 'dkd_logit_std')
-  + ('reviewkd', 'reviewkd_hcl')
-}
-
-# Losses that need to know the one class, or the identity, of each image: not
-# for mixed images, nor for unlabelled ones.
-LABEL_LOSSES = frozenset(
-  ('dkd', 'dkd_binary', 'dkd_logit_std', 'nkd', 'wsld', 'crd')
-  + ('ce_label_smoothing',)
-)
 
 # Keywords that no user sets: what the caller of `compute` supplies, ...
 _CONTEXT = ('projector', 'memory', 'index', 'key', 'teacher_head')
@@ -186,16 +216,24 @@ _INTERNAL = (
 )
 
 
+def find(name: str) -> Loss:
+  """The record of a loss that a user names.
+
+  Raises:
+    ValueError: No such loss.
+  """
+  if name not in LOSSES:
+    raise unknown_name('distillation loss', name, LOSSES)
+  return LOSSES[name]
+
+
 def hyperparameters_of(name: str) -> dict[str, Any]:
   """Names and default values of what a user may set for a loss.
 
   Raises:
     ValueError: No such loss.
   """
-  known = START_LOSSES | DISTILLATION_LOSSES
-  if name not in known:
-    raise unknown_name('distillation loss', name, DISTILLATION_LOSSES)
-  parameters = inspect.signature(known[name]).parameters.values()
+  parameters = inspect.signature(find(name).function).parameters.values()
   return {
     p.name: p.default
     for p in parameters
@@ -223,7 +261,7 @@ def init_extras(
   """Makes the learnable parts and the state of a loss.
 
   Args:
-    name: Key of DISTILLATION_LOSSES.
+    name: Key of LOSSES.
     key: PRNG key.
     student_shapes: Model outputs as jax.ShapeDtypeStruct.
     teacher_shapes: Likewise.
@@ -240,22 +278,16 @@ def init_extras(
   check_hyperparameters(name, hyperparameters)
   projector_key, memory_key = jax.random.split(key)
   extras = {'projector': {}, 'memory': {}}
-  if name in PROJECTORS:
-    extras['projector'] = PROJECTORS[name](
+  loss = LOSSES[name]
+  if loss.projector is not None:
+    extras['projector'] = loss.projector(
       projector_key, student_shapes, teacher_shapes, **hyperparameters
     )
-  if name in MEMORIES:
-    extras['memory'] = MEMORIES[name](
+  if loss.memory is not None:
+    extras['memory'] = loss.memory(
       memory_key, num_examples, labels, **hyperparameters
     )
   return extras
-
-
-def compares_maps(name: str, hyperparameters: Mapping) -> bool:
-  """Whether a loss reads feature maps, not just `pre_logits` and logits."""
-  if name == 'srrl':
-    return hyperparameters.get('stages') is not None
-  return name not in LOGIT_LOSSES | _EMBEDDING_LOSSES
 
 
 def bridges(
@@ -267,20 +299,22 @@ def bridges(
   """What a loss does about differing widths and resolutions, a line each.
 
   Args:
-    name: Key of DISTILLATION_LOSSES.
+    name: Key of LOSSES.
     student_shapes: Model outputs as jax.ShapeDtypeStruct.
     teacher_shapes: Likewise.
     **hyperparameters: Those of the loss.
   """
-  if name in LOGIT_LOSSES:
+  loss = LOSSES[name]
+  reads = loss.reads_of(hyperparameters)
+  if reads not in ('embedding', 'maps'):
     return []
   return stages.bridges(
     name,
     student_shapes,
     teacher_shapes,
     hyperparameters.get('stages'),
-    maps=compares_maps(name, hyperparameters),
-    projector=name in PROJECTORS,
+    maps=reads == 'maps',
+    projector=loss.projector is not None,
   )
 
 
@@ -300,7 +334,7 @@ def compute(
   """One call for every loss.
 
   Args:
-    name: Key of DISTILLATION_LOSSES.
+    name: Key of LOSSES.
     student_outputs: Model outputs.
     teacher_outputs: Model outputs.
     labels: [B] int32, or None.
@@ -326,12 +360,10 @@ def compute(
     key=key,
     teacher_head=teacher_head,
   )
-  loss_fn: Callable[..., Any] = MEMORY_LOSSES.get(
-    name, (START_LOSSES | DISTILLATION_LOSSES)[name]
-  )
-  wanted = inspect.signature(loss_fn).parameters
+  loss = LOSSES[name]
+  wanted = inspect.signature(loss.function).parameters
   context = {k: v for k, v in context.items() if k in wanted}
-  result = loss_fn(
+  result = loss.function(
     student_outputs, teacher_outputs, labels, **context, **hyperparameters
   )
-  return result if name in MEMORY_LOSSES else (result, {})
+  return (result, {}) if loss.memory is None else result

@@ -56,7 +56,7 @@ def ofd(
     margin: [C] (one stage) or {stage: [C]}, negative, as `ofd_margin` gives.
       None: per channel the mean of the teacher's negative responses in this
       batch (zero where there is none).
-    projector: `PROJECTORS['ofd'](...)`.
+    projector: `projectors.normalized_hint(...)`.
     stages: See `losses/stages.py`.
 
   Returns:

@@ -5,8 +5,6 @@ examples of the training set, so that the bank can be sharded over devices
 along its first axis, and it must be saved in checkpoints.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -85,7 +83,7 @@ def draw_negatives(
   return jnp.concatenate([index.reshape(-1, 1), negatives], axis=1)
 
 
-def crd_with_memory(
+def crd(
   student_outputs,
   teacher_outputs,
   labels,
@@ -115,8 +113,9 @@ def crd_with_memory(
     student_outputs: Model outputs.
     teacher_outputs: Model outputs.
     labels: Unused; classes of the whole set are in the memory.
-    projector: `PROJECTORS['crd'](...)`: 'student' and 'teacher', both trained.
-    memory: `MEMORIES['crd'](...)`.
+    projector: `projectors.contrastive(...)`: 'student' and 'teacher', both
+      trained.
+    memory: `crd_memory(...)`.
     index: [B] positions of the examples in the training set.
     key: PRNG key of the negatives.
     contrast_idx: [B, 1 + K] examples to score against, the positive first, in
@@ -170,12 +169,3 @@ def _nce(out, z, n_data, eps):
   positive = jnp.log(p[:, 0] / (p[:, 0] + noise + eps))
   negative = jnp.sum(jnp.log(noise / (p[:, 1:] + noise + eps)), axis=1)
   return -jnp.mean(positive + negative), z
-
-
-@functools.wraps(crd_with_memory, assigned=())
-def crd(student_outputs, teacher_outputs, labels, **hyperparameters):
-  """The loss of `crd_with_memory` without the new memory: scalar float32."""
-  loss, _ = crd_with_memory(
-    student_outputs, teacher_outputs, labels, **hyperparameters
-  )
-  return loss

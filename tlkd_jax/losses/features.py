@@ -173,7 +173,7 @@ def mgd(
     student_outputs: Model outputs.
     teacher_outputs: Model outputs.
     labels: Unused.
-    projector: `PROJECTORS['mgd'](...)`.
+    projector: `projectors.generator(...)`.
     stages: See `losses/stages.py`.
     alpha_mgd: Weight of the sum of squares.
     lambda_mgd: Fraction of channels to mask.
@@ -245,7 +245,7 @@ def srrl(
     labels: Unused.
     alpha: Weight of the feature term.
     beta: Weight of the logit term.
-    projector: `PROJECTORS['srrl'](...)`.
+    projector: `projectors.representation(...)`.
     stages: See `losses/stages.py`.
     teacher_head: {'kernel': [D, K], 'bias': [K]}, frozen.
     student_logits_via_teacher_head: [B, K], in place of `teacher_head`.

@@ -135,7 +135,7 @@ def require_equal_width(loss_name, stage, student, teacher):
     raise ValueError(
       f'{loss_name}: {stage} has {student.shape[-1]} channels in the student '
       f'and {teacher.shape[-1]} in the teacher; pass projector='
-      f'PROJECTORS[{loss_name!r}](key, student_shapes, teacher_shapes)'
+      f'LOSSES[{loss_name!r}].projector(key, student_shapes, teacher_shapes)'
     )
 
 

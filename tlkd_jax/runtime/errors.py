@@ -42,11 +42,15 @@ def as_user_errors() -> Iterator[None]:
     raise RunError(str(error)) from error
 
 
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+  """Known names that look like one that is not: three at most, best first."""
+  return difflib.get_close_matches(name, _in_order(known), n=3, cutoff=0.4)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
   """The error for a name that is not in a dict, with the nearest that are."""
-  # Sections before what is in them.
-  known = sorted(known, key=lambda name: (name.count('.'), name))
-  near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+  known = _in_order(known)
+  near = nearest(name, known)
   if near:
     return ValueError(
       f'unknown {kind} {name!r}: did you mean {", ".join(near)}?'
@@ -56,3 +60,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
   return ValueError(
     f'unknown {kind} {name!r}: known are {", ".join(shown)}{dots}'
   )
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+  """Sections before what is in them."""
+  return sorted(names, key=lambda name: (name.count('.'), name))

@@ -24,7 +24,6 @@ from tlkd_jax.settings.rules import (
 SCHEDULES = ('constant', 'linear', 'cosine')
 ENSEMBLES = ('losses', 'probabilities')
 
-_LOSSES = losses.DISTILLATION_LOSSES
 _FRACTION = number(0, 1)
 
 
@@ -55,13 +54,12 @@ class Distillation:
     number(0),
   )
   loss: str = key(
-    'kd', 'A key of tlkd_jax.losses.DISTILLATION_LOSSES.', one_of(_LOSSES)
+    'kd', 'A key of tlkd_jax.losses.LOSSES.', one_of(losses.LOSSES)
   )
   soft_weight: float = key(1.0, 'Of the distillation loss.', number(0))
   schedule: str = key(
     'constant',
-    "Of soft_weight, from it to end_weight over the run: 'constant' | 'linear' "
-    "| 'cosine'.",
+    'Of soft_weight, from it to end_weight over the run.',
     one_of(SCHEDULES),
   )
   end_weight: float = key(0.0, 'At the end of the schedule.', number(0))
@@ -137,8 +135,8 @@ class Distillation:
     extra = {}
     for name, loss in sorted(self.extra.items()):
       place = f'distillation.extra.{name}'
-      if name not in _LOSSES:
-        problems.append(problem(place, name, one_of(_LOSSES)))
+      if name not in losses.LOSSES:
+        problems.append(problem(place, name, one_of(losses.LOSSES)))
         continue
       if name == self.loss:
         problems.append(f'{place}: distillation.loss is {name!r} too')

@@ -39,7 +39,7 @@ def make(
     dataset: 'digits', 'folder:PATH' or a TFDS name.
     student: a key of models.MODELS.
     teacher: likewise; '' is efficientnet_lite2, or the student if `smoke`.
-    loss: a key of losses.DISTILLATION_LOSSES, which brings its published
+    loss: a key of losses.LOSSES, which brings its published
       weight, warm-up and hyper-parameters; 'NAME+NAME' is a sum.
     smoke: a few images and steps.
 
@@ -57,39 +57,40 @@ def make(
   if arm == 'study':
     values['study'] = Study()
   if loss != 'kd':
-    values |= loss_values(loss)
+    values |= _sum_of_losses(loss)
   if loss.startswith('function_matching'):
     # Beyer et al. 2022, section 3: labels unused, mixing rate uniform.
     values |= {'distillation.hard_weight': 0.0, 'augment.mixup_alpha': 1.0}
   return with_values(Settings(), values | (_SMOKE if smoke else {}))
 
 
-def loss_values(names: str) -> dict[str, Any]:
-  """Keys with their values that a loss brings, as published.
-
-  Args:
-    names: of one loss, or of a sum, 'NAME+NAME'.
+def loss_values(name: str) -> dict[str, Any]:
+  """Dotted keys with the values that a loss brings, as published.
 
   Raises:
-    ValueError: a name that does not exist, or stands twice.
+    ValueError: a name that does not exist.
   """
+  return {
+    'distillation.loss': name,
+    'distillation.options': losses.hyperparameters_of(name),
+    'distillation.soft_weight': losses.find(name).weight,
+    'distillation.warmup_fraction': losses.find(name).warmup,
+  }
+
+
+def _sum_of_losses(names: str) -> dict[str, Any]:
   first, *others = names.split('+')
   extra = {}
   for name in others:
     if name == first or name in extra:
       raise ValueError(f'loss={names} names {name!r} twice')
+    brought = loss_values(name)
     extra[name] = {
-      'weight': losses.PUBLISHED_WEIGHTS.get(name, 1.0),
-      'warmup_fraction': losses.PUBLISHED_WARMUPS.get(name, 0.0),
-      'options': losses.hyperparameters_of(name),
+      'weight': brought['distillation.soft_weight'],
+      'warmup_fraction': brought['distillation.warmup_fraction'],
+      'options': brought['distillation.options'],
     }
-  return {
-    'distillation.loss': first,
-    'distillation.soft_weight': losses.PUBLISHED_WEIGHTS.get(first, 1.0),
-    'distillation.warmup_fraction': losses.PUBLISHED_WARMUPS.get(first, 0.0),
-    'distillation.options': losses.hyperparameters_of(first),
-    'distillation.extra': extra,
-  }
+  return {**loss_values(first), 'distillation.extra': extra}
 
 
 def config_of(arm: str, arg: str | None) -> ml_collections.ConfigDict:

@@ -61,9 +61,9 @@ def check_options(
   """
   defaults = losses.hyperparameters_of(loss)
   kept, problems = {}, []
-  for name in options.keys() - defaults.keys():
-    kind = f'hyper-parameter of {loss!r} in {place}:'
-    problems.append(str(unknown_name(kind, name, defaults)))
+  for name in sorted(options.keys() - defaults.keys()):
+    unknown = unknown_name(f'hyperparameter of {loss!r}', name, defaults)
+    problems.append(f'{place}: {unknown}')
   for name, default in defaults.items():
     if name not in options:
       continue

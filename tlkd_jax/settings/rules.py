@@ -14,7 +14,7 @@ from typing import Any
 from tlkd_jax.runtime.errors import unknown_name
 
 # A longer list of names is not read.
-_MOST_SHOWN = 12
+MOST_NAMES = 12
 
 
 class WrongSettings(ValueError):
@@ -37,7 +37,8 @@ class Rule:
     kind: type of an accepted value: bool, int, float, str, tuple or dict.
     accept: value -> the value that is kept; raises ValueError or TypeError for
       one that is not accepted.
-    words: what is accepted, for messages and the page of keys.
+    words: what is accepted, for messages and the page of keys; stands before
+      `names`, if there are any.
     names: what a text may be, () if it is free.
     optional: whether None is accepted too.
     record: class of the values of a dict, None if they are of any kind.
@@ -74,9 +75,9 @@ def whole(least: int = 0, most: int | None = None, *, zero=False) -> Rule:
       raise ValueError
     return value
 
-  words = f'a whole number >= {least}' + (
-    '' if most is None else f', <= {most}'
-  )
+  words = f'a whole number >= {least}'
+  if most is not None:
+    words = f'a whole number in [{least}, {most}]'
   return Rule(int, accept, words + ', or 0' * zero)
 
 
@@ -121,7 +122,7 @@ def text(*, empty: bool = False, start: str = '') -> Rule:
       raise ValueError
     return value
 
-  words = f"text like '{start}...'" if start else 'text'
+  words = f"a text like '{start}...'" if start else 'a text'
   return Rule(str, accept, words + " or ''" * empty)
 
 
@@ -158,7 +159,7 @@ def several(rule: Rule, *, empty: bool = True) -> Rule:
       raise ValueError
     return tuple(rule.accept(item) for item in value)
 
-  words = f'a tuple, each {rule.words}' if rule.words else 'a tuple of names'
+  words = 'a tuple of: ' if rule.names else f'a tuple, each {rule.words}'
   return Rule(tuple, accept, words, rule.names)
 
 
@@ -171,7 +172,9 @@ def interval(rule: Rule) -> Rule:
       raise ValueError
     return first, second
 
-  return Rule(tuple, accept, f'two numbers that rise, each {rule.words}')
+  return Rule(
+    tuple, accept, f'two numbers, the smaller first, each {rule.words}'
+  )
 
 
 def mapping() -> Rule:
@@ -213,18 +216,18 @@ def section(kind: type, *, absent: bool = False) -> Any:
 def problem(place: str, value: Any, rule: Rule) -> str:
   """The line about a value that a rule does not accept."""
   line = f'{place} is {value!r}; accepted: '
-  names = sorted(rule.names)
+  names = list(rule.names)
   if not names:
     return line + rule.words
   wrong = value
   if isinstance(value, tuple | list):
-    wrong = next((v for v in value if v not in rule.names), '')
+    wrong = next((item for item in value if item not in names), '')
   near = difflib.get_close_matches(str(wrong), names, n=3, cutoff=0.4)
-  shown = ', '.join(names[:_MOST_SHOWN])
-  if len(names) > _MOST_SHOWN:
-    shown += f', ... ({len(names) - _MOST_SHOWN} more)'
-  shown += ', or None' * rule.optional
-  return line + shown + (f'; did you mean {", ".join(near)}?' if near else '')
+  if len(names) > MOST_NAMES:
+    more = len(names) - MOST_NAMES
+    names = [*sorted(names)[:MOST_NAMES], f'... ({more} more)']
+  line += rule.words + ', '.join(names)
+  return line + (f'; did you mean {", ".join(near)}?' if near else '')
 
 
 def checked(
@@ -312,6 +315,12 @@ def settle(record: Any, place: str) -> list[str]:
     One line for each wrong value.
   """
   kept, problems = checked(type(record), vars(record), place)
+  for field in dataclasses.fields(record):
+    inner, value = field.metadata.get('section'), vars(record)[field.name]
+    absent = value is None and field.default is None
+    if inner is not None and not (absent or isinstance(value, inner)):
+      where, words = _join(place, field.name), f'settings.{inner.__name__}'
+      problems.append(f'{where} is {value!r}; accepted: {words}')
   for name, value in kept.items():
     object.__setattr__(record, name, value)
   return problems

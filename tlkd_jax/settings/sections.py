@@ -48,7 +48,7 @@ class Data:
   )
   on_bad_image: str = key(
     'error',
-    "'error' | 'skip' an unreadable image; skipped ones are in the summary.",
+    'What an unreadable image is: an error, or skipped and in the summary.',
     one_of(('error', 'skip')),
   )
   memory_budget_mib: int = key(
@@ -63,7 +63,7 @@ class Data:
   )
   interpolation: str = key(
     'bicubic',
-    "'bilinear' | 'bicubic' | 'lanczos'.",
+    'Of resizing, while images are decoded.',
     one_of(transforms.INTERPOLATIONS),
   )
 
@@ -77,7 +77,7 @@ class Augment:
 
   crop: str = key(
     'random_resized',
-    "'random_resized' | 'random' | 'centre'.",
+    "How a training image is cut; 'random' keeps its scale.",
     one_of(augment.CROPS),
   )
   scale: tuple[float, float] = key(
@@ -89,7 +89,9 @@ class Augment:
     (3 / 4, 4 / 3), 'Its aspect ratio.', interval(number(0, above=True))
   )
   flip: str = key(
-    'auto', "'auto' (as the data set says) | 'on' | 'off'.", one_of(FLIPS)
+    'auto',
+    "Mirror half of the images; 'auto' as the data set says.",
+    one_of(FLIPS),
   )
   brightness: float = key(0.0, 'Factor in 1 +- this.', _FRACTION)
   contrast: float = key(0.0, 'The same, of the contrast.', _FRACTION)
@@ -97,7 +99,7 @@ class Augment:
   randaugment_ops: int = key(
     0, "RandAugment's operations per image; 0 is off.", whole(0)
   )
-  randaugment_magnitude: float = key(9.0, '0 to 10.', number(0, 10))
+  randaugment_magnitude: float = key(9.0, 'How strong they are.', number(0, 10))
   mixup_alpha: float = key(
     0.0,
     'Beta(alpha, alpha) of mixup, 0 is off; with CutMix too, each batch draws '
@@ -119,7 +121,7 @@ class Augment:
 class Optimizer:
   """The optimizer, its schedule, and which parameters move how fast."""
 
-  name: str = key('adamw', "'sgd' (Nesterov) | 'adamw'.", one_of(OPTIMIZERS))
+  name: str = key('adamw', "'sgd' has Nesterov's momentum.", one_of(OPTIMIZERS))
   learning_rate: float = key(1e-3, 'Peak.', number(0))
   warmup_fraction: float = key(0.1, 'Of the steps, linear from 0.', _FRACTION)
   final_fraction: float = key(
@@ -147,7 +149,7 @@ class Optimizer:
     0, 'Only the head moves before this step.', whole(0)
   )
   train_only: str = key(
-    'all', "'all' | 'head' (linear probe).", one_of(('all', 'head'))
+    'all', "'head' is a linear probe.", one_of(('all', 'head'))
   )
 
   def __post_init__(self):
@@ -182,7 +184,7 @@ class Student:
   )
   head_init: str = key(
     'zero',
-    "Of a new head: 'zero' | 'small_random'.",
+    'Of a new head.',
     one_of(surgery.HEAD_INITS),
   )
   dropout: float | None = key(None, 'None: as published.', optional(_RATE))
@@ -243,7 +245,7 @@ class Targets:
   )
   dtype: str = key(
     'float16',
-    "'float16' | 'float32', of what is stored.",
+    'Of what is stored.',
     one_of(TARGET_DTYPES),
   )
   top_k: int = key(

@@ -11,6 +11,7 @@ from tlkd_jax.settings.rules import (
   key,
   mapping,
   one_of,
+  problem,
   records,
   refuse,
   settle,
@@ -41,6 +42,18 @@ def _flat() -> Rule:
     return flatten(mapping().accept(value))
 
   return dataclasses.replace(mapping(), accept=accept)
+
+
+def _grid() -> Rule:
+  """Configuration keys with the values to try, nested or dotted."""
+  values = several(Rule(object, lambda value: value))
+
+  def accept(value):
+    return {k: values.accept(v) for k, v in _flat().accept(value).items()}
+
+  return dataclasses.replace(
+    mapping(), accept=accept, words='keys with tuples of values'
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +115,9 @@ class Study:
   treatment: str = key('kd', 'The arm that answers the question.', text())
   grid: Mapping[str, Any] = key(
     {'optimizer.learning_rate': (), 'optimizer.weight_decay': ()},
-    'Values that every arm tries; each cell keeps the one that is best on its '
-    'validation images. () does not search.',
-    _flat(),
+    'study.grid.KEY: values of KEY that every arm tries; each cell keeps the '
+    'one that is best on its validation images. () does not search.',
+    _grid(),
   )
   metrics: tuple[str, ...] = key(
     ('top1', 'macro_f1', 'nll', 'brier', 'ece', 'aurc'),
@@ -113,9 +126,50 @@ class Study:
   )
   keep: str = key(
     'best',
-    "What stays of finished cells: 'all' | 'best' checkpoints | 'needed' ones.",
+    'Checkpoints that stay of finished cells.',
     one_of(KEEP),
   )
 
   def __post_init__(self):
-    refuse(settle(self, 'study'))
+    refuse(settle(self, 'study') or self._wrong())
+
+  def _wrong(self) -> list[str]:
+    if not self.arms:
+      # Before configs/study.py has filled it in.
+      return []
+    rule = one_of(self.arms)
+    named = {'reference': self.reference, 'treatment': self.treatment}
+    lines = [
+      problem(f'study.{key}', name, rule)
+      for key, name in named.items()
+      if name not in self.arms
+    ]
+    if not self.arms.keys() >= set(self.run_arms):
+      lines.append(problem('study.run_arms', self.run_arms, rule))
+    for name, arm in self.arms.items():
+      lines += self._wrong_teachers(f'study.arms.{name}', name, arm)
+    return lines
+
+  def _wrong_teachers(self, place: str, name: str, arm: StudyArm) -> list[str]:
+    if not self.arms.keys() >= set(arm.teachers):
+      return [problem(f'{place}.teachers', arm.teachers, one_of(self.arms))]
+    if (arm.kind == 'kd') != bool(arm.teachers):
+      return [
+        f'{place}.teachers is {arm.teachers}, of kind {arm.kind!r}; accepted: '
+        'at least one with "kd", () with others'
+      ]
+    circle = self._circle((name,))
+    if circle:
+      path = ' -> '.join(circle)
+      return [f'{place}.teachers: {path} is a circle of teachers']
+    return []
+
+  def _circle(self, path: tuple[str, ...]) -> tuple[str, ...]:
+    """The way along teachers from path[-1] to where it has been, or ()."""
+    for teacher in self.arms[path[-1]].teachers:
+      if teacher in path:
+        return (*path, teacher)
+      longer = teacher in self.arms and self._circle((*path, teacher))
+      if longer:
+        return longer
+    return ()

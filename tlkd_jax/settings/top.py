@@ -4,10 +4,13 @@ import dataclasses
 
 from tlkd_jax.evaluation.metrics import METRICS
 from tlkd_jax.models.network import DTYPES
+from tlkd_jax.runtime.errors import unknown_name
+from tlkd_jax.settings import conflicts
 from tlkd_jax.settings.distillation import Distillation
 from tlkd_jax.settings.rules import (
   flag,
   key,
+  keys_of,
   number,
   one_of,
   refuse,
@@ -42,7 +45,7 @@ class Settings:
   """
 
   arm: str = key(
-    'kd', "'teacher' | 'tl' | 'kd' | 'compare' (all) | 'study'.", one_of(ARMS)
+    'kd', "What is run; 'compare' is teacher, TL and TL+KD.", one_of(ARMS)
   )
   seed: int = key(
     0,
@@ -63,10 +66,12 @@ class Settings:
   num_steps: int = key(200, 'Batches the student learns from.', whole(1))
   batch_norm: str = key(
     'frozen',
-    "'frozen' statistics | 'train' | 'stochastic' (StochNorm).",
+    "Of its statistics: 'frozen', of the batches, or 'stochastic' (StochNorm).",
     one_of(BATCH_NORMS),
   )
-  compute_dtype: str = key('float32', "'float32' | 'bfloat16'.", one_of(DTYPES))
+  compute_dtype: str = key(
+    'float32', 'Of the networks; losses are float32.', one_of(DTYPES)
+  )
   memory_check: bool = key(
     True,
     'Before the first step, compare what it needs with the memory there is.',
@@ -98,7 +103,9 @@ class Settings:
     0, 'Evaluations without gain before stopping; 0 off.', whole(0)
   )
   best_metric: str = key(
-    'top1', 'Validation metric; ties keep the earlier.', one_of(METRICS)
+    'top1',
+    'Validation metric (evaluation.metrics); ties keep the earlier.',
+    one_of(METRICS),
   )
   data: Data = section(Data)
   augment: Augment = section(Augment)
@@ -112,3 +119,42 @@ class Settings:
 
   def __post_init__(self):
     refuse(settle(self, ''))
+    refuse(self._conflicts())
+
+  def network(self, role: str) -> Student:
+    """The section of a network: 'student' or 'teacher'."""
+    return {'student': self.student, 'teacher': self.teacher}[role]
+
+  def _conflicts(self) -> list[str]:
+    guides, mixing = self.distillation, self.augment
+    student, teacher = self.student, self.teacher
+    lines = conflicts.of_losses(guides, mixing)
+    lines += conflicts.of_stages(guides, self.transfer, student, teacher)
+    lines += conflicts.of_protocols(guides)
+    lines += conflicts.of_mutual(guides, self.targets, teacher)
+    lines += conflicts.of_targets(self.targets, guides, mixing)
+    lines += conflicts.of_transfer(
+      self.transfer, guides, mixing, student, self.batch_size
+    )
+    lines += conflicts.of_steps(
+      self.optimizer, self.num_steps, teacher, self.transfer
+    )
+    if self.num_train_per_class and self.train_fraction != 1:
+      lines.append(
+        f'train_fraction is {self.train_fraction} and num_train_per_class is '
+        f'{self.num_train_per_class}: give one of them; accepted: 1.0 and any '
+        'number per class, or any fraction and 0'
+      )
+    if (self.arm == 'study') != (self.study is not None):
+      lines.append(
+        f"arm is {self.arm!r}; accepted: 'study' with the section study, and "
+        'only with it'
+      )
+    if self.study is not None:
+      known = keys_of(Settings)
+      lines += [
+        f'study.grid: {unknown_name("configuration key", name, known)}'
+        for name in self.study.grid
+        if name not in known and not name.startswith('distillation.options.')
+      ]
+    return lines

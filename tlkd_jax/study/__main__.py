@@ -9,7 +9,7 @@ from ml_collections.config_flags import config_flags
 
 from tlkd_jax.runtime import allocator, command_line
 from tlkd_jax.runtime.command_line import fail
-from tlkd_jax.runtime.errors import RunError, UserError, as_user_errors
+from tlkd_jax.runtime.errors import RunError, as_user_errors
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'configs/study.py[:dataset=NAME,arms=all|grid,smoke]'
@@ -56,14 +56,14 @@ def _study() -> None:
     # This process only looks on; the devices belong to the workers.
     jax.config.update('jax_platforms', 'cpu')
   command_line.use_compilation_cache(_CACHE.value)
+  from tlkd_jax import settings
   from tlkd_jax.study import pages, results, workers
   from tlkd_jax.study import plan as plans
 
-  config, root = _CONFIG.value, pathlib.Path(_WORKDIR.value)
-  if 'study' not in config:
-    raise UserError('--config is not of a study; take configs/study.py')
+  root = pathlib.Path(_WORKDIR.value)
   with as_user_errors():
     index, count = _parse_shard(_SHARD.value)
+    config = settings.from_config(_CONFIG.value)
     plan = plans.make_plan(config)
     root.mkdir(parents=True, exist_ok=True)
     if not (_WORKER.value or _ONLY_REPORT.value):

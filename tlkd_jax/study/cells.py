@@ -5,6 +5,7 @@ import math
 import pathlib
 import shutil
 import time
+from collections.abc import Callable
 from typing import Any
 
 from absl import logging
@@ -13,11 +14,13 @@ from jax.sharding import Mesh
 from tlkd_jax import data, protocols
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, compute_metrics
-from tlkd_jax.models.weights.pretrained import flatten
 from tlkd_jax.runtime.atomic import replace_text
+from tlkd_jax.runtime.trees import flatten
+from tlkd_jax.settings import Settings
 from tlkd_jax.study import plan as plans
 from tlkd_jax.study.plan import Cell
-from tlkd_jax.training import build
+from tlkd_jax.training import inputs, networks
+from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.loop import fine_tune
 from tlkd_jax.training.metric_writers import read_rows
 
@@ -57,11 +60,11 @@ def best_trial(records: list[dict[str, Any]], metric: str) -> dict[str, Any]:
 
 
 def run(
-  config: Any,
+  config: Settings,
   cell: Cell,
   plan: list[Cell],
   root: pathlib.Path,
-  load: Any,
+  load: Callable[[Settings], data.Dataset],
   mesh: Mesh,
 ) -> dict[str, Any]:
   """Runs a cell, or what is left of it; returns and writes its record.
@@ -86,22 +89,23 @@ def run(
   # An arm may consist of several runs, of which the last is its result.
   parts = protocols.plan(own, folder)
   for part in parts:
-    summaries.append(fine_tune(part.config, part.workdir, dataset, mesh))
+    summaries.append(fine_tune(part.settings, part.workdir, dataset, mesh))
   record = _record(own, cell, folder, summaries[-1])
   for part, summary in zip(parts[:-1], summaries, strict=False):
-    images = _images(part.config, part.workdir)
+    images = _images(part.settings.batch_size, part.workdir)
     record['seconds'] += summary['seconds']
     record['train_images'] += images
-    record['teacher_images'] += images * (part.config.arm == 'kd')
+    record['teacher_images'] += images * (part.settings.arm == 'kd')
   record['wall_seconds'] = time.monotonic() - began
   _write(folder / 'cell.json', record)
+  assert config.study is not None
   _thin(config.study.keep, root, cell, plan)
   return record
 
 
 def configure(
-  config: Any, cell: Cell, plan: list[Cell], root: pathlib.Path
-) -> Any:
+  config: Settings, cell: Cell, plan: list[Cell], root: pathlib.Path
+) -> Settings:
   """The cell's configuration; a run of another one in its place is an error.
 
   A study may move to another folder, and keys that came with a newer version
@@ -119,17 +123,14 @@ def configure(
   own = plans.make_config(config, cell, plan, folders)
   folder = folder_of(root, cell)
   if (folder / 'config.json').exists():
-    old = flatten(build.read_config(folder))
-    last = protocols.plan(own, folder)[-1].config
-    new = flatten(json.loads(last.to_json()))
+    old = flatten(workdirs.read(folder))
+    last = protocols.plan(own, folder)[-1].settings
+    new = flatten(workdirs.as_json(last))
     shared = (old.keys() & new.keys()) - _PLACES
     keys = sorted(k for k in shared if old[k] != new[k])
     if keys:
-      lines = [f'  {k}: {old[k]!r} there, {new[k]!r} now' for k in keys]
-      raise ValueError(
-        f'{folder} holds a run of another configuration:\n'
-        + '\n'.join(lines)
-        + '\nuse another --workdir, or delete that folder'
+      raise workdirs.another_configuration(
+        folder, old, new, keys, 'that folder'
       )
     if not (folder / 'summary.json').exists():
       (folder / 'config.json').unlink()
@@ -142,11 +143,11 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _record(
-  config: Any, cell: Cell, folder: pathlib.Path, summary: dict[str, Any]
+  config: Settings, cell: Cell, folder: pathlib.Path, summary: dict[str, Any]
 ) -> dict[str, Any]:
   role = 'teacher' if cell.kind == 'teacher' else 'student'
   rows = read_rows(folder / 'metrics.jsonl')
-  images = _images(config, folder)
+  images = _images(config.batch_size, folder)
   record = {
     'dataset': cell.dataset,
     'size': cell.size,
@@ -157,8 +158,8 @@ def _record(
     'kind': cell.kind,
     'changes': {k: v for k, v in cell.changes if k not in _PLACES},
     'teachers': list(cell.teachers),
-    'model': config[role].name,
-    'image_size': build.image_size(config, role),
+    'model': config.network(role).name,
+    'image_size': networks.image_size(config, role),
     'num_train': summary['num_train'],
     'best_step': summary['best_step'],
     'validation': _scalars(folder, 'validation'),
@@ -179,14 +180,14 @@ def _record(
   return record
 
 
-def _images(config: Any, folder: pathlib.Path) -> int:
+def _images(batch_size: int, folder: pathlib.Path) -> int:
   """Images that a finished run has learned from, counted each time."""
   rows = read_rows(folder / 'metrics.jsonl')
   steps = max(row['step'] for row in rows if row['split'] == 'train')
-  return steps * config.batch_size
+  return steps * batch_size
 
 
-def _teacher_images(config: Any, images: int, num_train: int) -> int:
+def _teacher_images(config: Settings, images: int, num_train: int) -> int:
   """Images that each teacher sees; stored targets are counted once a run."""
   if config.targets.mode == 'online':
     return images
@@ -239,17 +240,13 @@ class Loader:
     self._key: str | None = None
     self._dataset: data.Dataset | None = None
 
-  def __call__(self, config: Any) -> data.Dataset:
-    """The data of a run, see build.load_dataset."""
-    names = ('dataset', 'seed', 'num_train_per_class', 'train_fraction')
-    parts = [config[name] for name in (*names, 'image_size', 'data')]
-    parts.append(config.teacher.image_size)
-    parts.append(config.distillation.more_teachers)
-    key = repr([*parts, config.distillation.unlabelled])
+  def __call__(self, config: Settings) -> data.Dataset:
+    """The data of a run, see inputs.load_dataset."""
+    key = inputs.data_key(config)
     if self._dataset is None or key != self._key:
       # Not both at once in memory.
       self._dataset = None
-      self._dataset = build.load_dataset(config)
+      self._dataset = inputs.load_dataset(config)
       self._key = key
       for note in self._dataset.notes:
         logging.info('%s: %s', config.dataset, note)

@@ -3,14 +3,12 @@
 import dataclasses
 import itertools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
-from tlkd_jax import arms, losses
-from tlkd_jax.models.weights.pretrained import flatten
-from tlkd_jax.runtime.errors import unknown_name
-from tlkd_jax.training import build
-
-KINDS = ('teacher', 'tl', 'kd')
+from tlkd_jax import settings
+from tlkd_jax.settings import Settings, Study, WrongSettings
+from tlkd_jax.training import inputs, networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Cell:
     seed: of the run; arms are paired by it.
     trial: values of the hyper-parameters that are searched, (key, value).
     label: the arm's, for people.
-    kind: what the run trains, one of KINDS.
+    kind: what the run trains, 'teacher', 'tl' or 'kd'.
     teachers: arms whose cells of the same data and seed guide this one.
     changes: configuration keys with their values, on top of the study's.
   """
@@ -61,22 +59,24 @@ def trial_name(trial: tuple[tuple[str, Any], ...]) -> str:
   return ','.join(f'{key.split(".")[-1]}={value}' for key, value in trial)
 
 
-def make_plan(config: Any) -> list[Cell]:
+def make_plan(config: Settings) -> list[Cell]:
   """All cells of a study, each after those that it depends on.
 
   The order is by seed, data set and size, so that a study that is stopped
   early has some seeds of everything.
 
   Raises:
-    ValueError: an arm, teacher, size or key that does not exist.
+    ValueError: it is no study.
   """
   study = config.study
+  if study is None:
+    raise ValueError('--config is not of a study; take configs/study.py')
   arms = _ordered_arms(study)
   trials = make_trials(study.grid)
   cells = []
   for seed in range(config.seed, config.seed + study.seeds):
     for dataset, section in study.datasets.items():
-      for size in tuple(section.sizes) or tuple(study.sizes):
+      for size in section.sizes or study.sizes:
         for arm in arms:
           cells += [
             _make_cell(study, dataset, size, arm, seed, trial)
@@ -85,10 +85,20 @@ def make_plan(config: Any) -> list[Cell]:
   return cells
 
 
-def _make_cell(study, dataset, size, arm, seed, trial) -> Cell:
+def _make_cell(
+  study: Study,
+  dataset: str,
+  size: float,
+  arm: str,
+  seed: int,
+  trial: tuple[tuple[str, Any], ...],
+) -> Cell:
   section = study.arms[arm]
-  changes = flatten(study.datasets[dataset].changes.to_dict())
-  changes |= flatten(section.changes.to_dict()) | dict(trial)
+  changes = {
+    **study.datasets[dataset].changes,
+    **section.changes,
+    **dict(trial),
+  }
   return Cell(
     dataset=dataset,
     size=size,
@@ -97,52 +107,42 @@ def _make_cell(study, dataset, size, arm, seed, trial) -> Cell:
     trial=trial,
     label=section.label,
     kind=section.kind,
-    teachers=tuple(section.teachers),
+    teachers=section.teachers,
     changes=tuple(changes.items()),
   )
 
 
-def make_trials(grid: Any) -> list[tuple[tuple[str, Any], ...]]:
+def make_trials(
+  grid: Mapping[str, tuple],
+) -> list[tuple[tuple[str, Any], ...]]:
   """Every combination of a grid's values; one empty trial without any."""
   axes = [
-    [(key, value) for value in values]
-    for key, values in flatten(grid.to_dict()).items()
-    if values
+    [(key, value) for value in values] for key, values in grid.items() if values
   ]
   return [tuple(combination) for combination in itertools.product(*axes)]
 
 
-def _ordered_arms(study: Any) -> list[str]:
+def _ordered_arms(study: Study) -> list[str]:
   """The arms to run and their teachers, each after its teachers."""
   order: list[str] = []
 
-  def add(name: str, needed_by: tuple[str, ...]) -> None:
-    if name not in study.arms:
-      raise unknown_name('arm', name, study.arms)
-    if name in needed_by:
-      path = ' -> '.join((*needed_by, name))
-      raise ValueError(f'study.arms: {path} is a circle of teachers')
-    section = study.arms[name]
-    if section.kind not in KINDS:
-      raise unknown_name(f'study.arms.{name}.kind', section.kind, KINDS)
-    if (section.kind == 'kd') != bool(section.teachers):
-      raise ValueError(
-        f'study.arms.{name}: kind {section.kind!r} with teachers '
-        f'{tuple(section.teachers)}; "kd" needs at least one, others have none'
-      )
-    for teacher in section.teachers:
-      add(teacher, (*needed_by, name))
+  def add(name: str) -> None:
+    for teacher in study.arms[name].teachers:
+      add(teacher)
     if name not in order:
       order.append(name)
 
-  for name in tuple(study.run_arms) or tuple(study.arms):
-    add(name, ())
+  for name in study.run_arms or study.arms:
+    add(name)
   return order
 
 
 def make_config(
-  config: Any, cell: Cell, plan: list[Cell], folders: dict[str, pathlib.Path]
-) -> Any:
+  config: Settings,
+  cell: Cell,
+  plan: list[Cell],
+  folders: dict[str, pathlib.Path],
+) -> Settings:
   """The configuration of a cell's run.
 
   Args:
@@ -152,89 +152,80 @@ def make_config(
     folders: arm -> the finished run to use as that teacher.
 
   Raises:
-    ValueError: a key or value that the configuration refuses.
+    ValueError: keys or values that the configuration refuses.
   """
   own = _without_teachers(config, cell)
   if not cell.teachers:
     return own
   first, *more = cell.teachers
-  own.distillation.more_teachers = tuple(str(folders[name]) for name in more)
   its_cell = next(c for c in plan if (c.group, c.arm) == (cell.group, first))
   theirs = _without_teachers(config, its_cell)
   role = 'teacher' if its_cell.kind == 'teacher' else 'student'
-  size = build.image_size(theirs, role)
-  own.teacher.name = theirs[role].name
-  own.teacher.image_size = 0 if size == own.image_size else size
-  own.teacher.checkpoint = str(folders[first])
-  return own
+  size = networks.image_size(theirs, role)
+  guides = {
+    'teacher.name': theirs.network(role).name,
+    'teacher.image_size': 0 if size == own.image_size else size,
+    'teacher.checkpoint': str(folders[first]),
+    'distillation.more_teachers': tuple(str(folders[name]) for name in more),
+  }
+  return _with_values(own, guides, cell)
 
 
-def _without_teachers(config: Any, cell: Cell) -> Any:
-  config = config.copy_and_resolve_references().unlock()
-  del config.study
-  config.lock()
-  apply_changes(config, dict(cell.changes), f'study.arms.{cell.arm}')
-  config.arm = cell.kind
-  config.seed = cell.seed
-  fraction = 0 < cell.size < 1
-  config.train_fraction = float(cell.size) if fraction else 1.0
-  config.num_train_per_class = 0 if fraction else int(cell.size)
-  return config
-
-
-def apply_changes(config: Any, changes: dict[str, Any], where: str) -> None:
-  """Sets keys, 'section.key' -> value; a new loss brings its own defaults.
-
-  Raises:
-    ValueError: the configuration has no such key or refuses the value.
-  """
+def _without_teachers(config: Settings, cell: Cell) -> Settings:
+  changes = dict(cell.changes)
   loss = changes.get('distillation.loss', config.distillation.loss)
   if loss != config.distillation.loss:
-    config.distillation.loss = loss
-    weight = losses.PUBLISHED_WEIGHTS.get(loss, 1.0)
-    config.distillation.soft_weight = weight
-    warmup = losses.PUBLISHED_WARMUPS.get(loss, 0.0)
-    config.distillation.warmup_fraction = warmup
-    with config.unlocked():
-      config.distillation.options = losses.hyperparameters_of(loss)
-  known = list(flatten(config.to_dict()))
-  for key, value in changes.items():
-    if key not in known:
-      raise ValueError(f'{where}: {unknown_name("key", key, known)}')
-    try:
-      config.update_from_flattened_dict({key: value})
-    except TypeError as error:
-      raise ValueError(f'{where}: {key}={value!r}: {error}') from error
+    # A new loss brings its own defaults.
+    changes = settings.loss_values(loss) | changes
+  fraction = 0 < cell.size < 1
+  own = {
+    'study': None,
+    'arm': cell.kind,
+    'seed': cell.seed,
+    'train_fraction': cell.size if fraction else 1.0,
+    'num_train_per_class': 0 if fraction else cell.size,
+  }
+  return _with_values(config, changes | own, cell)
 
 
-def check(config: Any, plan: list[Cell]) -> None:
+def _with_values(
+  config: Settings, values: dict[str, Any], cell: Cell
+) -> Settings:
+  try:
+    return settings.with_values(config, values)
+  except WrongSettings as error:
+    lines = [f'study.arms.{cell.arm}: {line}' for line in error.problems]
+    raise WrongSettings(lines) from error
+
+
+def check(config: Settings, plan: list[Cell]) -> None:
   """Fails on what would stop a cell, before the first one runs.
 
   Raises:
-    ValueError, FileNotFoundError: see arms.check_values, data.load_splits.
+    ValueError, FileNotFoundError: see settings.Settings, data.load_splits.
   """
-  seen, models = set(), set()
+  seen = set()
   for cell in plan:
     if (cell.dataset, cell.arm, cell.trial) in seen:
       continue
     seen.add((cell.dataset, cell.arm, cell.trial))
     folders = dict.fromkeys(cell.teachers, pathlib.Path())
-    own = make_config(config, cell, plan, folders)
-    arms.check_values(own)
-    if (own.student.name, own.teacher.name) not in models:
-      models.add((own.student.name, own.teacher.name))
-      arms.check_models(own)
+    make_config(config, cell, plan, folders)
   _check_sizes(config, plan)
 
 
-def _check_sizes(config: Any, plan: list[Cell]) -> None:
+def _check_sizes(config: Settings, plan: list[Cell]) -> None:
   """Fails where a class holds fewer images than the largest train size."""
   for name in dict.fromkeys(cell.dataset for cell in plan):
     cells = [c for c in plan if c.dataset == name and c.size >= 1]
     if not cells:
       continue
-    own = _without_teachers(config, max(cells, key=lambda cell: cell.size))
+    largest = max(cells, key=lambda cell: cell.size)
+    own = _without_teachers(config, largest)
     # Little is decoded: as small and as few as there can be.
-    own.image_size, own.teacher.image_size = 8, 0
-    own.data.num_eval_per_class = 1
-    build.load_dataset(own)
+    least = {
+      'image_size': 8,
+      'teacher.image_size': 0,
+      'data.num_eval_per_class': 1,
+    }
+    inputs.load_dataset(_with_values(own, least, largest))

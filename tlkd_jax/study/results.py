@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from tlkd_jax.runtime.atomic import replace_text
+from tlkd_jax.settings import Settings
 from tlkd_jax.study import cells
 
 # A trial that was not chosen must not tell how it does on test.
@@ -62,7 +63,7 @@ def key_of(row: dict[str, Any]) -> tuple[str, float, str, int]:
   return row['dataset'], row['size'], row['arm'], row['seed']
 
 
-def write(root: pathlib.Path, config: Any) -> list[dict[str, Any]]:
+def write(root: pathlib.Path, config: Settings) -> list[dict[str, Any]]:
   """Writes results.json and results.md; returns the rows."""
   rows = collect(root, config.best_metric)
   lines = ',\n'.join(json.dumps(row, sort_keys=True) for row in rows)

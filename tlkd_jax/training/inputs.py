@@ -1,6 +1,7 @@
 """From settings to batches: data sets, random views, what a step is given."""
 
 import functools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,42 +15,41 @@ from tlkd_jax.training import checkpoints
 from tlkd_jax.training.step import Mixing
 
 
-def data_key(settings: Settings) -> tuple:
-  """All that `load_dataset` reads: equal keys, equal data sets."""
-  return (
-    settings.dataset,
-    settings.data,
-    settings.seed,
-    settings.num_train_per_class,
-    settings.train_fraction,
-    _stored_size(settings),
-  )
+def data_key(settings: Settings) -> str:
+  """Two runs of one key have the same data, down to the pixel.
+
+  Raises:
+    FileNotFoundError, ValueError: a further teacher is not a finished run.
+  """
+  return json.dumps(_data_options(settings))
 
 
 def load_dataset(settings: Settings) -> data.Dataset:
   """Decodes the data set of a run, large enough for all its networks."""
-  return data.load_splits(
-    settings.dataset,
-    image_size=_stored_size(settings),
-    crop_fraction=settings.data.crop,
-    interpolation=settings.data.interpolation,
-    num_train_per_class=settings.num_train_per_class or None,
-    train_fraction=settings.train_fraction,
-    num_eval_per_class=settings.data.num_eval_per_class or None,
-    seed=settings.seed,
-    on_bad_image=settings.data.on_bad_image,
-    memory_budget_bytes=settings.data.memory_budget_mib * 2**20,
-    data_dir=settings.data.data_dir,
-    cache_dir=settings.data.cache_dir,
-  )
+  return data.load_splits(**_data_options(settings))
 
 
-def _stored_size(settings: Settings) -> int:
+def _data_options(settings: Settings) -> dict[str, Any]:
+  """All that the settings say of the data, as load_splits takes it."""
   more = [
     checkpoints.read_description(run).image_size
     for run in settings.distillation.more_teachers
   ]
-  return max(settings.image_size, settings.teacher.image_size, *more)
+  section = settings.data
+  return {
+    'name': settings.dataset,
+    'image_size': max(settings.image_size, settings.teacher.image_size, *more),
+    'crop_fraction': section.crop,
+    'interpolation': section.interpolation,
+    'num_train_per_class': settings.num_train_per_class or None,
+    'train_fraction': settings.train_fraction,
+    'num_eval_per_class': section.num_eval_per_class or None,
+    'seed': settings.seed,
+    'on_bad_image': section.on_bad_image,
+    'memory_budget_bytes': section.memory_budget_mib * 2**20,
+    'data_dir': section.data_dir,
+    'cache_dir': section.cache_dir,
+  }
 
 
 def training_data(settings: Settings, dataset: data.Dataset) -> data.Dataset:

@@ -111,7 +111,7 @@ def make_schedule(
 
 
 def _positions(name: str, dataset: data.Dataset | None) -> np.ndarray | None:
-  if dataset is None or name not in losses.MEMORIES:
+  if dataset is None or losses.find(name).memory is None:
     return None
   indices = dataset.splits['train'].indices
   positions = np.zeros(indices.max() + 1, np.int32)

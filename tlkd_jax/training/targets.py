@@ -34,8 +34,8 @@ from tlkd_jax.data import (
 )
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Network, output_shapes
-from tlkd_jax.models.weights.pretrained import flatten
 from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import guides, inputs, networks
 from tlkd_jax.training.objective import Objective
@@ -107,17 +107,19 @@ def outputs_read(objective: Objective) -> tuple[str, ...]:
     ValueError: a loss reads feature maps, which take thousands of numbers for
       each view and are not stored.
   """
-  terms = [term for term in objective.terms if term.guide is None]
-  for term in terms:
-    if losses.compares_maps(term.name, term.hyperparameters):
+  reads = set()
+  for term in objective.terms:
+    if term.guide is not None:
+      continue
+    read = losses.LOSSES[term.name].reads_of(term.hyperparameters)
+    if read not in ('logits', 'embedding'):
       raise ValueError(
         f"targets.mode is 'cached' and {term.name!r} compares feature maps, "
         "which are not stored; set targets.mode to 'online', or choose a loss "
         'on logits or pre_logits'
       )
-  if all(term.name in losses.LOGIT_LOSSES for term in terms):
-    return ('logits',)
-  return ('logits', 'pre_logits')
+    reads.add(read)
+  return ('logits', 'pre_logits') if 'embedding' in reads else ('logits',)
 
 
 def recipes(

@@ -6,6 +6,7 @@ import functools
 import jax
 from flax import nnx
 
+from tlkd_jax.losses.stages import average_pool
 from tlkd_jax.models.layers import core as layers
 from tlkd_jax.models.layers import pooling
 from tlkd_jax.models.layers.core import BatchNorm, Conv, Mode
@@ -89,7 +90,7 @@ class VGG(nnx.Module):
       x = pooling.max_pool(x, 2, 2)
       features[f'stage{i + 1}'] = x
     height, width = x.shape[1:3] if self.sliding else (_GRID, _GRID)
-    x = layers.adaptive_avg_pool(x, (max(height, _GRID), max(width, _GRID)))
+    x = average_pool(x, (max(height, _GRID), max(width, _GRID)))
     x = jax.nn.relu(_dense(self.dense[0], x))
     x = layers.dropout(x, self.dropout, mode)
     x = jax.nn.relu(_dense(self.dense[1], x))

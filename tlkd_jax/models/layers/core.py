@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from tlkd_jax.losses.transfer import stoch_norm
@@ -344,30 +343,6 @@ def avg_pool(x: Array, size: int, stride: int, *, ceil: bool = False) -> Array:
     functools.reduce(operator.add, windows(v, size, stride)) for v in (x, ones)
   )
   return total / count
-
-
-def adaptive_avg_pool(x: Array, out_hw: tuple[int, int]) -> Array:
-  """Means of x [B, H, W, C] over a grid of out_hw cells, torch's borders.
-
-  Cell i of n spans floor(i H / n) to ceil((i + 1) H / n), so cells overlap
-  where n does not divide H and repeat pixels where n exceeds H.
-  """
-  if x.shape[1:3] == out_hw:
-    return x
-  rows, columns = (
-    jnp.asarray(_cells(size, out), x.dtype)
-    for size, out in zip(x.shape[1:3], out_hw, strict=True)
-  )
-  return jnp.einsum('ih,jw,bhwc->bijc', rows, columns, x)
-
-
-def _cells(size: int, out: int) -> np.ndarray:
-  """Averaging weights [out, size]."""
-  weights = np.zeros((out, size))
-  for i in range(out):
-    start, stop = i * size // out, -(-(i + 1) * size // out)
-    weights[i, start:stop] = 1 / (stop - start)
-  return weights
 
 
 def dropout(x: Array, rate: float, mode: Mode) -> Array:

@@ -16,7 +16,7 @@ from flax import nnx
 from tlkd_jax.models.families import densenet, vgg
 from tlkd_jax.models.functional import Array, Model, Tree, to_functional
 from tlkd_jax.models.layers import core as layers
-from tlkd_jax.models.weights import pretrained
+from tlkd_jax.runtime.trees import flatten, nest
 
 
 class Nothing(nnx.Module):
@@ -50,12 +50,12 @@ def fold_norms(
   spec = dataclasses.replace(
     model.spec, build=functools.partial(_build_folded, model.spec.build)
   )
-  flat = pretrained.flatten(params)
-  state = pretrained.flatten(model_state)
+  flat = flatten(params)
+  state = flatten(model_state)
   for conv, norm, epsilon in pairs:
     _fold(flat, state, conv, norm, epsilon)
   folded = to_functional(model.name, spec, model.num_classes, **model.options)
-  return folded, pretrained.unflatten(flat), pretrained.unflatten(state)
+  return folded, nest(flat), nest(state)
 
 
 def _build(model: Model) -> nnx.Module:

@@ -8,7 +8,6 @@ What is downloaded is cached, checked against a checksum, and appears in the
 cache whole or not at all. The file itself is read by `torch_files`.
 """
 
-import difflib
 import hashlib
 import http.client
 import importlib.metadata
@@ -22,6 +21,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
 from tlkd_jax.models.weights.torch_pickle import WeightsError
+from tlkd_jax.runtime.errors import nearest, unknown_name
 
 _LITE_FILES = {
   'efficientnet_lite0': 'efficientnet-lite0-57934424.pth',
@@ -74,10 +74,8 @@ _CHUNK_BYTES = 1 << 20
 
 def _lookup(name: str, names: dict[str, str], source: str) -> str:
   if name not in names:
-    near = difflib.get_close_matches(name, names, n=3)
-    hint = f'did you mean {" or ".join(near)}? ' if near else ''
     raise WeightsError(
-      f'{source}:{name}: no such weights; {hint}accepted: {", ".join(names)}'
+      f'{source}:{name}: {unknown_name("weights", name, names)}'
     )
   return names[name]
 
@@ -263,7 +261,7 @@ def resolve(weights: str) -> pathlib.Path:
     return _SOURCES[source](name)
   if path.is_file():
     return path
-  near = difflib.get_close_matches(source, _SOURCES, n=1) if colon else []
+  near = nearest(source, _SOURCES) if colon else []
   if near:
     raise WeightsError(
       f'{weights}: no such source of weights; did you mean {near[0]}:{name}? '

@@ -18,8 +18,7 @@ import numpy as np
 
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.models.spec import TorchLeaf
-from tlkd_jax.runtime.trees import flatten
-from tlkd_jax.runtime.trees import nest as unflatten
+from tlkd_jax.runtime.trees import flatten, nest
 
 _NORM_LEAVES = {
   'scale': 'weight',
@@ -178,9 +177,9 @@ def _is_counter(key: str) -> bool:
 
 
 def _split(model: Model, flat: dict[str, np.ndarray]) -> tuple[Tree, Tree]:
-  params = unflatten({k: flat[k] for k in flatten(model.params_shape)})
+  params = nest({k: flat[k] for k in flatten(model.params_shape)})
   state_paths = flatten(model.model_state_shape)
-  return params, unflatten({k: flat[k] for k in state_paths})
+  return params, nest({k: flat[k] for k in state_paths})
 
 
 def count_params(params: Tree) -> int:

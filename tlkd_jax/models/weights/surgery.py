@@ -14,6 +14,8 @@ import numpy as np
 from tlkd_jax.models.families import vit
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.models.weights import pretrained
+from tlkd_jax.runtime.errors import unknown_name
+from tlkd_jax.runtime.trees import flatten, nest
 
 Array = jax.Array
 
@@ -45,19 +47,15 @@ def new_head(
     ValueError: `init` is unknown.
   """
   if init not in HEAD_INITS:
-    raise ValueError(
-      f'unknown head initialisation {init!r}: take one of {sorted(HEAD_INITS)}'
-    )
-  shapes = pretrained.flatten(model.params_shape)
+    raise unknown_name('head_init', init, HEAD_INITS)
+  shapes = flatten(model.params_shape)
   paths = [
     path
     for path in shapes
     if any(path.startswith(f'{head}.') for head in model.spec.head)
   ]
   kept = {
-    path: value
-    for path, value in pretrained.flatten(params).items()
-    if path not in paths
+    path: value for path, value in flatten(params).items() if path not in paths
   }
   head = {}
   for path, subkey in zip(
@@ -65,7 +63,7 @@ def new_head(
   ):
     name = 'zero' if path.endswith('.bias') else init
     head[path] = HEAD_INITS[name](subkey, shapes[path].shape)
-  return pretrained.unflatten({**kept, **head})
+  return nest({**kept, **head})
 
 
 def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:

@@ -1,0 +1,213 @@
+"""Values that are right alone and exclude each other; options of losses."""
+
+import pytest
+
+from tlkd_jax import losses, settings
+from tlkd_jax.models.network import DTYPES
+from tlkd_jax.settings import Settings, WrongSettings, distillation, top
+from tlkd_jax.settings import sections as parts
+from tlkd_jax.training import objective, target_store, targets
+from tlkd_jax.training import step as train_step
+
+MIXED = {'augment.mixup_alpha': 0.2}
+CACHED = {'targets.mode': 'cached', 'targets.views': 2}
+MUTUAL = {'distillation.mutual': True}
+CHAIN = {'distillation.generations': 2}
+MORE = {'distillation.more_teachers': ('runs/a',)}
+DKD = {'distillation.loss': 'dkd'}
+AT = {'distillation.loss': 'at'}
+
+# Two parts that are accepted alone, and how the line about both begins.
+CONFLICTS = [
+  (DKD, MIXED, "distillation.loss is 'dkd', which needs the one class"),
+  (DKD, {'augment.cutmix_alpha': 1}, "distillation.loss is 'dkd', which"),
+  (
+    {'distillation.extra.dkd.weight': 1.0},
+    MIXED,
+    "distillation.extra.dkd is 'dkd', which needs the one class",
+  ),
+  (
+    DKD,
+    {'distillation.unlabelled': 'folder:x'},
+    "distillation.loss is 'dkd', which needs labels",
+  ),
+  (AT, MORE, "distillation.ensemble is 'probabilities', and distill"),
+  (
+    {'distillation.extra.at.weight': 1.0},
+    MORE,
+    "distillation.ensemble is 'probabilities', and distillation.extra.at 'at'",
+  ),
+  (DKD, {'distillation.extra.dkd.weight': 1}, 'distillation.extra.dkd: dist'),
+  (CHAIN, MORE, 'distillation.more_teachers cannot be combined'),
+  (
+    {'distillation.assistants': ('resnet18',)},
+    MORE,
+    'distillation.more_teachers cannot be combined',
+  ),
+  (MUTUAL, MORE, "distillation.more_teachers is ('runs/a',), and with"),
+  (MUTUAL, CHAIN, 'distillation.generations is 2, and with distillation.mut'),
+  (
+    MUTUAL,
+    {'distillation.assistants': ('resnet18',)},
+    "distillation.assistants is ('resnet18',), and with distillation.mutual",
+  ),
+  (MUTUAL, CACHED, "targets.mode is 'cached', and with distillation.mutual"),
+  (MUTUAL, {'teacher.num_steps': 7}, 'teacher.num_steps is 7, and with dis'),
+  (
+    MUTUAL,
+    {'distillation.hard_weight': 0},
+    'distillation.hard_weight is 0.0, and with distillation.mutual',
+  ),
+  (CACHED, MIXED, "targets.mode is 'cached', and with augment.mixup_alpha"),
+  (CACHED, AT, "targets.mode is 'cached', and distillation.loss 'at'"),
+  (
+    CACHED,
+    {'distillation.extra.at.weight': 1.0},
+    "targets.mode is 'cached', and distillation.extra.at 'at'",
+  ),
+  (
+    CACHED | {'distillation.loss': 'srrl'},
+    {'distillation.options': {'stages': ('stage1',)}},
+    "targets.mode is 'cached', and distillation.loss 'srrl'",
+  ),
+  ({'transfer.co_tuning': 1}, MIXED, 'transfer.co_tuning needs the one class'),
+  (
+    {'transfer.co_tuning': 1},
+    {'distillation.unlabelled': 'folder:x'},
+    'transfer.co_tuning needs the one class',
+  ),
+  (
+    {'transfer.lwf': 1},
+    {'student.weights': 'scratch'},
+    'transfer.lwf needs pretrained weights',
+  ),
+  (
+    {'transfer.co_tuning': 1},
+    {'student.name': 'timm/deit_tiny_distilled_patch16_224'},
+    'transfer.co_tuning needs one head; student.name timm/deit',
+  ),
+  ({'transfer.bss_k': 8}, {'batch_size': 4}, 'transfer.bss_k is 8; accepted:'),
+  (
+    {'transfer.delta_stages': ('stage7',)},
+    {'student.name': 'resnet18'},
+    "transfer.delta_stages names 'stage7'; resnet18 has stage1, stage2",
+  ),
+  (
+    {'distillation.loss': 'at', 'distillation.options.stages': 'stage5'},
+    {'student.name': 'vgg11_bn', 'teacher.name': 'resnet18'},
+    "distillation.options.stages names 'stage5'; vgg11_bn has stage1, stage2",
+  ),
+  (
+    {'optimizer.accumulate_steps': 4},
+    {'num_steps': 3},
+    'optimizer.accumulate_steps is 4, so that 3 steps (num_steps)',
+  ),
+  (
+    {'optimizer.accumulate_steps': 4},
+    {'teacher.num_steps': 2},
+    'optimizer.accumulate_steps is 4, so that 2 steps (teacher.num_steps)',
+  ),
+  (
+    {'optimizer.accumulate_steps': 4},
+    {'transfer.probe_steps': 1},
+    'optimizer.accumulate_steps is 4, so that 1 steps (transfer.probe_steps)',
+  ),
+  (
+    {'train_fraction': 0.5, 'num_train_per_class': 0},
+    {'num_train_per_class': 5},
+    'train_fraction is 0.5 and num_train_per_class is 5: give one',
+  ),
+  (
+    {'student.head': 'keep'},
+    {'student.weights': 'scratch'},
+    "student.head is 'keep', and weights from scratch have no head",
+  ),
+  (
+    {'targets.views': 0},
+    {'targets.mode': 'cached', 'targets.dtype': 'float32'},
+    "targets.views is 0, a new view each epoch, and targets.mode is 'cached'",
+  ),
+]
+
+
+@pytest.mark.parametrize(('first', 'second', 'start'), CONFLICTS)
+def test_what_excludes_each_other_is_one_line(first, second, start):
+  settings.with_values(Settings(), first)
+  with pytest.raises(WrongSettings) as error:
+    settings.with_values(Settings(), first | second)
+  (line,) = error.value.problems
+  assert line.startswith(start), line
+
+
+def test_stages_of_chains_are_not_judged_by_their_ends():
+  settings.with_values(
+    Settings(),
+    {
+      'distillation.loss': 'at',
+      'distillation.options.stages': ('stage5:stage5',),
+      'distillation.assistants': ('vgg11_bn',),
+      'teacher.name': 'resnet18',
+    },
+  )
+
+
+def test_arm_and_section_study_go_together():
+  for values in ({'arm': 'study'}, {'study.seeds': 2}):
+    with pytest.raises(WrongSettings, match='^arm is .*with the section study'):
+      settings.with_values(Settings(), values)
+
+
+@pytest.mark.parametrize(
+  ('loss', 'option', 'value', 'message'),
+  [
+    ('kd', 'tempe', 2.0, "unknown hyperparameter of 'kd' 'tempe': did you"),
+    ('kd', 'temperature', 0.0, 'is 0.0; accepted: a number > 0'),
+    ('dkd', 'beta', float('nan'), 'is nan; accepted: a number >= 0'),
+    ('dkd', 'beta', True, 'is True; accepted: a number >= 0'),
+    ('bv_distances', 'kind', 'kll', 'accepted: kl, hard.*did you mean kl'),
+    ('cc', 'kernel', 'gauss', 'consecutive.*did you mean gaussian'),
+    ('ft', 'p1', 0, 'is 0; accepted: a whole number >= 1'),
+    ('crd', 'nce_m', 1, r'is 1; accepted: a number in \[0, 1\)'),
+    ('rkd', 'squared', 'yes', "is 'yes'; accepted: true or false"),
+    ('reviewkd', 'levels', (2, 0.5), 'a tuple, each a whole number >= 0'),
+    ('ofd', 'margin', float('inf'), 'is inf; accepted: None, a number'),
+  ],
+)
+def test_options_of_a_loss(loss, option, value, message):
+  changes = settings.loss_values(loss)
+  settings.with_values(Settings(), changes)
+  changes['distillation.options'] |= {option: value}
+  match = rf'^distillation\.options.*{message}'
+  with pytest.raises(WrongSettings, match=match):
+    settings.with_values(Settings(), changes)
+  extra = {'options': {option: value}}
+  match = rf'^distillation\.extra\.{loss}\.options.*{message}'
+  base = Settings(
+    distillation=settings.Distillation(
+      loss='dkd' if loss == 'kd' else 'kd', ensemble='losses'
+    )
+  )
+  with pytest.raises(WrongSettings, match=match):
+    settings.with_values(base, {f'distillation.extra.{loss}': extra})
+
+
+@pytest.mark.parametrize('name', losses.DISTILLATION_LOSSES)
+def test_every_loss_may_be_chosen_as_published(name):
+  config = settings.make('kd', loss=name)
+  assert config.distillation.loss == name
+  options = dict(config.distillation.options)
+  assert options == (losses.hyperparameters_of(name) if name != 'kd' else {})
+
+
+def test_an_extra_loss_that_does_not_exist():
+  with pytest.raises(WrongSettings, match=r'^distillation.extra.dkdd is .*dkd'):
+    settings.with_values(Settings(), {'distillation.extra.dkdd': {}})
+
+
+def test_names_are_those_of_the_rooms_that_read_them():
+  assert tuple(objective.SCHEDULES) == distillation.SCHEDULES
+  assert objective.ENSEMBLES == distillation.ENSEMBLES
+  assert train_step.REMAT == top.REMAT
+  assert targets.MODES == parts.TARGET_MODES
+  assert tuple(target_store.DTYPES) == parts.TARGET_DTYPES
+  assert tuple(DTYPES) == ('float32', 'bfloat16')

@@ -1,0 +1,339 @@
+"""The typed configuration: checked at the door, the same keys outside."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import types
+import typing
+from collections.abc import Mapping
+
+import ml_collections
+import pytest
+
+from configs import study as study_file
+from tlkd_jax import settings
+from tlkd_jax.runtime.trees import flatten
+from tlkd_jax.settings import Settings, WrongSettings
+from tlkd_jax.training import build
+
+FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures' / 'settings'
+BEFORE = json.loads((FIXTURES / 'configs.json').read_text())
+
+
+def fields(kind=Settings, place=''):
+  """(dotted key, field) of every key of every section."""
+  for field in dataclasses.fields(kind):
+    if 'section' in field.metadata:
+      inner = field.metadata['section']
+      yield from fields(inner, f'{place}{field.name}.')
+    else:
+      yield place + field.name, field
+
+
+FIELDS = dict(fields())
+# A study that has arms, so that names of arms are known.
+STUDY = settings.from_config(study_file.get_config())
+
+
+def problems(values, base=STUDY) -> list[str]:
+  """The lines about what is wrong."""
+  with pytest.raises(WrongSettings) as error:
+    settings.with_values(base, values)
+  assert isinstance(error.value, ValueError)
+  lines = error.value.problems
+  assert str(error.value) == '\n'.join(lines)
+  return lines
+
+
+def problem(key, value, base=STUDY) -> str:
+  """The one line about a value, which names it."""
+  (line,) = problems({key: value}, base)
+  assert line.startswith(f'{key} is {value!r}; accepted: '), line
+  return line.partition('accepted: ')[2]
+
+
+WRONG = [
+  # Once let pass before work began, or never refused.
+  ('optimizer.name', 'adamx', 'sgd, adamw; did you mean adamw?'),
+  ('optimizer.train_only', 'heads', 'all, head; did you mean head?'),
+  ('augment.crop', 'centr', 'random_resized, random, centre; did you mean c'),
+  ('augment.flip', 'maybe', 'auto, on, off'),
+  ('compute_dtype', 'float8', 'float32, bfloat16; did you mean float32'),
+  ('augment.randaugment_magnitude', 99, 'a number in [0, 10]'),
+  ('student.head', 'kep', 'new, keep; did you mean keep?'),
+  ('student.head_init', 'zeros', 'zero, small_random; did you mean zero?'),
+  ('ema_decay', 7, 'a number in [0, 1)'),
+  ('label_smoothing', 2, 'a number in [0, 1)'),
+  ('optimizer.clip_norm', -1, 'a number >= 0'),
+  ('optimizer.layer_decay', -1, 'a number in (0, 1]'),
+  ('augment.scale', (2, 3), 'two numbers, the smaller first, each a number in'),
+  # The run.
+  ('arm', 'kdd', 'teacher, tl, kd, compare, study; did you mean kd?'),
+  ('seed', 2**31, 'a whole number in [0, 2147483647]'),
+  ('dataset', '', 'a text'),
+  ('image_size', 7, 'a whole number >= 8'),
+  ('batch_size', 0, 'a whole number >= 1'),
+  ('num_steps', 2.5, 'a whole number >= 1'),
+  ('num_steps', True, 'a whole number >= 1'),
+  ('train_fraction', 0, 'a number in (0, 1]'),
+  ('batch_norm', 'frosen', 'frozen, train, stochastic; did you mean frozen?'),
+  ('memory_check', 1, 'true or false'),
+  ('remat', 'block', 'none, blocks; did you mean blocks?'),
+  ('best_metric', 'top2', 'did you mean top5, top1?'),
+  ('early_stopping', -1, 'a whole number >= 0'),
+  # data
+  ('data.on_bad_image', 'ignore', 'error, skip'),
+  ('data.crop', 0.0, 'a number in (0, 1], or None'),
+  ('data.interpolation', 'bicubik', 'did you mean bicubic'),
+  ('data.cache_dir', '', 'a text, or None'),
+  # augment
+  ('augment.scale', (0.9, 0.1), 'two numbers, the smaller first'),
+  ('augment.scale', (0.1, 0.5, 0.9), 'two numbers'),
+  ('augment.ratio', (0, 1), 'each a number > 0'),
+  ('augment.contrast', 1.5, 'a number in [0, 1]'),
+  ('augment.mixup_alpha', -0.1, 'a number >= 0'),
+  # optimizer
+  ('optimizer.learning_rate', '1e-3', 'a number >= 0'),
+  ('optimizer.beta2', 1.0, 'a number in [0, 1)'),
+  ('optimizer.warmup_fraction', 1.1, 'a number in [0, 1]'),
+  ('optimizer.accumulate_steps', 0, 'a whole number >= 1'),
+  # student and teacher
+  ('student.name', 'resnet19', 'did you mean resnet18'),
+  ('student.dropout', 1.0, 'a number in [0, 1), or None'),
+  ('student.drop_path', -0.1, 'a number in [0, 1)'),
+  ('teacher.image_size', 7, 'a whole number >= 8, or 0'),
+  ('teacher.num_steps', -1, 'a whole number >= 0'),
+  # distillation
+  ('distillation.loss', 'dkdd', 'did you mean dkd'),
+  ('distillation.soft_weight', -1, 'a number >= 0'),
+  ('distillation.temperature', 0, 'a number > 0'),
+  ('distillation.end_temperature', 0.0, 'a number > 0'),
+  ('distillation.schedule', 'cosin', 'constant, linear, cosine; did you mean'),
+  ('distillation.assistants', ('resnet19',), 'a tuple of: '),
+  ('distillation.unlabelled', 'pictures', "a text like 'folder:...' or ''"),
+  ('distillation.unlabelled', 'folder:', "a text like 'folder:...' or ''"),
+  ('distillation.options', 3, 'a dict'),
+  # targets
+  ('targets.mode', 'stored', 'online, cached'),
+  ('targets.dtype', 'float8', 'float16, float32; did you mean float'),
+  ('targets.views', -1, 'a whole number >= 0'),
+  # transfer
+  ('transfer.l2_sp', -0.1, 'a number >= 0'),
+  ('transfer.lwf_temperature', 0, 'a number > 0'),
+  ('transfer.stoch_norm_p', 1.5, 'a number in [0, 1]'),
+  ('transfer.bss_k', 0, 'a whole number >= 1'),
+  # study
+  ('study.seeds', 0, 'a whole number >= 1'),
+  ('study.sizes', (1.5,), 'each a whole number >= 0, or a fraction below 1'),
+  ('study.reference', 'tll', 'did you mean tl'),
+  ('study.run_arms', ('tl', 'kdd'), 'did you mean kd'),
+  ('study.metrics', ('top1', 'brie'), 'did you mean brier?'),
+  ('study.keep', 'bets', 'all, best, needed; did you mean best?'),
+  (
+    'study.grid',
+    {'seed': 0.1},
+    'keys with tuples of values',
+  ),
+]
+
+
+@pytest.mark.parametrize(('key', 'value', 'accepted'), WRONG)
+def test_a_wrong_value_is_named_with_what_is_accepted(key, value, accepted):
+  assert accepted in problem(key, value)
+
+
+# Texts of which only the disk or the data set can say whether they are right.
+FREE = {
+  *('dataset', 'data.data_dir', 'data.cache_dir', 'targets.dir'),
+  *('student.weights', 'student.checkpoint'),
+  *('teacher.weights', 'teacher.checkpoint', 'distillation.more_teachers'),
+}
+NONSENSE = {
+  bool: ('maybe', 1, None),
+  int: (math.nan, math.inf, -(10**9), 1.5, 'nonsense', True, None),
+  float: (math.nan, math.inf, -math.inf, -1e9, 'nonsense', True),
+  str: ('nonsense', 3),
+  tuple: ('nonsense', ('nonsense',), (math.nan,), 3, None),
+  dict: ('nonsense', {'nonsense': 1}, 3, None),
+}
+
+
+@pytest.mark.parametrize('key', FIELDS)
+def test_nonsense_in_any_key_is_refused_by_its_name(key):
+  values = NONSENSE[FIELDS[key].metadata['rule'].kind]
+  if key in FREE:
+    values = [v for v in values if v not in ('nonsense', ('nonsense',))]
+    values += [('',)] if isinstance(FIELDS[key].default, tuple) else ['']
+  for value in values:
+    for line in problems({key: value}):
+      assert line.startswith(key), (value, line)
+
+
+def test_sections_are_sections():
+  for name in ('data', 'optimizer', 'teacher', 'study'):
+    (line,) = problems({name: 'nonsense'})
+    assert line.startswith(f"{name} is 'nonsense'; accepted: a dict")
+  with pytest.raises(
+    WrongSettings, match='optimizer is {}; accepted: settings'
+  ):
+    Settings(optimizer={})
+  with pytest.raises(WrongSettings, match='teacher is .*; accepted: settings'):
+    Settings(teacher=settings.Student())
+
+
+@pytest.mark.parametrize('key', FIELDS)
+def test_every_key_has_a_type_that_its_rule_keeps(key):
+  """The annotation, which the type checker sees, is what the rule gives."""
+  section, _, name = key.rpartition('.')
+  kind = Settings
+  if section:
+    (field,) = (f for f in dataclasses.fields(Settings) if f.name == section)
+    kind = field.metadata['section']
+  hint = typing.get_type_hints(kind)[name]
+  rule = FIELDS[key].metadata['rule']
+  kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else [hint]
+  kinds = [typing.get_origin(kind) or kind for kind in kinds]
+  expected = {dict: Mapping}.get(rule.kind, rule.kind)
+  assert set(kinds) == {expected, *([type(None)] if rule.optional else [])}
+
+
+def test_all_that_is_wrong_is_said_at_once():
+  lines = problems(
+    {
+      'seed': -1,
+      'student.head': 'kep',
+      'optimizer.name': 'adamx',
+      'optimizer.beta1': 1,
+      'distillation.lss': 'kd',
+      'study.arms.kd.kind': 'kdd',
+    }
+  )
+  starts = ('seed', 'optimizer.name', 'optimizer.beta1', 'student.head')
+  assert [line.split()[0] for line in lines] == [
+    *starts, 'unknown', 'study.arms.kd.kind'
+  ]  # fmt: skip
+  assert "'distillation.lss': did you mean distillation.loss" in lines[4]
+
+
+@pytest.mark.parametrize(
+  'config', [{'num_stepz': 1}, {'optimizer': {'lerning_rate': 1.0}}]
+)
+def test_an_unknown_key_is_answered_with_the_nearest(config):
+  with pytest.raises(WrongSettings, match='did you mean .*(num_step|learning)'):
+    settings.from_config(config)
+  with pytest.raises(WrongSettings, match='did you mean .*(num_step|learning)'):
+    settings.from_config(ml_collections.ConfigDict(config))
+
+
+def test_keys_that_an_older_version_lacked_have_their_defaults():
+  old = json.loads((FIXTURES / 'config.json').read_text())
+  for section in (old, old['teacher'], old['targets'], old['distillation']):
+    section.pop('image_size', None), section.pop('views', None)
+    section.pop('extra', None)
+  del old['transfer']
+  assert settings.from_config(old) == settings.make('kd')
+
+
+def test_values_are_kept_in_their_types():
+  config = settings.with_values(
+    Settings(),
+    {
+      'optimizer.learning_rate': 1,
+      'augment.scale': [0.5, 1],
+      'distillation.more_teachers': ['a', 'b'],
+      'distillation.ensemble': 'losses',
+      'distillation.loss': 'reviewkd',
+      'distillation.options': {'levels': [2, 1], 'stages': ['stage1']},
+    },
+  )
+  assert isinstance(config.optimizer.learning_rate, float)
+  assert config.augment.scale == (0.5, 1.0)
+  assert isinstance(config.augment.scale[1], float)
+  assert config.distillation.more_teachers == ('a', 'b')
+  options = {'levels': (2, 1), 'stages': ('stage1',)}
+  assert config.distillation.options == options
+  assert isinstance(hash(config.optimizer), int)
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    config.seed = 3
+
+
+def test_other_values_make_another_copy():
+  config = settings.make('kd', loss='dkd+at')
+  changed = settings.with_values(
+    config,
+    {
+      'arm': 'tl',
+      'optimizer.train_only': 'head',
+      'distillation.options.beta': 2,
+      'distillation.extra.at.weight': 5,
+      'teacher.checkpoint': 'runs/teacher',
+    },
+  )
+  assert (changed.arm, changed.optimizer.train_only) == ('tl', 'head')
+  assert changed.distillation.options == config.distillation.options | {
+    'beta': 2.0
+  }
+  assert changed.distillation.extra['at'].weight == 5.0
+  assert changed.network('teacher').checkpoint == 'runs/teacher'
+  assert config == settings.make('kd', loss='dkd+at')
+  assert settings.with_values(config, {}) == config
+  with pytest.raises(
+    WrongSettings, match="'optimiser': did you mean optimizer"
+  ):
+    settings.with_values(config, {'optimiser.name': 'sgd'})
+  with pytest.raises(WrongSettings, match="key 'seed.x'"):
+    settings.with_values(config, {'seed.x': 1})
+
+
+def test_further_losses_keep_one_order():
+  """Of the sum; floats do not add up alike in another."""
+  names = ['at', 'dkd', 'rkd']
+  for order in (names, names[::-1]):
+    config = settings.from_config(
+      {'distillation': {'extra': {n: {} for n in order}}}
+    )
+    assert list(config.distillation.extra) == names
+
+
+@pytest.mark.parametrize(
+  'before', BEFORE['others'], ids=lambda b: f'{b["arm"]}:{b["arg"]}'
+)
+def test_files_give_what_they_gave(before):
+  """Made from settings, each key has the value and type that it had."""
+  flat = flatten(json.loads((FIXTURES / 'config.json').read_text()))
+  config = settings.config_of(before['arm'], before['arg'])
+  # What a loss or an arm adds is among the values.
+  now = flatten(json.loads(config.to_json()))
+  assert now == flat | before['values']
+  found = {
+    key: _owner(config, key).get_type(key.rpartition('.')[2]).__name__
+    for key in now
+  }
+  assert found == BEFORE['types'] | before['types']
+  assert config.is_locked
+  assert settings.to_config_dict(settings.from_config(config)) == config
+
+
+def _owner(config, key):
+  for section in key.split('.')[:-1]:
+    config = config[section]
+  return config
+
+
+def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
+  """Its config.json, letter by letter."""
+  text = (FIXTURES / 'config.json').read_text()
+  config = settings.make('kd')
+  assert settings.to_json(config) == text
+  assert settings.from_config(json.loads(text)) == config
+  (tmp_path / 'config.json').write_text(text)
+  build.check_workdir(tmp_path, settings.to_config_dict(config))
+
+
+def test_a_study_stands_the_way_out_and_in():
+  config = study_file.get_config('arms=methods')
+  made = settings.from_config(config)
+  assert made.study.arms['l2_sp'].changes['transfer.l2_sp'] == 0.1
+  assert settings.to_config_dict(made) == config
+  assert settings.from_config(json.loads(settings.to_json(made))) == made

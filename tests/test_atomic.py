@@ -1,0 +1,42 @@
+"""A write that fails leaves what was there, and nothing beside it."""
+
+import numpy as np
+import pytest
+
+from tlkd_jax.runtime import atomic
+
+
+@pytest.mark.parametrize(
+  'write',
+  [
+    # Half of a surrogate pair has no bytes in UTF-8.
+    lambda path: atomic.replace_text(path, 'new \ud800'),
+    lambda path: atomic.replace_arrays(path, {'a': _Unreadable()}),
+  ],
+  ids=['text', 'arrays'],
+)
+def test_a_failed_write_changes_nothing(write, tmp_path):
+  path = tmp_path / 'file'
+  path.write_text('old')
+  with pytest.raises(ValueError):
+    write(path)
+  assert path.read_text() == 'old'
+  assert list(tmp_path.iterdir()) == [path]
+
+
+class _Unreadable:
+  def __array__(self, dtype=None, copy=None):
+    raise ValueError('half of it was written')
+
+
+def test_what_was_written_is_there(tmp_path):
+  atomic.replace_text(tmp_path / 'a.txt', 'new')
+  atomic.replace_arrays(tmp_path / 'deep' / 'a.npz', {'a': np.arange(3)})
+  assert (tmp_path / 'a.txt').read_text() == 'new'
+  with np.load(tmp_path / 'deep' / 'a.npz') as stored:
+    np.testing.assert_array_equal(stored['a'], np.arange(3))
+  assert sorted(p.name for p in tmp_path.rglob('*')) == [
+    'a.npz',
+    'a.txt',
+    'deep',
+  ]

@@ -1,0 +1,137 @@
+"""The formats, one entry each, and the JSON that lies beside every file."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tlkd_jax.export import onnx, stablehlo, weights
+from tlkd_jax.export.student import Student, library_model
+from tlkd_jax.models.weights import pretrained, twins
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """A way out of the package.
+
+  Attributes:
+    write: (student, file) -> what to tell the user; the file appears whole and
+      compared with the student, or not at all.
+    needs: packages that requirements-export.txt installs.
+    takes: image size -> what the file takes; None where a library's model
+      takes its own and norms cannot be folded.
+  """
+
+  write: Callable[[Student, pathlib.Path], str]
+  needs: tuple[str, ...] = ()
+  takes: Callable[[int], dict[str, Any]] | None = None
+
+
+FORMATS: dict[str, Format] = {
+  'safetensors': Format(weights.write),
+  'onnx': Format(onnx.write, ('jax2onnx', 'onnxruntime'), onnx.takes),
+  'stablehlo': Format(stablehlo.write, ('flatbuffers',), stablehlo.takes),
+}
+
+
+def check(name: str, out: pathlib.Path, fold_norm: bool) -> None:
+  """Raises ValueError where a file cannot be written, before any work.
+
+  Args:
+    name: of the format.
+    out: the file.
+    fold_norm: whether norms shall be folded.
+  """
+  if name not in FORMATS:
+    raise ValueError(f'unknown format {name!r}; accepted: {", ".join(FORMATS)}')
+  if out.suffix != f'.{name}':
+    raise ValueError(f'{out}: a {name} file needs the suffix .{name}')
+  if fold_norm and FORMATS[name].takes is None:
+    raise ValueError(
+      f'folded norms fit no {name} file: the models of timm and '
+      'torchvision have their norms, and could not load it. Leave '
+      '--fold-norm out, or export to onnx or stablehlo'
+    )
+  needs = FORMATS[name].needs
+  missing = [p for p in needs if importlib.util.find_spec(p) is None]
+  if missing:
+    raise ValueError(
+      f'export to {name} needs {" and ".join(missing)}, not installed here: '
+      'run `pip install -r requirements-export.txt`'
+    )
+
+
+def write(student: Student, name: str, out: pathlib.Path) -> str:
+  """Writes `out` and `out`.json; returns what to tell the user.
+
+  Raises:
+    RuntimeError: the written model does not give the student's logits.
+  """
+  out.parent.mkdir(parents=True, exist_ok=True)
+  result = FORMATS[name].write(student, out)
+  path = out.with_name(f'{out.name}.json')
+  path.write_text(json.dumps(configuration(student, name), indent=2) + '\n')
+  return f'{result}\n{path}: architecture, classes and preprocessing'
+
+
+def configuration(student: Student, name: str) -> dict[str, Any]:
+  """The content of the JSON beside the file, as timm's config.json has it.
+
+  Mean and standard deviation hold for images in 0..1. They are those that the
+  student was trained with, which need not be the architecture's own.
+
+  Args:
+    student: that was written.
+    name: of the format.
+  """
+  target = library_model(student)
+  library, _, architecture = twins.full_name(target.name).rpartition('/')
+  spec, description = student.model.spec, student.description
+  size = student.image_size
+  table = pretrained.leaf_table(target)
+  heads = [_module(table, head) for head in target.spec.head]
+  classes = student.model.num_classes
+  result = {
+    'architecture': architecture,
+    'library': library or 'efficientnet_lite_pytorch',
+    'num_classes': classes,
+    'num_features': _pre_logits(student),
+    'label_names': list(description.class_names),
+    'pretrained_cfg': {
+      'num_classes': classes,
+      'input_size': [3, size, size],
+      'interpolation': description.interpolation,
+      'crop_pct': description.crop,
+      'crop_mode': 'center',
+      'mean': [value / 255 for value in spec.mean],
+      'std': [value / 255 for value in spec.std],
+      'first_conv': _module(table, target.spec.stem),
+      'classifier': heads[0] if len(heads) == 1 else heads,
+    },
+  }
+  if 'position' in table:
+    # Positions are stored for the native grid and interpolated at run time.
+    result['model_args'] = {'dynamic_img_size': True}
+  takes = FORMATS[name].takes
+  if takes is not None:
+    result['input'] = takes(size)
+    result['folded_norms'] = student.folded
+  return result
+
+
+def _module(table: dict, path: str) -> str:
+  return table[f'{path}.kernel'][1].key.rpartition('.')[0]
+
+
+def _pre_logits(student: Student) -> int:
+  size = student.image_size
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  outputs, _ = jax.eval_shape(
+    student.model.apply, student.params, student.model_state, images
+  )
+  return outputs['pre_logits'].shape[-1]

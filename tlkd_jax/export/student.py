@@ -1,0 +1,142 @@
+"""The student that is exported, and how a converted one is compared with it."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from tlkd_jax.models import create_model
+from tlkd_jax.models.functional import Array, Model, Tree
+from tlkd_jax.models.weights import folding, twins
+from tlkd_jax.training import checkpoints, networks
+from tlkd_jax.training.checkpoints import Description
+
+# Largest difference of logits that a converted model may have, as a share of
+# the largest logit (or of 1 where all are smaller).
+TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+  """What is exported.
+
+  Attributes:
+    model: as it was trained, or with folded norms.
+    params: its parameters, numpy arrays.
+    model_state: its BatchNorm statistics, numpy arrays.
+    description: of its checkpoint.
+    folded: whether norms were folded.
+  """
+
+  model: Model
+  params: Tree
+  model_state: Tree
+  description: Description
+  folded: bool = False
+
+  @property
+  def image_size(self) -> int:
+    """Side of the images, in pixels."""
+    return self.description.image_size
+
+  def logits(self, images: Array) -> Array:
+    """Normalised float32 images [B, H, W, 3] -> logits [B, K]."""
+    outputs, _ = self.model.apply(self.params, self.model_state, images)
+    return outputs['logits']
+
+
+def load_student(
+  checkpoint: str | os.PathLike, *, fold_norm: bool = False
+) -> Student:
+  """The best student of a run.
+
+  Args:
+    checkpoint: workdir of a TL or TL+KD run.
+    fold_norm: fold every BatchNorm into the convolution before it.
+
+  Raises:
+    FileNotFoundError: no run with a checkpoint lies there.
+    ValueError: it is a teacher's run or corrupt, or there is no norm to fold.
+  """
+  description = checkpoints.read_description(checkpoint)
+  if description.arm == 'teacher':
+    raise ValueError(
+      f'{checkpoint} is the run of a teacher, and students are exported: give '
+      'the workdir of a TL or TL+KD run'
+    )
+  loaded = networks.restore(str(checkpoint), description)
+  model = loaded.network.model
+  params, state = jax.device_get((loaded.params, loaded.model_state))
+  if fold_norm:
+    model, params, state = folding.fold_norms(model, params, state)
+  return Student(model, params, state, description, fold_norm)
+
+
+def library_model(student: Student) -> Model:
+  """The variant whose keys are written: timm's, else the student's own."""
+  name = twins.timm_name(student.model.name) or student.model.name
+  return create_model(name, num_classes=student.model.num_classes)
+
+
+def sample_images(student: Student, count: int) -> np.ndarray:
+  """Normalised noise [count, H, W, 3], always the same."""
+  size = student.image_size
+  shape = (count, size, size, 3)
+  return np.random.default_rng(count).normal(size=shape).astype(np.float32)
+
+
+def max_difference(
+  student: Student, converted: Callable[[np.ndarray], np.ndarray]
+) -> tuple[float, float]:
+  """Compares logits on batches of one and of three images.
+
+  Args:
+    student: the reference.
+    converted: normalised float32 images [B, H, W, 3] -> logits [B, K].
+
+  Returns:
+    (largest absolute difference, largest absolute logit of the student).
+  """
+  apply = jax.jit(student.logits)
+  differences, largest = [], []
+  for count in (1, 3):
+    images = sample_images(student, count)
+    expected = np.asarray(apply(images))
+    differences.append(np.abs(np.asarray(converted(images)) - expected).max())
+    largest.append(np.abs(expected).max())
+  return float(np.max(differences)), float(np.max(largest))
+
+
+def checked(
+  student: Student,
+  converted: Callable[[np.ndarray], np.ndarray],
+  out: pathlib.Path,
+  runner: str,
+) -> str:
+  """Compares what was written with the student.
+
+  Args:
+    student: the reference.
+    converted: what was read back, as in `max_difference`.
+    out: the file, for messages.
+    runner: what ran it, likewise.
+
+  Returns:
+    How they compare, for the user.
+
+  Raises:
+    RuntimeError: they differ by more than TOLERANCE.
+  """
+  difference, largest = max_difference(student, converted)
+  if not difference <= TOLERANCE * max(largest, 1.0):
+    raise RuntimeError(
+      f'{out} is not written: {runner} differs from the student by '
+      f'{difference:.3g} in logits of up to {largest:.3g}'
+    )
+  return (
+    f'{out}: {runner} differs from the student by at most {difference:.2e} '
+    f'(largest logit {largest:.3g}; batches of 1 and 3)'
+  )

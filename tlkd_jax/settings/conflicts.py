@@ -1,0 +1,197 @@
+"""Values that exclude each other: a function for each pair of sections.
+
+Each returns one line per conflict, beginning with a key that takes part in it.
+"""
+
+import re
+
+from tlkd_jax import losses, models
+from tlkd_jax.settings.distillation import Distillation
+from tlkd_jax.settings.sections import (
+  Augment,
+  Optimizer,
+  Student,
+  Targets,
+  Teacher,
+  Transfer,
+)
+
+_MIXING = 'augment.mixup_alpha or augment.cutmix_alpha above 0'
+
+
+def chosen_losses(section: Distillation) -> dict[str, tuple[str, dict]]:
+  """Place of each loss of the sum -> (its name, its options)."""
+  found = {'distillation.loss': (section.loss, dict(section.options))}
+  for name, extra in section.extra.items():
+    found[f'distillation.extra.{name}'] = (name, dict(extra.options))
+  return found
+
+
+def of_losses(section: Distillation, augment: Augment) -> list[str]:
+  """Losses that need labels or single images; means over several teachers."""
+  lines = []
+  for place, (name, _) in chosen_losses(section).items():
+    if losses.find(name).needs_labels and augment.mixes:
+      lines.append(
+        f'{place} is {name!r}, which needs the one class of each image: not '
+        f'with {_MIXING}'
+      )
+    if losses.find(name).needs_labels and section.unlabelled:
+      lines.append(
+        f'{place} is {name!r}, which needs labels: not with '
+        'distillation.unlabelled, which adds images without'
+      )
+    several = section.more_teachers and section.ensemble == 'probabilities'
+    if several and losses.find(name).reads != 'logits':
+      lines.append(
+        f"distillation.ensemble is 'probabilities', and {place} {name!r} reads "
+        'more than logits, of which there is no mean over teachers; accepted: '
+        'losses, which averages those'
+      )
+  return lines
+
+
+def of_stages(
+  section: Distillation, transfer: Transfer, student: Student, teacher: Teacher
+) -> list[str]:
+  """Names of feature maps that a network does not have."""
+  own = models.MODELS[student.name].stages
+  theirs = models.MODELS[teacher.name].stages
+  lines = [
+    f'transfer.delta_stages names {name!r}; {student.name} has {", ".join(own)}'
+    for name in transfer.delta_stages
+    if name not in own
+  ]
+  if section.assistants:
+    # Other pairs than these two are compared.
+    return lines
+  for place, (_, options) in chosen_losses(section).items():
+    stages = options.get('stages') or ()
+    if isinstance(stages, str):
+      stages = [name for name in re.split(r'[,\s]+', stages) if name]
+    for name in stages:
+      first, _, second = name.partition(':')
+      if first in own and (second or first) in theirs:
+        continue
+      where = place.removesuffix('.loss') + '.options.stages'
+      lines.append(
+        f'{where} names {name!r}; {student.name} has {", ".join(own)}, '
+        f'{teacher.name} has {", ".join(theirs)}'
+      )
+  return lines
+
+
+def of_protocols(section: Distillation) -> list[str]:
+  """Chains of runs, each of which has the one teacher before it."""
+  chained = section.generations > 1 or section.assistants
+  if chained and section.more_teachers:
+    return [
+      'distillation.more_teachers cannot be combined with '
+      'distillation.assistants or distillation.generations: each of their runs '
+      'has the one teacher before it; accepted: ()'
+    ]
+  return []
+
+
+def of_mutual(
+  section: Distillation, targets: Targets, teacher: Teacher
+) -> list[str]:
+  """What mutual learning is combined with: no teacher stays as it is."""
+  if not section.mutual:
+    return []
+  values = {
+    'distillation.more_teachers': (section.more_teachers, ()),
+    'distillation.assistants': (section.assistants, ()),
+    'distillation.generations': (section.generations, 1),
+    'targets.mode': (targets.mode, 'online'),
+    'teacher.num_steps': (teacher.num_steps, 0),
+  }
+  lines = [
+    f'{name} is {value!r}, and with distillation.mutual the teacher learns '
+    f'beside the student, step by step; accepted: {accepted!r}'
+    for name, (value, accepted) in values.items()
+    if value != accepted
+  ]
+  if section.hard_weight == 0:
+    lines.append(
+      'distillation.hard_weight is 0.0, and with distillation.mutual neither '
+      'network would learn from labels; accepted: a number > 0'
+    )
+  return lines
+
+
+def of_targets(
+  targets: Targets, section: Distillation, augment: Augment
+) -> list[str]:
+  """What stored targets cannot be combined with."""
+  if targets.mode == 'online':
+    return []
+  lines = []
+  if augment.mixes:
+    lines.append(
+      f"targets.mode is 'cached', and with {_MIXING} images are mixed anew in "
+      'every step, so that no stored target is theirs; accepted: online'
+    )
+  for place, (name, options) in chosen_losses(section).items():
+    if losses.find(name).reads_of(options) == 'maps':
+      lines.append(
+        f"targets.mode is 'cached', and {place} {name!r} compares feature "
+        'maps, which are not stored; accepted: online'
+      )
+  return lines
+
+
+def of_transfer(
+  transfer: Transfer,
+  section: Distillation,
+  augment: Augment,
+  student: Student,
+  batch_size: int,
+) -> list[str]:
+  """What the terms need of the images, the batch and the student's start."""
+  lines = []
+  if transfer.co_tuning > 0 and (augment.mixes or section.unlabelled):
+    lines.append(
+      'transfer.co_tuning needs the one class of each image: not with '
+      f'{_MIXING}, nor with distillation.unlabelled'
+    )
+  if transfer.bss_k > batch_size:
+    lines.append(
+      f'transfer.bss_k is {transfer.bss_k}; accepted: at most batch_size, '
+      f'{batch_size}'
+    )
+  heads = len(models.MODELS[student.name].head)
+  weights = {'lwf': transfer.lwf, 'co_tuning': transfer.co_tuning}
+  for name in (name for name, weight in weights.items() if weight > 0):
+    if student.weights == 'scratch':
+      lines.append(
+        f'transfer.{name} needs pretrained weights with their head; '
+        "student.weights is 'scratch'"
+      )
+    if heads != 1:
+      lines.append(
+        f'transfer.{name} needs one head; student.name {student.name} has '
+        f'{heads}'
+      )
+  return lines
+
+
+def of_steps(
+  optimizer: Optimizer,
+  num_steps: int,
+  teacher: Teacher,
+  transfer: Transfer,
+) -> list[str]:
+  """Runs that are shorter than one update."""
+  least = optimizer.accumulate_steps
+  lengths = {
+    'num_steps': num_steps,
+    'teacher.num_steps': teacher.num_steps,
+    'transfer.probe_steps': transfer.probe_steps,
+  }
+  return [
+    f'optimizer.accumulate_steps is {least}, so that {count} steps ({name}) '
+    f'make no update; accepted: at most {count}'
+    for name, count in lengths.items()
+    if 0 < count < least
+  ]
