@@ -140,6 +140,18 @@ def test_links_lead_somewhere():
         assert (page.parent / target).exists(), f'{page.name}: {target}'
 
 
+def test_files_that_are_named_are_there():
+  folders = 'tlkd_jax|configs|launch|benchmarks|tests|docs'
+  suffixes = 'py|md|json|sh|sbatch|ipynb'
+  place = re.compile(rf'\b(?:{folders})/[\w/]*\w\.(?:{suffixes})\b')
+  found = 0
+  for page in PAGES:
+    for path in place.findall(page.read_text()):
+      assert (ROOT / path).exists(), f'{page.name}: {path}'
+      found += 1
+  assert found > 20
+
+
 def test_a_wrong_command_is_noticed():
   accepted = accepted_flags(source_of('tlkd_jax.main'))
   check_flags(['--workdir=x', '--config.seed=1'], accepted)

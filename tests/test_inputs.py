@@ -32,7 +32,7 @@ class Recording:
     return value
 
 
-# Every key that is read with another value; of a number below 1000, 1000.
+# Other values of the keys that are not numbers of at least 1000.
 _OTHERS = {
   'dataset': 'cifar10',
   'train_fraction': 0.5,
@@ -49,7 +49,8 @@ def test_the_key_holds_all_that_loading_reads(cache_dir, monkeypatch):
   larger = types.SimpleNamespace(image_size=2000)
   monkeypatch.setattr(checkpoints, 'read_description', lambda _: larger)
   monkeypatch.setattr(data, 'load_splits', lambda *_, **__: None)
-  own, seen = tiny.make_config('kd', cache_dir), set()
+  own = tiny.make_config('kd', cache_dir, num_train_per_class=0)
+  seen: set[str] = set()
   inputs.load_dataset(Recording(own, seen))
   assert seen >= {'seed', 'image_size', 'teacher.image_size', *_OTHERS}
   key = inputs.data_key(own)
