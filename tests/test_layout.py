@@ -17,7 +17,7 @@ ORDER = (
   ('data',),
   ('models',),
   ('evaluation',),
-  ('settings',),
+  ('settings', 'answer'),
   ('training',),
   ('report',),
   ('protocols',),

@@ -17,6 +17,8 @@ import pathlib
 import re
 from typing import Any
 
+from tlkd_jax.answer.labels import LABELS
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -34,17 +36,9 @@ class Part:
   config: Any
 
 
-_LABELS = {
-  'teacher': 'teacher',
-  'probe': 'linear probe',
-  'tl': 'TL',
-  'kd': 'TL+KD',
-}
-
-
 def label(key: str) -> str:
   """A part's name for people."""
-  return _LABELS.get(key, re.sub(r'(\d+)$', r' \1', key))
+  return LABELS.get(key, re.sub(r'(\d+)$', r' \1', key))
 
 
 def plan(config: Any, workdir: pathlib.Path) -> list[Part]:
