@@ -18,7 +18,7 @@ ORDER = (
   ('data',),
   ('models',),
   ('evaluation',),
-  ('settings',),
+  ('settings', 'answer'),
   ('training',),
   ('report',),
   ('protocols',),

@@ -18,6 +18,8 @@ import re
 
 from tlkd_jax.settings import Settings, with_values
 
+from tlkd_jax.answer.labels import LABELS
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -35,17 +37,9 @@ class Part:
   settings: Settings
 
 
-_LABELS = {
-  'teacher': 'teacher',
-  'probe': 'linear probe',
-  'tl': 'TL',
-  'kd': 'TL+KD',
-}
-
-
 def label(key: str) -> str:
   """A part's name for people."""
-  return _LABELS.get(key, re.sub(r'(\d+)$', r' \1', key))
+  return LABELS.get(key, re.sub(r'(\d+)$', r' \1', key))
 
 
 def plan(settings: Settings, workdir: pathlib.Path) -> list[Part]:

@@ -76,6 +76,8 @@ def _with_code(text: str) -> str:
 
 
 def _table(table: Table) -> str:
+  if not table.rows:
+    return '<p class="soft">Nothing.</p>'
   heads = []
   for i, column in enumerate(table.columns):
     kind = ' class="text"' if _is_text(table, i) else ''

@@ -1,0 +1,17 @@
+"""What pages, tables and folders call an arm and a data set."""
+
+import pathlib
+
+# Arm, or part of its protocol -> label.
+LABELS = {
+  'teacher': 'teacher',
+  'probe': 'linear probe',
+  'tl': 'TL',
+  'kd': 'TL+KD',
+}
+
+
+def dataset_name(dataset: str) -> str:
+  """Short name of config.dataset: 'folder:data/trashnet.zip' is 'trashnet'."""
+  kind, _, path = dataset.partition(':')
+  return pathlib.Path(path).stem if path else kind
