@@ -5,9 +5,9 @@
 Runs the loop of tlkd_jax/training/loop.py (batches from Grain, transfer to the
 device, metrics fetched every log_every_steps, progress, no evaluation, nothing
 saved) and the bare step on batches that are on the device already, in turn in
-one process, which read the step from the compilation cache. Prints one JSON line
-for each size: medians with minimum and maximum in milliseconds per step, and
-`ratio`, the median over the rounds of loop / bare (aim: 1.03).
+one process, which read the step from the compilation cache. Prints one JSON
+line for each size: medians with minimum and maximum in milliseconds per step,
+and `ratio`, the median over the rounds of loop / bare (aim: 1.03).
 """
 
 import argparse

@@ -16,9 +16,8 @@ import dataclasses
 import pathlib
 import re
 
-from tlkd_jax.settings import Settings, with_values
-
 from tlkd_jax.answer.labels import LABELS
+from tlkd_jax.settings import Settings, with_values
 
 
 @dataclasses.dataclass(frozen=True)
