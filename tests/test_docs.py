@@ -152,6 +152,29 @@ def test_files_that_are_named_are_there():
   assert found > 20
 
 
+def glossary() -> dict[str, str]:
+  """Word -> where it stands in the package, '' where it is no name there."""
+  page = (ROOT / 'docs' / 'architecture.md').read_text()
+  rows = re.findall(
+    r'^\| ([\w, ]+) \| [^|]+ \| (?:`([\w.]+)`)? +\|$', page, re.M
+  )
+  return dict(rows)
+
+
+def test_every_word_has_one_meaning():
+  page = (ROOT / 'docs' / 'architecture.md').read_text()
+  table = page[page.index('| word |') :].splitlines()[2:]
+  assert len(glossary()) == len(table) > 20
+
+
+@pytest.mark.parametrize('name', [n for n in glossary().values() if n])
+def test_the_words_are_names_in_the_code(name):
+  module, _, last = f'tlkd_jax.{name}'.rpartition('.')
+  found = vars(importlib.import_module(module))
+  if last not in found:
+    importlib.import_module(f'{module}.{last}')
+
+
 def test_a_wrong_command_is_noticed():
   accepted = accepted_flags(source_of('tlkd_jax.main'))
   check_flags(['--workdir=x', '--config.seed=1'], accepted)
