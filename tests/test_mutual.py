@@ -417,24 +417,6 @@ def stateful(cache_dir, workdir):
   arms.run(config, workdir, sharding.make_mesh())
 
 
-@pytest.mark.parametrize(
-  ('changes', 'message'),
-  [
-    ({'distillation__more_teachers': ('runs/a',)}, 'more_teachers'),
-    ({'distillation__assistants': ('tiny',)}, 'assistants'),
-    ({'distillation__generations': 2}, 'generations is 2.*accepted: 1'),
-    ({'targets__mode': 'cached', 'targets__views': 2}, "mode is 'cached'.*onl"),
-    ({'teacher__num_steps': 7}, 'teacher.num_steps is 7'),
-    ({'distillation__hard_weight': 0.0}, 'hard_weight is 0'),
-  ],
-)
-def test_what_needs_a_teacher_that_stays_is_refused(changes, message):
-  tiny.make_config('kd', **changes)
-  with pytest.raises(ValueError, match=f'{message}.*') as error:
-    tiny.make_config('kd', **MUTUAL, **changes)
-  assert 'distillation.mutual' in str(error.value)
-
-
 @pytest.mark.parametrize('arm', ['kd', 'compare'])
 def test_two_networks_that_start_alike_are_refused(
   arm, compare_run, cache_dir, tmp_path

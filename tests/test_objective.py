@@ -331,30 +331,3 @@ def test_the_log_says_what_is_bridged():
   (line,) = losses.bridges('rkd', own, theirs)
   assert line.startswith('rkd: pre_logits 16 of the student')
   assert losses.bridges('kd', own, theirs) == []
-
-
-@pytest.mark.parametrize(
-  ('changes', 'message'),
-  [
-    ({'distillation__ensemble': 'mean'}, 'known are losses, probabilities'),
-    (
-      {'distillation__schedule': 'step'},
-      "unknown distillation.schedule 'step'",
-    ),
-    ({'distillation__temperature': 0.0}, 'must be above 0'),
-    (
-      {'distillation__loss': 'dkd', 'augment__mixup_alpha': 1.0},
-      "'dkd' needs the one class of each image",
-    ),
-    (
-      {
-        'distillation__loss': 'fitnet',
-        'distillation__more_teachers': ('runs/a',),
-      },
-      "distillation.ensemble='losses'",
-    ),
-  ],
-)
-def test_what_cannot_be_summed_is_refused(changes, message):
-  with pytest.raises(ValueError, match=message):
-    tiny.make_config('kd', **changes)

@@ -4,10 +4,9 @@ import pytest
 
 from tlkd_jax import losses, settings
 from tlkd_jax.models.network import DTYPES
-from tlkd_jax.settings import Settings, WrongSettings, distillation, top
+from tlkd_jax.settings import Settings, WrongSettings, distillation
 from tlkd_jax.settings import sections as parts
-from tlkd_jax.training import objective, target_store, targets
-from tlkd_jax.training import step as train_step
+from tlkd_jax.training import lessons, target_store
 
 MIXED = {'augment.mixup_alpha': 0.2}
 CACHED = {'targets.mode': 'cached', 'targets.views': 2}
@@ -191,12 +190,21 @@ def test_options_of_a_loss(loss, option, value, message):
     settings.with_values(base, {f'distillation.extra.{loss}': extra})
 
 
-@pytest.mark.parametrize('name', losses.DISTILLATION_LOSSES)
+CHOICES = [n for n, loss in losses.LOSSES.items() if loss.guide != 'start']
+
+
+@pytest.mark.parametrize('name', CHOICES)
 def test_every_loss_may_be_chosen_as_published(name):
   config = settings.make('kd', loss=name)
   assert config.distillation.loss == name
   options = dict(config.distillation.options)
   assert options == (losses.hyperparameters_of(name) if name != 'kd' else {})
+
+
+@pytest.mark.parametrize('name', sorted(set(losses.LOSSES) - set(CHOICES)))
+def test_what_compares_a_student_with_its_start_is_no_distillation(name):
+  with pytest.raises(WrongSettings, match=f"loss is '{name}'; accepted"):
+    settings.make('kd', loss=name)
 
 
 def test_an_extra_loss_that_does_not_exist():
@@ -205,9 +213,6 @@ def test_an_extra_loss_that_does_not_exist():
 
 
 def test_names_are_those_of_the_rooms_that_read_them():
-  assert tuple(objective.SCHEDULES) == distillation.SCHEDULES
-  assert objective.ENSEMBLES == distillation.ENSEMBLES
-  assert train_step.REMAT == top.REMAT
-  assert targets.MODES == parts.TARGET_MODES
+  assert tuple(lessons.SCHEDULES) == distillation.SCHEDULES
   assert tuple(target_store.DTYPES) == parts.TARGET_DTYPES
   assert tuple(DTYPES) == ('float32', 'bfloat16')

@@ -27,6 +27,12 @@ ENSEMBLES = ('losses', 'probabilities')
 _FRACTION = number(0, 1)
 
 
+# Those that compare a student with its start are the section `transfer`.
+_LOSSES = tuple(
+  name for name, loss in losses.LOSSES.items() if loss.guide != 'start'
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class ExtraLoss:
   """A further loss of the sum; the section that holds it checks it."""
@@ -53,9 +59,7 @@ class Distillation:
     'loss = hard_weight * cross-entropy + soft_weight * distillation loss.',
     number(0),
   )
-  loss: str = key(
-    'kd', 'A key of tlkd_jax.losses.LOSSES.', one_of(losses.LOSSES)
-  )
+  loss: str = key('kd', 'A key of tlkd_jax.losses.LOSSES.', one_of(_LOSSES))
   soft_weight: float = key(1.0, 'Of the distillation loss.', number(0))
   schedule: str = key(
     'constant',
@@ -135,8 +139,8 @@ class Distillation:
     extra = {}
     for name, loss in sorted(self.extra.items()):
       place = f'distillation.extra.{name}'
-      if name not in losses.LOSSES:
-        problems.append(problem(place, name, one_of(losses.LOSSES)))
+      if name not in _LOSSES:
+        problems.append(problem(place, name, one_of(_LOSSES)))
         continue
       if name == self.loss:
         problems.append(f'{place}: distillation.loss is {name!r} too')

@@ -25,9 +25,6 @@ from tlkd_jax.training.state import Learner
 
 Array = jax.Array
 
-# Of several guides.
-ENSEMBLES = ('losses', 'probabilities')
-
 
 @dataclasses.dataclass(frozen=True)
 class Term:
@@ -59,7 +56,7 @@ class Objective:
     hard_weight: weight of the labels.
     label_smoothing: of the cross-entropy.
     terms: losses beside the cross-entropy, () without guides.
-    ensemble: of several guides, one of ENSEMBLES.
+    ensemble: of several guides, 'losses' or 'probabilities'.
   """
 
   hard_weight: float = 1.0
