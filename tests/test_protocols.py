@@ -12,6 +12,7 @@ from tlkd_jax import arms, protocols
 from tlkd_jax.runtime import sharding
 from tlkd_jax.training import inputs
 
+pytestmark = pytest.mark.usefixtures('tiny_models')
 ROOT = pathlib.Path('runs/a')
 
 
@@ -186,7 +187,6 @@ def test_a_run_on_unlabelled_images(
 @pytest.mark.parametrize(
   ('place', 'error', 'message'),
   [
-    ('digits', ValueError, "accepted: 'folder:PATH'"),
     ('folder:nowhere', FileNotFoundError, 'no folder nowhere'),
     ('folder:configs', ValueError, 'no images in configs'),
   ],

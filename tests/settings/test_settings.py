@@ -15,7 +15,7 @@ from configs import study as study_file
 from tlkd_jax import settings
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings, WrongSettings
-from tlkd_jax.training import build
+from tlkd_jax.training import workdir
 
 FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures' / 'settings'
 BEFORE = json.loads((FIXTURES / 'configs.json').read_text())
@@ -328,7 +328,7 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
   assert settings.to_json(config) == text
   assert settings.from_config(json.loads(text)) == config
   (tmp_path / 'config.json').write_text(text)
-  build.check_workdir(tmp_path, settings.to_config_dict(config))
+  workdir.check(tmp_path, config)
 
 
 def test_a_study_stands_the_way_out_and_in():
