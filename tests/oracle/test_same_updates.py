@@ -36,6 +36,7 @@ TERMS = {
   'transfer__co_tuning': 0.6,
 }
 COMMON = {
+  'student__weights': 'a file with a head',
   'optimizer__layer_decay': 0.7,
   'optimizer__head_multiplier': 3.0,
   'optimizer__clip_norm': 1.0,
