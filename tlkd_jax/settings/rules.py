@@ -287,7 +287,9 @@ def build(kind: type, values: Any, place: str) -> tuple[Any, list[str]]:
   problems += wrong
   for name, field in fields.items():
     inner = field.metadata.get('section')
-    if inner is None or values.get(name) is None:
+    if inner is None or name not in values:
+      continue
+    if values[name] is None and field.default is None:
       continue
     own[name], wrong = build(inner, values[name], _join(place, name))
     problems += wrong

@@ -73,7 +73,7 @@ def fine_tune(
   """Runs config.arm 'teacher', 'tl' or 'kd' to its end; returns the summary.
 
   Args:
-    config: locked configuration, see configs/base.py; for 'kd' its
+    config: locked configuration, see tlkd_jax.settings; for 'kd' its
       teacher.checkpoint names a finished run.
     workdir: folder of the run, created if need be.
     dataset: from build.load_dataset.

@@ -45,7 +45,7 @@ def make_optimizer(
     model: the student, whose head and stages name the parameter groups.
     schedule: step -> learning rate. With accumulation a step is a batch, and
       every `accumulate_steps` of them make an update.
-    options: config.optimizer, see configs/base.py.
+    options: config.optimizer, see settings.Optimizer.
 
   Raises:
     ValueError: an unknown optimizer or `train_only`.

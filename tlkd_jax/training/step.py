@@ -132,8 +132,9 @@ def make_train_step(
       together = objectives.mean_logits(logits, 1.0)
       metrics['teacher_accuracy'] = _accuracy(together, soft_labels)
     if transfer is not None:
+      before, then = start
       near, parts = penalty(
-        transfer, student.model, params, outputs, *start, batch['label']
+        transfer, student.model, params, outputs, before, then, batch['label']
       )
       loss = loss + near
       metrics |= parts
