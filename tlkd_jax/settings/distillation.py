@@ -129,9 +129,11 @@ class Distillation:
 
   def _settle_losses(self) -> list[str]:
     """Options in the order of their loss, further losses in that of names."""
+    problems = _reads_parameters('distillation.loss', self.loss)
     place = 'distillation.options'
-    options, problems = check_options(self.loss, self.options, place)
+    options, wrong = check_options(self.loss, self.options, place)
     object.__setattr__(self, 'options', options)
+    problems += wrong
     extra = {}
     for name, loss in sorted(self.extra.items()):
       place = f'distillation.extra.{name}'
@@ -139,9 +141,19 @@ class Distillation:
         problems.append(problem(place, name, one_of(losses.LOSSES)))
         continue
       if name == self.loss:
-        problems.append(f'{place}: distillation.loss is {name!r} too')
+        problems.append(f'{place} names {name!r}, as distillation.loss does')
+      problems += _reads_parameters(place, name)
       options, wrong = check_options(name, loss.options, f'{place}.options')
       extra[name] = dataclasses.replace(loss, options=options)
       problems += wrong
     object.__setattr__(self, 'extra', extra)
     return problems
+
+
+def _reads_parameters(place: str, name: str) -> list[str]:
+  if losses.find(name).reads != 'params':
+    return []
+  return [
+    f'{place} is {name!r}, which reads parameters and nothing that a teacher '
+    'says; set transfer.l2_sp in its place'
+  ]
