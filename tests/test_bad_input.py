@@ -213,6 +213,29 @@ def unknown_flip(place):
   return place.digits(augment__flip='maybe')
 
 
+@case(
+  'ema_decay is 7.0; accepted: a number in [0, 1)',
+  'label_smoothing is 2.0',
+  'augment.scale is (2, 3)',
+  'optimizer.layer_decay is -1.0',
+  "student.head is 'kep'; accepted: new, keep",
+)
+def several_wrong_values(place):
+  """All of them in one message."""
+  return place.digits(
+    ema_decay=7.0,
+    label_smoothing=2.0,
+    augment__scale=(2, 3),
+    optimizer__layer_decay=-1.0,
+    student__head='kep',
+  )
+
+
+@case("distillation.loss is 'dkd'", 'augment.mixup_alpha')
+def values_that_exclude_each_other(place):
+  return place.digits('kd', distillation__loss='dkd', augment__mixup_alpha=0.2)
+
+
 @case("'ignore'", 'skip')
 def unknown_bad_image_choice(place):
   place.images()

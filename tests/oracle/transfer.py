@@ -54,7 +54,9 @@ def make_transfer(config: Any) -> Transfer | None:
   weights = ('l2_sp', 'l2_sp_head', 'delta', 'bss', 'lwf', 'co_tuning')
   for name in weights:
     if getattr(section, name) < 0:
-      raise ValueError(f'transfer.{name} is {getattr(section, name)}; least is 0')
+      raise ValueError(
+        f'transfer.{name} is {getattr(section, name)}; least is 0'
+      )
   if not any(getattr(section, name) > 0 for name in weights):
     return None
   mixed = config.augment.mixup_alpha > 0 or config.augment.cutmix_alpha > 0

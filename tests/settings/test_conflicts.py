@@ -36,7 +36,11 @@ CONFLICTS = [
     MORE,
     "distillation.ensemble is 'probabilities', and distillation.extra.at 'at'",
   ),
-  (DKD, {'distillation.extra.dkd.weight': 1}, 'distillation.extra.dkd: dist'),
+  (
+    DKD,
+    {'distillation.extra.dkd.weight': 1},
+    "distillation.extra.dkd names 'dkd'",
+  ),
   (CHAIN, MORE, 'distillation.more_teachers cannot be combined'),
   (
     {'distillation.assistants': ('resnet18',)},
@@ -203,8 +207,13 @@ def test_every_loss_may_be_chosen_as_published(name):
 
 @pytest.mark.parametrize('name', sorted(set(losses.LOSSES) - set(CHOICES)))
 def test_what_compares_a_student_with_its_start_is_no_distillation(name):
-  with pytest.raises(WrongSettings, match=f"loss is '{name}'; accepted"):
+  """It would fail in the first step, after the teacher was fine-tuned."""
+  key = 'l2_sp' if name == 'l2sp' else name
+  told = f"is '{name}', which compares .*; set transfer.{key} in its place"
+  with pytest.raises(WrongSettings, match=f'^distillation.loss {told}'):
     settings.make('kd', loss=name)
+  with pytest.raises(WrongSettings, match=f'extra.{name} {told}'):
+    settings.make('kd', loss=f'kd+{name}')
 
 
 def test_an_extra_loss_that_does_not_exist():

@@ -236,7 +236,7 @@ def _slopes(cells, names, source) -> list:
     members = [n for n in members if n in names]
     if not members:
       continue
-    right = [
+    kd, tl = [
       np.array(
         [
           [
@@ -250,7 +250,7 @@ def _slopes(cells, names, source) -> list:
       )
       for arm in ('kd', 'tl')
     ]
-    found = robustness.gap_slope(*right, SEVERITIES)
+    found = robustness.gap_slope(kd, tl, SEVERITIES)
     gaps = found['gaps']
     rows.append(
       {

@@ -21,16 +21,13 @@ from tlkd_jax.settings.rules import (
   whole,
 )
 
+# Of the section `transfer`.
+_START_KEYS = ('l2_sp', 'delta', 'bss', 'lwf', 'co_tuning')
+
 SCHEDULES = ('constant', 'linear', 'cosine')
 ENSEMBLES = ('losses', 'probabilities')
 
 _FRACTION = number(0, 1)
-
-
-# Those that compare a student with its start are the section `transfer`.
-_LOSSES = tuple(
-  name for name, loss in losses.LOSSES.items() if loss.guide != 'start'
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +56,9 @@ class Distillation:
     'loss = hard_weight * cross-entropy + soft_weight * distillation loss.',
     number(0),
   )
-  loss: str = key('kd', 'A key of tlkd_jax.losses.LOSSES.', one_of(_LOSSES))
+  loss: str = key(
+    'kd', 'A key of tlkd_jax.losses.LOSSES.', one_of(losses.LOSSES)
+  )
   soft_weight: float = key(1.0, 'Of the distillation loss.', number(0))
   schedule: str = key(
     'constant',
@@ -133,19 +132,33 @@ class Distillation:
 
   def _settle_losses(self) -> list[str]:
     """Options in the order of their loss, further losses in that of names."""
+    problems = _compares_with_start('distillation.loss', self.loss)
     place = 'distillation.options'
-    options, problems = check_options(self.loss, self.options, place)
+    options, wrong = check_options(self.loss, self.options, place)
     object.__setattr__(self, 'options', options)
+    problems += wrong
     extra = {}
     for name, loss in sorted(self.extra.items()):
       place = f'distillation.extra.{name}'
-      if name not in _LOSSES:
-        problems.append(problem(place, name, one_of(_LOSSES)))
+      if name not in losses.LOSSES:
+        problems.append(problem(place, name, one_of(losses.LOSSES)))
         continue
       if name == self.loss:
-        problems.append(f'{place}: distillation.loss is {name!r} too')
+        problems.append(f'{place} names {name!r}, as distillation.loss does')
+      problems += _compares_with_start(place, name)
       options, wrong = check_options(name, loss.options, f'{place}.options')
       extra[name] = dataclasses.replace(loss, options=options)
       problems += wrong
     object.__setattr__(self, 'extra', extra)
     return problems
+
+
+def _compares_with_start(place: str, name: str) -> list[str]:
+  loss = losses.find(name)
+  if loss.guide != 'start':
+    return []
+  key = next(key for key in (name, 'l2_sp') if key in _START_KEYS)
+  return [
+    f'{place} is {name!r}, which compares a student with its own start and not '
+    f'with a teacher; set transfer.{key} in its place'
+  ]
