@@ -21,7 +21,7 @@ from tlkd_jax.training import (
 )
 from tlkd_jax.training.loop import fine_tune
 
-ARMS = ('teacher', 'tl', 'kd', 'compare')
+_RUNS = ('teacher', 'tl', 'kd', 'compare')
 
 
 def run(
@@ -36,8 +36,8 @@ def run(
   Raises:
     UserError, RunError, Interrupted: as train.fine_tune.
   """
-  if config.arm not in ARMS:
-    raise UserError(f'unknown arm {config.arm!r}; accepted: {", ".join(ARMS)}')
+  if config.arm not in _RUNS:
+    raise UserError(f'unknown arm {config.arm!r}; accepted: {", ".join(_RUNS)}')
   with as_user_errors():
     settings.from_config(config)
     plan = protocols.plan(config, workdir)

@@ -17,8 +17,7 @@ from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, compute_metrics
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
-from tlkd_jax.study import plan as plans
-from tlkd_jax.study.plan import Cell
+from tlkd_jax.study.matrix import Cell, make_config
 from tlkd_jax.training import build
 from tlkd_jax.training.loop import fine_tune
 from tlkd_jax.training.metric_writers import read_rows
@@ -47,9 +46,9 @@ def failure(root: pathlib.Path, cell: Cell) -> str | None:
   return path.read_text() if path.exists() else None
 
 
-def needed(cell: Cell, plan: list[Cell]) -> list[Cell]:
+def needed(cell: Cell, matrix: list[Cell]) -> list[Cell]:
   """The cells that must be finished before this one: its teachers' trials."""
-  return [c for c in plan if c.group == cell.group and c.arm in cell.teachers]
+  return [c for c in matrix if c.group == cell.group and c.arm in cell.teachers]
 
 
 def best_trial(records: list[dict[str, Any]], metric: str) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def best_trial(records: list[dict[str, Any]], metric: str) -> dict[str, Any]:
 def run(
   config: Settings,
   cell: Cell,
-  plan: list[Cell],
+  matrix: list[Cell],
   root: pathlib.Path,
   load: Callable[[Settings], data.Dataset],
   mesh: Mesh,
@@ -71,7 +70,7 @@ def run(
   Args:
     config: the study's.
     cell: to run; what it needs is finished.
-    plan: all cells.
+    matrix: all cells.
     root: STUDY.
     load: config -> Dataset.
     mesh: devices.
@@ -83,7 +82,7 @@ def run(
   began = time.monotonic()
   folder = folder_of(root, cell)
   (folder / 'failed.txt').unlink(missing_ok=True)
-  own = configure(config, cell, plan, root)
+  own = configure(config, cell, matrix, root)
   dataset, summaries = load(own), []
   # An arm may consist of several runs, of which the last is its result.
   parts = _parts(own, folder)
@@ -98,7 +97,7 @@ def run(
   record['wall_seconds'] = time.monotonic() - began
   _write(folder / 'cell.json', record)
   assert config.study is not None
-  _thin(config.study.keep, root, cell, plan)
+  _thin(config.study.keep, root, cell, matrix)
   return record
 
 
@@ -108,7 +107,7 @@ def _parts(own: Settings, folder: pathlib.Path) -> list[protocols.Part]:
 
 
 def configure(
-  config: Settings, cell: Cell, plan: list[Cell], root: pathlib.Path
+  config: Settings, cell: Cell, matrix: list[Cell], root: pathlib.Path
 ) -> Settings:
   """The cell's configuration; a run of another one in its place is an error.
 
@@ -120,11 +119,11 @@ def configure(
   """
   folders = {}
   for arm in cell.teachers:
-    trials = [c for c in needed(cell, plan) if c.arm == arm]
+    trials = [c for c in needed(cell, matrix) if c.arm == arm]
     records = [read_record(folder_of(root, c)) for c in trials]
     best = best_trial(records, config.best_metric)
     folders[arm] = folder_of(root, trials[records.index(best)])
-  own = plans.make_config(config, cell, plan, folders)
+  own = make_config(config, cell, matrix, folders)
   folder = folder_of(root, cell)
   if (folder / 'config.json').exists():
     old = flatten(build.read_config(folder))
@@ -221,7 +220,9 @@ def _with_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
   ]
 
 
-def _thin(keep: str, root: pathlib.Path, cell: Cell, plan: list[Cell]) -> None:
+def _thin(
+  keep: str, root: pathlib.Path, cell: Cell, matrix: list[Cell]
+) -> None:
   """Removes checkpoints that nothing needs any more."""
   if keep == 'all':
     return
@@ -229,8 +230,8 @@ def _thin(keep: str, root: pathlib.Path, cell: Cell, plan: list[Cell]) -> None:
   shutil.rmtree(folder / 'latest', ignore_errors=True)
   if keep == 'best':
     return
-  for other in [cell, *needed(cell, plan)]:
-    users = [c for c in plan if other in needed(c, plan)]
+  for other in [cell, *needed(cell, matrix)]:
+    users = [c for c in matrix if other in needed(c, matrix)]
     if all(is_done(root, user) for user in users):
       for name in ('checkpoints', 'targets', 'peer'):
         shutil.rmtree(folder_of(root, other) / name, ignore_errors=True)
