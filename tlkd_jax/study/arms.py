@@ -80,10 +80,10 @@ ARMS: dict[str, dict[str, StudyArm]] = {
   },
   # Temperature x soft weight.
   'grid': _grid(),
-  # Baselines, then every loss. Weights of the transfer terms were not tuned:
-  # L2-SP's and BSS's are their papers' (arXiv 1802.01483; NeurIPS 2019),
-  # DELTA's is small because its loss is a sum over batch and positions, the
-  # others are one.
+  # Baselines; `make_arms` adds every loss. Weights of the transfer terms were
+  # not tuned: L2-SP's and BSS's are their papers' (arXiv 1802.01483; NeurIPS
+  # 2019), DELTA's is small because its loss is a sum over batch and positions,
+  # the others are one.
   'methods': {
     'teacher': _TEACHER,
     'tl': _TL,
@@ -111,7 +111,6 @@ ARMS: dict[str, dict[str, StudyArm]] = {
     'stoch_norm': StudyArm('tl', 'StochNorm', (), {'batch_norm': 'stochastic'}),
     'kd_l2_sp': StudyArm('kd', 'TL+KD, L2-SP', ('teacher',), _L2_SP),
     'born_again': StudyArm('kd', 'born again', ('tl',)),
-    **_of_losses(),
   },
 }
 
@@ -127,6 +126,8 @@ def make_arms(group: str, image_size: int) -> dict[str, StudyArm]:
       f'config argument arms={group!r}; accepted: {", ".join(ARMS)}'
     )
   arms = dict(ARMS[group])
+  if group == 'methods':
+    arms |= _of_losses()
   if 'teacher_high_res' in arms:
     larger = 16 * round(image_size * HIGH_RESOLUTION / 16)
     arms['teacher_high_res'] = dataclasses.replace(
