@@ -1,7 +1,6 @@
 """One cell of a study: its run, and the record that says it is finished."""
 
 import json
-import math
 import pathlib
 import shutil
 import time
@@ -12,9 +11,8 @@ from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax import data, protocols, settings
-from tlkd_jax.evaluation import evaluate
+from tlkd_jax.evaluation import evaluate, records
 from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, compute_metrics
-from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.study.matrix import Cell, make_config
@@ -24,9 +22,15 @@ from tlkd_jax.training.metric_writers import read_rows
 
 # Where things lie: no part of what a run computes.
 _PLACES = frozenset(
-  ('teacher.checkpoint', 'student.checkpoint', 'dataset')
-  + ('distillation.more_teachers',)
-  + ('data.data_dir', 'data.cache_dir', 'targets.dir')
+  {
+    'teacher.checkpoint',
+    'student.checkpoint',
+    'dataset',
+    'distillation.more_teachers',
+    'data.data_dir',
+    'data.cache_dir',
+    'targets.dir',
+  }
 )
 
 
@@ -95,7 +99,7 @@ def run(
     record['train_images'] += images
     record['teacher_images'] += images * (part.config.arm == 'kd')
   record['wall_seconds'] = time.monotonic() - began
-  _write(folder / 'cell.json', record)
+  records.write_json(folder / 'cell.json', record)
   assert config.study is not None
   _thin(config.study.keep, root, cell, matrix)
   return record
@@ -203,11 +207,7 @@ def _teacher_images(config: Settings, images: int, num_train: int) -> int:
 def _scalars(folder: pathlib.Path, split: str) -> dict[str, float | None]:
   """Every metric of a split, from the stored predictions; None for NaN."""
   predictions = evaluate.load(folder / 'predictions' / f'{split}.npz')
-  values = compute_metrics(predictions.logits, predictions.labels)
-  return {
-    name: float(value) if math.isfinite(value) else None
-    for name, value in values.items()
-  }
+  return records.plain(compute_metrics(predictions.logits, predictions.labels))
 
 
 def _with_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -235,10 +235,6 @@ def _thin(
     if all(is_done(root, user) for user in users):
       for name in ('checkpoints', 'targets', 'peer'):
         shutil.rmtree(folder_of(root, other) / name, ignore_errors=True)
-
-
-def _write(path: pathlib.Path, value: Any) -> None:
-  replace_text(path, json.dumps(value, indent=1))
 
 
 class Loader:
