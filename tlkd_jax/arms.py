@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from tlkd_jax import protocols
 from tlkd_jax.protocols import Part
 from tlkd_jax.report import tables
-from tlkd_jax.runtime.errors import as_user_errors
+from tlkd_jax.runtime.errors import UserError, as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
   checkpoints,
@@ -24,6 +24,8 @@ from tlkd_jax.training import (
   workdir as workdirs,
 )
 from tlkd_jax.training.loop import fine_tune
+
+_RUNS = ('teacher', 'tl', 'kd', 'compare')
 
 
 def run(
@@ -38,6 +40,11 @@ def run(
   Raises:
     UserError, RunError, Interrupted: as loop.fine_tune.
   """
+  if settings.arm not in _RUNS:
+    raise UserError(
+      f'arm is {settings.arm!r}; accepted: {", ".join(_RUNS)}; a study is run '
+      'by python -m tlkd_jax.study'
+    )
   with as_user_errors():
     plan = protocols.plan(settings, workdir)
     for part in plan:

@@ -289,3 +289,14 @@ def test_mistakes_are_one_message(tmp_path, capsys):
   (run / 'summary.json').write_text('{')
   assert command.main([str(run), '--out', str(tmp_path / 'r')]) == 2
   assert 'summary.json is damaged' in capsys.readouterr().err
+
+
+def test_a_key_that_an_older_version_lacked_parts_no_pair(tmp_path):
+  for arm in ('tl', 'kd'):
+    synthetic.write_run(tmp_path / arm, arm)
+  path = tmp_path / 'tl' / 'config.json'
+  config = json.loads(path.read_text())
+  assert config['student'].pop('dropout') is None
+  path.write_text(json.dumps(config))
+  paired, notes = pair(tmp_path)
+  assert len(paired.pairs) == 1 and not notes

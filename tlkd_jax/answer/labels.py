@@ -12,6 +12,9 @@ LABELS = {
 
 
 def dataset_name(dataset: str) -> str:
-  """Short name of config.dataset: 'folder:data/trashnet.zip' is 'trashnet'."""
+  """Short name of config.dataset: 'folder:data/trashnet.zip' is 'trashnet'.
+
+  Of a TFDS name it is what stands before its version.
+  """
   kind, _, path = dataset.partition(':')
-  return pathlib.Path(path).stem if path else kind
+  return pathlib.Path(path).stem if kind == 'folder' else kind

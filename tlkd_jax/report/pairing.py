@@ -141,10 +141,12 @@ def _groups(runs: Sequence[RunFolder]) -> list[_Group]:
   found: dict[str, _Group] = {}
   for run in runs:
     if run.arm != 'teacher':
+      # A key that an older version lacked is one that is not set.
       kept = {
         key: value
         for key, value in sorted(run.config.items())
-        if not key.startswith(_BETWEEN_ARMS) and key not in _INCIDENTAL
+        if value is not None
+        and not key.startswith((*_BETWEEN_ARMS, *_INCIDENTAL))
       }
       group = found.setdefault(json.dumps(kept), _Group([], []))
       (group.tl if run.arm == 'tl' else group.kd).append(run)

@@ -30,7 +30,7 @@ from tlkd_jax.settings.sections import (
 )
 from tlkd_jax.settings.study import Study
 
-ARMS = ('teacher', 'tl', 'kd', 'compare', 'study')
+RUNS = ('teacher', 'tl', 'kd', 'compare', 'study')
 BATCH_NORMS = ('frozen', 'train', 'stochastic')
 REMAT = ('none', 'blocks')
 
@@ -45,7 +45,7 @@ class Settings:
   """
 
   arm: str = key(
-    'kd', "What is run; 'compare' is teacher, TL and TL+KD.", one_of(ARMS)
+    'kd', "What is run; 'compare' is teacher, TL and TL+KD.", one_of(RUNS)
   )
   seed: int = key(
     0,

@@ -58,17 +58,17 @@ def _study() -> None:
   command_line.use_compilation_cache(_CACHE.value)
   from tlkd_jax import settings
   from tlkd_jax.study import pages, results, workers
-  from tlkd_jax.study import plan as plans
+  from tlkd_jax.study.matrix import check, make_matrix
 
   root = pathlib.Path(_WORKDIR.value)
   with as_user_errors():
     index, count = _parse_shard(_SHARD.value)
     config = settings.from_config(_CONFIG.value)
-    plan = plans.make_plan(config)
+    matrix = make_matrix(config)
     root.mkdir(parents=True, exist_ok=True)
     if not (_WORKER.value or _ONLY_REPORT.value):
-      plans.check(config, plan)
-  mine = workers.shard_of(plan, index, count)
+      check(config, matrix)
+  mine = workers.shard_of(matrix, index, count)
   if not _ONLY_REPORT.value:
     _run(config, mine, root)
   if _WORKER.value:
@@ -86,14 +86,14 @@ def _study() -> None:
     raise RunError('cells without a result:\n  ' + '\n  '.join(failed))
 
 
-def _run(config, plan, root: pathlib.Path) -> None:
+def _run(config, shard, root: pathlib.Path) -> None:
   from tlkd_jax.study import workers
 
   if _WORKER.value or _JOBS.value == 1:
-    _run_here(config, plan, root)
+    _run_here(config, shard, root)
     return
-  workers.forget_failures(plan, root)
-  report = workers.Report(plan, root, _JOBS.value)
+  workers.forget_failures(shard, root)
+  report = workers.Report(shard, root, _JOBS.value)
   # Tests run this command under another module's name.
   spec = sys.modules['__main__'].__spec__
   module = spec.name if spec else 'tlkd_jax.study'
@@ -107,16 +107,16 @@ def _run(config, plan, root: pathlib.Path) -> None:
     )
 
 
-def _run_here(config, plan, root: pathlib.Path) -> None:
+def _run_here(config, shard, root: pathlib.Path) -> None:
   from tlkd_jax.runtime import sharding
   from tlkd_jax.study import cells, results, workers
 
   mesh, load = sharding.make_mesh(), cells.Loader()
-  report = workers.Report(plan, root, 1)
+  report = workers.Report(shard, root, 1)
   if _WORKER.value:
     workers.end_with_parent(os.getppid())
   else:
-    workers.forget_failures(plan, root)
+    workers.forget_failures(shard, root)
 
   def after_each() -> None:
     if not _WORKER.value:
@@ -124,9 +124,9 @@ def _run_here(config, plan, root: pathlib.Path) -> None:
     results.write(root, config)
 
   workers.work(
-    plan,
+    shard,
     root,
-    lambda cell: cells.run(config, cell, plan, root, load, mesh),
+    lambda cell: cells.run(config, cell, shard, root, load, mesh),
     after_each,
   )
 
