@@ -41,6 +41,7 @@ from tlkd_jax.training import (
   optimizers,
   run,
 )
+from tlkd_jax.training.finished import restore
 from tlkd_jax.training.state import Beginning, create
 from tlkd_jax.training.step import Lesson
 
@@ -308,7 +309,7 @@ def test_the_peer_of_the_best_step_is_measured_and_kept(finished):
   description = checkpoints.read_description(folder / 'peer')
   assert description.model == 'tiny_teacher'
   assert description.step == summary['best_step']
-  peer = networks.restore(str(folder / 'peer'), description)
+  peer = restore(str(folder / 'peer'), description)
   own = inputs.load_dataset(tiny.make_config('kd', **data_of(folder)))
   start = networks.load(
     tiny.make_config('kd', **MUTUAL, **data_of(folder)), 'peer', own.class_names

@@ -21,7 +21,7 @@ from tlkd_jax.report import tables
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import as_user_errors, unknown_name
 from tlkd_jax.settings import from_config
-from tlkd_jax.training import checkpoints, inputs, networks
+from tlkd_jax.training import checkpoints, finished, inputs, networks
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.checkpoints import Description
 
@@ -99,14 +99,14 @@ def _subject(
   """Opens a run; data sets that are described alike are decoded once."""
   with as_user_errors():
     description = checkpoints.read_description(folder)
-    loaded = networks.restore(str(folder), description)
+    loaded = finished.restore(str(folder), description)
     settings = from_config(workdirs.read(folder))
     key = inputs.data_key(settings)
     if key not in datasets:
       datasets.clear()
       datasets[key] = inputs.load_dataset(settings)
     dataset = datasets[key]
-    networks.check_classes(str(folder), description, dataset.class_names)
+    finished.check_classes(str(folder), description, dataset.class_names)
     sharding.check_batch_size(settings.batch_size, mesh)
   runs = networks.teacher_runs(settings)
   return Subject(
@@ -144,7 +144,7 @@ def predict_images(
     if output:
       _check_output(pathlib.Path(output))
     description = checkpoints.read_description(workdir)
-    loaded = networks.restore(workdir, description)
+    loaded = finished.restore(workdir, description)
   eval_step = make_eval_step(loaded.network, mesh)
   variables = sharding.replicate((loaded.params, loaded.model_state), mesh)
   names = description.class_names

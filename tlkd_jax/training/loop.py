@@ -21,7 +21,7 @@ from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, METRICS
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, RunError, as_user_errors
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import inputs, memory, networks
+from tlkd_jax.training import finished, inputs, memory
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.checkpoints import Checkpoints, abstract_like
 from tlkd_jax.training.metric_writers import MetricWriter
@@ -253,7 +253,7 @@ def _evaluate(run, state, position, number, writer, checkpoints, shown):
 def _save_best(run: Run, state: State, number: int, checkpoints) -> None:
   for name, learner in run.learners.items():
     params, model_state = state.learners[name].evaluated()
-    description = networks.describe(
+    description = finished.describe(
       run.settings, learner.network, run.dataset, number
     )
     model = {'params': params, 'model_state': model_state}

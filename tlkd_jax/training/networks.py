@@ -13,13 +13,12 @@ import jax
 import numpy as np
 from absl import logging
 
-from tlkd_jax import data, models
-from tlkd_jax.models.functional import Model, Tree
+from tlkd_jax import models
+from tlkd_jax.models.functional import Model
 from tlkd_jax.models.network import DTYPES, Loaded, Network
 from tlkd_jax.models.weights import loading
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import checkpoints
-from tlkd_jax.training.checkpoints import Description
+from tlkd_jax.training import checkpoints, finished
 
 # Sets what is drawn for further learners apart from the first one's.
 _OTHER_SEED = 2**30 - 1
@@ -113,7 +112,9 @@ def load(settings: Settings, name: str, class_names: list[str]) -> Loaded:
   network = make_network(settings, name, model)
   if section.checkpoint:
     logging.info('%s: starts from the run %s', place, section.checkpoint)
-    return Loaded(network, *_from_run(section.checkpoint, model, class_names))
+    return Loaded(
+      network, *finished.read_as(section.checkpoint, model, class_names)
+    )
   key = jax.random.key(seed_of(settings, name))
   if section.weights == 'scratch':
     if section.head == 'keep':
@@ -160,12 +161,12 @@ def load_teachers(
       model = models.create_model(
         settings.teacher.name, num_classes=len(class_names)
       )
-      variables = _from_run(run, model, class_names)
+      variables = finished.read_as(run, model, class_names)
       found[name] = Loaded(make_network(settings, name, model), *variables)
     else:
       description = checkpoints.read_description(run)
-      check_classes(run, description, class_names)
-      found[name] = restore(run, description)
+      finished.check_classes(run, description, class_names)
+      found[name] = finished.restore(run, description)
   return found
 
 
@@ -173,77 +174,6 @@ def make_network(settings: Settings, name: str, model: Model) -> Network:
   """How a model of this run looks at images."""
   dtype = DTYPES[settings.compute_dtype]
   return Network(model, image_size(settings, name), dtype)
-
-
-def describe(
-  settings: Settings, network: Network, dataset: data.Dataset, step: int
-) -> Description:
-  """What a checkpoint says of its model."""
-  return Description(
-    model=network.model.name,
-    num_classes=network.model.num_classes,
-    class_names=tuple(dataset.class_names),
-    image_size=network.image_size,
-    crop=settings.data.crop or data.default_crop(settings.dataset),
-    interpolation=settings.data.interpolation,
-    dataset=settings.dataset,
-    arm=settings.arm,
-    compute_dtype=settings.compute_dtype,
-    step=step,
-  )
-
-
-def restore(run: str, description: Description) -> Loaded:
-  """The best model of a run, rebuilt from its own description."""
-  model = models.create_model(
-    description.model, num_classes=description.num_classes
-  )
-  dtype = DTYPES[description.compute_dtype]
-  network = Network(model, description.image_size, dtype)
-  return Loaded(network, *_read(run, model))
-
-
-def check_classes(
-  run: str, description: Description, class_names: list[str]
-) -> None:
-  """Raises ValueError where a run's classes are not those of the data."""
-  theirs = list(description.class_names)
-  if theirs == list(class_names):
-    return
-  message = (
-    f'checkpoint {run} was trained on {len(theirs)} classes, the data has '
-    f'{len(class_names)}'
-  )
-  for place, ours, other in (
-    ('the checkpoint', theirs, class_names),
-    ('the data', class_names, theirs),
-  ):
-    only = [name for name in ours if name not in set(other)]
-    if only:
-      dots = ', ...' if len(only) > 5 else ''
-      message += f'; only in {place}: {", ".join(only[:5])}{dots}'
-  raise ValueError(message)
-
-
-def _from_run(run: str, model: Model, class_names) -> tuple[Tree, Tree]:
-  description = checkpoints.read_description(run)
-  if description.model != model.name:
-    raise ValueError(
-      f'checkpoint {run} holds a {description.model}, the configuration names '
-      f'{model.name}'
-    )
-  check_classes(run, description, class_names)
-  return _read(run, model)
-
-
-def _read(run: str, model: Model) -> tuple[Tree, Tree]:
-  device = jax.local_devices()[0]
-  abstract = checkpoints.abstract_like(
-    {'params': model.params_shape, 'model_state': model.model_state_shape},
-    jax.sharding.SingleDeviceSharding(device),
-  )
-  restored = checkpoints.read_model(run, abstract)
-  return restored['params'], restored['model_state']
 
 
 def _alike(first: Loaded, other: Loaded) -> bool:
