@@ -369,7 +369,7 @@ def test_learnable_parts_and_memories_of_both(loss, cache_dir, tmp_path):
 
 @pytest.mark.parametrize('place', ['a step', 'the two best'])
 def test_a_resumed_run_is_an_uninterrupted_one(
-  place, uninterrupted, cache_dir, tmp_path, monkeypatch
+  place, stateful, uninterrupted, tmp_path, monkeypatch
 ):
   with monkeypatch.context() as patch:
     if place == 'a step':
@@ -384,8 +384,8 @@ def test_a_resumed_run_is_an_uninterrupted_one(
 
       patch.setattr(loop.Checkpoints, 'save_best', interrupt)
     with pytest.raises(Interrupted):
-      stateful(cache_dir, tmp_path)
-  stateful(cache_dir, tmp_path)
+      stateful(tmp_path)
+  stateful(tmp_path)
   assert_same_run(uninterrupted, tmp_path)
   a, b = (arrays(run / 'peer', 'best') for run in (uninterrupted, tmp_path))
   assert a.keys() == b.keys() and len(a) > 10
@@ -394,15 +394,16 @@ def test_a_resumed_run_is_an_uninterrupted_one(
 
 
 @pytest.fixture(scope='module')
-def uninterrupted(cache_dir, tmp_path_factory):
+def uninterrupted(stateful, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('uninterrupted')
   with tiny.registered():
-    stateful(cache_dir, workdir)
+    stateful(workdir)
   return workdir
 
 
-def stateful(cache_dir, workdir):
-  """All that such a state can hold; intervals that do not divide each other."""
+@pytest.fixture(scope='module')
+def stateful(cache_dir):
+  """Runs with all that such a state can hold; odd intervals."""
   changes = MUTUAL | {
     'num_steps': 10,
     'log_every_steps': 3,
@@ -415,7 +416,14 @@ def stateful(cache_dir, workdir):
     'optimizer__learning_rate': 3e-2,
   }
   config = tiny.make_config('kd', cache_dir, loss='kd+crd', **changes)
-  arms.run(config, workdir, sharding.make_mesh())
+  set_up_once = tiny.set_up_once([])
+
+  def run(workdir):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(loop, 'set_up', set_up_once)
+      arms.run(config, workdir, sharding.make_mesh())
+
+  return run
 
 
 @pytest.mark.parametrize('arm', ['kd', 'compare'])

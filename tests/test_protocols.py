@@ -46,7 +46,7 @@ def test_plain_arms():
 def test_assistants_then_generations():
   found = plan(
     'compare',
-    distillation__assistants=('b', 'c'),
+    distillation__assistants=('resnet50', 'resnet18'),
     distillation__generations=3,
     teacher__image_size=24,
   )
@@ -58,15 +58,15 @@ def test_assistants_then_generations():
   rest = {k: v for k, v in found.items() if k not in ('teacher', 'tl')}
   chain = [(v[2], v[3], v[4]) for v in rest.values()]
   assert chain == [
-    ('b', 'tiny_teacher', places[0]),
-    ('c', 'b', places[1]),
-    ('tiny', 'c', places[2]),
+    ('resnet50', 'tiny_teacher', places[0]),
+    ('resnet18', 'resnet50', places[1]),
+    ('tiny', 'resnet18', places[2]),
     ('tiny', 'tiny', places[3]),
     ('tiny', 'tiny', places[4]),
   ]
   parts = protocols.plan(
     tiny.make_config(
-      'kd', distillation__assistants=('b',), teacher__image_size=24
+      'kd', distillation__assistants=('resnet50',), teacher__image_size=24
     ),
     ROOT,
   )

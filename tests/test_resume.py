@@ -1,6 +1,5 @@
 """A run that was stopped, killed or crashed ends as if nothing had happened."""
 
-import dataclasses
 import json
 import random
 import resource
@@ -77,13 +76,7 @@ class Crash(Exception):
 @pytest.fixture(scope='module')
 def runner(cache_dir, compare_run):
   """Runs the kd arm in a folder; compiles once for all runs of this file."""
-  made = []
-  make = loop.set_up
-
-  def set_up_once(config, workdir, dataset, mesh):
-    if not made:
-      made.append(make(config, workdir, dataset, mesh))
-    return dataclasses.replace(made[0], workdir=workdir)
+  set_up_once = tiny.set_up_once([])
 
   def call(workdir, monkeypatch, **more):
     teacher = {'teacher__checkpoint': str(compare_run / 'teacher')}

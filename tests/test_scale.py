@@ -85,14 +85,7 @@ def test_each_step_is_compiled_once(cache_dir, tmp_path, monkeypatch, caplog):
   config = tiny.make_config(
     'tl', cache_dir, num_steps=6, eval_every_steps=2, ema_decay=0.9
   )
-  make, made = loop.set_up, []
-
-  def set_up_once(config, workdir, dataset, mesh):
-    if not made:
-      made.append(make(config, workdir, dataset, mesh))
-    return made[0]
-
-  monkeypatch.setattr(loop, 'set_up', set_up_once)
+  monkeypatch.setattr(loop, 'set_up', tiny.set_up_once([]))
   with jax.log_compiles(), caplog.at_level(logging.WARNING, 'jax'):
     with monkeypatch.context() as patch:
       patch.setattr(loop.StopRequest, 'requested', lambda self, step: step == 3)

@@ -5,6 +5,7 @@ these models beside the package's own.
 """
 
 import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,7 @@ from tlkd_jax import models, settings
 from tlkd_jax.models.families import inverted
 from tlkd_jax.models.families.inverted import Design, Row
 from tlkd_jax.runtime.trees import flatten
+from tlkd_jax.training import loop
 
 
 def _design(width: int) -> Design:
@@ -87,7 +89,12 @@ def make_config(
     loss: as in the argument of a configuration file.
     **changes: keys to set, with '__' for the dot.
   """
-  flat = {
+  with named():
+    return settings.with_values(_smoke(arm, loss), _values(cache_dir, changes))
+
+
+def _values(cache_dir, changes: dict) -> dict:
+  values = {
     'image_size': 16,
     'eval_every_steps': 3,
     'teacher.name': 'tiny_teacher',
@@ -104,22 +111,36 @@ def make_config(
     'optimizer.layer_decay': 1.0,
   }
   if cache_dir is not None:
-    flat['data.cache_dir'] = str(cache_dir)
-  flat |= {key.replace('__', '.'): value for key, value in changes.items()}
-  with named():
-    return settings.with_values(_smoke(arm, loss), flat)
+    values['data.cache_dir'] = str(cache_dir)
+  return values | {k.replace('__', '.'): v for k, v in changes.items()}
+
+
+def set_up_once(made: list):
+  """In place of loop.set_up: equal runs in several folders, compiled once.
+
+  Args:
+    made: [] at first, then [the run that was set up].
+  """
+  set_up = loop.set_up
+
+  def call(config, workdir, dataset, mesh):
+    if not made:
+      made.append(set_up(config, workdir, dataset, mesh))
+    return dataclasses.replace(made[0], workdir=workdir)
+
+  return call
 
 
 def arguments(arm: str, cache_dir, **changes) -> list[str]:
-  """Command-line arguments of `make_config(arm, cache_dir, **changes)`."""
-  default, changed = (
-    flatten(settings.to_dict(made))
-    for made in (_smoke(arm), make_config(arm, cache_dir, **changes))
-  )
+  """Command-line arguments of `make_config(arm, cache_dir, **changes)`.
+
+  The values need not be such as the settings accept.
+  """
+  default = flatten(settings.to_dict(_smoke(arm)))
   return [f'--config=configs/{arm}.py:smoke,student=tiny'] + [
     f'--config.{key}={value}'
-    for key, value in changed.items()
-    if value != default[key]
+    for key, value in _values(cache_dir, changes).items()
+    if key not in default or value != default[key]
   ]
 
 
