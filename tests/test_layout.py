@@ -63,6 +63,39 @@ def test_imports_go_one_way(path):
   assert not unknown, f'{path} imports {unknown}'
 
 
+def modules_imported(path: pathlib.Path) -> set[pathlib.Path]:
+  """Files of the package that a file imports when it is loaded."""
+  found = set()
+  for node in ast.parse(path.read_text()).body:
+    if isinstance(node, ast.Import):
+      found |= {file_of(alias.name) for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      for alias in node.names:
+        submodule = file_of(f'{node.module}.{alias.name}')
+        found.add(submodule or file_of(node.module))
+  return found - {path, None}
+
+
+def file_of(name: str) -> pathlib.Path | None:
+  place = ROOT / name.replace('.', '/')
+  if not name.startswith('tlkd_jax.'):
+    return None
+  files = (place.with_suffix('.py'), place / '__init__.py')
+  return next((file for file in files if file.exists()), None)
+
+
+def test_no_file_needs_itself():
+  """Within a room too there is an order in which its files can be read."""
+  waiting = {path: modules_imported(path) for path in modules()}
+  while True:
+    ready = [p for p, needs in waiting.items() if not needs & waiting.keys()]
+    if not ready:
+      break
+    for path in ready:
+      del waiting[path]
+  assert not waiting, sorted(str(p.relative_to(PACKAGE)) for p in waiting)
+
+
 def test_the_architecture_page_has_this_order_and_every_room():
   page = (ROOT / 'docs' / 'architecture.md').read_text()
   lines = [', '.join(names) for names in ORDER]

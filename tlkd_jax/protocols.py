@@ -18,6 +18,7 @@ import re
 
 from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.settings import Settings, with_values
+from tlkd_jax.settings.sections import TRANSFER_TERMS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,6 @@ def _probe(
   """LP-FT: the probe, and the settings that start from it."""
   if not settings.transfer.probe_steps:
     return [], settings
-  terms = ('l2_sp', 'l2_sp_head', 'delta', 'bss', 'lwf', 'co_tuning')
   probe = with_values(
     settings,
     {
@@ -81,7 +81,7 @@ def _probe(
       'optimizer.train_only': 'head',
       'optimizer.freeze_until_step': 0,
       'num_steps': settings.transfer.probe_steps,
-      **{f'transfer.{name}': 0.0 for name in terms},
+      **{f'transfer.{name}': 0.0 for name in TRANSFER_TERMS},
     },
   )
   folder = workdir / 'probe'

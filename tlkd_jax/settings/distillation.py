@@ -20,9 +20,7 @@ from tlkd_jax.settings.rules import (
   text,
   whole,
 )
-
-# Of the section `transfer`.
-_START_KEYS = ('l2_sp', 'delta', 'bss', 'lwf', 'co_tuning')
+from tlkd_jax.settings.sections import TRANSFER_TERMS
 
 SCHEDULES = ('constant', 'linear', 'cosine')
 ENSEMBLES = ('losses', 'probabilities')
@@ -157,7 +155,7 @@ def _compares_with_start(place: str, name: str) -> list[str]:
   loss = losses.find(name)
   if loss.guide != 'start':
     return []
-  key = next(key for key in (name, 'l2_sp') if key in _START_KEYS)
+  key = next(key for key in (name, 'l2_sp') if key in TRANSFER_TERMS)
   return [
     f'{place} is {name!r}, which compares a student with its own start and not '
     f'with a teacher; set transfer.{key} in its place'

@@ -37,12 +37,8 @@ def make_objective(
 
   Args:
     settings: of the run.
-    dataset: for losses that remember examples; None only checks the names.
+    dataset: for losses that remember examples; None where there are none.
     guided: whether the network has guides.
-
-  Raises:
-    ValueError: unknown loss, hyper-parameter or ensemble, or an ensemble that
-      the loss cannot use.
   """
   if not guided:
     return Objective(label_smoothing=settings.label_smoothing)
@@ -132,9 +128,6 @@ def make_lessons(
     learners: from networks.load_learners.
     dataset: of the run.
     schedule: step -> learning rate.
-
-  Raises:
-    ValueError: see `make_objective`.
   """
   lessons = {}
   for name, loaded in learners.items():

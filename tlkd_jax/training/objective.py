@@ -104,13 +104,13 @@ def evaluate(
   kept = [term for term in objective.terms if term.guide is not None]
   for terms in (taught, kept):
     total = jnp.float32(0.0)
-    for term in terms:
+    for number, term in enumerate(terms):
       chosen = [guides[name] for name in _guides_of(term, names)]
       if len(chosen) > 1 and objective.ensemble == 'probabilities':
         chosen = [_mean_guide(chosen, term, step)]
       mean = _value(term, learner, said, chosen, memory, batch, key, step)
-      first = term is taught[0] if taught else False
-      metrics['soft_loss' if first else f'{term.name}_loss'] = mean
+      soft = terms is taught and number == 0
+      metrics['soft_loss' if soft else f'{term.name}_loss'] = mean
       total = total + term.weight(step) * mean
     if terms:
       loss = loss + total
