@@ -44,7 +44,7 @@ def make(cache_dir):
   def make_config(**changes):
     with tiny.named():
       config = study_config.get_config('smoke,student=tiny')
-      flat = tiny.make_config('tl', cache_dir).to_dict()
+      flat = settings.to_dict(tiny.make_config('tl', cache_dir))
       config.update({k: v for k, v in flat.items() if k != 'arm'})
       changes = CHANGES | changes
       config.update_from_flattened_dict(
