@@ -4,7 +4,7 @@ import os
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections.config_flags import config_flags
 
 from tlkd_jax.runtime import allocator, command_line
@@ -94,10 +94,11 @@ def _run(config, shard, root: pathlib.Path) -> None:
     return
   workers.forget_failures(shard, root)
   report = workers.Report(shard, root, _JOBS.value)
-  # Tests run this command under another module's name.
+  # As this process was started, under whatever module's name; for a console
+  # command from where it is installed, not from the folder it is called in.
   spec = sys.modules['__main__'].__spec__
-  module = spec.name if spec else 'tlkd_jax.study'
-  started = workers.spawn(root, _JOBS.value, module, sys.argv[1:])
+  how = ['-m', spec.name] if spec else ['-P', '-m', 'tlkd_jax.study']
+  started = workers.spawn(root, _JOBS.value, [*how, *sys.argv[1:]])
   codes = workers.wait(started, report)
   report()
   if any(codes):
@@ -141,8 +142,7 @@ def _parse_shard(text: str) -> tuple[int, int]:
 
 def run() -> None:
   """Entry point: a mistake of the user is a message, not a trace."""
-  command_line.start_logging()
-  app.run(main, flags_parser=command_line.parse_flags)
+  command_line.run_command(main, _CONFIG)
 
 
 if __name__ == '__main__':

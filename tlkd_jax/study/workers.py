@@ -135,22 +135,20 @@ def forget_failures(shard: list[Cell], root: pathlib.Path) -> None:
 
 
 def spawn(
-  root: pathlib.Path, jobs: int, module: str, argv: list[str]
+  root: pathlib.Path, jobs: int, arguments: list[str]
 ) -> list[subprocess.Popen]:
   """Starts workers, each on its share of the cores, logging to STUDY/logs.
 
   Args:
     root: STUDY.
     jobs: how many.
-    module: that runs as this command.
-    argv: the command's own arguments.
+    arguments: of Python, to run this command again.
   """
   (root / 'logs').mkdir(parents=True, exist_ok=True)
   workers = []
   for index in range(jobs):
     with (root / 'logs' / f'worker{index}.log').open('a') as log:
-      command = [sys.executable, '-m', module, *argv]
-      command.append(f'--worker={index}/{jobs}')
+      command = [sys.executable, *arguments, f'--worker={index}/{jobs}']
       workers.append(
         subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
       )
