@@ -1,6 +1,5 @@
 """Command line: `python -m tlkd_jax.study --config configs/study.py`."""
 
-import os
 import pathlib
 import sys
 
@@ -57,7 +56,7 @@ def _study() -> None:
     jax.config.update('jax_platforms', 'cpu')
   command_line.use_compilation_cache(_CACHE.value)
   from tlkd_jax import settings
-  from tlkd_jax.study import pages, results, workers
+  from tlkd_jax.study import conduct, workers
   from tlkd_jax.study.matrix import check, make_matrix
 
   root = pathlib.Path(_WORKDIR.value)
@@ -73,24 +72,19 @@ def _study() -> None:
     _run(config, mine, root)
   if _WORKER.value:
     return
-  rows = results.write(root, config)
+  rows, answer = conduct.write(config, root)
   if rows:
-    print(pages.write(root, rows, config.study))
+    print(answer)
     print(f'The report: {root / "index.html"}')
-  failed = [
-    f'{cell.name}: {state}'
-    for cell, state in workers.states(mine, root).items()
-    if state in ('failed', 'blocked')
-  ]
-  if failed:
-    raise RunError('cells without a result:\n  ' + '\n  '.join(failed))
+  conduct.check_complete(mine, root)
 
 
 def _run(config, shard, root: pathlib.Path) -> None:
-  from tlkd_jax.study import workers
+  from tlkd_jax.study import conduct, workers
 
   if _WORKER.value or _JOBS.value == 1:
-    _run_here(config, shard, root)
+    worker = _WORKER.value is not None
+    conduct.run_shard(config, shard, root, worker=worker)
     return
   workers.forget_failures(shard, root)
   report = workers.Report(shard, root, _JOBS.value)
@@ -106,30 +100,6 @@ def _run(config, shard, root: pathlib.Path) -> None:
       f'workers ended with codes {codes}; see {root}/logs; the same command '
       'goes on'
     )
-
-
-def _run_here(config, shard, root: pathlib.Path) -> None:
-  from tlkd_jax.runtime import sharding
-  from tlkd_jax.study import cells, results, workers
-
-  mesh, load = sharding.make_mesh(), cells.Loader()
-  report = workers.Report(shard, root, 1)
-  if _WORKER.value:
-    workers.end_with_parent(os.getppid())
-  else:
-    workers.forget_failures(shard, root)
-
-  def after_each() -> None:
-    if not _WORKER.value:
-      report()
-    results.write(root, config)
-
-  workers.work(
-    shard,
-    root,
-    lambda cell: cells.run(config, cell, shard, root, load, mesh),
-    after_each,
-  )
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
