@@ -1,8 +1,11 @@
 """The package from Python: the commands' numbers, results and messages."""
 
+import ast
 import csv
+import inspect
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -287,6 +290,35 @@ def test_a_study_runs_and_is_not_run_twice(cache_dir, tmp_path):
   again = tlkd_jax.run_study(made, tmp_path)
   assert again.rows == result.rows and len(times) == 6
   assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('cell.json')}
+
+
+def calls_in_docs() -> list[tuple[str, str]]:
+  """(page, call) for each call of this package's functions in Python there."""
+  found = []
+  for page in [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]:
+    for block in re.findall(r'```python\n(.*?)```', page.read_text(), re.S):
+      for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.Call):
+          text = ast.unparse(node)
+          if text.startswith(('tlkd_jax.', 'Dataset.', 'export_run(')):
+            found.append((page.name, text))
+  return found
+
+
+def test_calls_in_the_documentation_are_accepted():
+  functions = {
+    f'tlkd_jax.{name}': vars(tlkd_jax)[name] for name in tlkd_jax.__all__
+  }
+  functions['export_run'] = tlkd_jax.export_run
+  functions['Dataset.from_arrays'] = Dataset.from_arrays
+  calls = calls_in_docs()
+  assert len(calls) > 10
+  for page, text in calls:
+    node = ast.parse(text, mode='eval').body
+    name = ast.unparse(node.func)
+    assert name in functions, f'{page}: {text}'
+    keywords = {keyword.arg: None for keyword in node.keywords}
+    inspect.signature(functions[name]).bind(*node.args, **keywords)
 
 
 def test_importing_it_is_cheap():
