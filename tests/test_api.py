@@ -3,6 +3,7 @@
 import ast
 import csv
 import inspect
+import json
 import os
 import pathlib
 import re
@@ -292,16 +293,28 @@ def test_a_study_runs_and_is_not_run_twice(cache_dir, tmp_path):
   assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('cell.json')}
 
 
-def calls_in_docs() -> list[tuple[str, str]]:
-  """(page, call) for each call of this package's functions in Python there."""
+def blocks_in_docs() -> list[tuple[str, str]]:
+  """(page, Python on it), the notebook's cells among them."""
   found = []
   for page in [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]:
     for block in re.findall(r'```python\n(.*?)```', page.read_text(), re.S):
-      for node in ast.walk(ast.parse(block)):
-        if isinstance(node, ast.Call):
-          text = ast.unparse(node)
-          if text.startswith(('tlkd_jax.', 'Dataset.', 'export_run(')):
-            found.append((page.name, text))
+      found.append((page.name, block))
+  notebook = json.loads((ROOT / 'launch' / 'colab.ipynb').read_text())
+  for cell in notebook['cells']:
+    if cell['cell_type'] == 'code':
+      found.append(('colab.ipynb', ''.join(cell['source'])))
+  return found
+
+
+def calls_in_docs() -> list[tuple[str, str]]:
+  """(page, call) for each call of this package's functions there."""
+  found = []
+  for page, block in blocks_in_docs():
+    for node in ast.walk(ast.parse(block)):
+      if isinstance(node, ast.Call):
+        text = ast.unparse(node)
+        if text.startswith(('tlkd_jax.', 'Dataset.', 'export_run(')):
+          found.append((page, text))
   return found
 
 
@@ -312,7 +325,7 @@ def test_calls_in_the_documentation_are_accepted():
   functions['export_run'] = tlkd_jax.export_run
   functions['Dataset.from_arrays'] = Dataset.from_arrays
   calls = calls_in_docs()
-  assert len(calls) > 10
+  assert len(calls) > 10 and 'colab.ipynb' in dict(calls)
   for page, text in calls:
     node = ast.parse(text, mode='eval').body
     name = ast.unparse(node.func)
