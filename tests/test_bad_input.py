@@ -108,7 +108,7 @@ def no_config(place):
   return []
 
 
-@case('configs/nothing.py', 'no such file')
+@case('configs/nothing.py', 'no such file', 'compare, kd, study')
 def config_file_missing(place):
   return ['--config=configs/nothing.py']
 

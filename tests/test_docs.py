@@ -4,11 +4,16 @@ import importlib
 import pathlib
 import re
 import shlex
+import tomllib
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = sorted(ROOT.glob('*.md')) + sorted((ROOT / 'docs').glob('*.md'))
+# Console command -> what it calls, 'MODULE:FUNCTION'.
+SCRIPTS = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project'][
+  'scripts'
+]
 # A number of commands that no reader of these pages would miss.
 _LEAST = 20
 
@@ -44,6 +49,8 @@ def commands(text: str) -> list[list[str]]:
         found.append(words)
       elif words and words[0] in ('sbatch', 'pip'):
         found.append(words)
+      elif words and re.fullmatch(r'tlkd-jax[\w-]*', words[0]):
+        found.append(words)
   return found
 
 
@@ -71,6 +78,14 @@ def source_of(module: str) -> str:
   raise AssertionError(f'no module {module}')
 
 
+@pytest.mark.parametrize('name', SCRIPTS)
+def test_a_console_command_is_a_module_that_runs(name):
+  module, _, function = SCRIPTS[name].partition(':')
+  assert f"if __name__ == '__main__':\n  {function}()" in source_of(module)
+  assert f'\ndef {function}() -> None:' in source_of(module)
+  assert any(words[0] == name for _, words in ALL)
+
+
 def accepted_flags(source: str) -> set[str]:
   """Names that absl or argparse defines in a file."""
   absl = re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source)
@@ -87,6 +102,11 @@ def test_command(page, words):
   elif words[0] == 'python':
     check_flags(words[3:], accepted_flags(source_of(words[2])))
     check_config(words[3:])
+  elif words[0].startswith('tlkd-jax'):
+    assert words[0] in SCRIPTS, words[0]
+    module = SCRIPTS[words[0]].partition(':')[0]
+    check_flags(words[1:], accepted_flags(source_of(module)))
+    check_config(words[1:])
   else:
     scripts = [word for word in words if _is_script(word)]
     assert scripts and all((ROOT / script).exists() for script in scripts)

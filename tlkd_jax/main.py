@@ -5,7 +5,7 @@ Exit codes are those of `command_line`.
 
 import pathlib
 
-from absl import app, flags
+from absl import flags
 from ml_collections.config_flags import config_flags
 
 from tlkd_jax.runtime import allocator, command_line
@@ -142,8 +142,7 @@ def _check_flags() -> None:
 
 def run() -> None:
   """Entry point: a mistake of the user is a message, not a trace."""
-  command_line.start_logging()
-  app.run(main, flags_parser=command_line.parse_flags)
+  command_line.run_command(main, _CONFIG)
 
 
 if __name__ == '__main__':

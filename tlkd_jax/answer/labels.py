@@ -14,7 +14,10 @@ LABELS = {
 def dataset_name(dataset: str) -> str:
   """Short name of config.dataset: 'folder:data/trashnet.zip' is 'trashnet'.
 
-  Of a TFDS name it is what stands before its version.
+  Of arrays it is their name with its digest, of a TFDS name what stands before
+  its version.
   """
   kind, _, path = dataset.partition(':')
+  if kind == 'arrays':
+    return path
   return pathlib.Path(path).stem if kind == 'folder' else kind

@@ -1,12 +1,12 @@
-"""Progress of a long step: a bar on a terminal, plain log lines elsewhere."""
+"""Progress of a long step: a bar for who looks on, else lines of a log."""
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from absl import logging
-from tqdm import tqdm
+
+from tlkd_jax.runtime import bars
 
 T = TypeVar('T')
 
@@ -15,8 +15,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 def track(items: Iterable[T], total: int, description: str) -> Iterator[T]:
   """Yields `items` and shows how many of `total` have passed."""
-  if sys.stderr.isatty():
-    yield from tqdm(items, total=total, desc=description, leave=False)
+  if bars.wanted():
+    yield from bars.tqdm(items, total=total, desc=description, leave=False)
     return
   last = time.monotonic()
   for count, item in enumerate(items, start=1):

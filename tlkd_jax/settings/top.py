@@ -52,7 +52,12 @@ class Settings:
     'Of data subsets, order, augmentation, dropout, heads.',
     whole(0, 2**31 - 1),
   )
-  dataset: str = key('digits', "'digits' | 'folder:PATH' | TFDS name.", text())
+  dataset: str = key(
+    'digits',
+    "'digits' | 'folder:PATH' | TFDS name | 'arrays:KEY', of "
+    'data.Dataset.from_arrays.',
+    text(),
+  )
   image_size: int = key(64, "Side of the student's images, pixels.", whole(8))
   num_train_per_class: int = key(
     20, 'Training images per class; 0 is all.', whole(0)

@@ -19,6 +19,7 @@ from typing import Any
 
 from absl import logging
 
+from tlkd_jax.runtime import bars
 from tlkd_jax.runtime.errors import Interrupted, RunError, UserError
 from tlkd_jax.study import cells, claims
 from tlkd_jax.study.matrix import Cell
@@ -135,22 +136,20 @@ def forget_failures(shard: list[Cell], root: pathlib.Path) -> None:
 
 
 def spawn(
-  root: pathlib.Path, jobs: int, module: str, argv: list[str]
+  root: pathlib.Path, jobs: int, arguments: list[str]
 ) -> list[subprocess.Popen]:
   """Starts workers, each on its share of the cores, logging to STUDY/logs.
 
   Args:
     root: STUDY.
     jobs: how many.
-    module: that runs as this command.
-    argv: the command's own arguments.
+    arguments: of Python, to run this command again.
   """
   (root / 'logs').mkdir(parents=True, exist_ok=True)
   workers = []
   for index in range(jobs):
     with (root / 'logs' / f'worker{index}.log').open('a') as log:
-      command = [sys.executable, '-m', module, *argv]
-      command.append(f'--worker={index}/{jobs}')
+      command = [sys.executable, *arguments, f'--worker={index}/{jobs}']
       workers.append(
         subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
       )
@@ -203,6 +202,13 @@ class Report:
   def __init__(self, shard: list[Cell], root: pathlib.Path, jobs: int):
     self._shard, self._root, self._jobs = shard, root, jobs
     self._shown: list[str] = []
+    # Where there is a terminal, lines stand above the bar of a run.
+    self._bar = bars.tqdm(
+      desc='study',
+      total=len(shard),
+      disable=not bars.in_notebook(),
+      unit='cell',
+    )
 
   def __call__(self) -> None:
     """Prints a line where something changed; rewrites STUDY/progress.txt."""
@@ -215,6 +221,7 @@ class Report:
     if line == self._shown:
       return
     self._shown = list(line)
+    self._bar.update(count['done'] - self._bar.n)
     if count['open'] or count['running']:
       seconds = seconds_left(now, self._root)
       known = seconds is not None
@@ -223,6 +230,10 @@ class Report:
     logging.info('study: %s', '; '.join(line))
     text = table(now) + '\n' + '; '.join(line) + '\n'
     (self._root / 'progress.txt').write_text(text)
+
+  def close(self) -> None:
+    """Ends the bar."""
+    self._bar.close()
 
 
 def table(now: dict[Cell, str]) -> str:
