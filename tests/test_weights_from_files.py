@@ -100,7 +100,7 @@ class TestHead:
       load('resnet18', path, head='keep')
 
   def test_from_scratch_there_is_no_head_to_keep(self):
-    with pytest.raises(ValueError, match='student.head is "keep"'):
+    with pytest.raises(ValueError, match="student.head is 'keep'"):
       load('resnet18', 'scratch', head='keep')
 
   @pytest.mark.parametrize(

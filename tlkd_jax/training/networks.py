@@ -117,10 +117,6 @@ def load(settings: Settings, name: str, class_names: list[str]) -> Loaded:
     )
   key = jax.random.key(seed_of(settings, name))
   if section.weights == 'scratch':
-    if section.head == 'keep':
-      raise ValueError(
-        f'{place}.head is "keep", and weights from scratch have no head to keep'
-      )
     logging.info('%s: %s from scratch', place, section.name)
     params, model_state = jax.jit(model.init)(key)
     return Loaded(network, jax.device_get(params), jax.device_get(model_state))
