@@ -7,7 +7,6 @@ import types
 
 import pytest
 
-from tlkd_jax.data import progress
 from tlkd_jax.runtime import bars
 from tlkd_jax.training.progress import Progress
 
@@ -52,9 +51,9 @@ def test_a_loop_is_a_bar_or_lines(name, caplog, monkeypatch):
 @PLACES
 def test_a_long_step_is_a_bar_or_lines(name, caplog, monkeypatch):
   stream = look_on(name, monkeypatch)
-  monkeypatch.setattr(progress, '_SECONDS_BETWEEN_LINES', -1.0)
+  monkeypatch.setattr(bars, '_SECONDS_BETWEEN_LINES', -1.0)
   with caplog.at_level(logging.INFO, logger='absl'):
-    assert list(progress.track('ab', 2, 'decoding')) == ['a', 'b']
+    assert list(bars.track('ab', 2, 'decoding')) == ['a', 'b']
   lines = [record.getMessage() for record in caplog.records]
   if name == 'log':
     assert lines[0] == 'decoding: 1 of 2' and not stream.getvalue()

@@ -29,12 +29,11 @@ from tlkd_jax.data import (
   Split,
   augment,
   pipeline,
-  progress,
   randaugment,
 )
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Network, output_shapes
-from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime import bars, sharding
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import guides, inputs, networks
@@ -212,7 +211,7 @@ def _fill(store, recipe, variables, first, layout, mesh) -> None:
   seed = as_int32(recipe.augmentation.keywords['seed'])
   given = dict(zip(('params', 'model_state'), variables, strict=True))
   constants = sharding.replicate((given, seed), mesh)
-  batches = progress.track(
+  batches = bars.track(
     inputs.ahead(_computed(compute, constants, recipe, starts, mesh)),
     total,
     'targets',
