@@ -266,6 +266,9 @@ def test_arrays_are_learned_from_and_known_again(cache_dir, tmp_path):
     )
 
   assert make(mine).dataset == mine.name
+  study = tlkd_jax.make_study(dataset=mine, student='tiny', smoke=True).study
+  ((name, section),) = study.datasets.items()
+  assert f'arrays:{name}' == mine.name == section.changes['dataset']
   result = tlkd_jax.fine_tune(make(mine), tmp_path / 'run')
   assert result.summaries['tl']['num_train'] == 200
   text = inference.evaluate_run(str(tmp_path / 'run'), sharding.make_mesh())
