@@ -39,7 +39,7 @@ import numpy as np
 from benchmarks import machine
 from tlkd_jax import models, settings
 from tlkd_jax.runtime import allocator, sharding
-from tlkd_jax.training import build, checkpoints
+from tlkd_jax.training import checkpoints, networks
 from tlkd_jax.training.metric_writers import read_rows
 
 SIZE, BATCH, SKIPPED = 128, 32, 2
@@ -201,8 +201,8 @@ def prepare(root: pathlib.Path, arguments) -> tuple[dict, dict]:
   }
   teacher = ours('teacher', job, root / 'teacher')
   classes = tuple(sorted(p.name for p in (data / 'train').iterdir()))
-  config = settings.config_of('tl', f'student={STUDENT},teacher={TEACHER}')
-  student = build.load_model(config, 'student', classes)
+  config = settings.make('tl', student=STUDENT, teacher=TEACHER)
+  student = networks.load(config, 'student', classes)
   save_weights(
     root / 'student.npz',
     student.network.model,

@@ -107,22 +107,22 @@ def of_runs(count: int) -> dict[str, list[float]]:
 def _bookkeeping(count: int) -> float:
   from configs import study
   from tlkd_jax import settings
-  from tlkd_jax.study import cells, plan, workers
+  from tlkd_jax.study import cells, matrix, workers
 
   config = settings.from_config(study.get_config())
   config = settings.with_values(config, {'study.run_arms': ('tl', 'kd')})
-  seeds = -(-count * config.study.seeds // len(plan.make_plan(config)))
+  seeds = -(-count * config.study.seeds // len(matrix.make_matrix(config)))
   config = settings.with_values(config, {'study.seeds': seeds})
   start = time.perf_counter()
-  plans = plan.make_plan(config)[:count]
+  shard = matrix.make_matrix(config)[:count]
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
 
     def run(cell):
       (cells.folder_of(root, cell) / 'cell.json').write_text('{}')
 
-    workers.work(plans, root, run, lambda: None)
-    done = set(workers.states(plans, root).values())
+    workers.work(shard, root, run, lambda: None)
+    done = set(workers.states(shard, root).values())
   assert done == {'done'}, done
   return time.perf_counter() - start
 

@@ -2,12 +2,12 @@
 
   python -m benchmarks.loop_overhead [--image-sizes 64 128 --steps 40]
 
-Runs the loop of tlkd_jax/train.py (batches from Grain, transfer to the device,
-metrics fetched every log_every_steps, progress, no evaluation, nothing saved)
-and the bare step on batches that are on the device already, in turn in one
-process, which read the step from the compilation cache. Prints one JSON line
-for each size: medians with minimum and maximum in milliseconds per step, and
-`ratio`, the median over the rounds of loop / bare (aim: 1.03).
+Runs the loop of tlkd_jax/training/loop.py (batches from Grain, transfer to the
+device, metrics fetched every log_every_steps, progress, no evaluation, nothing
+saved) and the bare step on batches that are on the device already, in turn in
+one process, which read the step from the compilation cache. Prints one JSON
+line for each size: medians with minimum and maximum in milliseconds per step,
+and `ratio`, the median over the rounds of loop / bare (aim: 1.03).
 """
 
 import argparse
@@ -21,11 +21,10 @@ import time
 import jax
 
 from benchmarks import machine
-from configs import tl
+from tlkd_jax import settings
 from tlkd_jax.runtime import allocator, sharding
 from tlkd_jax.runtime.errors import Interrupted
-from tlkd_jax.training import build
-from tlkd_jax.training import loop as train
+from tlkd_jax.training import inputs, loop
 from tlkd_jax.training.checkpoints import Checkpoints
 from tlkd_jax.training.progress import Progress
 
@@ -56,36 +55,38 @@ class _Nowhere:
 
 def make_run(model: str, image_size: int, batch_size: int, folder: str):
   """A TL run on digits that never evaluates; (run, function of a new state)."""
-  config = tl.get_config(f'student={model}')
-  config.student.weights = 'scratch'
-  config.image_size = image_size
-  config.batch_size = batch_size
-  config.num_steps = 10**6
-  config.eval_every_steps = 10**6
-  dataset = build.load_dataset(config)
-  workdir = pathlib.Path(folder)
-  run, optimizer, extras = train._build(
-    config, workdir, dataset, sharding.make_mesh()
+  config = settings.with_values(
+    settings.make('tl', student=model),
+    {
+      'student.weights': 'scratch',
+      'image_size': image_size,
+      'batch_size': batch_size,
+      'num_steps': 10**6,
+      'eval_every_steps': 10**6,
+      'memory_check': False,
+    },
   )
+  dataset = inputs.load_dataset(config)
+  workdir = pathlib.Path(folder)
+  run = loop.set_up(config, workdir, dataset, sharding.make_mesh())
   checkpoints = Checkpoints(workdir, 1)
+  return run, lambda: loop._start(run, checkpoints)[0]
 
-  def start():
-    return train._start(run, optimizer, extras, checkpoints)[0]
 
-  return run, start
+def batches_of(run):
+  """The batches of a run, from the first on."""
+  return inputs.train_batches(run.settings, run.dataset, run.num_steps, {})
 
 
 def time_loop(run, state, steps: int) -> float:
   """Seconds of `steps` steps in the loop."""
-  progress = train._Progress()
-  batches = train._train_batches(run, progress)
+  batches = batches_of(run)
   shown = Progress('benchmark', 0, steps)
   nowhere = _Nowhere()
+  parts = loop.Position(), nowhere, batches, nowhere, shown, _StopAt(steps)
   start = time.perf_counter()
   try:
-    train._steps(
-      run, state, progress, nowhere, batches, nowhere, shown, _StopAt(steps)
-    )
+    loop._steps(run, state, *parts)
   except Interrupted:
     spent = time.perf_counter() - start
   finally:
@@ -96,8 +97,8 @@ def time_loop(run, state, steps: int) -> float:
 
 def time_bare(run, state, steps: int) -> float:
   """Seconds of `steps` jitted steps on batches that are on the device."""
-  constants = train.make_constants(run)
-  batches = train._train_batches(run, train._Progress())
+  constants = loop.make_constants(run)
+  batches = batches_of(run)
   ready = [sharding.shard_batch(next(batches), run.mesh) for _ in range(4)]
   batches.close()
   jax.block_until_ready((state, constants, ready))
@@ -115,7 +116,6 @@ def measure(
   allocator.keep_freed_memory()
   with tempfile.TemporaryDirectory() as folder:
     run, start = make_run(model, image_size, batch_size, folder)
-    run.config.memory_check = False
     sides = {'loop': time_loop, 'bare': time_bare}
     times: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
@@ -128,7 +128,7 @@ def measure(
   for name, values in times.items():
     row |= machine.summary(name, values, digits=2)
   pairs = zip(times['loop'], times['bare'], strict=True)
-  ratios = [loop / bare for loop, bare in pairs]
+  ratios = [looped / bare for looped, bare in pairs]
   row['ratio'] = round(statistics.median(ratios), 3)
   row['ratio_min_max'] = [round(min(ratios), 3), round(max(ratios), 3)]
   return row | machine.versions()

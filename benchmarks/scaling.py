@@ -65,19 +65,13 @@ def make_step(pair: Pair, mesh, batch_size: int):
   from tlkd_jax import models, settings
   from tlkd_jax.data import augment
   from tlkd_jax.models.network import Network
-  from tlkd_jax.training import (
-    objective,
-    optimizers,
-  )
-  from tlkd_jax.training import (
-    state as train_state,
-  )
-  from tlkd_jax.training import (
-    step as train_step,
-  )
+  from tlkd_jax.training import lessons, optimizers
+  from tlkd_jax.training.state import Beginning, create
+  from tlkd_jax.training.step import Lesson, Mode
+  from tlkd_jax.training.step import make_step as make
 
   student, teacher, size, _, classes = pair
-  config = settings.config_of('kd', f'student={student},teacher={teacher}')
+  config = settings.make('kd', student=student, teacher=teacher)
   views = [
     Network(models.create_model(name, num_classes=classes), size, jnp.float32)
     for name in (student, teacher)
@@ -87,29 +81,23 @@ def make_step(pair: Pair, mesh, batch_size: int):
     views[0].model, schedule, config.optimizer
   )
 
-  def view_of(images, index, view):
-    return augment.augment(images, 0, index, view, image_size=size)
+  def view_of(images, index, view, *, seed):
+    return augment.augment(images, seed, index, view, image_size=size)
 
-  step = train_step.make_train_step(
-    views[0],
-    (views[1],),
-    optimizer,
-    schedule,
-    objective.make_objective(config, None),
+  objective = lessons.make_objective(config, None, guided=True)
+  step = make(
+    {'student': Lesson(views[0], objective, optimizer, ('teacher',))},
+    {'teacher': views[1]},
     view_of,
+    schedule,
+    Mode(),
     mesh,
-    seed=0,
-    norm_train=False,
   )
 
   def state(params, model_state):
-    return train_state.create(
-      {'student': params, 'projector': {}},
-      model_state,
-      optimizer,
-      ema=False,
-      memory={},
-    )
+    params = {'weights': params, 'projector': {}}
+    given = {'student': Beginning(params, model_state, {})}
+    return create(given, {'student': optimizer})
 
   learner, guide = (view.model for view in views)
   stored = -(-size * 8 // 7)
@@ -121,9 +109,14 @@ def make_step(pair: Pair, mesh, batch_size: int):
     'view': ((batch_size,), jnp.int32),
   }
   batch = {k: jax.ShapeDtypeStruct(*v) for k, v in shapes.items()}
+  theirs = {
+    'params': guide.params_shape,
+    'model_state': guide.model_state_shape,
+  }
+  seed = jax.ShapeDtypeStruct((), jnp.int32)
   abstract = (
     jax.eval_shape(state, learner.params_shape, learner.model_state_shape),
-    {'teachers': ((guide.params_shape, guide.model_state_shape),)},
+    {'guides': {'teacher': theirs}, 'seed': seed},
     batch,
   )
   return step, abstract, (learner, guide, state)
@@ -230,11 +223,14 @@ def run(pair: Pair, mesh, batch_size: int, steps: int) -> tuple[list, list]:
   # Compiling the initialisation takes longer than running it piecewise.
   weights = jax.device_get([m.init(jax.random.key(0)) for m in modules])
   start, teacher = sharding.replicate(weights, mesh)
+  theirs = dict(zip(('params', 'model_state'), teacher, strict=True))
+  constants = {'guides': {'teacher': theirs}, 'seed': np.int32(0)}
+  constants = sharding.replicate(constants, mesh)
   current = jax.jit(state, out_shardings=sharding.replicated(mesh))(*start)
   losses, times = [], []
   for _ in range(steps):
     begin = time.perf_counter()
-    current, metrics = step(current, {'teachers': (tuple(teacher),)}, batch)
+    current, metrics = step(current, constants, batch)
     losses.append(float(metrics['loss']))
     times.append(time.perf_counter() - begin)
   return losses, times

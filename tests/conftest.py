@@ -35,6 +35,13 @@ def session_dir(tmp_path_factory) -> pathlib.Path:
   return base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
 
 
+@pytest.fixture(scope='session', autouse=True)
+def shared_programs(session_dir) -> None:
+  """What one test compiled the others read, in all workers of this session."""
+  jax.config.update('jax_compilation_cache_dir', str(session_dir / 'compiled'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
 @pytest.fixture(scope='session')
 def cache_dir(session_dir) -> pathlib.Path:
   """Prepared copies of the data sets that the tests train on."""

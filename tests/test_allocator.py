@@ -9,7 +9,7 @@ import pytest
 # than a GiB at the top of the heap is given back but for the settings.
 _PROGRAM = """
 import ctypes, resource, sys
-from tlkd_jax import allocator
+from tlkd_jax.runtime import allocator
 if sys.argv[1] == 'keep':
   assert allocator.keep_freed_memory()
 c = ctypes.CDLL(None)
@@ -49,7 +49,7 @@ def test_freed_blocks_are_reused():
 # MiB in memory with a freed block of 256 MiB, before and after.
 _GIVE_BACK = """
 import ctypes
-from tlkd_jax import allocator
+from tlkd_jax.runtime import allocator
 def resident():
   return int(open('/proc/self/statm').read().split()[1]) // 256
 assert allocator.keep_freed_memory()

@@ -18,7 +18,7 @@ from tests import tiny
 from tlkd_jax import main
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import command_line
-from tlkd_jax.training import loop as train
+from tlkd_jax.training import loop
 
 pytestmark = [
   pytest.mark.usefixtures('tiny_models'),
@@ -108,7 +108,7 @@ def no_config(place):
   return []
 
 
-@case('configs/nothing.py', 'no such file')
+@case('configs/nothing.py', 'no such file', 'compare, kd, study')
 def config_file_missing(place):
   return ['--config=configs/nothing.py']
 
@@ -211,6 +211,29 @@ def unknown_crop(place):
 @case("'maybe'", 'auto')
 def unknown_flip(place):
   return place.digits(augment__flip='maybe')
+
+
+@case(
+  'ema_decay is 7.0; accepted: a number in [0, 1)',
+  'label_smoothing is 2.0',
+  'augment.scale is (2, 3)',
+  'optimizer.layer_decay is -1.0',
+  "student.head is 'kep'; accepted: new, keep",
+)
+def several_wrong_values(place):
+  """All of them in one message."""
+  return place.digits(
+    ema_decay=7.0,
+    label_smoothing=2.0,
+    augment__scale=(2, 3),
+    optimizer__layer_decay=-1.0,
+    student__head='kep',
+  )
+
+
+@case("distillation.loss is 'dkd'", 'augment.mixup_alpha')
+def values_that_exclude_each_other(place):
+  return place.digits('kd', distillation__loss='dkd', augment__mixup_alpha=0.2)
 
 
 @case("'ignore'", 'skip')
@@ -459,7 +482,7 @@ def test_bad_input(name, tmp_path, cache_dir, compare_run, monkeypatch, capsys):
   arguments = make(place)
   before = snapshot(place.workdir)
   if code == 2:
-    monkeypatch.setattr(train, '_loop', long_work)
+    monkeypatch.setattr(loop, '_loop', long_work)
   assert call_main(monkeypatch, *arguments) == code
   out, error = capsys.readouterr()
   message = error[error.index('error: ') :]

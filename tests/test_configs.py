@@ -11,7 +11,7 @@ from tlkd_jax import settings
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings, rules
 from tlkd_jax.settings.__main__ import make_text
-from tlkd_jax.training import build
+from tlkd_jax.training import workdir
 
 FILES = {'teacher': teacher, 'tl': tl, 'kd': kd, 'compare': compare}
 
@@ -186,13 +186,15 @@ def test_the_page_of_keys_is_up_to_date():
 
 def test_teachers_named_by_another_path_are_the_same_run(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  config = kd.get_config()
-  config.teacher.checkpoint = 'first'
-  config.distillation.more_teachers = ('second', 'third')
-  build.write_config(tmp_path / 'run', config)
-  config.teacher.checkpoint = str(tmp_path / 'first')
-  config.distillation.more_teachers = (str(tmp_path / 'second'), './third')
-  build.check_workdir(tmp_path / 'run', config)
-  config.distillation.more_teachers = ('third', 'second')
+
+  def taught_by(first, *more):
+    return settings.with_values(
+      settings.make('kd'),
+      {'teacher.checkpoint': first, 'distillation.more_teachers': more},
+    )
+
+  workdir.write(tmp_path / 'run', taught_by('first', 'second', 'third'))
+  again = [str(tmp_path / name) for name in ('first', 'second')]
+  workdir.check(tmp_path / 'run', taught_by(*again, './third'))
   with pytest.raises(ValueError, match=r'distillation\.more_teachers'):
-    build.check_workdir(tmp_path / 'run', config)
+    workdir.check(tmp_path / 'run', taught_by('first', 'third', 'second'))

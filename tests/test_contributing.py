@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import methods
 from tests import tiny
 from tests.workdirs import arrays
 from tlkd_jax import arms, losses
 from tlkd_jax.losses import features
 from tlkd_jax.runtime import sharding
+from tlkd_jax.settings import StudyArm
+from tlkd_jax.study.arms import make_arms
 from tlkd_jax.training import loop, targets
+from tlkd_jax.training.lessons import make_objective
 from tlkd_jax.training.metric_writers import read_rows
-from tlkd_jax.training.objective import make_objective
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FUNCTION, RECORD = 'tlkd_jax/losses/features.py', 'tlkd_jax/losses/__init__.py'
@@ -70,11 +71,8 @@ def test_its_value(cosine):
 
 
 def test_it_is_an_arm_of_the_study_of_methods(cosine):
-  assert methods.arms()['cosine'] == (
-    'kd',
-    'cosine',
-    ('teacher',),
-    {'distillation.loss': 'cosine'},
+  assert make_arms('methods', 32)['cosine'] == StudyArm(
+    'kd', 'cosine', ('teacher',), {'distillation.loss': 'cosine'}
   )
 
 
@@ -97,7 +95,7 @@ def test_it_learns_from_stored_targets(
       targets__dtype='float32',
       targets__dir=str(tmp_path / 'targets'),
     )
-    read = targets.outputs_read(make_objective(config, None))
+    read = targets.outputs_read(make_objective(config, None, guided=True))
     assert read == ('logits', 'pre_logits')
     arms.run(config, tmp_path / mode, sharding.make_mesh())
     rows = read_rows(tmp_path / mode / 'metrics.jsonl')

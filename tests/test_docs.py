@@ -4,11 +4,16 @@ import importlib
 import pathlib
 import re
 import shlex
+import tomllib
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = sorted(ROOT.glob('*.md')) + sorted((ROOT / 'docs').glob('*.md'))
+# Console command -> what it calls, 'MODULE:FUNCTION'.
+SCRIPTS = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project'][
+  'scripts'
+]
 # A number of commands that no reader of these pages would miss.
 _LEAST = 20
 
@@ -44,6 +49,8 @@ def commands(text: str) -> list[list[str]]:
         found.append(words)
       elif words and words[0] in ('sbatch', 'pip'):
         found.append(words)
+      elif words and re.fullmatch(r'tlkd-jax[\w-]*', words[0]):
+        found.append(words)
   return found
 
 
@@ -71,6 +78,14 @@ def source_of(module: str) -> str:
   raise AssertionError(f'no module {module}')
 
 
+@pytest.mark.parametrize('name', SCRIPTS)
+def test_a_console_command_is_a_module_that_runs(name):
+  module, _, function = SCRIPTS[name].partition(':')
+  assert f"if __name__ == '__main__':\n  {function}()" in source_of(module)
+  assert f'\ndef {function}() -> None:' in source_of(module)
+  assert any(words[0] == name for _, words in ALL)
+
+
 def accepted_flags(source: str) -> set[str]:
   """Names that absl or argparse defines in a file."""
   absl = re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source)
@@ -87,6 +102,11 @@ def test_command(page, words):
   elif words[0] == 'python':
     check_flags(words[3:], accepted_flags(source_of(words[2])))
     check_config(words[3:])
+  elif words[0].startswith('tlkd-jax'):
+    assert words[0] in SCRIPTS, words[0]
+    module = SCRIPTS[words[0]].partition(':')[0]
+    check_flags(words[1:], accepted_flags(source_of(module)))
+    check_config(words[1:])
   else:
     scripts = [word for word in words if _is_script(word)]
     assert scripts and all((ROOT / script).exists() for script in scripts)
@@ -138,6 +158,41 @@ def test_links_lead_somewhere():
     for target in re.findall(r'\]\(([^)#]+)', page.read_text()):
       if not target.startswith('http'):
         assert (page.parent / target).exists(), f'{page.name}: {target}'
+
+
+def test_files_that_are_named_are_there():
+  folders = 'tlkd_jax|configs|launch|benchmarks|tests|docs'
+  suffixes = 'py|md|json|sh|sbatch|ipynb'
+  place = re.compile(rf'\b(?:{folders})/[\w/]*\w\.(?:{suffixes})\b')
+  found = 0
+  for page in PAGES:
+    for path in place.findall(page.read_text()):
+      assert (ROOT / path).exists(), f'{page.name}: {path}'
+      found += 1
+  assert found > 20
+
+
+def glossary() -> dict[str, str]:
+  """Word -> where it stands in the package, '' where it is no name there."""
+  page = (ROOT / 'docs' / 'architecture.md').read_text()
+  rows = re.findall(
+    r'^\| ([\w, ]+) \| [^|]+ \| (?:`([\w.]+)`)? +\|$', page, re.M
+  )
+  return dict(rows)
+
+
+def test_every_word_has_one_meaning():
+  page = (ROOT / 'docs' / 'architecture.md').read_text()
+  table = page[page.index('| word |') :].splitlines()[2:]
+  assert len(glossary()) == len(table) > 20
+
+
+@pytest.mark.parametrize('name', [n for n in glossary().values() if n])
+def test_the_words_are_names_in_the_code(name):
+  module, _, last = f'tlkd_jax.{name}'.rpartition('.')
+  found = vars(importlib.import_module(module))
+  if last not in found:
+    importlib.import_module(f'{module}.{last}')
 
 
 def test_a_wrong_command_is_noticed():

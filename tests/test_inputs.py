@@ -12,7 +12,7 @@ from tests import tiny
 from tlkd_jax import data, inference, settings
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import sharding
-from tlkd_jax.training import build, checkpoints
+from tlkd_jax.training import checkpoints, inputs
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -32,7 +32,7 @@ class Recording:
     return value
 
 
-# Every key that is read with another value; of a number below 1000, 1000.
+# Other values of the keys that are not numbers of at least 1000.
 _OTHERS = {
   'dataset': 'cifar10',
   'train_fraction': 0.5,
@@ -49,22 +49,23 @@ def test_the_key_holds_all_that_loading_reads(cache_dir, monkeypatch):
   larger = types.SimpleNamespace(image_size=2000)
   monkeypatch.setattr(checkpoints, 'read_description', lambda _: larger)
   monkeypatch.setattr(data, 'load_splits', lambda *_, **__: None)
-  own, seen = settings.from_config(tiny.make_config('kd', cache_dir)), set()
-  build.load_dataset(Recording(own, seen))
+  own = tiny.make_config('kd', cache_dir, num_train_per_class=0)
+  seen: set[str] = set()
+  inputs.load_dataset(Recording(own, seen))
   assert seen >= {'seed', 'image_size', 'teacher.image_size', *_OTHERS}
-  key = build.data_key(own)
-  assert key == build.data_key(dataclasses.replace(own))
+  key = inputs.data_key(own)
+  assert key == inputs.data_key(dataclasses.replace(own))
   for name in sorted(seen):
     changed = settings.with_values(own, {name: _OTHERS.get(name, 1000)})
     assert changed != own
-    assert build.data_key(changed) != key, name
+    assert inputs.data_key(changed) != key, name
 
 
 def test_what_only_training_reads_does_not_part_the_data(cache_dir):
-  own = settings.from_config(tiny.make_config('kd', cache_dir))
+  own = tiny.make_config('kd', cache_dir)
   others = {'num_steps': 7, 'optimizer.learning_rate': 1.0}
   changed = settings.with_values(own, others)
-  assert build.data_key(changed) == build.data_key(own)
+  assert inputs.data_key(changed) == inputs.data_key(own)
 
 
 def test_runs_of_a_folder_are_evaluated_on_their_own_pixels(

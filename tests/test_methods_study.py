@@ -8,7 +8,7 @@ from benchmarks import compare_methods
 from configs import study
 from tests import tiny
 from tlkd_jax import losses, settings
-from tlkd_jax.study import plan
+from tlkd_jax.study import matrix
 
 
 def test_every_loss_is_an_arm_with_its_published_numbers():
@@ -17,10 +17,11 @@ def test_every_loss_is_an_arm_with_its_published_numbers():
     config.study.seeds = 1
     config.study.sizes = (20,)
     config = settings.from_config(config)
-    cells = plan.make_plan(config)
+    cells = matrix.make_matrix(config)
     folders = dict.fromkeys(('teacher', 'tl'), pathlib.Path('runs'))
     made = {
-      cell.arm: plan.make_config(config, cell, cells, folders) for cell in cells
+      cell.arm: matrix.make_config(config, cell, cells, folders)
+      for cell in cells
     }
   unnamed = set(losses.LOSSES) - set(made)
   # Second names; the teacher-free losses are arms of kind 'tl'.

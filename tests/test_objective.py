@@ -11,52 +11,49 @@ from scipy import special
 
 from tests import tiny
 from tests.test_train_step import (
-  crop,
+  constants_of,
   make_batch,
+  make_lessons_step,
   make_models,
   make_state,
   variables,
 )
-from tlkd_jax import losses, settings
+from tlkd_jax import losses
+from tlkd_jax.data import Dataset
 from tlkd_jax.models.network import output_shapes
 from tlkd_jax.runtime import sharding
-from tlkd_jax.training import build, objective, optimizers
-from tlkd_jax.training import step as train_step
+from tlkd_jax.settings import make, with_values
+from tlkd_jax.training import guides, inputs, lessons, optimizers
 from tlkd_jax.training.objective import Objective, Term
+from tlkd_jax.training.step import Lesson
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
 
-def make_step(
-  loss_sum, *, teachers=2, mesh=None, extras=None, mixing=None, seed=0
-):
+def make_step(loss_sum, *, teachers=2, mesh=None, extras=None, mixing=None):
   """batch -> metrics of the first update under different teachers."""
   mesh = mesh or sharding.make_mesh(1)
   student, teacher = make_models()
   settings = tiny.make_config('kd').optimizer
   schedule = optax.constant_schedule(0.05)
   optimizer = optimizers.make_optimizer(student.model, schedule, settings)
-  update = train_step.make_train_step(
-    student,
-    (teacher,) * teachers,
-    optimizer,
+  names = tuple(f'teacher{n}' for n in range(teachers))
+  lesson = Lesson(student, loss_sum, optimizer, names)
+  update = make_lessons_step(
+    {'student': lesson},
+    dict.fromkeys(names, teacher),
     schedule,
-    loss_sum,
-    crop if seed == 0 else lambda *views, seed: crop(*views),
     mesh,
     mixing=mixing,
-    seed=seed,
-    norm_train=False,
   )
-  given = tuple(variables(teacher, 2 + n) for n in range(teachers))
+  given = {name: variables(teacher, 2 + n) for n, name in enumerate(names)}
 
   def run(batch, seed=0, step=0):
-    constants = {'teachers': given, 'seed': np.int32(seed)}
-    constants = sharding.replicate(constants, mesh)
-    state = make_state(student, optimizer, mesh, **(extras or {}))
+    state = make_state(lesson, mesh, **(extras or {}))
     state = dataclasses.replace(
       state, step=sharding.replicate(np.int32(step), mesh)
     )
+    constants = constants_of(mesh, seed, **given)
     state, metrics = update(state, constants, sharding.shard_batch(batch, mesh))
     return jax.device_get(metrics)
 
@@ -71,8 +68,10 @@ def one_step(loss_sum, batch, **options):
 def teacher_outputs(number):
   _, teacher = make_models()
   images = make_batch()['image'].astype(np.float32)
-  guide = jax.jit(lambda v, x: train_step.guide(teacher, v, x))
-  return jax.device_get(guide(variables(teacher, 2 + number), images))
+  params, model_state = variables(teacher, 2 + number)
+  given = {'params': params, 'model_state': model_state}
+  speak = jax.jit(functools.partial(guides.speak, teacher))
+  return jax.device_get(speak(given, images))
 
 
 def student_logits():
@@ -91,7 +90,7 @@ def kl(target, logits, temperature):
 
 
 def test_two_teachers_by_hand():
-  logits = [np.float64(teacher_outputs(n)['outputs']['logits']) for n in (0, 1)]
+  logits = [np.float64(teacher_outputs(n)['logits']) for n in (0, 1)]
   targets = [special.softmax(z / 3.0, -1) for z in logits]
   student = student_logits()
   expected = {
@@ -111,8 +110,9 @@ def test_stored_outputs_replace_the_teachers():
   loss_sum = Objective(1.0, 0.0, (kd(),), 'losses')
   run = make_step(loss_sum)
   online = run(make_batch())
-  stored = tuple(teacher_outputs(n)['outputs'] for n in (0, 1))
-  targets = tuple({'logits': outputs['logits']} for outputs in stored)
+  targets = {
+    f'teacher{n}': {'logits': teacher_outputs(n)['logits']} for n in (0, 1)
+  }
   cached = run(make_batch() | {'targets': targets})
   for name, value in online.items():
     assert cached[name] == pytest.approx(value, rel=1e-5), name
@@ -129,10 +129,9 @@ def test_every_teacher_has_its_own_projector():
   term = dataclasses.replace(kd(), name='fitnet', hyperparameters={})
   loss_sum = Objective(1.0, 0.0, (term,), 'losses')
   split = tiny_split()
-  shapes = [output_shapes(view, 16) for view in (student, teacher)]
-  extras = objective.init_extras(
-    loss_sum, jax.random.key(0), shapes[0], (shapes[1],) * 2, split
-  )
+  names = [str(c) for c in range(5)]
+  dataset = Dataset('fake', names, {'train': split}, 16, True, {}, [])
+  extras = lessons.make_extras(loss_sum, student, (teacher,) * 2, dataset, 0)
   assert set(extras['projector']['fitnet']) == {'0', '1'}
   # The step donates its state.
   extras = jax.device_get(extras)
@@ -142,7 +141,7 @@ def test_every_teacher_has_its_own_projector():
     value, _ = losses.compute(
       'fitnet',
       student_outputs(),
-      teacher_outputs(number)['outputs'],
+      teacher_outputs(number),
       None,
       projector=extras['projector']['fitnet'][str(number)],
     )
@@ -179,7 +178,7 @@ def test_a_sum_of_losses_with_weights_at_the_step():
     value, _ = losses.compute(
       term.name,
       student_outputs(),
-      teacher_outputs(0)['outputs'],
+      teacher_outputs(0),
       None,
       **term.hyperparameters,
     )
@@ -219,17 +218,17 @@ def test_temperature_is_that_of_the_step():
   ],
 )
 def test_schedules_by_hand(kind, expected):
-  schedule = objective.make_schedule(kind, 2.0, 6.0, 8, 'place')
+  schedule = lessons.make_schedule(kind, 2.0, 6.0, 8)
   values = [float(schedule(np.int32(step))) for step in (0, 2, 4, 8, 20)]
   np.testing.assert_allclose(values, expected, rtol=1e-6)
-  schedule = objective.make_schedule(kind, 2.0, 2.0, 8, 'place', warmup=4)
+  schedule = lessons.make_schedule(kind, 2.0, 2.0, 8, warmup=4)
   values = [float(schedule(np.int32(step))) for step in (0, 1, 3, 4, 7)]
   np.testing.assert_allclose(values, [0.5, 1.0, 2.0, 2.0, 2.0], rtol=1e-6)
 
 
 def test_configuration_of_a_sum():
-  config = settings.config_of('kd', 'loss=dkd+rkd')
-  config.update_from_flattened_dict(
+  config = with_values(
+    make('kd', loss='dkd+rkd', student='tiny'),
     {
       'num_steps': 24,
       'distillation.extra.rkd.weight': 0.25,
@@ -237,9 +236,9 @@ def test_configuration_of_a_sum():
       'distillation.extra.rkd.options.angle_weight': 7.0,
       'distillation.temperature_schedule': 'linear',
       'distillation.end_temperature': 2.0,
-    }
+    },
   )
-  dkd, rkd = objective.make_objective(config, None).terms
+  dkd, rkd = lessons.make_objective(config, None, guided=True).terms
   # The published warm-up: a twelfth of the run.
   weights = [float(dkd.weight(step)) for step in (0, 1, 12)]
   np.testing.assert_allclose(weights, [0.5, 1.0, 1.0])
@@ -247,9 +246,9 @@ def test_configuration_of_a_sum():
   np.testing.assert_allclose([rkd.weight(0), rkd.weight(12)], [0.25, 0.125])
   assert rkd.hyperparameters['angle_weight'] == 7.0
   with pytest.raises(ValueError, match="names 'rkd' twice"):
-    settings.make('kd', loss='rkd+dkd+rkd')
+    make('kd', loss='rkd+dkd+rkd')
   with pytest.raises(ValueError, match="'rkdd'.*rkd"):
-    settings.make('kd', loss='kd+rkdd')
+    make('kd', loss='kd+rkdd')
 
 
 def test_both_networks_and_the_labels_see_the_mixed_images():
@@ -268,7 +267,7 @@ def test_both_networks_and_the_labels_see_the_mixed_images():
   for name, value in plain.items():
     assert mixed[name] == pytest.approx(value, rel=1e-5), name
   assert abs(unequal['hard_loss'] - plain['hard_loss']) > 1e-3
-  targets = ({'logits': np.zeros((8, 5), np.float32)},)
+  targets = {'teacher0': {'logits': np.zeros((8, 5), np.float32)}}
   with pytest.raises(ValueError, match='not those of mixed images'):
     one_step(loss_sum, batch | {'targets': targets}, teachers=1, mixing=reverse)
 
@@ -284,7 +283,7 @@ def test_mixing_is_of_the_seed_and_the_step():
     )
     return images, soft_labels
 
-  run = make_step(Objective(), teachers=0, mixing=spy, seed=None)
+  run = make_step(Objective(), teachers=0, mixing=spy)
   for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0)):
     run(make_batch(), seed=seed, step=step)
   jax.effects_barrier()
@@ -292,9 +291,9 @@ def test_mixing_is_of_the_seed_and_the_step():
   config = tiny.make_config('kd', augment__mixup_alpha=1.0)
   images = make_batch()['image'].astype(np.float32)
   soft = np.eye(8, dtype=np.float32)
-  mixed, _ = build.make_mixing(config)(images, soft, jax.random.key(0))
+  mixed, _ = inputs.make_mixing(config)(images, soft, jax.random.key(0))
   assert np.abs(mixed - images).max() > 1
-  assert build.make_mixing(tiny.make_config('kd')) is None
+  assert inputs.make_mixing(tiny.make_config('kd')) is None
 
 
 def test_images_without_label_count_for_the_teacher_alone():
@@ -332,31 +331,3 @@ def test_the_log_says_what_is_bridged():
   (line,) = losses.bridges('rkd', own, theirs)
   assert line.startswith('rkd: pre_logits 16 of the student')
   assert losses.bridges('kd', own, theirs) == []
-
-
-@pytest.mark.parametrize(
-  ('changes', 'message'),
-  [
-    ({'distillation__ensemble': 'mean'}, 'known are losses, probabilities'),
-    (
-      {'distillation__schedule': 'step'},
-      "unknown distillation.schedule 'step'",
-    ),
-    ({'distillation__temperature': 0.0}, 'must be above 0'),
-    (
-      {'distillation__loss': 'dkd', 'augment__mixup_alpha': 1.0},
-      "'dkd' needs the one class of each image",
-    ),
-    (
-      {
-        'distillation__loss': 'fitnet',
-        'distillation__more_teachers': ('runs/a',),
-      },
-      "distillation.ensemble='losses'",
-    ),
-  ],
-)
-def test_what_cannot_be_summed_is_refused(changes, message):
-  config = tiny.make_config('kd', **changes)
-  with pytest.raises(ValueError, match=message):
-    objective.make_objective(config, None)

@@ -13,14 +13,14 @@ from tlkd_jax.training import optimizers
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
 SHAPES = {
-  'student.stem.conv.kernel': (2, 3),
-  'student.blocks.0.0.project.conv.kernel': (3, 2),
-  'student.blocks.0.0.project.norm.scale': (4,),
-  'student.blocks.1.0.project.conv.kernel': (2, 2),
-  'student.neck.norm.bias': (3,),
-  'student.position': (1, 2, 3),
-  'student.head.kernel': (3, 4),
-  'student.head.bias': (4,),
+  'weights.stem.conv.kernel': (2, 3),
+  'weights.blocks.0.0.project.conv.kernel': (3, 2),
+  'weights.blocks.0.0.project.norm.scale': (4,),
+  'weights.blocks.1.0.project.conv.kernel': (2, 2),
+  'weights.neck.norm.bias': (3,),
+  'weights.position': (1, 2, 3),
+  'weights.head.kernel': (3, 4),
+  'weights.head.bias': (4,),
   'projector.stage1.kernel': (2, 2),
 }
 KERNELS = {name for name in SHAPES if name.endswith('kernel')}
@@ -161,7 +161,7 @@ def test_head_multiplier():
   slow = train(1, name='sgd', momentum=0.0, **PLAIN)
   fast = train(1, name='sgd', momentum=0.0, head_multiplier=5.0, **PLAIN)
   for k in SHAPES:
-    new = k.startswith(('student.head.', 'projector.'))
+    new = k.startswith(('weights.head.', 'projector.'))
     expected = (5.0 if new else 1.0) * (slow[1][k] - slow[0][k])
     np.testing.assert_allclose(
       fast[1][k] - fast[0][k], expected, rtol=1e-4, atol=1e-6
@@ -173,14 +173,14 @@ def test_layer_decay():
   even = train(1, name='sgd', momentum=0.0, **PLAIN)
   decayed = train(1, name='sgd', momentum=0.0, layer_decay=0.5, **PLAIN)
   powers = {
-    'student.stem.conv.kernel': 4,
-    'student.position': 4,
-    'student.blocks.0.0.project.conv.kernel': 3,
-    'student.blocks.0.0.project.norm.scale': 3,
-    'student.blocks.1.0.project.conv.kernel': 2,
-    'student.neck.norm.bias': 1,
-    'student.head.kernel': 0,
-    'student.head.bias': 0,
+    'weights.stem.conv.kernel': 4,
+    'weights.position': 4,
+    'weights.blocks.0.0.project.conv.kernel': 3,
+    'weights.blocks.0.0.project.norm.scale': 3,
+    'weights.blocks.1.0.project.conv.kernel': 2,
+    'weights.neck.norm.bias': 1,
+    'weights.head.kernel': 0,
+    'weights.head.bias': 0,
     'projector.stage1.kernel': 0,
   }
   for k in SHAPES:
@@ -212,9 +212,9 @@ def test_layer_decay_knows_the_families(name, stages, first, between):
 
   def power(path, _):
     factor = optimizers.learning_rate_factor(model, path, 1.0, 0.5)
-    powers[path.removeprefix('student.')] = round(-np.log2(factor))
+    powers[path.removeprefix('weights.')] = round(-np.log2(factor))
 
-  optimizers.map_with_path(power, {'student': model.params_shape})
+  optimizers.map_with_path(power, {'weights': model.params_shape})
   slowest = max(powers.values())
   assert {p for p in powers if p.startswith(first)} <= {
     p for p, k in powers.items() if k == slowest
@@ -235,13 +235,13 @@ def test_freeze_until_step(name):
       not np.array_equal(a[k], b[k])
       for a, b in zip(history, history[1:], strict=False)
     ]
-    new = k.startswith(('student.head.', 'projector.'))
+    new = k.startswith(('weights.head.', 'projector.'))
     assert moved == [new, new, True, True]
 
 
 def test_freezing_counts_batches_when_accumulating():
   history = train(6, name='sgd', freeze_until_step=4, accumulate_steps=2)
-  stem = [h['student.stem.conv.kernel'] for h in history]
+  stem = [h['weights.stem.conv.kernel'] for h in history]
   assert np.array_equal(stem[0], stem[4]) and not np.array_equal(
     stem[4], stem[6]
   )
@@ -252,5 +252,5 @@ def test_linear_probe_leaves_the_backbone_alone(name):
   """Bit for bit, weight decay included."""
   history = train(3, name=name, train_only='head', weight_decay=0.5)
   for k in SHAPES:
-    new = k.startswith(('student.head.', 'projector.'))
+    new = k.startswith(('weights.head.', 'projector.'))
     assert np.array_equal(history[0][k], history[-1][k]) != new

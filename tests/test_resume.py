@@ -15,9 +15,9 @@ from tlkd_jax import arms
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, RunError
-from tlkd_jax.training import loop as train
-from tlkd_jax.training import run
+from tlkd_jax.training import loop
 from tlkd_jax.training.metric_writers import read_rows
+from tlkd_jax.training.summary import SPLITS
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -61,7 +61,7 @@ def assert_same_run(left, right):
   for summary in summaries:
     del summary['seconds'], summary['images_per_second']
   assert summaries[0] == summaries[1]
-  for split in run.SPLITS:
+  for split in SPLITS:
     a, b = (
       evaluate.load(folder / 'predictions' / f'{split}.npz')
       for folder in (left, right)
@@ -76,19 +76,13 @@ class Crash(Exception):
 @pytest.fixture(scope='module')
 def runner(cache_dir, compare_run):
   """Runs the kd arm in a folder; compiles once for all runs of this file."""
-  made = {}
-  make = train._build
-
-  def build_once(config, workdir, dataset, mesh):
-    if not made:
-      made['run'] = make(config, workdir, dataset, mesh)
-    run, optimizer, extras = made['run']
-    return train.dataclasses.replace(run, workdir=workdir), optimizer, extras
+  set_up_once = tiny.set_up_once([])
 
   def call(workdir, monkeypatch, **more):
-    config = tiny.make_config('kd', cache_dir, **(changes() | more))
-    config.teacher.checkpoint = str(compare_run / 'teacher')
-    monkeypatch.setattr(train, '_build', build_once)
+    teacher = {'teacher__checkpoint': str(compare_run / 'teacher')}
+    settings = teacher | changes() | more
+    config = tiny.make_config('kd', cache_dir, **settings)
+    monkeypatch.setattr(loop, 'set_up', set_up_once)
     return arms.run(config, workdir, sharding.make_mesh())['kd']
 
   return call
@@ -107,7 +101,7 @@ def test_stop_request(stop_at, runner, uninterrupted, tmp_path, monkeypatch):
   """Before the first row, between rows, at an evaluation, at the last step."""
   with monkeypatch.context() as patch:
     patch.setattr(
-      train.StopRequest, 'requested', lambda self, step: step == stop_at
+      loop.StopRequest, 'requested', lambda self, step: step == stop_at
     )
     with pytest.raises(Interrupted, match='resume with the same command'):
       runner(tmp_path, patch)
@@ -127,7 +121,7 @@ def test_crash(crash_at, runner, uninterrupted, tmp_path, monkeypatch):
     return False
 
   with monkeypatch.context() as patch:
-    patch.setattr(train.StopRequest, 'requested', crash)
+    patch.setattr(loop.StopRequest, 'requested', crash)
     with pytest.raises(Crash):
       runner(tmp_path, patch)
   with (tmp_path / 'metrics.jsonl').open('a') as file:
@@ -143,7 +137,7 @@ def test_crash_between_best_and_latest(
     raise Crash
 
   with monkeypatch.context() as patch:
-    patch.setattr(train.Checkpoints, 'save', crash)
+    patch.setattr(loop.Checkpoints, 'save', crash)
     with pytest.raises(Crash):
       runner(tmp_path, patch)
   runner(tmp_path, monkeypatch)
@@ -155,10 +149,10 @@ def test_crash_while_finishing(runner, uninterrupted, tmp_path, monkeypatch):
     raise Crash
 
   with monkeypatch.context() as patch:
-    patch.setattr(train, 'finish', crash)
+    patch.setattr(loop, 'finish', crash)
     with pytest.raises(Crash):
       runner(tmp_path, patch)
-  monkeypatch.setattr(train, '_steps', crash)
+  monkeypatch.setattr(loop, '_steps', crash)
   runner(tmp_path, monkeypatch)
   assert_same_run(uninterrupted, tmp_path)
 
@@ -167,7 +161,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(
   runner, uninterrupted, tmp_path, monkeypatch
 ):
   """A limit on file sizes makes Orbax's own writes fail half-way."""
-  save = train.Checkpoints.save
+  save = loop.Checkpoints.save
 
   def full(self, state, progress):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -179,7 +173,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(
       resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
   with monkeypatch.context() as patch:
-    patch.setattr(train.Checkpoints, 'save', full)
+    patch.setattr(loop.Checkpoints, 'save', full)
     with pytest.raises(RunError, match='could not save.*step 8.*step 4 stays'):
       runner(tmp_path, patch)
   assert arrays(tmp_path)['step'] == 4
@@ -196,7 +190,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(
 
 def test_finished_run_is_not_repeated(runner, uninterrupted, monkeypatch):
   before = (uninterrupted / 'summary.json').read_text()
-  monkeypatch.setattr(train, '_start', None)
+  monkeypatch.setattr(loop, '_start', None)
   assert runner(uninterrupted, monkeypatch) == json.loads(before)
 
 
@@ -209,15 +203,15 @@ def test_early_stopping_stays_stopped(cache_dir, tmp_path, monkeypatch):
     early_stopping=2,
     optimizer__learning_rate=0.0,
   )
-  finish = train.finish
+  finish = loop.finish
 
   def crash(*_):
     raise Crash
 
-  monkeypatch.setattr(train, 'finish', crash)
+  monkeypatch.setattr(loop, 'finish', crash)
   with pytest.raises(Crash):
     arms.run(config, tmp_path, sharding.make_mesh())
-  monkeypatch.setattr(train, 'finish', finish)
+  monkeypatch.setattr(loop, 'finish', finish)
   summary = arms.run(config, tmp_path, sharding.make_mesh())['tl']
   assert arrays(tmp_path)['step'] == 3 and summary['best_step'] == 1
 

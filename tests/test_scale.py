@@ -9,6 +9,7 @@ import pytest
 
 from tests import tiny
 from tests.test_train_step import (
+  NO_TEACHER,
   TL,
   assert_trees_close,
   make_batch,
@@ -18,8 +19,8 @@ from tests.test_train_step import (
 from tlkd_jax import arms
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, UserError
-from tlkd_jax.training import loop as train
-from tlkd_jax.training import memory
+from tlkd_jax.settings import with_values
+from tlkd_jax.training import loop, memory
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -28,16 +29,16 @@ def test_rematerialisation_changes_no_gradient():
   """With dropout and BatchNorm's statistics, which it must not draw twice."""
   options = {**TL, 'dropout': 0.3, 'norm_train': True}
   kept, rows, _ = run_steps(2, **options)
-  again, others, _ = run_steps(2, **options, remat='blocks')
+  again, others, _ = run_steps(2, **options, remat=True)
   for a, b in zip(kept, again, strict=True):
     assert_trees_close(a.params, b.params, 1e-6)
     assert_trees_close(a.model_state, b.model_state, 1e-6)
   np.testing.assert_allclose(rows[1]['loss'], others[1]['loss'], rtol=1e-5)
   texts = []
-  for remat in ('none', 'blocks'):
+  for remat in (False, True):
     step, create, mesh, _ = make_step(**options, remat=remat)
     batch = sharding.shard_batch(make_batch(), mesh)
-    jaxpr = step.trace(create(), {'teachers': ()}, batch).jaxpr
+    jaxpr = step.trace(create(), NO_TEACHER, batch).jaxpr
     texts.append(str(jaxpr))
   assert 'remat' not in texts[0] and 'checkpoint' not in texts[0]
   assert 'remat' in texts[1] or 'checkpoint' in texts[1]
@@ -46,7 +47,7 @@ def test_rematerialisation_changes_no_gradient():
 def test_largest_batch_that_fits_is_named():
   """The limit is what 24 images take: of 32 it must say so."""
   step, create, mesh, _ = make_step(**TL)
-  arguments = create(), {'teachers': ()}
+  arguments = create(), NO_TEACHER
 
   def batch(size):
     return sharding.shard_batch(make_batch(size=size), mesh)
@@ -75,7 +76,7 @@ def test_run_that_does_not_fit(cache_dir, tmp_path, monkeypatch):
     arms.run(config, tmp_path, sharding.make_mesh())
   assert not (tmp_path / 'metrics.jsonl').read_text()
   monkeypatch.setattr(memory, '_needed', None)
-  config.memory_check = False
+  config = with_values(config, {'memory_check': False})
   arms.run(config, tmp_path / 'unchecked', sharding.make_mesh())
 
 
@@ -84,19 +85,10 @@ def test_each_step_is_compiled_once(cache_dir, tmp_path, monkeypatch, caplog):
   config = tiny.make_config(
     'tl', cache_dir, num_steps=6, eval_every_steps=2, ema_decay=0.9
   )
-  make, made = train._build, []
-
-  def build_once(config, workdir, dataset, mesh):
-    if not made:
-      made.append(make(config, workdir, dataset, mesh))
-    return made[0]
-
-  monkeypatch.setattr(train, '_build', build_once)
+  monkeypatch.setattr(loop, 'set_up', tiny.set_up_once([]))
   with jax.log_compiles(), caplog.at_level(logging.WARNING, 'jax'):
     with monkeypatch.context() as patch:
-      patch.setattr(
-        train.StopRequest, 'requested', lambda self, step: step == 3
-      )
+      patch.setattr(loop.StopRequest, 'requested', lambda self, step: step == 3)
       with pytest.raises(Interrupted):
         arms.run(config, tmp_path, sharding.make_mesh())
     arms.run(config, tmp_path, sharding.make_mesh())

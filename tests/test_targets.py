@@ -14,21 +14,20 @@ from tests import tiny
 from tests.workdirs import arrays
 from tlkd_jax import arms
 from tlkd_jax.runtime import sharding
-from tlkd_jax.runtime.errors import Interrupted, UserError
+from tlkd_jax.runtime.errors import Interrupted
+from tlkd_jax.settings import with_values
 from tlkd_jax.training import (
-  build,
-  objective,
+  guides,
+  inputs,
+  lessons,
+  loop,
+  networks,
   target_store,
   targets,
 )
-from tlkd_jax.training import (
-  loop as train,
-)
 from tlkd_jax.training import run as run_parts
-from tlkd_jax.training import (
-  step as train_step,
-)
 from tlkd_jax.training.metric_writers import read_rows
+from tlkd_jax.training.objective import Objective, Term
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -57,19 +56,18 @@ class Counts:
 @pytest.fixture
 def counts(monkeypatch):
   made = Counts()
-  guide, computed = train_step.guide, targets._computed
+  speak, computed = guides.speak, targets._computed
 
-  def count_guide(*args):
+  def count_speak(*args):
     made.traced += 1
-    return guide(*args)
+    return speak(*args)
 
   def count_batches(*args):
     for item in computed(*args):
       made.computed += 1
       yield item
 
-  monkeypatch.setattr(train_step, 'guide', count_guide)
-  monkeypatch.setattr(targets, 'guide', count_guide)
+  monkeypatch.setattr(guides, 'speak', count_speak)
   monkeypatch.setattr(targets, '_computed', count_batches)
   return made
 
@@ -89,36 +87,36 @@ def start(cache_dir, compare_run):
   What is compiled is shared by the runs of equal mode, losses and teachers.
   """
   number = itertools.count()
-  make_run, make_compute, made = train._build, targets.make_compute, {}
+  make_run, make_compute, made = loop.set_up, targets.make_compute, {}
 
-  def build_once(config, workdir, dataset, mesh):
+  def set_up_once(config, workdir, dataset, mesh):
     loss, more = config.distillation.loss, config.distillation.more_teachers
     key = config.targets.mode, loss, more
     if key not in made:
       # Equal programs, whichever test comes first.
-      usual = config.copy_and_resolve_references()
-      usual.num_steps = STEPS
-      usual.optimizer.learning_rate = LEARNING_RATE
-      made[key] = make_run(usual, workdir, dataset, mesh)
-    run, optimizer, extras = made[key]
-    again = dataclasses.replace(
+      usual = {
+        'num_steps': STEPS,
+        'optimizer.learning_rate': LEARNING_RATE,
+      }
+      made[key] = make_run(with_values(config, usual), workdir, dataset, mesh)
+    run = made[key]
+    return dataclasses.replace(
       run,
-      config=config,
+      settings=config,
       workdir=workdir,
       dataset=dataset,
       num_steps=config.num_steps,
-      recipes=tuple(
-        dataclasses.replace(
+      recipes={
+        name: dataclasses.replace(
           recipe,
           root=pathlib.Path(config.targets.dir),
           dtype=config.targets.dtype,
           num_views=config.targets.views,
         )
-        for recipe in run.recipes
-      ),
-      teachers=build.load_teachers(config, dataset.class_names),
+        for name, recipe in run.recipes.items()
+      },
+      teachers=networks.load_teachers(config, dataset.class_names),
     )
-    return again, optimizer, extras
 
   def compute_once(recipe, mesh):
     key = recipe.teacher.model.name, recipe.outputs
@@ -137,9 +135,9 @@ def start(cache_dir, compare_run):
       targets__dir=str(folder / 'targets'),
     )
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(train, '_build', build_once)
+      patch.setattr(loop, 'set_up', set_up_once)
       patch.setattr(targets, 'make_compute', compute_once)
-      patch.setattr(train, 'finish', lambda *_: {})
+      patch.setattr(loop, 'finish', lambda *_: {})
       arms.run(config, workdir, sharding.make_mesh())
     return workdir
 
@@ -174,10 +172,8 @@ def assert_same(left, right):
 
 def test_what_is_stored_is_what_the_losses_read():
   def stored(*names, **hyperparameters):
-    terms = tuple(
-      objective.Term(name, float, hyperparameters) for name in names
-    )
-    return targets.outputs_read(objective.Objective(terms=terms))
+    terms = tuple(Term(name, float, hyperparameters) for name in names)
+    return targets.outputs_read(Objective(terms=terms))
 
   assert stored('kd') == stored('kd', 'dkd') == ('logits',)
   assert stored('rkd') == stored('kd', 'srrl') == ('logits', 'pre_logits')
@@ -234,13 +230,13 @@ def test_step_with_targets_holds_no_teacher(start, folder, monkeypatch):
     seen.append((run.step, state, run_parts.make_constants(run), batch))
     raise Interrupted('seen')
 
-  monkeypatch.setattr(train, '_steps', stop)
+  monkeypatch.setattr(loop, '_steps', stop)
   flops = {}
   for mode in ('cached', 'online'):
     with pytest.raises(Interrupted):
       start(mode, folder)
     step, *arguments = seen.pop()
-    leaves = len(jax.tree.leaves(arguments[1]['teachers']))
+    leaves = len(jax.tree.leaves(arguments[1]['guides']))
     assert leaves == 2 if mode == 'cached' else leaves > 10
     flops[mode] = step.lower(*arguments).cost_analysis()['flops']
   assert flops['cached'] < 0.9 * flops['online']
@@ -287,15 +283,16 @@ def test_fingerprint_names_what_changed(change, named, cache_dir, compare_run):
     settings = {'teacher__checkpoint': str(compare_run / 'teacher')} | changes
     settings = SETTINGS | {'targets__mode': 'cached'} | settings
     config = tiny.make_config('kd', cache_dir, **settings)
-    dataset = build.load_dataset(config)
-    (teacher,) = build.load_teachers(config, dataset.class_names)
+    dataset = inputs.load_dataset(config)
+    teachers = networks.load_teachers(config, dataset.class_names)
+    (teacher,) = teachers.values()
     (recipe,) = targets.recipes(
       config,
-      objective.make_objective(config, dataset),
-      (teacher.network,),
-      build.make_augmentation(config, dataset),
+      lessons.make_objective(config, dataset, guided=True),
+      {name: teacher.network for name, teacher in teachers.items()},
+      inputs.make_augmentation(config, dataset),
       dataset,
-    )
+    ).values()
     assert recipe.root == compare_run / 'teacher' / 'targets'
     variables = teacher.params, teacher.model_state
     return json.loads(json.dumps(recipe.fingerprint(variables, mesh)))
@@ -308,15 +305,15 @@ def test_fingerprint_names_what_changed(change, named, cache_dir, compare_run):
 def test_another_teacher_of_the_same_kind(start, folder, messages):
   """Other weights: computed anew although all else agrees."""
   start('cached', folder, num_steps=1, targets__dtype='float32')
-  load = build.load_teachers
+  load = networks.load_teachers
 
   def changed(*args):
-    (loaded,) = load(*args)
+    loaded = load(*args)['teacher']
     params = jax.tree.map(lambda x: x * 1.5, loaded.params)
-    return (dataclasses.replace(loaded, params=params),)
+    return {'teacher': dataclasses.replace(loaded, params=params)}
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build, 'load_teachers', changed)
+    patch.setattr(networks, 'load_teachers', changed)
     cached = start('cached', folder, num_steps=3, targets__dtype='float32')
     assert_same(start('online', folder, num_steps=3), cached)
   assert any('differ in teacher weights' in line for line in messages)
@@ -341,7 +338,7 @@ def test_weights_decide_the_digest():
 def test_resumed_run_is_the_uninterrupted_one(start, folder, tmp_path):
   whole = start('cached', folder)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.StopRequest, 'requested', lambda self, step: step == 7)
+    patch.setattr(loop.StopRequest, 'requested', lambda self, step: step == 7)
     with pytest.raises(Interrupted):
       start('cached', folder, tmp_path)
   assert arrays(tmp_path)['step'] == 7
@@ -369,25 +366,16 @@ def test_killed_fill_goes_on(start, online, tmp_path, counts, monkeypatch):
   assert_same(online, cached)
 
 
-@pytest.mark.parametrize(
-  ('changes', 'expected'),
-  [
-    ({'targets__mode': 'stored'}, ("'stored'", 'online, cached')),
-    ({'targets__dtype': 'int8'}, ("'int8'", 'float16, float32')),
-    ({'targets__views': 0}, ('targets.views is 0',)),
-    ({'targets__views': -1}, ('targets.views is -1',)),
-    ({'targets__top_k': -1}, ('targets.top_k is -1',)),
-    ({'augment__mixup_alpha': 0.2}, ('mixup', "targets.mode to 'online'")),
-    ({'augment__cutmix_alpha': 1.0}, ('cutmix', "targets.mode to 'online'")),
-    ({'distillation__loss': 'fitnet'}, ("'fitnet' compares feature maps",)),
-  ],
-)
-def test_mistakes(changes, expected, tmp_path):
-  """One message before the data are even opened."""
-  changes = {'targets__mode': 'cached', 'targets__views': 2} | changes
-  config = tiny.make_config('compare', tmp_path / 'none', **changes)
-  with pytest.raises(UserError) as caught:
-    arms.run(config, tmp_path / 'run', sharding.make_mesh())
-  for text in expected:
-    assert text in str(caught.value)
+def test_a_mistake_is_named_before_the_data_are_opened(start_main, tmp_path):
+  arguments = tiny.arguments(
+    'compare', tmp_path / 'none', targets__mode='cached', targets__views=2
+  )
+  process = start_main(
+    *arguments,
+    '--config.distillation.loss=fitnet',
+    f'--workdir={tmp_path / "run"}',
+  )
+  _, message = process.communicate()
+  assert process.returncode == 2
+  assert "'fitnet' compares feature maps" in message
   assert not list(tmp_path.iterdir())

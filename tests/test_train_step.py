@@ -15,22 +15,16 @@ from tlkd_jax.data import Dataset, Split
 from tlkd_jax.models import create_model
 from tlkd_jax.models.network import Network, make_eval_step
 from tlkd_jax.runtime import sharding
-from tlkd_jax.training import (
-  build,
-  objective,
-  optimizers,
-)
-from tlkd_jax.training import (
-  state as train_state,
-)
-from tlkd_jax.training import (
-  step as train_step,
-)
+from tlkd_jax.training import guides, lessons, optimizers, run
 from tlkd_jax.training.objective import Objective, Term
+from tlkd_jax.training.state import Beginning
+from tlkd_jax.training.state import create as create_state
+from tlkd_jax.training.step import Lesson, Mode
+from tlkd_jax.training.step import make_step as make_step_of
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 CLASSES = 5
-NO_TEACHER = {'teachers': ()}
+NO_TEACHER = {'guides': {}, 'seed': np.int32(0)}
 
 
 def make_batch(step: int = 0, size: int = 8) -> dict[str, np.ndarray]:
@@ -44,9 +38,9 @@ def make_batch(step: int = 0, size: int = 8) -> dict[str, np.ndarray]:
   }
 
 
-def crop(images, index, view):
+def crop(images, index, view, seed):
   """An augmentation that changes nothing."""
-  del index, view
+  del index, view, seed
   return images.astype(jnp.float32)
 
 
@@ -94,8 +88,6 @@ def make_step(
   dtype=jnp.float32,
   dropout: float = 0.0,
   rate: float = 0.05,
-  seed: int = 0,
-  norm_train: bool = False,
   accumulate: int = 1,
   **options,
 ):
@@ -106,52 +98,67 @@ def make_step(
     'kd', optimizer__accumulate_steps=accumulate
   ).optimizer
   schedule = optimizers.learning_rate_schedule(rate, 10, 0.0, 0.0)
-  optimizer = optimizers.make_optimizer(views[0].model, schedule, settings)
-  step = train_step.make_train_step(
+  lesson = Lesson(
     views[0],
-    () if soft is None else views[1:],
-    optimizer,
-    schedule,
     make_objective(soft, hard, temperature, label_smoothing),
-    crop,
+    optimizers.make_optimizer(views[0].model, schedule, settings),
+    () if soft is None else ('teacher',),
+  )
+  step = make_lessons_step(
+    {'student': lesson},
+    {} if soft is None else {'teacher': views[1]},
+    schedule,
     mesh,
-    seed=seed,
-    norm_train=norm_train,
     **options,
   )
 
   def create():
-    return make_state(views[0], optimizer, mesh, 'ema_decay' in options)
+    return make_state(lesson, mesh, 'ema_decay' in options)
 
   return step, create, mesh, views
 
 
-def make_state(view, optimizer, mesh, ema=False, projector=None, memory=None):
-  params, model_state = variables(view, 1)
-  state = train_state.create(
-    {'student': params, 'projector': projector or {}},
+def make_lessons_step(lessons, frozen, schedule, mesh, **mode):
+  return make_step_of(lessons, frozen, crop, schedule, Mode(**mode), mesh)
+
+
+def make_state(lesson, mesh, ema=False, projector=None, memory=None):
+  params, model_state = variables(lesson.network, 1)
+  given = Beginning(
+    {'weights': params, 'projector': projector or {}},
     model_state,
-    optimizer,
-    ema=ema,
-    memory=memory or {},
+    memory or {},
+    averaged=ema,
   )
+  state = create_state({'student': given}, {'student': lesson.optimizer})
   return jax.device_put(state, sharding.replicated(mesh))
 
 
+def constants_of(mesh, seed: int = 0, **guides):
+  """Constants of a step: name of a guide -> (params, model_state)."""
+  given = {
+    name: {'params': params, 'model_state': model_state}
+    for name, (params, model_state) in guides.items()
+  }
+  return sharding.replicate({'guides': given, 'seed': np.int32(seed)}, mesh)
+
+
 def run_steps(steps: int = 3, **options):
-  """(states after every step, metrics of every step, the constants)."""
+  """(learner after every step, metrics of every step, the constants)."""
   step, create, mesh, views = make_step(**options)
   state = create()
-  guide = NO_TEACHER
+  guides = {}
   if options['soft'] is not None:
-    guide = sharding.replicate({'teachers': (variables(views[1], 2),)}, mesh)
-  states, rows = [], []
+    guides = {'teacher': variables(views[1], 2)}
+  constants = constants_of(mesh, **guides)
+  learners, rows = [], []
   for number in range(steps):
     batch = sharding.shard_batch(make_batch(number), mesh)
-    state, metrics = step(state, guide, batch)
-    states.append(jax.device_get(state))
+    state, metrics = step(state, constants, batch)
+    assert int(state.step) == number + 1
+    learners.append(jax.device_get(state.learners['student']))
     rows.append(jax.device_get(metrics))
-  return states, rows, guide
+  return learners, rows, constants
 
 
 KD = {'soft': 0.7, 'hard': 0.3}
@@ -190,41 +197,30 @@ def test_loss_is_the_formula_by_hand():
 
 
 def test_one_program_serves_all_seeds():
-  """The seed as an argument moves dropout and views as one compiled in."""
+  """The seed is an argument: it moves dropout and views."""
   drawn = []
 
-  def shifted(images, index, view, seed=None):
+  def shifted(images, index, view, seed):
     del index, view
     drawn.append(seed)
-    offset = 0 if seed is None else 10 * seed
-    return images.astype(jnp.float32) + offset
+    return images.astype(jnp.float32) + 10 * seed
 
   mesh, (view, _) = sharding.make_mesh(1), make_models(dropout=0.3)
   settings = tiny.make_config('kd').optimizer
   schedule = optax.constant_schedule(0.05)
   optimizer = optimizers.make_optimizer(view.model, schedule, settings)
-  make = functools.partial(
-    train_step.make_train_step,
-    view,
-    (),
-    optimizer,
-    schedule,
-    make_objective(None, 1.0, 3.0, 0.0),
-    shifted,
-    mesh,
-    norm_train=False,
+  lesson = Lesson(view, make_objective(None, 1.0, 3.0, 0.0), optimizer)
+  shared = make_step_of(
+    {'student': lesson}, {}, shifted, schedule, Mode(), mesh
   )
-  shared, batch = make(seed=None), sharding.shard_batch(make_batch(), mesh)
+  batch = sharding.shard_batch(make_batch(), mesh)
   losses = []
   for seed in (0, 7, 0):
-    given = sharding.replicate(NO_TEACHER | {'seed': np.int32(seed)}, mesh)
-    state = make_state(view, optimizer, mesh)
-    losses.append(float(shared(state, given, batch)[1]['loss']))
+    state = make_state(lesson, mesh)
+    _, metrics = shared(state, constants_of(mesh, seed), batch)
+    losses.append(float(metrics['loss']))
   assert losses[0] == losses[2] != losses[1]
   assert len(drawn) == 1
-  fixed = make(seed=0)
-  _, metrics = fixed(make_state(view, optimizer, mesh), NO_TEACHER, batch)
-  assert float(metrics['loss']) == losses[0]
 
 
 def test_no_soft_weight_is_plain_fine_tuning():
@@ -240,9 +236,13 @@ def test_teacher_is_neither_changed_nor_donated():
   states, _, guide = run_steps(**KD, norm_train=True)
   student, teacher = make_models()
   assert not any(x.is_deleted() for x in jax.tree.leaves(guide))
-  before = variables(teacher, 2)
+  before = dict(
+    zip(('params', 'model_state'), variables(teacher, 2), strict=True)
+  )
   jax.tree.map(
-    np.testing.assert_array_equal, jax.device_get(guide['teachers'][0]), before
+    np.testing.assert_array_equal,
+    jax.device_get(guide['guides']['teacher']),
+    before,
   )
   moved = jax.tree.map(
     lambda a, b: np.abs(a - b).max(),
@@ -257,7 +257,8 @@ def test_teacher_gets_no_gradient():
   params, model_state = variables(view, 2)
 
   def total(params, images):
-    outputs = train_step.guide(view, (params, model_state), images)
+    given = {'params': params, 'model_state': model_state}
+    outputs = guides.speak(view, given, images)
     return sum(jnp.sum(x) for x in jax.tree.leaves(outputs))
 
   images = make_batch()['image'].astype(np.float32)
@@ -269,13 +270,12 @@ def test_teacher_is_in_evaluation_mode():
   """Its outputs do not depend on the other images, and dropout is off."""
   _, view = make_models()
   images = make_batch()['image'].astype(np.float32)
-  guide = jax.jit(lambda v, x: train_step.guide(view, v, x))
-  given = variables(view, 2)
-  whole = guide(given, images)['outputs']['logits']
-  again = guide(given, images)['outputs']['logits']
-  halves = [
-    guide(given, x)['outputs']['logits'] for x in (images[:4], images[4:])
-  ]
+  speak = jax.jit(functools.partial(guides.speak, view))
+  params, model_state = variables(view, 2)
+  given = {'params': params, 'model_state': model_state}
+  whole = speak(given, images)['logits']
+  again = speak(given, images)['logits']
+  halves = [speak(given, x)['logits'] for x in (images[:4], images[4:])]
   np.testing.assert_array_equal(whole, again)
   np.testing.assert_allclose(
     whole, np.concatenate(halves), rtol=1e-5, atol=1e-5
@@ -316,14 +316,15 @@ def test_bfloat16_compute_keeps_float32_state():
 
 def test_dropout_depends_on_seed_and_step():
   def losses(seed):
-    step, create, mesh, _ = make_step(soft=None, dropout=0.3, seed=seed)
+    step, create, mesh, _ = make_step(soft=None, dropout=0.3)
     values = []
     for number in (0, 1, 0):
       # A state of its own each time: the step donates it.
       state = dataclasses.replace(create(), step=jnp.int32(number))
       state = jax.device_put(state, sharding.replicated(mesh))
       batch = sharding.shard_batch(make_batch(), mesh)
-      values.append(float(step(state, NO_TEACHER, batch)[1]['loss']))
+      given = constants_of(mesh, seed)
+      values.append(float(step(state, given, batch)[1]['loss']))
     return values
 
   first = losses(0)
@@ -332,15 +333,14 @@ def test_dropout_depends_on_seed_and_step():
 
 
 def test_state_is_donated_and_counted():
-  states, rows, _ = run_steps(2, **TL)
-  assert [int(state.step) for state in states] == [1, 2]
+  _, rows, _ = run_steps(2, **TL)
   rates = [row['learning_rate'] for row in rows]
   expected = [0.05, 0.05 * (1 + np.cos(np.pi / 10)) / 2]
   np.testing.assert_allclose(rates, expected, rtol=1e-6)
   step, create, mesh, _ = make_step(**TL)
-  state = create()
-  step(state, NO_TEACHER, sharding.shard_batch(make_batch(), mesh))
-  assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
+  before = create()
+  step(before, NO_TEACHER, sharding.shard_batch(make_batch(), mesh))
+  assert all(x.is_deleted() for x in jax.tree.leaves(before.learners))
 
 
 def test_two_half_batches_are_one_batch():
@@ -348,13 +348,15 @@ def test_two_half_batches_are_one_batch():
   states, _, _ = run_steps(1, **TL)
   step, create, mesh, _ = make_step(**TL, accumulate=2)
   state, whole = create(), make_batch()
-  start = jax.device_get(state.params)
+  start = jax.device_get(state.learners['student'].params)
   for half in (slice(0, 4), slice(4, 8)):
-    assert_trees_close(state.params, start, 0)
+    assert_trees_close(state.learners['student'].params, start, 0)
     batch = {key: value[half] for key, value in whole.items()}
     state, _ = step(state, NO_TEACHER, sharding.shard_batch(batch, mesh))
-  assert_trees_close(state.params, states[0].params, 1e-6)
-  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, start)
+  assert_trees_close(state.learners['student'].params, states[0].params, 1e-6)
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), state.learners['student'].params, start
+  )
   assert max(jax.tree.leaves(moved)) > 1e-3
 
 
@@ -378,10 +380,10 @@ def test_average_of_weights_by_hand():
     average = jax.tree.map(
       lambda a, n, d=decay: d * a + (1 - d) * n,
       average,
-      state.params['student'],
+      state.params['weights'],
     )
     assert_trees_close(state.ema, average, 1e-6)
-  assert train_state.evaluation_params(states[-1]) is states[-1].ema
+  assert states[-1].evaluated()[0] is states[-1].ema
 
 
 def test_projector_and_memory_travel_with_the_state():
@@ -398,32 +400,27 @@ def test_projector_and_memory_travel_with_the_state():
   mesh = sharding.make_mesh(1)
   for loss, part in (('fitnet', 'projector'), ('crd', 'memory')):
     config = tiny.make_config('kd', distillation__loss=loss)
-    loss_sum = objective.make_objective(config, dataset)
-    extras = build.distillation_extras(
-      loss_sum, student, (teacher,), dataset, 0
-    )
+    total = lessons.make_objective(config, dataset, guided=True)
+    extras = lessons.make_extras(total, student, (teacher,), dataset, 0)
     schedule = optimizers.learning_rate_schedule(0.05, 10, 0.0, 0.0)
     optimizer = optimizers.make_optimizer(
       student.model, schedule, config.optimizer
     )
-    step = train_step.make_train_step(
-      student,
-      (teacher,),
-      optimizer,
-      schedule,
-      loss_sum,
-      crop,
-      mesh,
-      seed=0,
-      norm_train=False,
+    lesson = Lesson(student, total, optimizer, ('teacher',))
+    step = make_lessons_step(
+      {'student': lesson}, {'teacher': teacher}, schedule, mesh
     )
     before = jax.device_get(extras)
-    state = make_state(student, optimizer, mesh, **extras)
+    state = make_state(lesson, mesh, **extras)
     batch = make_batch() | {'index': split.indices}
-    guide = {'teachers': (sharding.replicate(variables(teacher, 2), mesh),)}
-    state, metrics = step(state, guide, sharding.shard_batch(batch, mesh))
+    given = constants_of(mesh, teacher=variables(teacher, 2))
+    state, metrics = step(state, given, sharding.shard_batch(batch, mesh))
     assert np.isfinite(metrics['soft_loss'])
-    after = {'projector': state.params['projector'], 'memory': state.memory}
+    learner = state.learners['student']
+    after = {
+      'projector': learner.params['projector'],
+      'memory': learner.memory,
+    }
     changed = jax.tree.map(
       lambda a, b: bool(np.any(a != b)), jax.device_get(after), before
     )
@@ -459,4 +456,4 @@ def test_whose_statistics_are_trained(batch_norm, train_only, expected):
   config = tiny.make_config(
     'tl', batch_norm=batch_norm, optimizer__train_only=train_only
   )
-  assert build.norm_train(config) is expected
+  assert run.make_mode(config).norm_train is expected

@@ -10,39 +10,36 @@ import pytest
 from scipy import special
 
 from tests import tiny, workdirs
-from tests.test_train_step import crop, make_batch, make_models, variables
+from tests.test_train_step import (
+  make_batch,
+  make_lessons_step,
+  make_models,
+  variables,
+)
 from tlkd_jax import arms
 from tlkd_jax.models import create_model
 from tlkd_jax.models.weights import pretrained, torch_files
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.trees import flatten
-from tlkd_jax.training import (
-  build,
-  optimizers,
-  starting_point,
-)
-from tlkd_jax.training import (
-  state as train_state,
-)
-from tlkd_jax.training import (
-  step as train_step,
-)
-from tlkd_jax.training import transfer as transfers
-from tlkd_jax.training.transfer import Transfer
+from tlkd_jax.training import guides, inputs, networks, optimizers, run, start
+from tlkd_jax.training.objective import Objective
+from tlkd_jax.training.state import Beginning, create
+from tlkd_jax.training.step import Lesson
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 SOURCE_CLASSES = 7
-ALL = Transfer(
-  l2_sp=0.3,
-  l2_sp_head=0.2,
-  delta=0.01,
-  delta_stages=('stage2',),
-  bss=0.05,
-  bss_k=2,
-  lwf=0.4,
-  lwf_temperature=3.0,
-  co_tuning=0.6,
-)
+ALL = {
+  'student__weights': 'a file with a head',
+  'transfer__l2_sp': 0.3,
+  'transfer__l2_sp_head': 0.2,
+  'transfer__delta': 0.01,
+  'transfer__delta_stages': ('stage2',),
+  'transfer__bss': 0.05,
+  'transfer__bss_k': 2,
+  'transfer__lwf': 0.4,
+  'transfer__lwf_temperature': 3.0,
+  'transfer__co_tuning': 0.6,
+}
 
 
 def head(seed):
@@ -63,49 +60,46 @@ def first_metrics():
   """Of a step whose weights are not those of the start."""
   mesh = sharding.make_mesh(1)
   student, _ = make_models()
-  settings = tiny.make_config('tl').optimizer
+  config = tiny.make_config('tl', **ALL)
   schedule = optax.constant_schedule(0.05)
-  optimizer = optimizers.make_optimizer(student.model, schedule, settings)
-  step = train_step.make_train_step(
+  lesson = Lesson(
     student,
-    (),
-    optimizer,
-    schedule,
-    train_step.Objective(),
-    crop,
-    mesh,
-    transfer=ALL,
-    seed=0,
-    norm_train=False,
+    Objective(terms=start.make_terms(config, student.model)),
+    optimizers.make_optimizer(student.model, schedule, config.optimizer),
+  )
+  step = make_lessons_step(
+    {'student': lesson}, {start.NAME: student}, schedule, mesh
   )
   params, model_state = variables(student, 1)
-  learned = {'student': params, 'projector': {}, 'source_head': head(1)}
-  state = train_state.create(
-    learned, model_state, optimizer, ema=False, memory={}
+  learned = {'weights': params, 'projector': {}, 'source_head': head(1)}
+  state = create(
+    {'student': Beginning(learned, model_state, {})},
+    {'student': lesson.optimizer},
   )
-  start, start_state = variables(student, 2)
-  constants = {
-    'teachers': (),
-    'start': {
-      'params': start,
-      'model_state': start_state,
-      'head': head(2),
-      'relationship': relationship(),
-    },
+  params, model_state = variables(student, 2)
+  given = {
+    'params': params,
+    'model_state': model_state,
+    'source_head': head(2),
+    'relationship': relationship(),
   }
+  constants = {'guides': {start.NAME: given}, 'seed': np.int32(0)}
   state, metrics = step(
     jax.device_put(state, sharding.replicated(mesh)),
     sharding.replicate(constants, mesh),
     sharding.shard_batch(make_batch(), mesh),
   )
-  return jax.device_get((metrics, state.params['source_head']))
+  learner = state.learners['student']
+  return jax.device_get((metrics, learner.params['source_head']))
 
 
 def outputs(seed):
   student, _ = make_models()
   images = make_batch()['image'].astype(np.float32)
-  guide = jax.jit(lambda v, x: train_step.guide(student, v, x)['outputs'])
-  return jax.tree.map(np.float64, guide(variables(student, seed), images))
+  params, model_state = variables(student, seed)
+  given = {'params': params, 'model_state': model_state}
+  speak = jax.jit(functools.partial(guides.speak, student))
+  return jax.tree.map(np.float64, speak(given, images))
 
 
 def test_terms_by_hand():
@@ -164,7 +158,7 @@ def weights(tmp_path_factory):
   return str(path)
 
 
-def run(arm, cache_dir, weights, workdir, **changes):
+def fine_tune(arm, cache_dir, weights, workdir, **changes):
   settings = {
     'student__weights': weights,
     'transfer__l2_sp': 0.1,
@@ -180,11 +174,11 @@ def run(arm, cache_dir, weights, workdir, **changes):
 def test_a_resumed_run_is_the_uninterrupted_one(cache_dir, weights, tmp_path):
   """The start is made again: every array is equal, bit for bit."""
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
-  run('tl', cache_dir, weights, whole)
+  fine_tune('tl', cache_dir, weights, whole)
   shutil.copytree(whole, cut)
   (cut / 'summary.json').unlink()
   shutil.rmtree(cut / 'checkpoints' / 'latest' / '6')
-  run('tl', cache_dir, weights, cut)
+  fine_tune('tl', cache_dir, weights, cut)
   found, expected = workdirs.arrays(cut), workdirs.arrays(whole)
   assert expected['step'] == 6
   assert any('source_head' in name for name in expected)
@@ -196,56 +190,42 @@ def test_a_resumed_run_is_the_uninterrupted_one(cache_dir, weights, tmp_path):
 
 
 def test_the_table_of_classes_is_that_of_the_source(cache_dir, weights):
-  config = tiny.make_config('tl', cache_dir, student__weights=weights)
-  dataset = build.load_dataset(config)
-  learner = build.load_model(config, 'student', dataset.class_names)
-  mesh = sharding.make_mesh(1)
-  start = starting_point.load(
-    config, Transfer(co_tuning=1.0), learner, dataset, mesh
+  config = tiny.make_config(
+    'tl', cache_dir, student__weights=weights, transfer__co_tuning=1.0
   )
-  np.testing.assert_array_equal(start['head']['kernel'], head(3)['kernel'])
-  assert start['relationship'].shape == (10, SOURCE_CLASSES)
-  np.testing.assert_allclose(start['relationship'].sum(1), 1.0, rtol=1e-5)
+  dataset = inputs.load_dataset(config)
+  learner = networks.load(config, 'student', dataset.class_names)
+  terms = start.make_terms(config, learner.network.model)
+  begun = start.load(config, terms, learner, dataset, sharding.make_mesh(1))
+  np.testing.assert_array_equal(
+    begun['source_head']['kernel'], head(3)['kernel']
+  )
+  assert begun['relationship'].shape == (10, SOURCE_CLASSES)
+  np.testing.assert_allclose(begun['relationship'].sum(1), 1.0, rtol=1e-5)
   split = dataset.splits['train']
   images = split.images[split.labels == 4]
   margin = (images.shape[1] - 16) // 2
   images = images[:, margin : margin + 16, margin : margin + 16]
-  apply = jax.jit(
-    lambda x: train_step.guide(
-      learner.network, (learner.params, learner.model_state), x
-    )['outputs']
-  )
-  features = np.float64(apply(images.astype(np.float32))['pre_logits'])
+  speak = jax.jit(functools.partial(guides.speak, learner.network))
+  said = speak(run.constants(learner), images.astype(np.float32))
+  features = np.float64(said['pre_logits'])
   logits = features @ head(3)['kernel'] + head(3)['bias']
   expected = special.softmax(logits, -1).mean(0)
-  np.testing.assert_allclose(start['relationship'][4], expected, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-  ('changes', 'message'),
-  [
-    ({'transfer__l2_sp': -1.0}, 'transfer.l2_sp is -1.0'),
-    ({'transfer__bss': 1.0, 'transfer__bss_k': 9}, 'bss_k is 9'),
-    (
-      {'transfer__co_tuning': 1.0, 'augment__cutmix_alpha': 1.0},
-      'one class of each image',
-    ),
-    ({'transfer__lwf': 1.0, 'transfer__lwf_temperature': 0.0}, 'above 0'),
-  ],
-)
-def test_mistakes_are_named(changes, message):
-  with pytest.raises(ValueError, match=message):
-    transfers.make_transfer(tiny.make_config('tl', **changes))
+  np.testing.assert_allclose(begun['relationship'][4], expected, rtol=1e-4)
 
 
 def test_scratch_has_no_source_head(cache_dir):
-  config = tiny.make_config('tl', cache_dir, transfer__lwf=1.0)
-  dataset = build.load_dataset(config)
-  learner = build.load_model(config, 'student', dataset.class_names)
-  with pytest.raises(ValueError, match="student.weights 'scratch' has none"):
-    starting_point.load(
-      config, Transfer(lwf=1.0), learner, dataset, sharding.make_mesh(1)
-    )
+  with pytest.raises(ValueError, match="student.weights is 'scratch'"):
+    tiny.make_config('tl', cache_dir, transfer__lwf=1.0)
+  config = tiny.make_config(
+    'tl', cache_dir, transfer__lwf=1.0, student__weights='pretrained'
+  )
+  dataset = inputs.load_dataset(config)
+  scratch = tiny.make_config('tl', cache_dir)
+  learner = networks.load(scratch, 'student', dataset.class_names)
+  terms = start.make_terms(config, learner.network.model)
+  with pytest.raises(ValueError, match="student.weights 'pretrained' has none"):
+    start.load(config, terms, learner, dataset, sharding.make_mesh(1))
 
 
 def test_stochastic_norm_is_between_frozen_and_train():

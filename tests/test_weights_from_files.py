@@ -1,4 +1,4 @@
-"""Weight files through build.load_model and the command line."""
+"""Weight files through networks.load and the command line."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.fixtures import fill_rule
 from tlkd_jax import models, settings
 from tlkd_jax.models.weights import pretrained, torch_files, twins
 from tlkd_jax.runtime.trees import flatten
-from tlkd_jax.training import build
+from tlkd_jax.training import networks
 
 CLASSES = ['a', 'b', 'c']
 
@@ -33,9 +33,12 @@ def filled(name, num_classes=10):
 
 
 def load(name, weights, class_names=CLASSES, **student):
-  config = settings.config_of('tl', 'smoke')
-  config.student.update({'name': name, 'weights': str(weights), **student})
-  return build.load_model(config, 'student', class_names)
+  values = {'name': name, 'weights': str(weights), **student}
+  config = settings.with_values(
+    settings.make('tl', smoke=True),
+    {f'student.{key}': value for key, value in values.items()},
+  )
+  return networks.load(config, 'student', class_names)
 
 
 def write(path, state_dict):
@@ -97,7 +100,7 @@ class TestHead:
       load('resnet18', path, head='keep')
 
   def test_from_scratch_there_is_no_head_to_keep(self):
-    with pytest.raises(ValueError, match='student.head is "keep"'):
+    with pytest.raises(ValueError, match="student.head is 'keep'"):
       load('resnet18', 'scratch', head='keep')
 
   @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ these models beside the package's own.
 """
 
 import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -12,6 +13,8 @@ import jax
 from tlkd_jax import models, settings
 from tlkd_jax.models.families import inverted
 from tlkd_jax.models.families.inverted import Design, Row
+from tlkd_jax.runtime.trees import flatten
+from tlkd_jax.training import loop
 
 
 def _design(width: int) -> Design:
@@ -75,7 +78,9 @@ def named():
       del models.MODELS[name]
 
 
-def make_config(arm: str, cache_dir=None, loss: str = 'kd', **changes):
+def make_config(
+  arm: str, cache_dir=None, loss: str = 'kd', **changes
+) -> settings.Settings:
   """A few steps of the tiny models on digits.
 
   Args:
@@ -85,8 +90,11 @@ def make_config(arm: str, cache_dir=None, loss: str = 'kd', **changes):
     **changes: keys to set, with '__' for the dot.
   """
   with named():
-    config = settings.config_of(arm, f'smoke,student=tiny,loss={loss}')
-  flat = {
+    return settings.with_values(_smoke(arm, loss), _values(cache_dir, changes))
+
+
+def _values(cache_dir, changes: dict) -> dict:
+  values = {
     'image_size': 16,
     'eval_every_steps': 3,
     'teacher.name': 'tiny_teacher',
@@ -103,29 +111,42 @@ def make_config(arm: str, cache_dir=None, loss: str = 'kd', **changes):
     'optimizer.layer_decay': 1.0,
   }
   if cache_dir is not None:
-    flat['data.cache_dir'] = str(cache_dir)
-  flat |= {key.replace('__', '.'): value for key, value in changes.items()}
-  config.update_from_flattened_dict(flat)
-  return config
+    values['data.cache_dir'] = str(cache_dir)
+  return values | {k.replace('__', '.'): v for k, v in changes.items()}
+
+
+def set_up_once(made: list):
+  """In place of loop.set_up: equal runs in several folders, compiled once.
+
+  Args:
+    made: [] at first, then [the run that was set up].
+  """
+  set_up = loop.set_up
+
+  def call(config, workdir, dataset, mesh):
+    if not made:
+      made.append(set_up(config, workdir, dataset, mesh))
+    return dataclasses.replace(made[0], workdir=workdir)
+
+  return call
 
 
 def arguments(arm: str, cache_dir, **changes) -> list[str]:
-  """Command-line arguments of `make_config(arm, cache_dir, **changes)`."""
-  with named():
-    given = settings.config_of(arm, 'smoke,student=tiny')
-  default = dict(_flatten(given))
-  changed = _flatten(make_config(arm, cache_dir, **changes))
+  """Command-line arguments of `make_config(arm, cache_dir, **changes)`.
+
+  The values need not be such as the settings accept.
+  """
+  default = flatten(settings.to_dict(_smoke(arm)))
   return [f'--config=configs/{arm}.py:smoke,student=tiny'] + [
-    f'--config.{key}={value}' for key, value in changed if value != default[key]
+    f'--config.{key}={value}'
+    for key, value in _values(cache_dir, changes).items()
+    if key not in default or value != default[key]
   ]
 
 
-def _flatten(config, prefix: str = ''):
-  for key, value in config.items():
-    if hasattr(value, 'items'):
-      yield from _flatten(value, f'{prefix}{key}.')
-    else:
-      yield f'{prefix}{key}', value
+def _smoke(arm: str, loss: str = 'kd') -> settings.Settings:
+  with named():
+    return settings.make(arm, student='tiny', loss=loss, smoke=True)
 
 
 if __name__ == '__main__':

@@ -1,3 +1,36 @@
-"""Transfer learning with and without knowledge distillation, in JAX."""
+"""Transfer learning with and without knowledge distillation, in JAX.
+
+From Python, see docs/python.md:
+
+    make_settings, make_study     what to run, by arm, names and keys
+    fine_tune, compare, run_study runs it
+    load                          a finished run, called with images
+    export_run                    a finished run's student as a file
+    data.Dataset.from_arrays      images that a program holds
+"""
+
+from tlkd_jax.api import (
+  Result,
+  StudyResult,
+  compare,
+  fine_tune,
+  load,
+  make_settings,
+  make_study,
+  run_study,
+)
+from tlkd_jax.export import export_run
 
 __version__ = '0.1.0'
+
+__all__ = [
+  'Result',
+  'StudyResult',
+  'compare',
+  'export_run',
+  'fine_tune',
+  'load',
+  'make_settings',
+  'make_study',
+  'run_study',
+]

@@ -9,54 +9,62 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
-from tlkd_jax import protocols, settings
+from tlkd_jax import protocols
+from tlkd_jax.protocols import Part
 from tlkd_jax.report import tables
 from tlkd_jax.runtime.errors import UserError, as_user_errors
+from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
-  build,
   checkpoints,
-  mutual,
-  starting_point,
-  transfer,
+  inputs,
+  networks,
+  start,
+)
+from tlkd_jax.training import (
+  workdir as workdirs,
 )
 from tlkd_jax.training.loop import fine_tune
 
-ARMS = ('teacher', 'tl', 'kd', 'compare')
+_RUNS = ('teacher', 'tl', 'kd', 'compare')
 
 
 def run(
-  config: Any, workdir: pathlib.Path, mesh: Mesh
+  settings: Settings, workdir: pathlib.Path, mesh: Mesh
 ) -> dict[str, dict[str, Any]]:
-  """Runs config.arm; returns the key of each part of the plan -> summary.
+  """Runs settings.arm; returns the key of each part of the plan -> summary.
 
-  'kd' without config.teacher.checkpoint fine-tunes the teacher first, in
+  'kd' without teacher.checkpoint fine-tunes the teacher first, in
   WORKDIR/teacher; 'compare' has WORKDIR/teacher, WORKDIR/tl and WORKDIR/kd;
   the rest is in protocols.py.
 
   Raises:
-    UserError, RunError, Interrupted: as train.fine_tune.
+    UserError, RunError, Interrupted: as loop.fine_tune.
   """
-  if config.arm not in ARMS:
-    raise UserError(f'unknown arm {config.arm!r}; accepted: {", ".join(ARMS)}')
+  if settings.arm not in _RUNS:
+    raise UserError(
+      f'arm is {settings.arm!r}; accepted: {", ".join(_RUNS)}; a study is run '
+      'by python -m tlkd_jax.study'
+    )
   with as_user_errors():
-    settings.from_config(config)
-    plan = protocols.plan(config, workdir)
+    plan = protocols.plan(settings, workdir)
     for part in plan:
-      build.check_workdir(part.workdir, part.config)
-    for role in ('student', 'teacher'):
-      if config[role].checkpoint:
-        checkpoints.read_description(config[role].checkpoint)
-    for teacher in config.distillation.more_teachers:
-      checkpoints.read_description(teacher)
-    dataset = build.load_dataset(config)
-    _check_loading(config, plan, dataset.class_names)
+      workdirs.check(part.workdir, part.settings)
+    for finished in (
+      settings.student.checkpoint,
+      settings.teacher.checkpoint,
+      *settings.distillation.more_teachers,
+    ):
+      if finished:
+        checkpoints.read_description(finished)
+    dataset = inputs.load_dataset(settings)
+    _check_loading(settings, plan, dataset.class_names)
   for note in dataset.notes:
-    logging.info('%s: %s', config.dataset, note)
+    logging.info('%s: %s', settings.dataset, note)
   summaries = {}
   for part in plan:
     if len(plan) > 1:
       logging.info('%s, in %s', protocols.label(part.key), part.workdir)
-    summaries[part.key] = fine_tune(part.config, part.workdir, dataset, mesh)
+    summaries[part.key] = fine_tune(part.settings, part.workdir, dataset, mesh)
   return summaries
 
 
@@ -73,19 +81,24 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
   return '\n'.join([tables.closing_table(rows), *tables.remarks(summaries)])
 
 
-def _check_loading(config: Any, plan: list, class_names: list[str]) -> None:
+def _check_loading(
+  settings: Settings, plan: list[Part], class_names: list[str]
+) -> None:
   """Loads now what would otherwise fail after an earlier run of the plan."""
-  peer = config.distillation.mutual and config.arm in ('kd', 'compare')
-  if len(plan) == 1 and not peer:
+  last = plan[-1].settings
+  together = len(networks.learner_names(last)) > 1
+  if len(plan) == 1 and not together:
     return
-  learner = build.load_model(config, 'student', class_names)
-  kept = transfer.make_transfer(config)
-  if kept is not None and kept.has_source_head:
-    starting_point.load_source(config, learner)
+  # A probe, which the last run may start from, is not there yet.
+  own = protocols.with_arm(settings, last.arm)
+  learners = networks.load_learners(own, class_names)
+  student = learners.get('student')
+  if student is not None:
+    terms = start.make_terms(own, student.network.model)
+    if start.has_source_head(terms):
+      start.load_source(own, student)
   for part in plan:
     if part.key.startswith('assistant'):
-      build.load_model(part.config, 'student', class_names)
-  if peer:
-    mutual.load_peer(config, learner, class_names)
-  elif config.teacher.checkpoint:
-    build.load_teacher(config, class_names)
+      networks.load(part.settings, 'student', class_names)
+  if settings.teacher.checkpoint:
+    networks.load_teachers(own, class_names)

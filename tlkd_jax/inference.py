@@ -1,18 +1,21 @@
 """A finished run's model used without training: evaluate, predict."""
 
 import csv
+import dataclasses
+import itertools
 import json
+import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
+from PIL import Image
 
-from tlkd_jax import settings
 from tlkd_jax.data import Dataset, transforms
 from tlkd_jax.evaluation import suites
 from tlkd_jax.evaluation.predictions import softmax
@@ -21,8 +24,13 @@ from tlkd_jax.models.network import make_eval_step
 from tlkd_jax.report import tables
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import as_user_errors, unknown_name
-from tlkd_jax.training import build, checkpoints
+from tlkd_jax.settings import from_config
+from tlkd_jax.training import checkpoints, finished, inputs, networks
+from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.checkpoints import Description
+
+# Of a longer list the rest is counted.
+_SHOWN = 20
 
 
 def evaluate_run(
@@ -84,7 +92,7 @@ def _runs_in(workdir: pathlib.Path) -> list[pathlib.Path]:
   found = [path.parent for path in workdir.rglob('config.json')]
   found = [path for path in found if (path / 'checkpoints').is_dir()]
   order = {'teacher': 0, 'tl': 1, 'kd': 2}
-  arms = {path: build.read_config(path)['arm'] for path in found}
+  arms = {path: workdirs.read(path)['arm'] for path in found}
   return sorted(found, key=lambda p: (order.get(arms[p], 3), p)) or [workdir]
 
 
@@ -98,19 +106,16 @@ def _subject(
   """Opens a run; data sets that are described alike are decoded once."""
   with as_user_errors():
     description = checkpoints.read_description(folder)
-    loaded = build.restore_model(str(folder), description)
-    config = settings.from_config(build.read_config(folder))
-    key = build.data_key(config)
+    loaded = finished.restore(str(folder), description)
+    settings = from_config(workdirs.read(folder))
+    key = inputs.data_key(settings)
     if key not in datasets:
       datasets.clear()
-      datasets[key] = build.load_dataset(config)
+      datasets[key] = inputs.load_dataset(settings)
     dataset = datasets[key]
-    build.check_classes(str(folder), description, dataset.class_names)
-    sharding.check_batch_size(config.batch_size, mesh)
-  teacher = None
-  learned_too = (folder / 'peer').is_dir()
-  if config.arm == 'kd' and config.teacher.checkpoint and not learned_too:
-    teacher = pathlib.Path(config.teacher.checkpoint)
+    finished.check_classes(str(folder), description, dataset.class_names)
+    sharding.check_batch_size(settings.batch_size, mesh)
+  runs = networks.teacher_runs(settings)
   return Subject(
     workdir=folder,
     model=description.model,
@@ -119,12 +124,180 @@ def _subject(
     variables=sharding.replicate((loaded.params, loaded.model_state), mesh),
     eval_step=make_eval_step(loaded.network, mesh),
     dataset=dataset,
-    batch_size=config.batch_size,
+    batch_size=settings.batch_size,
     mesh=mesh,
-    teacher=teacher,
+    teacher=pathlib.Path(runs['teacher']) if runs else None,
     ood_dataset=ood_dataset,
     max_images=max_images or None,
   )
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Labelled:
+  """Images with the probabilities of their classes.
+
+  Attributes:
+    names: N, what each image is called: its file, else 'image 0', 'image 1'.
+    class_names: K.
+    probabilities: float64[N, K], each row sums to 1.
+  """
+
+  names: list[str]
+  class_names: tuple[str, ...]
+  probabilities: np.ndarray
+
+  @property
+  def labels(self) -> list[str]:
+    """The most probable class of each image."""
+    return [self.class_names[k] for k in self.probabilities.argmax(-1)]
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def __repr__(self) -> str:
+    lines = []
+    for name, row in zip(
+      self.names[:_SHOWN], self.probabilities[:_SHOWN], strict=True
+    ):
+      best = np.argsort(-row, kind='stable')[:3]
+      shown = ', '.join(f'{self.class_names[k]} {row[k]:.3f}' for k in best)
+      lines.append(f'{name}: {shown}')
+    if len(self) > _SHOWN:
+      lines.append(f'... {len(self) - _SHOWN} more')
+    return '\n'.join(lines) or 'no images'
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Predictor:
+  """A finished run's network, called with images; see `load_predictor`.
+
+  Attributes:
+    workdir: of the run.
+    description: of its best checkpoint.
+    variables: (params, model_state), on the devices.
+    eval_step: from network.make_eval_step.
+    mesh: devices.
+  """
+
+  workdir: str
+  description: Description
+  variables: Any
+  eval_step: Callable[..., Any]
+  mesh: Mesh
+
+  def __call__(self, images: Any) -> Labelled:
+    """The probabilities of the classes of some images.
+
+    Args:
+      images: one image or a list of images, each the path of a file, a Pillow
+        image or an array uint8[H, W, 3] in RGB; or an array uint8[N, H, W, 3].
+        All are resized and cropped as in the run's evaluation.
+
+    Raises:
+      UserError: no such file, a file that cannot be decoded, an array of
+        another form; the image is named.
+    """
+    with as_user_errors():
+      each = _each(images)
+      names = [_name_of(image, number) for number, image in enumerate(each)]
+      squares = map(self._square, each, names)
+      return Labelled(
+        names, self.description.class_names, self.probabilities(squares)
+      )
+
+  def __repr__(self) -> str:
+    about = self.description
+    return (
+      f'Predictor of {self.workdir}: {about.model}, {about.num_classes} '
+      f'classes, {about.image_size} px'
+    )
+
+  def probabilities(self, squares: Iterable[np.ndarray]) -> np.ndarray:
+    """Images as the network sees them -> their classes' probabilities.
+
+    Args:
+      squares: N of uint8[S, S, 3] with S pixels, description.image_size; read
+        batch by batch.
+
+    Returns:
+      float64[N, K].
+    """
+    size, found = self.description.image_size, []
+    waiting = iter(squares)
+    batch_size = 8 * self.mesh.size
+    while some := list(itertools.islice(waiting, batch_size)):
+      images = np.zeros((batch_size, size, size, 3), np.uint8)
+      images[: len(some)] = some
+      batch = sharding.shard_batch({'image': images}, self.mesh)
+      outputs = self.eval_step(self.variables, batch['image'])
+      logits = jax.device_get(outputs['logits'])
+      found.append(softmax(logits[: len(some)]))
+    return np.concatenate([np.zeros((0, self.description.num_classes)), *found])
+
+  def square(self, image: Image.Image) -> np.ndarray:
+    """An RGB image -> uint8[S, S, 3], as in the run's evaluation."""
+    size, crop = self.description.image_size, self.description.crop
+    return transforms.to_square(
+      image,
+      short_side=transforms.resize_size(size, crop),
+      size=size,
+      interpolation=self.description.interpolation,
+    )
+
+  def _square(self, image: Any, name: str) -> np.ndarray:
+    try:
+      return self.square(_as_image(image))
+    except transforms.BadImageError as error:
+      raise ValueError(f'{name}: {error}') from error
+
+
+def load_predictor(workdir: str | os.PathLike, mesh: Mesh) -> Predictor:
+  """The best network of a finished run.
+
+  Raises:
+    UserError: no run there, or its checkpoint cannot be read.
+  """
+  with as_user_errors():
+    description = checkpoints.read_description(workdir)
+    loaded = finished.restore(str(workdir), description)
+  return Predictor(
+    workdir=str(workdir),
+    description=description,
+    variables=sharding.replicate((loaded.params, loaded.model_state), mesh),
+    eval_step=make_eval_step(loaded.network, mesh),
+    mesh=mesh,
+  )
+
+
+def _each(images: Any) -> list[Any]:
+  """The images one by one."""
+  if isinstance(images, list | tuple):
+    return list(images)
+  if isinstance(images, str | os.PathLike | Image.Image):
+    return [images]
+  array = np.asarray(images)
+  return list(array) if array.ndim == 4 else [array]
+
+
+def _name_of(image: Any, number: int) -> str:
+  if isinstance(image, str | os.PathLike):
+    return os.fspath(image)
+  return f'image {number}'
+
+
+def _as_image(image: Any) -> Image.Image:
+  if isinstance(image, str | os.PathLike):
+    return transforms.decode_image(pathlib.Path(image).read_bytes())
+  if isinstance(image, Image.Image):
+    return transforms.as_rgb(image)
+  array = np.asarray(image)
+  plain = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
+  if not plain or 0 in array.shape:
+    raise transforms.BadImageError(
+      f'{type(image).__name__} of {array.dtype}{list(array.shape)}; accepted: '
+      'a path, a Pillow image, uint8[H, W, 3]'
+    )
+  return Image.fromarray(array)
 
 
 def predict_images(
@@ -134,7 +307,8 @@ def predict_images(
 
   Args:
     workdir: a finished run.
-    source: an image file, or a folder that is searched for images.
+    source: an image file, or a folder that is searched for images; what cannot
+      be decoded is left out.
     output: a .csv or .jsonl file; None prints CSV.
     mesh: devices.
 
@@ -145,50 +319,28 @@ def predict_images(
     files = _image_files(pathlib.Path(source))
     if output:
       _check_output(pathlib.Path(output))
-    description = checkpoints.read_description(workdir)
-    loaded = build.restore_model(workdir, description)
-  eval_step = make_eval_step(loaded.network, mesh)
-  variables = sharding.replicate((loaded.params, loaded.model_state), mesh)
-  names = description.class_names
-  rows = []
-  for paths, images in _decoded(files, description, 8 * mesh.size):
-    batch = sharding.shard_batch({'image': images}, mesh)
-    outputs = jax.device_get(eval_step(variables, batch['image']))
-    probabilities = softmax(outputs['logits'][: len(paths)])
-    rows += [
-      {'file': str(path), 'class': names[int(p.argmax())]}
-      | {name: round(float(v), 6) for name, v in zip(names, p, strict=True)}
-      for path, p in zip(paths, probabilities, strict=True)
-    ]
+  predictor = load_predictor(workdir, mesh)
+  names = predictor.description.class_names
+  read: list[pathlib.Path] = []
+
+  def squares() -> Iterator[np.ndarray]:
+    for path in files:
+      try:
+        square = predictor.square(transforms.decode_image(path.read_bytes()))
+      except transforms.BadImageError as error:
+        logging.warning('%s: skipped, %s', path, error)
+        continue
+      read.append(path)
+      yield square
+
+  probabilities = predictor.probabilities(squares())
+  rows = [
+    {'file': str(path), 'class': names[int(p.argmax())]}
+    | {name: round(float(v), 6) for name, v in zip(names, p, strict=True)}
+    for path, p in zip(read, probabilities, strict=True)
+  ]
   if sharding.is_lead():
     _write_rows(rows, output)
-
-
-def _decoded(
-  files: list[pathlib.Path], description: Description, batch_size: int
-) -> Iterator[tuple[list[pathlib.Path], np.ndarray]]:
-  """Whole batches (the last one padded with zeros); bad files are left out."""
-  size = description.image_size
-  short_side = transforms.resize_size(size, description.crop)
-  paths: list[pathlib.Path] = []
-  images = np.zeros((batch_size, size, size, 3), np.uint8)
-  for path in files:
-    try:
-      images[len(paths)] = transforms.load_square(
-        path.read_bytes(),
-        short_side=short_side,
-        size=size,
-        interpolation=description.interpolation,
-      )
-    except transforms.BadImageError as error:
-      logging.warning('%s: skipped, %s', path, error)
-      continue
-    paths.append(path)
-    if len(paths) == batch_size:
-      yield paths, images
-      paths, images = [], np.zeros_like(images)
-  if paths:
-    yield paths, images
 
 
 def _image_files(source: pathlib.Path) -> list[pathlib.Path]:

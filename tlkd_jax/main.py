@@ -5,12 +5,12 @@ Exit codes are those of `command_line`.
 
 import pathlib
 
-from absl import app, flags
+from absl import flags
 from ml_collections.config_flags import config_flags
 
 from tlkd_jax.runtime import allocator, command_line
 from tlkd_jax.runtime.command_line import fail
-from tlkd_jax.runtime.errors import UserError
+from tlkd_jax.runtime.errors import UserError, as_user_errors
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'configs/{compare,kd,tl,teacher}.py[:dataset=NAME,smoke]'
@@ -85,15 +85,16 @@ def _start_and_run() -> None:
 def _run() -> None:
   from tlkd_jax import arms, inference
   from tlkd_jax.runtime import sharding
+  from tlkd_jax.settings import from_config, with_values
 
   mesh = sharding.make_mesh()
   if _MODE.value == 'train':
-    config = _CONFIG.value
-    if _COMPARE.value:
-      config = config.copy_and_resolve_references()
-      config.arm = 'compare'
-    workdir = pathlib.Path(_WORKDIR.value or f'runs/{config.arm}')
-    summaries = arms.run(config, workdir, mesh)
+    with as_user_errors():
+      settings = from_config(_CONFIG.value)
+      if _COMPARE.value:
+        settings = with_values(settings, {'arm': 'compare'})
+    workdir = pathlib.Path(_WORKDIR.value or f'runs/{settings.arm}')
+    summaries = arms.run(settings, workdir, mesh)
     if sharding.is_lead():
       print(arms.table(summaries))
   elif _MODE.value == 'evaluate':
@@ -141,8 +142,7 @@ def _check_flags() -> None:
 
 def run() -> None:
   """Entry point: a mistake of the user is a message, not a trace."""
-  command_line.start_logging()
-  app.run(main, flags_parser=command_line.parse_flags)
+  command_line.run_command(main, _CONFIG)
 
 
 if __name__ == '__main__':

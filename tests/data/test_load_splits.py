@@ -184,7 +184,7 @@ def test_changed_folder_is_noticed(load, tmp_path):
 
 def test_large_splits_are_written_in_parts(monkeypatch, load, tmp_path):
   make_classes(tmp_path, {'a': 12, 'b': 12})
-  monkeypatch.setattr(folder, '_MAX_PART_BYTES', 2000)
+  monkeypatch.setattr(folder, 'MAX_PART_BYTES', 2000)
   listing = folder.list_images(str(tmp_path))
   parts = folder._parts('unsplit', listing.files['unsplit'])
   assert len(parts) > 3 and sum(map(len, parts.values())) == 24

@@ -38,7 +38,11 @@ def test_l2_sp_golden(golden, assert_gradient_close):
 
   def loss_fn(params, **hyperparameters):
     return LOSSES['l2sp'].function(
-      {'params': params}, {'params': start}, None, head=head, **hyperparameters
+      {'params': {'weights': params}},
+      {'params': start},
+      None,
+      head=head,
+      **hyperparameters,
     )
 
   step = jax.jit(jax.value_and_grad(loss_fn))

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from tests.report import synthetic
+from tlkd_jax.answer.rows import place_of
 from tlkd_jax.evaluation import comparison, degradation, evaluate, records
 from tlkd_jax.report import __main__ as command
-from tlkd_jax.report import answer, page, plots, runs
+from tlkd_jax.report import page, pairing, plots, runs
+from tlkd_jax.report.blocks import named_table
 from tlkd_jax.runtime.atomic import replace_arrays
 
 
@@ -31,6 +33,12 @@ def tables(out):
     for section in data(out)['sections']
     for table in section['tables']
   }
+
+
+def named(table):
+  return [
+    dict(zip(table['columns'], row, strict=True)) for row in table['rows']
+  ]
 
 
 def test_the_page_needs_nothing_else(single):
@@ -105,16 +113,24 @@ def test_over_seeds(gains, start, verdict, tmp_path):
   assert test['verdict'] == verdict
   assert test['mean_difference'] == pytest.approx(np.mean(gains), abs=0.01)
   rows = tables(tmp_path / 'report')['Paired by seed: TL+KD minus TL on test']
-  assert rows['rows'][0][-1] == verdict
+  first = named(rows)[0]
+  assert (first['metric'], first['verdict']) == ('top1', verdict)
 
 
-def test_over_sizes_and_settings(tmp_path):
+def test_over_sizes(tmp_path):
   gains = [0.05, 0.0667, 0.05, 0.0667, 0.05, 0.0667, 0.05]
   study = synthetic.write_study(tmp_path / 'study', gains, sizes=(10, 20))
   page.write([study], tmp_path / 'report', replicates=20)
   found = data(tmp_path / 'report')
-  assert found['answer'].startswith('Yes: of 2 settings')
-  sizes = tables(tmp_path / 'report')['Accuracy by training size']
+  assert found['answer'].startswith('Yes: ')
+  assert 'over 2 places' in found['answer']
+  # 2 * 2 / 128 is below 0.05.
+  assert 'better at 2, worse at 0, inconclusive at 0' in found['answer']
+  assert [one['place'] for one in found['comparisons']] == [
+    'digits, 10 per class',
+    'digits, 20 per class',
+  ]
+  sizes = tables(tmp_path / 'report')['Accuracy on digits']
   assert {row[1] for row in sizes['rows']} == {30, 60}
   # About half of the way to what TL gains by twice the labels.
   (worth,) = re.findall(r'worth \+(\d+) %', str(found['sections']))
@@ -130,19 +146,71 @@ def test_runs_are_paired_by_what_they_share(tmp_path):
   synthetic.write_run(tmp_path / 'other', 'tl', num_steps=99)
   (tmp_path / 'unfinished').mkdir()
   (tmp_path / 'unfinished' / 'config.json').write_text('{"arm": "tl"}')
-  found = runs.collect([tmp_path])
-  assert len(found.runs) == 4 and len(found.settings) == 2
-  assert {s.variant for s in found.settings} == {
-    'distillation.loss=kd',
-    'distillation.loss=dkd',
+  paired, notes = pair(tmp_path)
+  assert len(paired.pairs) == 2
+  arms = {row['arm']: row['label'] for row in paired.rows}
+  assert arms == {
+    'tl': 'TL',
+    'kd, distillation.loss=kd': 'TL+KD, distillation.loss=kd',
+    'kd, distillation.loss=dkd': 'TL+KD, distillation.loss=dkd',
+    'tl, num_steps=99': 'TL, num_steps=99',
   }
-  notes = ' '.join(found.notes)
-  assert 'unfinished is not finished' in notes
-  assert 'other has no partner' in notes
+  assert paired.treatments == [arm for arm in arms if arm.startswith('kd')]
+  assert len({place_of(row) for row in paired.rows}) == 1
+  assert any('unfinished is not finished' in note for note in notes)
+  assert any(
+    'other has no partner' in note and 'as TL, num_steps=99' in note
+    for note in notes
+  )
   # A second run of one seed does not count twice.
   synthetic.write_run(tmp_path / 'again', 'tl')
-  notes = runs.collect([tmp_path]).notes
+  again, notes = pair(tmp_path)
+  assert len(again.rows) == len(paired.rows)
   assert any('repeats seed 0' in note for note in notes)
+
+
+def pair(folder):
+  found, notes = runs.collect([folder])
+  return pairing.pair(found, notes), notes
+
+
+def test_recipes_of_one_data_set_are_places_of_their_own(tmp_path):
+  for steps in (50, 99):
+    for arm in ('tl', 'kd'):
+      synthetic.write_run(tmp_path / f'{steps}{arm}', arm, num_steps=steps)
+  synthetic.write_run(tmp_path / 'smooth', 'tl', label_smoothing=0.3)
+  paired, notes = pair(tmp_path)
+  assert {str(place_of(row)) for row in paired.rows} == {
+    'digits, 10 per class, num_steps=50',
+    'digits, 10 per class, num_steps=99',
+  }
+  # Which of the two it stands beside is not known.
+  assert {row['arm'] for row in paired.rows} == {'tl', 'kd'}
+  assert any(note.endswith('differ only in the arm.') for note in notes)
+
+
+def test_each_kind_of_distillation_has_its_answer(tmp_path):
+  for seed in range(6):
+    synthetic.write_run(tmp_path / f'tl{seed}', 'tl', seed, 0.5)
+    for loss, gain in (('kd', 0.1), ('dkd', -0.1)):
+      folder = tmp_path / f'{loss}{seed}'
+      changes = {'distillation__loss': loss}
+      synthetic.write_run(folder, 'kd', seed, 0.5 + gain, **changes)
+  page.write([tmp_path], tmp_path / 'report', replicates=20)
+  dkd, kd = data(tmp_path / 'report')['answer'].split('\n')
+  assert dkd.startswith('No, it was worse: ') and kd.startswith('Yes: ')
+  assert 'for TL+KD, distillation.loss=dkd and' in dkd
+  text = (tmp_path / 'report' / 'report.md').read_text()
+  assert 'These are 2 answers' in text
+
+
+def test_rows_of_a_table_have_one_set_of_columns():
+  rows = [{'a': 1, 'b': 2}, {'b': 4, 'a': 3}]
+  table = named_table('title', rows, 'source')
+  assert (table.columns, table.rows) == (['a', 'b'], [[1, 2], [3, 4]])
+  with pytest.raises(ValueError, match="'title': row 1 differs .* in 'b', 'c'"):
+    named_table('title', [{'a': 1, 'b': 2}, {'a': 1, 'c': 2}], 'source')
+  assert named_table('title', [], 'source').columns == []
 
 
 def test_one_arm_alone(tmp_path):
@@ -186,13 +254,14 @@ def test_degraded_images(tmp_path):
   page.write([study], tmp_path / 'report', replicates=20)
   found = tables(tmp_path / 'report')
   rows = {
-    r[0]: r
-    for r in found['Corrupted error, mean over severities 1 to 5']['rows']
+    r['corruption']: r
+    for r in named(found['Corrupted error, mean over severities 1 to 5'])
   }
-  assert rows['fog'][5] == pytest.approx(rows['fog'][3] / rows['fog'][2])
+  fog, ce = rows['fog'], 'CE (TL = 1)'
+  assert fog[ce] == pytest.approx(fog['error TL+KD'] / fog['error TL'])
   both = rows['mean: ImageNet-C-like, 15']
-  assert both[5] == pytest.approx((rows['fog'][5] + rows['snow'][5]) / 2)
-  assert both[5] < 1
+  assert both[ce] == pytest.approx((fog[ce] + rows['snow'][ce]) / 2)
+  assert both[ce] < 1
   gaps = found['Does the gap in accuracy grow with severity?']['rows']
   slope = {r[0]: r for r in gaps}['all']
   assert slope[3] == pytest.approx(0.08, abs=0.03)
@@ -222,12 +291,12 @@ def test_mistakes_are_one_message(tmp_path, capsys):
   assert 'summary.json is damaged' in capsys.readouterr().err
 
 
-def test_verdicts_are_corrected_over_settings(tmp_path):
-  study = synthetic.write_study(
-    tmp_path, [0.2, 0.2, 0.25, 0.2, 0.2, 0.25], sizes=(10, 20)
-  )
-  notes: list[str] = []
-  judged = [answer.judge(s, notes) for s in runs.collect([study]).settings]
-  assert [j.tests['top1']['verdict'] for j in judged] == ['better'] * 2
-  # 0.03125 each is not below 0.05 when two are asked.
-  assert answer.verdicts(judged, 'top1') == ['inconclusive'] * 2
+def test_a_key_that_an_older_version_lacked_parts_no_pair(tmp_path):
+  for arm in ('tl', 'kd'):
+    synthetic.write_run(tmp_path / arm, arm)
+  path = tmp_path / 'tl' / 'config.json'
+  config = json.loads(path.read_text())
+  assert config['student'].pop('dropout') is None
+  path.write_text(json.dumps(config))
+  paired, notes = pair(tmp_path)
+  assert len(paired.pairs) == 1 and not notes

@@ -4,10 +4,9 @@ import pytest
 
 from tlkd_jax import losses, settings
 from tlkd_jax.models.network import DTYPES
-from tlkd_jax.settings import Settings, WrongSettings, distillation, top
+from tlkd_jax.settings import Settings, WrongSettings, distillation
 from tlkd_jax.settings import sections as parts
-from tlkd_jax.training import objective, target_store, targets
-from tlkd_jax.training import step as train_step
+from tlkd_jax.training import lessons, target_store
 
 MIXED = {'augment.mixup_alpha': 0.2}
 CACHED = {'targets.mode': 'cached', 'targets.views': 2}
@@ -37,7 +36,11 @@ CONFLICTS = [
     MORE,
     "distillation.ensemble is 'probabilities', and distillation.extra.at 'at'",
   ),
-  (DKD, {'distillation.extra.dkd.weight': 1}, 'distillation.extra.dkd: dist'),
+  (
+    DKD,
+    {'distillation.extra.dkd.weight': 1},
+    "distillation.extra.dkd names 'dkd'",
+  ),
   (CHAIN, MORE, 'distillation.more_teachers cannot be combined'),
   (
     {'distillation.assistants': ('resnet18',)},
@@ -191,12 +194,26 @@ def test_options_of_a_loss(loss, option, value, message):
     settings.with_values(base, {f'distillation.extra.{loss}': extra})
 
 
-@pytest.mark.parametrize('name', losses.DISTILLATION_LOSSES)
+CHOICES = [n for n, loss in losses.LOSSES.items() if loss.guide != 'start']
+
+
+@pytest.mark.parametrize('name', CHOICES)
 def test_every_loss_may_be_chosen_as_published(name):
   config = settings.make('kd', loss=name)
   assert config.distillation.loss == name
   options = dict(config.distillation.options)
   assert options == (losses.hyperparameters_of(name) if name != 'kd' else {})
+
+
+@pytest.mark.parametrize('name', sorted(set(losses.LOSSES) - set(CHOICES)))
+def test_what_compares_a_student_with_its_start_is_no_distillation(name):
+  """It would fail in the first step, after the teacher was fine-tuned."""
+  key = 'l2_sp' if name == 'l2sp' else name
+  told = f"is '{name}', which compares .*; set transfer.{key} in its place"
+  with pytest.raises(WrongSettings, match=f'^distillation.loss {told}'):
+    settings.make('kd', loss=name)
+  with pytest.raises(WrongSettings, match=f'extra.{name} {told}'):
+    settings.make('kd', loss=f'kd+{name}')
 
 
 def test_an_extra_loss_that_does_not_exist():
@@ -205,9 +222,6 @@ def test_an_extra_loss_that_does_not_exist():
 
 
 def test_names_are_those_of_the_rooms_that_read_them():
-  assert tuple(objective.SCHEDULES) == distillation.SCHEDULES
-  assert objective.ENSEMBLES == distillation.ENSEMBLES
-  assert train_step.REMAT == top.REMAT
-  assert targets.MODES == parts.TARGET_MODES
+  assert tuple(lessons.SCHEDULES) == distillation.SCHEDULES
   assert tuple(target_store.DTYPES) == parts.TARGET_DTYPES
   assert tuple(DTYPES) == ('float32', 'bfloat16')

@@ -15,7 +15,7 @@ from configs import study as study_file
 from tlkd_jax import settings
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings, WrongSettings
-from tlkd_jax.training import build
+from tlkd_jax.training import workdir
 
 FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures' / 'settings'
 BEFORE = json.loads((FIXTURES / 'configs.json').read_text())
@@ -171,6 +171,9 @@ def test_nonsense_in_any_key_is_refused_by_its_name(key):
 
 
 def test_sections_are_sections():
+  for name in ('data', 'optimizer', 'teacher'):
+    (line,) = problems({name: None})
+    assert line.startswith(f'{name} is None; accepted: a dict')
   for name in ('data', 'optimizer', 'teacher', 'study'):
     (line,) = problems({name: 'nonsense'})
     assert line.startswith(f"{name} is 'nonsense'; accepted: a dict")
@@ -253,7 +256,7 @@ def test_values_are_kept_in_their_types():
   assert config.distillation.more_teachers == ('a', 'b')
   options = {'levels': (2, 1), 'stages': ('stage1',)}
   assert config.distillation.options == options
-  assert isinstance(hash(config.optimizer), int)
+  assert config.optimizer in {config.optimizer}
   with pytest.raises(dataclasses.FrozenInstanceError):
     config.seed = 3
 
@@ -282,6 +285,11 @@ def test_other_values_make_another_copy():
     WrongSettings, match="'optimiser': did you mean optimizer"
   ):
     settings.with_values(config, {'optimiser.name': 'sgd'})
+  given = {'beta': 3.0}
+  both = {'distillation.options': given, 'distillation.options.alpha': 2.0}
+  changed = settings.with_values(config, both)
+  assert changed.distillation.options == {'alpha': 2.0, 'beta': 3.0}
+  assert given == {'beta': 3.0}
   with pytest.raises(WrongSettings, match="key 'seed.x'"):
     settings.with_values(config, {'seed.x': 1})
 
@@ -328,7 +336,7 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
   assert settings.to_json(config) == text
   assert settings.from_config(json.loads(text)) == config
   (tmp_path / 'config.json').write_text(text)
-  build.check_workdir(tmp_path, settings.to_config_dict(config))
+  workdir.check(tmp_path, config)
 
 
 def test_a_study_stands_the_way_out_and_in():

@@ -15,7 +15,7 @@ from configs import study as study_config
 from tests import tiny
 from tlkd_jax import settings
 from tlkd_jax.runtime import sharding
-from tlkd_jax.study import cells, plan, results, workers
+from tlkd_jax.study import cells, matrix, results, workers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHANGES = {
@@ -44,7 +44,7 @@ def make(cache_dir):
   def make_config(**changes):
     with tiny.named():
       config = study_config.get_config('smoke,student=tiny')
-      flat = tiny.make_config('tl', cache_dir).to_dict()
+      flat = settings.to_dict(tiny.make_config('tl', cache_dir))
       config.update({k: v for k, v in flat.items() if k != 'arm'})
       changes = CHANGES | changes
       config.update_from_flattened_dict(
@@ -58,7 +58,7 @@ def make(cache_dir):
 def run_here(config, root) -> list[str]:
   """Runs a study in this process; returns the cells that ran."""
   root.mkdir(exist_ok=True)
-  everything, ran = plan.make_plan(config), []
+  everything, ran = matrix.make_matrix(config), []
   mesh, load = sharding.make_mesh(1), cells.Loader()
   workers.forget_failures(everything, root)
 
@@ -83,7 +83,7 @@ def finished(make, tmp_path_factory):
 
 def test_a_failing_cell_stops_no_other(finished):
   config, root, ran = finished
-  now = workers.states(plan.make_plan(config), root)
+  now = workers.states(matrix.make_matrix(config), root)
   states = {cell.name: state for cell, state in now.items()}
   for name, state in states.items():
     arm = name.split('/')[2]
@@ -144,13 +144,13 @@ def test_another_configuration_is_refused(finished, make):
   """Whether the cell is finished or not."""
   _, root, _ = finished
   config = make(study__sizes=(2,), num_steps=7)
-  cell = plan.make_plan(config)[0]
+  cell = matrix.make_matrix(config)[0]
   message = r'another configuration:\n  num_steps: 6 there, 7 now'
   moved = make(study__sizes=(2,), data__cache_dir='elsewhere')
   with tiny.named():
     with pytest.raises(ValueError, match=message):
-      cells.configure(config, cell, plan.make_plan(config), root)
-    cells.configure(moved, cell, plan.make_plan(moved), root)
+      cells.configure(config, cell, matrix.make_matrix(config), root)
+    cells.configure(moved, cell, matrix.make_matrix(moved), root)
 
 
 def test_trials_are_chosen_on_validation_and_the_others_hide_their_test(
@@ -182,7 +182,7 @@ def test_an_arm_of_several_runs_counts_them_all(make, tmp_path, tiny_models):
   run_here(config, tmp_path)
   (row,) = rows(tmp_path)
   assert row['train_images'] == (6 + 3) * 8
-  cell = plan.make_plan(config)[0]
+  cell = matrix.make_matrix(config)[0]
   cells.configure(config, cell, [cell], tmp_path)
 
 

@@ -15,13 +15,17 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from tlkd_jax.data import decode, subsets, transforms
 from tlkd_jax.data import sources as _sources
+from tlkd_jax.data.builders import arrays as _arrays
 from tlkd_jax.data.sources import DATASETS
+from tlkd_jax.runtime.errors import as_user_errors
 
 __all__ = ['DATASETS', 'Dataset', 'Split', 'load_splits']
 
@@ -80,6 +84,55 @@ class Dataset:
   skipped: dict[str, list[tuple[str, str]]]
   notes: list[str]
 
+  @classmethod
+  def from_arrays(
+    cls,
+    train: tuple[Any, Any],
+    validation: tuple[Any, Any] | None = None,
+    test: tuple[Any, Any] | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    name: str = 'mine',
+    image_size: int | None = None,
+    cache_dir: str | os.PathLike | None = None,
+  ) -> 'Dataset':
+    """A data set of arrays in memory, for runs of this and later processes.
+
+        mine = Dataset.from_arrays((images, labels), class_names=['cat', 'dog'])
+        settings = tlkd_jax.make_settings(dataset=mine)
+
+    The arrays are stored once in the cache folder, without loss. The settings
+    of a run know them by `name` of what is returned, which ends in a digest of
+    them: with other arrays it is another data set, and no run goes on with it.
+    Sizes, crops and subsets are the settings' matter, as for images of a
+    folder; a missing validation or test split is cut as it is there.
+
+    Args:
+      train: (images uint8[N, H, W, 3] in RGB, labels int[N] from 0 on).
+      validation: likewise; None cuts it from train.
+      test: likewise; without it validation is test, where there is one.
+      class_names: label k is class_names[k]; None is '0', '1', ...
+      name: a word of letters, digits and underscores, for people.
+      image_size: side of the images that are returned; by default the short
+        side of train's.
+      cache_dir: as `data.cache_dir` of the settings of its runs.
+
+    Returns:
+      The data set with all its images, whose `name` is 'arrays:NAME-DIGEST'.
+
+    Raises:
+      UserError: a shape, a dtype, a label or a name that is not accepted, or a
+        class that has too few images.
+      RunError: it could not be stored.
+    """
+    splits = {'train': train, 'validation': validation, 'test': test}
+    with as_user_errors():
+      given = _arrays.check(name, splits, class_names)
+      if image_size is None:
+        image_size = min(given.splits['train'][0].shape[1:3])
+      stored = _sources.store_arrays(given, cache_dir)
+      return load_splits(stored, image_size=image_size, cache_dir=cache_dir)
+
 
 def default_crop(name: str) -> float:
   """Share of the short side that the centre crop keeps of a data set."""
@@ -114,8 +167,9 @@ def load_splits(
   seed, likewise for fractions; validation and test depend on neither.
 
   Args:
-    name: 'digits', 'folder:PATH' (a folder or a zip) or a TFDS data set that
-      `python -m tlkd_jax.data.prepare` has prepared.
+    name: 'digits', 'folder:PATH' (a folder or a zip), the name of what
+      `Dataset.from_arrays` gave, or a TFDS data set that `python -m
+      tlkd_jax.data.prepare` has prepared.
     image_size: side of the images that the model shall see.
     num_train_per_class: so many train examples of each class, or None.
     train_fraction: this share of each class of train, in (0, 1].

@@ -18,7 +18,8 @@ import numpy as np
 import PIL
 from absl import logging
 
-from tlkd_jax.data import progress, sources, transforms
+from tlkd_jax.data import sources, transforms
+from tlkd_jax.runtime import bars
 
 _IMAGES_PER_TASK = 16
 _LISTED = 20
@@ -235,7 +236,7 @@ def _decode_rows(
   workers = num_threads or os.cpu_count() or 1
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     tasks = pool.map(decode_some, starts)
-    shown = progress.track(tasks, len(starts), f'decoding {description}')
+    shown = bars.track(tasks, len(starts), f'decoding {description}')
     return [reason for reasons in shown for reason in reasons]
 
 

@@ -10,12 +10,12 @@ A batch is a dict of
   index: int64[B], the example's number in its split; -1 where padded
   view: int32[B], which of the example's views; with the index it keys the
     augmentation
-  targets: where a teacher's outputs are stored, a dict of arrays [B, ...] for
-    each teacher; see targets.py
+  targets: where teachers' outputs are stored, for each of them by name a dict
+    of arrays [B, ...]; see training/targets.py
 B is the global batch size divided by the number of processes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
@@ -35,7 +35,7 @@ def train_iterator(
   *,
   num_batches: int | None = None,
   num_views: int = 0,
-  targets: Sequence[Lookup] = (),
+  targets: Mapping[str, Lookup] | None = None,
   process_index: int = 0,
   process_count: int = 1,
   num_threads: int = 2,
@@ -56,7 +56,7 @@ def train_iterator(
     num_batches: length of the run; None is endless.
     num_views: an example cycles through so many views; 0 is a new one each
       epoch.
-    targets: one for each teacher whose outputs are stored, read in the
+    targets: by name, for each teacher whose outputs are stored, read in the
       prefetching threads; those of the views of `num_batches` batches.
     process_index: this process; it yields its slice of each global batch.
     process_count: number of processes.
@@ -80,7 +80,9 @@ def train_iterator(
       views %= num_views
     batch = _gather(split, rows[local], views)
     if targets:
-      batch['targets'] = tuple(stored(rows[local], views) for stored in targets)
+      batch['targets'] = {
+        name: stored(rows[local], views) for name, stored in targets.items()
+      }
     return batch
 
   order = grain.MapDataset.range(size).seed(seed).shuffle().repeat()

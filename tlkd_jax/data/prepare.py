@@ -17,9 +17,10 @@ import sys
 from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
-from absl import app, flags, logging
+from absl import flags, logging
 
 from tlkd_jax.data import sources
+from tlkd_jax.runtime import command_line
 
 _DATASET = flags.DEFINE_string(
   'dataset', None, 'digits, folder:PATH or a TFDS name; must be given.'
@@ -116,5 +117,10 @@ def main(argv: Sequence[str]) -> None:
   print(f'{name} is prepared in {folder}')
 
 
+def run() -> None:
+  """Entry point."""
+  command_line.run_command(main, _DATASET)
+
+
 if __name__ == '__main__':
-  app.run(main)
+  run()

@@ -1,8 +1,8 @@
 """Finds a data set by name and gives its splits as raw, undecoded records.
 
-`digits` and `folder:PATH` are written once as array_record files into the
-cache folder; any other name is a TFDS data set that
-`python -m tlkd_jax.data.prepare` wrote. All are then read the same way,
+`digits`, `folder:PATH` and the arrays of a program are written once as
+array_record files into the cache folder; any other name is a TFDS data set
+that `python -m tlkd_jax.data.prepare` wrote. All are then read the same way,
 without TensorFlow.
 """
 
@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from tlkd_jax.data import subsets
-from tlkd_jax.data.builders import digits, folder
+from tlkd_jax.data.builders import arrays, digits, folder
 from tlkd_jax.runtime.errors import nearest
 
 # Sets whose meaning a left-right flip destroys.
@@ -124,7 +124,46 @@ def folder_builder(path: str, cache_dir: pathlib.Path):
   )
 
 
-DATASETS = {'digits': digits_builder, 'folder': folder_builder}
+def arrays_builder(path: str, cache_dir: pathlib.Path):
+  """The TFDS builder of `arrays:KEY`, which `store_arrays` has prepared."""
+  found = cache_dir / 'prepared' / f'arrays-{path}'
+  if not path or not found.is_dir():
+    raise FileNotFoundError(
+      f'data set arrays:{path} is not in {cache_dir}; '
+      'tlkd_jax.data.Dataset.from_arrays stores arrays there and gives their '
+      'name'
+    )
+  return tfds.core.read_only_builder.builder_from_files(
+    arrays.ArrayImages.name, data_dir=str(found)
+  )
+
+
+def store_arrays(
+  given: arrays.Arrays, cache_dir: str | os.PathLike | None = None
+) -> str:
+  """Writes arrays into the cache folder unless they are there.
+
+  Args:
+    given: from `arrays.check`.
+    cache_dir: `default_cache_dir` if None.
+
+  Returns:
+    The data set's name, which `open_sources` takes: 'arrays:KEY'.
+  """
+  cache = pathlib.Path(cache_dir or default_cache_dir()).expanduser()
+  _prepare_once(
+    cache,
+    f'arrays-{given.key}',
+    lambda data_dir: arrays.ArrayImages(given, data_dir=data_dir),
+  )
+  return f'arrays:{given.key}'
+
+
+DATASETS = {
+  'digits': digits_builder,
+  'folder': folder_builder,
+  'arrays': arrays_builder,
+}
 
 
 def open_sources(
@@ -142,7 +181,7 @@ def open_sources(
   train; a set with train alone is cut in three.
 
   Args:
-    name: 'digits', 'folder:PATH' or a prepared TFDS name.
+    name: 'digits', 'folder:PATH', 'arrays:KEY' or a prepared TFDS name.
     data_dir: where TFDS sets are prepared; `default_data_dir` if None.
     cache_dir: where own copies are kept; `default_cache_dir` if None.
     validation_fraction: share of each class cut for validation, if needed.
@@ -251,7 +290,7 @@ def _find_keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
 def _own_splits(name: str, info: tfds.core.DatasetInfo) -> dict[str, list[str]]:
   """Which TFDS splits, in which order, make up each of our splits."""
   available = list(info.splits)
-  if info.name == folder.FolderImages.name:
+  if info.name in (folder.FolderImages.name, arrays.ArrayImages.name):
     parts = {}
     for split in sorted(available, key=lambda split: (len(split), split)):
       parts.setdefault(split.partition('_')[0], []).append(split)

@@ -55,15 +55,29 @@ def decode_image(data: bytes) -> Image.Image:
   """
   try:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-      image.load()
-      return _to_rgb(_upright(image))
+      return as_rgb(image)
+  except MemoryError:
+    raise
+  except Exception as error:
+    size = f'{len(data)} bytes'
+    raise BadImageError(f'{error or type(error).__name__} ({size})') from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+  """What `decode_image` makes of a file that is open already.
+
+  Raises:
+    BadImageError: the rest of the file cannot be decoded.
+  """
+  try:
+    image.load()
+    return _to_rgb(_upright(image))
   except MemoryError:
     raise
   # Decoders raise OSError, SyntaxError, struct.error, zlib.error and more on
   # damaged files; every one of them means the same to the caller.
   except Exception as error:
-    size = f'{len(data)} bytes'
-    raise BadImageError(f'{error or type(error).__name__} ({size})') from error
+    raise BadImageError(str(error) or type(error).__name__) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -143,5 +157,17 @@ def load_square(
   Raises:
     BadImageError: as `decode_image`.
   """
-  image = resize_short_side(decode_image(data), short_side, interpolation)
+  return to_square(
+    decode_image(data),
+    short_side=short_side,
+    size=size,
+    interpolation=interpolation,
+  )
+
+
+def to_square(
+  image: Image.Image, *, short_side: int, size: int, interpolation: str
+) -> np.ndarray:
+  """The same for an image of mode RGB."""
+  image = resize_short_side(image, short_side, interpolation)
   return np.asarray(centre_crop(image, size))

@@ -7,14 +7,12 @@ alone, so all runs on one data set answer to the same corrupted images.
 """
 
 import pathlib
-import sys
 import time
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
 from tlkd_jax.data import Split
 from tlkd_jax.evaluation import (
@@ -25,7 +23,7 @@ from tlkd_jax.evaluation import (
   robustness,
 )
 from tlkd_jax.evaluation.subject import Subject
-from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime import bars, sharding
 from tlkd_jax.runtime.atomic import replace_arrays
 
 NAMES = tuple(
@@ -206,13 +204,13 @@ class _Shown:
 
   def __init__(self, workdir: pathlib.Path, total: int, done: int):
     lead = sharding.is_lead()
-    bar = lead and sys.stderr.isatty()
+    bar = lead and bars.wanted()
     self._lines = lead and not bar
     self._total, self._done, self._first = total, done, done
     self._began = time.monotonic()
     if done and lead:
       logging.info('%s: %d of %d cells are there', workdir, done, total)
-    self._bar = tqdm(
+    self._bar = bars.tqdm(
       total=total, initial=done, disable=not bar, unit='cell', desc=workdir.name
     )
 

@@ -116,11 +116,13 @@ def _observe(subject: Subject, split: Split) -> dict[str, Any]:
 def _feature_names(subject: Subject) -> list[str]:
   model, size = subject.network.model, subject.dataset.image_size
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+
+  def outputs(params, model_state, images):
+    prepared = subject.network.prepare(images)
+    return model.apply(params, model_state, prepared)[0]
+
   shapes = jax.eval_shape(
-    lambda *v: model.apply(*v[:2], subject.network.prepare(v[2]))[0],
-    model.params_shape,
-    model.model_state_shape,
-    images,
+    outputs, model.params_shape, model.model_state_shape, images
   )
   return list(shapes['features'])
 

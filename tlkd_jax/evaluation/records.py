@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,9 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   replace_text(path, json.dumps(plain(value), indent=1) + '\n')
 
 
-def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads an .npz whole."""
+def read_arrays(
+  path: pathlib.Path, names: Iterable[str] | None = None
+) -> dict[str, np.ndarray]:
+  """Reads an .npz whole, or the arrays named, which cost no more than they."""
   with np.load(path, allow_pickle=False) as archive:
-    return {name: archive[name] for name in archive.files}
+    return {name: archive[name] for name in names or archive.files}

@@ -231,48 +231,21 @@ def friedman_test(scores) -> dict:
   return {'statistic': statistic, 'p': p, 'mean_ranks': ranks}
 
 
-def verdict(
-  difference: float,
-  p: float,
-  higher_is_better: bool = True,
-  alpha: float = ALPHA,
-) -> str:
-  """'better', 'worse' or 'inconclusive' (p >= alpha, or NaN).
-
-  Args:
-    difference: x - y.
-    p: two-sided, already adjusted where several cells are judged together.
-    higher_is_better: of the quantity compared.
-    alpha: level.
-  """
-  if not p < alpha or difference == 0:
-    return 'inconclusive'
-  return 'better' if (difference > 0) == higher_is_better else 'worse'
-
-
-def compare_paired(
-  x, y, higher_is_better: bool = True, alpha: float = ALPHA
-) -> dict:
-  """Everything about x - y over paired runs.
-
-  The verdict follows the exact sign-flip test, which assumes no normality;
-  where `smallest_p` is not below alpha it is inconclusive whatever the data.
+def compare_paired(x, y) -> dict[str, float]:
+  """Everything about x - y over paired runs; answer.verdicts judges it.
 
   Args:
     x: [k] values of the arm under test, one per seed.
     y: [k] values of the reference with the same seeds.
-    higher_is_better: of the quantity compared.
-    alpha: level of the verdict; the t interval covers 1 - alpha.
 
   Returns:
-    `pairs`, `mean_difference`, `std_difference`, `ci_low`, `ci_high` (t),
-    `t`, `p_t`, `p_sign_flip`, `p_wilcoxon`, `smallest_p`, `cohen_dz`,
-    `verdict`.
+    `pairs`, `mean_difference`, `std_difference`, `ci_low`, `ci_high` (t,
+    covering 1 - ALPHA), `t`, `p_t`, `p_sign_flip`, `p_wilcoxon`, `smallest_p`,
+    `cohen_dz`.
   """
   difference = paired_differences(x, y)
-  interval = mean_interval(difference, 1 - alpha)
+  interval = mean_interval(difference, 1 - ALPHA)
   t, p_t = paired_t_test(x, y)
-  p = sign_flip_test(x, y)
   return {
     'pairs': len(difference),
     'mean_difference': interval['mean'],
@@ -281,9 +254,8 @@ def compare_paired(
     'ci_high': interval['high'],
     't': t,
     'p_t': p_t,
-    'p_sign_flip': p,
+    'p_sign_flip': sign_flip_test(x, y),
     'p_wilcoxon': wilcoxon_test(x, y)[1],
     'smallest_p': smallest_p(len(difference)),
     'cohen_dz': cohen_dz(x, y),
-    'verdict': verdict(interval['mean'], p, higher_is_better, alpha),
   }

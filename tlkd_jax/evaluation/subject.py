@@ -5,13 +5,13 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from tlkd_jax.data import Dataset, Split, pipeline
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.models.network import Network
+from tlkd_jax.runtime import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +55,7 @@ class Subject:
   def batches(self, split: Split) -> Iterable[dict[str, np.ndarray]]:
     """This process's share of each batch of a split, in order."""
     return pipeline.eval_batches(
-      split,
-      self.batch_size,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      split, self.batch_size, **sharding.this_process()
     )
 
   def predict(self, split: Split, change=None) -> evaluate.Predictions:

@@ -14,13 +14,14 @@ from absl import logging
 
 from tlkd_jax.export import export_run
 from tlkd_jax.export.formats import FORMATS
+from tlkd_jax.runtime import command_line
 from tlkd_jax.runtime.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> None:
   """The command; exits with 2 on a user's mistake, 1 on a failed check."""
   parser = argparse.ArgumentParser(
-    prog='python -m tlkd_jax.export', description="Exports a run's student."
+    prog=command_line.name(), description="Exports a run's student."
   )
   parser.add_argument('--checkpoint', required=True, help='workdir of a run')
   parser.add_argument('--format', required=True, choices=FORMATS)
@@ -44,7 +45,12 @@ def main(argv: list[str] | None = None) -> None:
   print(result)
 
 
-if __name__ == '__main__':
+def run() -> None:
+  """Entry point."""
   # Here, so that callers of `main` keep their own log level.
   logging.set_verbosity(logging.ERROR)
   main()
+
+
+if __name__ == '__main__':
+  run()

@@ -11,7 +11,7 @@ import numpy as np
 from tlkd_jax.models import create_model
 from tlkd_jax.models.functional import Array, Model, Tree
 from tlkd_jax.models.weights import folding, twins
-from tlkd_jax.training import build, checkpoints
+from tlkd_jax.training import checkpoints, finished
 from tlkd_jax.training.checkpoints import Description
 
 # Largest difference of logits that a converted model may have, as a share of
@@ -67,7 +67,7 @@ def load_student(
       f'{checkpoint} is the run of a teacher, and students are exported: give '
       'the workdir of a TL or TL+KD run'
     )
-  loaded = build.restore_model(str(checkpoint), description)
+  loaded = finished.restore(str(checkpoint), description)
   model = loaded.network.model
   params, state = jax.device_get((loaded.params, loaded.model_state))
   if fold_norm:

@@ -56,7 +56,7 @@ class Loss:
       scalar float32; with a memory -> (scalar, new memory).
     reads: what of both networks' outputs it needs, one of Reads: 'logits'
       alone; 'embedding', `pre_logits` (and logits), unless its `stages` name
-      maps; 'maps', `features` (and any other); 'params', the parameters.
+      maps; 'maps', `features` (and any other); 'params', parameters too.
     projector: (key, student_shapes, teacher_shapes, **hyperparameters) ->
       pytree that is trained with the student and passed as `projector`; None
       without one.
@@ -179,6 +179,14 @@ LOSSES: dict[str, Loss] = {
   ),
   'delta': Loss(transfer.delta, reads='maps', guide='start'),
   'l2sp': Loss(transfer.l2sp, reads='params', guide='start'),
+  'bss': Loss(transfer.bss_of_outputs, reads='embedding', guide='start'),
+  'lwf': Loss(transfer.lwf_of_outputs, reads='params', guide='start'),
+  'co_tuning': Loss(
+    transfer.co_tuning_of_outputs,
+    reads='params',
+    needs_labels=True,
+    guide='start',
+  ),
 }
 
 _SECOND_NAMES = {
@@ -188,6 +196,7 @@ _SECOND_NAMES = {
   'fitnet_hint': 'fitnet',
   'ofd_partial_l2': 'ofd',
   'reviewkd_hcl': 'reviewkd',
+  'l2_sp': 'l2sp',
 }
 LOSSES |= {
   name: dataclasses.replace(LOSSES[first], same_as=first)

@@ -68,17 +68,47 @@ def l2sp(
   beta=0.01,
   head='head.*',
 ):
-  """`l2_sp` in the signature of distillation losses.
+  """`l2_sp` in the signature of the losses; the teacher is the start.
 
-  Both outputs hold 'params': the student's, and those it started from.
+  Both sides hold 'params': the start's weights, and of a learner all that it
+  learns, its weights under 'weights'.
   """
   return l2_sp(
-    student_outputs['params'],
+    student_outputs['params']['weights'],
     teacher_outputs['params'],
     alpha=alpha,
     beta=beta,
     head=head,
   )
+
+
+def bss_of_outputs(student_outputs, teacher_outputs, labels, *, k=1):
+  """`bss` of the learner's `pre_logits`, in the signature of the losses."""
+  return bss(student_outputs['pre_logits'], k=k)
+
+
+def lwf_of_outputs(
+  student_outputs, teacher_outputs, labels, *, temperature=2.0
+):
+  """`lwf` of the source head's logits, the learner's and the start's."""
+  return lwf(
+    head_logits(student_outputs, student_outputs['params']['source_head']),
+    head_logits(teacher_outputs, teacher_outputs['source_head']),
+    temperature=temperature,
+  )
+
+
+def co_tuning_of_outputs(student_outputs, teacher_outputs, labels):
+  """`co_tuning` of the learner's source head, by the start's table."""
+  head = student_outputs['params']['source_head']
+  logits = head_logits(student_outputs, head)
+  return co_tuning(logits, labels, teacher_outputs['relationship'])
+
+
+def head_logits(outputs, head) -> jax.Array:
+  """[B, K] float32 of a linear head {'kernel', 'bias'} on `pre_logits`."""
+  features = outputs['pre_logits'].astype(jnp.float32)
+  return features @ head['kernel'] + head['bias'][None, :]
 
 
 def delta(

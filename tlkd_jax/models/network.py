@@ -55,7 +55,10 @@ def make_eval_step(network: Network, mesh: Mesh) -> Callable:
   """
 
   def step(variables, images):
-    outputs, _ = network.model.apply(*variables, network.prepare(images))
+    params, model_state = variables
+    outputs, _ = network.model.apply(
+      params, model_state, network.prepare(images)
+    )
     return {name: outputs[name] for name in ('logits', 'pre_logits')}
 
   copied, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)

@@ -4,12 +4,13 @@ import argparse
 import sys
 
 from tlkd_jax.report import page
+from tlkd_jax.runtime import command_line
 
 
 def main(argv: list[str] | None = None) -> int:
   """Writes the report; returns the exit code, 2 for a mistake of the user."""
   parser = argparse.ArgumentParser(
-    prog='python -m tlkd_jax.report',
+    prog=command_line.name(),
     description="One self-contained page from finished runs: a compare run's "
     "workdir, a study's folder, or single runs.",
   )
@@ -31,5 +32,10 @@ def main(argv: list[str] | None = None) -> int:
   return 0
 
 
-if __name__ == '__main__':
+def run() -> None:
+  """Entry point."""
   sys.exit(main())
+
+
+if __name__ == '__main__':
+  run()

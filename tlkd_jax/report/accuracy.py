@@ -4,15 +4,23 @@ from typing import Any
 
 import numpy as np
 
+from tlkd_jax.answer import verdicts
+from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.evaluation import (
   comparison,
   fidelity,
   metrics,
 )
 from tlkd_jax.report import plots
-from tlkd_jax.report.blocks import Figure, Section, Table, Text, interval
+from tlkd_jax.report.blocks import (
+  Figure,
+  Section,
+  Table,
+  Text,
+  interval,
+  named_table,
+)
 from tlkd_jax.report.context import Context, missing
-from tlkd_jax.report.runs import LABELS
 
 _TEST = 'predictions/test.npz'
 
@@ -27,24 +35,23 @@ def metrics_section(context: Context, replicates: int) -> Section:
   if 'teacher' in context.test:
     one = context.test['teacher']
     teacher = metrics.compute_metrics(one.logits, one.labels)
-  rows = []
-  for name, row in found.items():
-    rows.append(
-      [
-        name,
-        teacher.get(name),
-        row['y'],
-        row['x'],
-        row['difference'],
-        interval(row['low'], row['high']),
-        _better(name, row),
-      ]
-    )
+  rows = [
+    {
+      'metric': name,
+      'teacher': teacher.get(name),
+      'TL': row['y'],
+      'TL+KD': row['x'],
+      'TL+KD minus TL': row['difference'],
+      '95 % interval': interval(row['low'], row['high']),
+      'TL+KD is': verdicts.decide_over_images(
+        row['difference'], row['low'], row['high'], name
+      ),
+    }
+    for name, row in found.items()
+  ]
   count = len(tl.labels)
-  table = Table(
+  table = named_table(
     f'All metrics on the {count:,} test images',
-    ['metric', 'teacher', 'TL', 'TL+KD', 'TL+KD minus TL', '95 % interval']
-    + ['TL+KD is'],
     rows,
     context.source(_TEST),
     f'Intervals: paired bootstrap over images, {replicates:,} resamples; they '
@@ -53,15 +60,6 @@ def metrics_section(context: Context, replicates: int) -> Section:
     'equal-width bins; NLL and entropy in nats; AURC after Geifman.',
   )
   return Section('metrics', 'All metrics', [Text(context.describe()), table])
-
-
-def _better(name: str, row: dict[str, float]) -> str:
-  if name in metrics.NO_BETTER_SIDE:
-    return 'not judged'
-  if not (row['low'] > 0 or row['high'] < 0):
-    return 'inconclusive'
-  higher = name not in metrics.LOWER_IS_BETTER
-  return 'better' if (row['difference'] > 0) == higher else 'worse'
 
 
 def disagreement_section(context: Context) -> Section:
@@ -116,24 +114,21 @@ def _classes(context: Context, source: str) -> Table:
   kd, tl, labels = context.test['kd'], context.test['tl'], context.labels
   deltas = comparison.per_class_deltas(kd.logits, tl.logits, labels)
   tables = [metrics.per_class_table(p.logits, labels) for p in (tl, kd)]
-  rows: list[list[Any]] = [
-    [
-      name,
-      int(deltas['support'][k]),
-      float(tables[0]['recall'][k]),
-      float(tables[1]['recall'][k]),
-      float(deltas['recall'][k]),
-      float(deltas['precision'][k]),
-      float(deltas['f1'][k]),
-      int(deltas['corrected'][k]),
-      int(deltas['damaged'][k]),
-    ]
+  rows = [
+    {
+      'class': name,
+      'images': int(deltas['support'][k]),
+      'recall TL': float(tables[0]['recall'][k]),
+      'recall TL+KD': float(tables[1]['recall'][k]),
+      'Δ recall': float(deltas['recall'][k]),
+      'Δ precision': float(deltas['precision'][k]),
+      'Δ F1': float(deltas['f1'][k]),
+      'corrected': int(deltas['corrected'][k]),
+      'damaged': int(deltas['damaged'][k]),
+    }
     for k, name in enumerate(context.class_names)
   ]
-  columns = ['class', 'images', 'recall TL', 'recall TL+KD', 'Δ recall']
-  columns += ['Δ precision', 'Δ F1', 'corrected', 'damaged']
-  note = 'Δ is TL+KD minus TL.'
-  return Table('By class', columns, rows, source, note)
+  return named_table('By class', rows, source, 'Δ is TL+KD minus TL.')
 
 
 def _confusions(context: Context) -> Figure:
@@ -221,10 +216,16 @@ def _cka(context: Context) -> list:
           stored[a][stage][i], stored[b][stage][j]
         )
         pair = f'{LABELS[a]} – {LABELS[b]}'
-        rows.append([stage.removeprefix('features_'), pair, len(shared), value])
-  table = Table(
+        rows.append(
+          {
+            'stage': stage.removeprefix('features_'),
+            'models': pair,
+            'images': len(shared),
+            'debiased linear CKA': value,
+          }
+        )
+  table = named_table(
     "CKA of the stages' features, averaged over each image",
-    ['stage', 'models', 'images', 'debiased linear CKA'],
     rows,
     context.source('evaluation/features.npz', arms=list(stored)),
     'Stages of one name are compared. 1: alike up to rotation and scale.',
@@ -234,9 +235,10 @@ def _cka(context: Context) -> list:
   for a, b in pairs:
     if (a, b) in colour_of:
       label = f'{LABELS[a]} – {LABELS[b]}'
-      own = [row for row in rows if row[1] == label]
-      places = list(range(1, len(own) + 1))
-      curves[colour_of[a, b]] = (places, [row[3] for row in own])
+      own = [
+        row['debiased linear CKA'] for row in rows if row['models'] == label
+      ]
+      curves[colour_of[a, b]] = (list(range(1, len(own) + 1)), own)
   if not curves:
     return [table]
   labels = {arm: f'{LABELS[arm]} and teacher' for arm in curves}
@@ -277,20 +279,27 @@ def embedding_section(context: Context) -> Section:
         plots.scatter(f'{LABELS[arm]}, {name}', arrays[kind], arrays['labels'])
       )
       data += [
-        [LABELS[arm], name, int(i), context.class_names[int(k)], *map(float, p)]
-        for i, k, p in zip(
+        {
+          'model': LABELS[arm],
+          'view': name,
+          'index': int(i),
+          'class': context.class_names[int(k)],
+          'x': float(x),
+          'y': float(y),
+        }
+        for i, k, (x, y) in zip(
           arrays['indices'], arrays['labels'], arrays[kind], strict=True
         )
       ]
     figures = record['embedding']
     rows.append(
-      [
-        LABELS[arm],
-        figures['count'],
-        figures['knn_accuracy'],
-        figures['silhouette'],
-        float(np.sum(figures['explained_by_pca'])),
-      ]
+      {
+        'model': LABELS[arm],
+        'images': figures['count'],
+        'kNN accuracy': figures['knn_accuracy'],
+        'silhouette': figures['silhouette'],
+        'variance in PCA': float(np.sum(figures['explained_by_pca'])),
+      }
     )
   panels = views['tsne'] + views['pca']
   if not panels:
@@ -301,9 +310,8 @@ def embedding_section(context: Context) -> Section:
   )
   colours = plots.class_colours(len(context.class_names))
   names = list(zip(context.class_names, colours, strict=True))
-  table = Table(
+  table = named_table(
     'How well classes separate',
-    ['model', 'images', 'kNN accuracy', 'silhouette', 'variance in PCA'],
     rows,
     source,
     'kNN: 10 nearest others by cosine distance, labels of test. Silhouette: '
@@ -315,12 +323,7 @@ def embedding_section(context: Context) -> Section:
     'Each point is a test image, coloured by its true class; t-SNE shows '
     'neighbourhoods (distances between clusters mean little), PCA the two '
     'directions of largest variance.',
-    Table(
-      'Places',
-      ['model', 'view', 'index', 'class', 'x', 'y'],
-      data,
-      source,
-    ),
+    named_table('Places', data, source),
     legend=[(n, c, '') for n, c in names] if len(names) <= 20 else [],
   )
   return Section('space', title, [table, figure])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,35 @@ class Table:
   rows: list[list[Any]]
   source: str
   note: str = ''
+
+
+def named_table(
+  title: str,
+  rows: Sequence[Mapping[str, Any]],
+  source: str,
+  note: str = '',
+) -> Table:
+  """A table of named rows, column -> cell, so that no cell can shift.
+
+  Args:
+    title: says what the table holds.
+    rows: all with the columns of the first, in whatever order; without a row
+      the table has no column either.
+    source: as of Table.
+    note: as of Table.
+
+  Raises:
+    ValueError: a row lacks a column, or has one that the first lacks.
+  """
+  columns = list(rows[0]) if rows else []
+  for number, row in enumerate(rows):
+    if row.keys() != rows[0].keys():
+      odd = ', '.join(map(repr, sorted(row.keys() ^ rows[0].keys())))
+      raise ValueError(
+        f'table {title!r}: row {number} differs from row 0 in {odd}'
+      )
+  cells = [[row[column] for column in columns] for row in rows]
+  return Table(title, columns, cells, source, note)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.evaluation import calibration, reliability, selective
 from tlkd_jax.report import plots
-from tlkd_jax.report.blocks import Figure, Section, Table
+from tlkd_jax.report.blocks import Figure, Section, Table, named_table
 from tlkd_jax.report.context import Context, missing
-from tlkd_jax.report.runs import LABELS
 
 _POINTS = 120
 
@@ -33,28 +33,24 @@ def calibration_section(context: Context) -> Section:
     raw, scaled = found['before'], found['after']
     bound = ' (at the bound)' if found['at_bound'] else ''
     rows.append(
-      [
-        LABELS[arm] + bound,
-        found['temperature'],
-        raw['ece'],
-        scaled['ece'],
-        level['quantile_95'],
-        raw['ece_classwise'],
-        scaled['ece_classwise'],
-        raw['nll'],
-        scaled['nll'],
-        raw['brier'],
-        scaled['brier'],
-        raw['overconfidence'],
-      ]
+      {
+        'model': LABELS[arm] + bound,
+        'T': found['temperature'],
+        'ECE': raw['ece'],
+        'ECE at T': scaled['ece'],
+        'ECE if calibrated, 95 %': level['quantile_95'],
+        'class-wise ECE': raw['ece_classwise'],
+        'class-wise at T': scaled['ece_classwise'],
+        'NLL': raw['nll'],
+        'NLL at T': scaled['nll'],
+        'Brier': raw['brier'],
+        'Brier at T': scaled['brier'],
+        'overconfidence': raw['overconfidence'],
+      }
     )
   source = context.source('predictions/validation.npz', 'predictions/test.npz')
-  columns = ['model', 'T', 'ECE', 'ECE at T', 'ECE if calibrated, 95 %']
-  columns += ['class-wise ECE', 'class-wise at T', 'NLL', 'NLL at T']
-  columns += ['Brier', 'Brier at T', 'overconfidence']
-  table = Table(
+  table = named_table(
     'Calibration on test, before and after temperature scaling',
-    columns,
     rows,
     source,
     'T is fitted on validation by NLL. A perfectly calibrated model of these '
@@ -67,28 +63,23 @@ def calibration_section(context: Context) -> Section:
     'Accuracy against confidence in 15 bins, before and after temperature '
     'scaling; on the dotted line confidence is as large as accuracy. Grey: '
     'share of the images in the bin.',
-    Table(
-      'Bins',
-      ['model', 'from', 'to', 'images', 'accuracy', 'mean confidence'],
-      data,
-      source,
-    ),
+    named_table('Bins', data, source),
   )
   return Section('calibration', 'Calibration', [table, figure])
 
 
-def _bin_rows(name: str, bins: dict[str, np.ndarray]) -> list[list]:
+def _bin_rows(name: str, bins: dict[str, np.ndarray]) -> list[dict]:
   return [
-    [name, *map(float, row[:2]), int(row[2]), *map(float, row[3:])]
-    for row in zip(
-      bins['lower'],
-      bins['upper'],
-      bins['count'],
-      bins['accuracy'],
-      bins['confidence'],
-      strict=True,
-    )
-    if row[2]
+    {
+      'model': name,
+      'from': float(bins['lower'][i]),
+      'to': float(bins['upper'][i]),
+      'images': int(count),
+      'accuracy': float(bins['accuracy'][i]),
+      'mean confidence': float(bins['confidence'][i]),
+    }
+    for i, count in enumerate(bins['count'])
+    if count
   ]
 
 
@@ -143,26 +134,23 @@ def ood_section(context: Context) -> Section:
     used.append(arm)
     for score, values in record['scores'].items():
       rows.append(
-        [
-          LABELS[arm],
-          record['out'],
-          score,
-          values['auroc'],
-          values['fpr95'],
-          values['aupr_in'],
-          values['aupr_out'],
-          record['in_count'],
-          record['out_count'],
-        ]
+        {
+          'model': LABELS[arm],
+          'other data': record['out'],
+          'score': score,
+          'AUROC': values['auroc'],
+          'FPR at 95 % TPR': values['fpr95'],
+          'AUPR in': values['aupr_in'],
+          'AUPR out': values['aupr_out'],
+          'images in': record['in_count'],
+          'images out': record['out_count'],
+        }
       )
   blocks: list = []
   if rows:
-    columns = ['model', 'other data', 'score', 'AUROC', 'FPR at 95 % TPR']
-    columns += ['AUPR in', 'AUPR out', 'images in', 'images out']
     blocks.append(
-      Table(
+      named_table(
         'Telling the test images from other data',
-        columns,
         rows,
         context.source('evaluation/ood.json', arms=used),
         'Positive: in-distribution (AUPR out: the other data). AUROC 0.5 is '

@@ -10,6 +10,8 @@ from tlkd_jax.evaluation import qualitative
 from tlkd_jax.evaluation.evaluate import Predictions
 from tlkd_jax.report import runs
 from tlkd_jax.report.blocks import Text
+from tlkd_jax.report.pairing import Pair
+from tlkd_jax.report.runs import RunFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Context:
     class_names: by label.
   """
 
-  pair: runs.Pair
+  pair: Pair
   out: pathlib.Path
   test: dict[str, Predictions]
   validation: dict[str, Predictions]
@@ -40,7 +42,7 @@ class Context:
     """True classes of the test images, int [N]."""
     return self.test['tl'].labels
 
-  def run(self, arm: str) -> runs.Run | None:
+  def run(self, arm: str) -> RunFolder | None:
     """The run of an arm; None for a teacher known by its answers alone."""
     return {
       'tl': self.pair.tl,
@@ -66,7 +68,7 @@ class Context:
     return ', '.join(f'{path}/{files}' for path in paths)
 
 
-def open_pair(pair: runs.Pair, out: pathlib.Path) -> Context:
+def open_pair(pair: Pair, out: pathlib.Path) -> Context:
   """Reads a pair's predictions.
 
   Raises:
@@ -105,8 +107,8 @@ def _aligned(pair, split, tl) -> dict[str, Predictions]:
   return {'teacher': three[2], 'tl': three[0], 'kd': three[1]}
 
 
-def _class_names(pair: runs.Pair, stored) -> list[str]:
-  for run in pair.arms:
+def _class_names(pair: Pair, stored) -> list[str]:
+  for run in pair.runs:
     best = run.path / 'checkpoints' / 'best'
     for path in best.glob('*/record/metadata'):
       return list(runs.read_json(path)['class_names'])
@@ -131,7 +133,7 @@ def command(path: pathlib.Path, suite: str) -> str:
 
 def missing(context: Context, suite: str, what: str) -> Text:
   """Says that a suite has not run for every arm, and how to run it."""
-  present = [run for run in context.pair.arms if run]
+  present = [run for run in context.pair.runs if run]
   folder = pathlib.Path(os.path.commonpath([run.path for run in present]))
   return Text(
     f'{what} is not here yet for every arm. It is filled by '
@@ -142,7 +144,7 @@ def missing(context: Context, suite: str, what: str) -> Text:
 
 def read_images(context: Context) -> dict[int, bytes]:
   """Index -> JPEG of the test images that any arm stored."""
-  for run in context.pair.arms:
+  for run in context.pair.runs:
     path = run.path / 'evaluation' / 'images.npz'
     if path.exists():
       return qualitative.unpack_images(path)

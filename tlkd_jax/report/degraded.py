@@ -4,12 +4,18 @@ from typing import Any
 
 import numpy as np
 
+from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.evaluation import degradation, fidelity, metrics, robustness
 from tlkd_jax.evaluation.corruptions import CORRUPTION_GROUPS, SEVERITIES
 from tlkd_jax.report import plots
-from tlkd_jax.report.blocks import Figure, Section, Table, interval
+from tlkd_jax.report.blocks import (
+  Figure,
+  Section,
+  Table,
+  interval,
+  named_table,
+)
 from tlkd_jax.report.context import Context, missing
-from tlkd_jax.report.runs import LABELS
 
 _TITLE = 'Degraded images'
 _CELLS = 'evaluation/corruptions/'
@@ -93,7 +99,7 @@ def _errors(context, cells, names, source) -> Table:
   found = robustness.corruption_errors(
     errors['kd'], clean['kd'], errors['tl'], clean['tl'], names
   )
-  rows: list[list[Any]] = []
+  rows = []
   for title, members in _SETS.items():
     members = [n for n in members if n in names]
     if not members:
@@ -108,28 +114,25 @@ def _errors(context, cells, names, source) -> Table:
       }
     )
     rows.append(
-      [
-        f'mean: {title}',
-        *means,
-        together['mce'],
-        together['relative_mce'],
-      ]
+      {
+        'corruption': f'mean: {title}',
+        **means,
+        'CE (TL = 1)': together['mce'],
+        'relative CE': together['relative_mce'],
+      }
     )
   for name in names:
     means = _row({arm: float(own[name].mean()) for arm, own in errors.items()})
     rows.append(
-      [
-        name,
-        *means,
-        found['ce'][name],
-        found['relative_ce'][name],
-      ]
+      {
+        'corruption': name,
+        **means,
+        'CE (TL = 1)': found['ce'][name],
+        'relative CE': found['relative_ce'][name],
+      }
     )
-  columns = ['corruption', 'error teacher', 'error TL', 'error TL+KD']
-  columns += ['difference', 'CE (TL = 1)', 'relative CE']
-  return Table(
+  return named_table(
     'Corrupted error, mean over severities 1 to 5',
-    columns,
     rows,
     source,
     _note(context, cells)
@@ -140,10 +143,13 @@ def _errors(context, cells, names, source) -> Table:
   )
 
 
-def _row(means: dict[str, float]) -> list[float | None]:
-  """Of teacher, TL, TL+KD, and TL+KD minus TL."""
-  gap = means['kd'] - means['tl']
-  return [means.get('teacher'), means['tl'], means['kd'], gap]
+def _row(means: dict[str, float]) -> dict[str, Any]:
+  return {
+    'error teacher': means.get('teacher'),
+    'error TL': means['tl'],
+    'error TL+KD': means['kd'],
+    'difference': means['kd'] - means['tl'],
+  }
 
 
 def _by_severity(context, cells, names, source) -> Figure:
@@ -168,7 +174,7 @@ def _by_severity(context, cells, names, source) -> Figure:
           values.append(float(np.mean(measured)))
         lines[arm] = (severities, values)
         rows += [
-          [title, LABELS[arm], metric, s, v]
+          _mean_row(title, arm, metric, s, v)
           for s, v in zip(severities, values, strict=True)
         ]
       label = {'top1': 'top-1 accuracy', 'nll': 'NLL', 'ece': 'ECE'}[metric]
@@ -183,17 +189,24 @@ def _by_severity(context, cells, names, source) -> Figure:
     panels,
     'Accuracy, NLL and ECE by severity (0: as it is), mean over the '
     'corruptions of a set.',
-    Table(
-      'Means by severity, with agreement',
-      ['set', 'model', 'metric', 'severity', 'value'],
-      rows,
-      source,
-    ),
+    named_table('Means by severity, with agreement', rows, source),
     legend=plots.legend(list(cells), LABELS),
   )
 
 
-def _agreements(cells, names, severities) -> list[list]:
+def _mean_row(
+  title: str, arm: str, metric: str, severity: int, mean: float
+) -> dict[str, Any]:
+  return {
+    'set': title,
+    'model': LABELS[arm],
+    'metric': metric,
+    'severity': severity,
+    'value': mean,
+  }
+
+
+def _agreements(cells, names, severities) -> list[dict[str, Any]]:
   """Agreement with the teacher and with the clean answer, all corruptions."""
   rows = []
   for arm, found in cells.items():
@@ -210,7 +223,7 @@ def _agreements(cells, names, severities) -> list[list]:
             fidelity.agreement(found[cell]['logits'], other['logits'])
           )
       rows += [
-        ['all', LABELS[arm], title, s, float(np.mean(v))]
+        _mean_row('all', arm, title, s, float(np.mean(v)))
         for title, v in values.items()
       ]
   return rows
@@ -223,7 +236,7 @@ def _slopes(cells, names, source) -> list:
     members = [n for n in members if n in names]
     if not members:
       continue
-    right = [
+    kd, tl = [
       np.array(
         [
           [
@@ -237,18 +250,18 @@ def _slopes(cells, names, source) -> list:
       )
       for arm in ('kd', 'tl')
     ]
-    found = robustness.gap_slope(*right, SEVERITIES)
+    found = robustness.gap_slope(kd, tl, SEVERITIES)
     gaps = found['gaps']
     rows.append(
-      [
-        title,
-        len(members),
-        float(np.mean(gaps)),
-        found['slope'],
-        interval(found['low'], found['high']),
-        found['p'],
-        _trend(found),
-      ]
+      {
+        'set': title,
+        'corruptions': len(members),
+        'mean gap': float(np.mean(gaps)),
+        'slope per severity': found['slope'],
+        '95 % interval': interval(found['low'], found['high']),
+        'p': found['p'],
+        'the gap': _trend(found),
+      }
     )
     middle = float(np.mean(gaps)) - found['slope'] * float(np.mean(SEVERITIES))
     panels.append(
@@ -264,10 +277,8 @@ def _slopes(cells, names, source) -> list:
       [title, s, float(g)] for s, g in zip(SEVERITIES, gaps, strict=True)
     ]
     texts.append(f'{title}: {_trend(found)}')
-  table = Table(
+  table = named_table(
     'Does the gap in accuracy grow with severity?',
-    ['set', 'corruptions', 'mean gap', 'slope per severity', '95 % interval']
-    + ['p', 'the gap'],
     rows,
     source,
     'Gap: TL+KD minus TL in top-1. The interval is over images, one pair of '

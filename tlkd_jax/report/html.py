@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tlkd_jax.answer.verdicts import Verdict
 from tlkd_jax.report import assets
 from tlkd_jax.report.blocks import (
   Block,
@@ -18,7 +19,8 @@ from tlkd_jax.report.blocks import (
   show,
 )
 
-_VERDICTS = {'better': 'better', 'worse': 'worse'}
+# Verdict -> class in the style sheet.
+_VERDICTS: dict[Verdict, str] = {'better': 'better', 'worse': 'worse'}
 # Cells of text longer than this may be broken over lines.
 _LONG = 28
 
@@ -76,6 +78,8 @@ def _with_code(text: str) -> str:
 
 
 def _table(table: Table) -> str:
+  if not table.rows:
+    return '<p class="soft">Nothing.</p>'
   heads = []
   for i, column in enumerate(table.columns):
     kind = ' class="text"' if _is_text(table, i) else ''

@@ -28,6 +28,8 @@ def _table(table: Table) -> list[str]:
     texts = [show(cell).replace('|', '\\|') for cell in cells]
     return '| ' + ' | '.join(texts) + ' |'
 
+  if not table.rows:
+    return [f'**{table.title}**', '', 'Nothing.', '']
   lines = [f'**{table.title}**', '', row(table.columns)]
   lines.append('| ' + ' | '.join('---' for _ in table.columns) + ' |')
   lines += [row(cells) for cells in table.rows]

@@ -4,18 +4,21 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from tlkd_jax.answer import conclusions as answers
+from tlkd_jax.answer.conclusions import Conclusion
 from tlkd_jax.evaluation import records
 from tlkd_jax.report import (
   accuracy,
-  answer,
   confidence,
   context,
   degraded,
   html,
   markdown,
+  pairing,
   pictures,
   runs,
   training,
+  verdict_section,
 )
 from tlkd_jax.report.blocks import Section
 
@@ -30,12 +33,10 @@ def write(
   """Writes a report of finished runs; needs neither models nor data.
 
   Runs are found in the folders given, at any depth: a compare run's workdir, a
-  study's folder, single runs. A TL and a TL+KD run are paired where their
-  configurations are equal but for the arm, the teacher and the distillation;
-  pairs that differ only in their seed form a setting and are tested together
-  (statistics.compare_paired). The first pair (first setting, lowest seed) is
-  shown in detail from its stored predictions and evaluation/ folder; what is
-  missing there is said, with the command that fills it.
+  study's folder, single runs. `pairing` says which of them are compared,
+  `answer` what that says. The first pair (first place, lowest seed) is shown in
+  detail from its stored predictions and evaluation/ folder; what is missing
+  there is said, with the command that fills it.
 
   Args:
     paths: folders.
@@ -51,27 +52,29 @@ def write(
     ValueError: a damaged file, or a pair measured on different examples.
   """
   out = pathlib.Path(out)
-  collection = runs.collect(paths)
-  judged = [
-    found
-    for setting in collection.settings
-    if (found := answer.judge(setting, collection.notes)) is not None
+  found, notes = runs.collect(paths)
+  paired = pairing.pair(found, notes)
+  conclusions = [
+    answers.draw(
+      paired.rows, treatment, pairing.REFERENCE, pairing.METRIC_NAMES
+    )
+    for treatment in paired.treatments
   ]
-  detail = None
-  if judged:
-    pair = judged[0].setting.pairs[0]
-    detail = context.open_pair(pair, out)
-  sections = [answer.section(judged, detail, collection, out)]
+  shown = _first(conclusions, paired)
+  detail = context.open_pair(shown, out) if shown else None
+  sections = [
+    verdict_section.section(conclusions, paired, detail, found, notes, out)
+  ]
   if detail:
     sections += _detail(detail, replicates)
-  title = 'TL and TL+KD compared' if judged else 'Runs'
-  pairs = sum(len(j.setting.pairs) for j in judged)
+  title = 'TL and TL+KD compared' if detail else 'Runs'
+  places = {pair.place for pair in paired.pairs}
   subtitle = ', '.join(
     f'{count} {name}{"s" * (count != 1)}'
     for count, name in (
-      (len(collection.runs), 'run'),
-      (pairs, 'pair'),
-      (len(judged), 'setting'),
+      (len(found), 'run'),
+      (len(paired.pairs), 'pair'),
+      (len(places), 'place'),
     )
   )
   out.mkdir(parents=True, exist_ok=True)
@@ -82,12 +85,25 @@ def write(
     out / 'report.json',
     {
       'title': title,
-      'answer': answer.sentence(judged, detail),
-      'comparisons': answer.short(judged),
+      'answer': verdict_section.answer(conclusions),
+      'comparisons': verdict_section.as_data(conclusions),
       'sections': markdown.as_data(sections),
     },
   )
   return index
+
+
+def _first(
+  conclusions: Sequence[Conclusion], paired: pairing.Paired
+) -> pairing.Pair | None:
+  """The pair on show: the first that counts in an answer."""
+  for conclusion in conclusions:
+    for effect in conclusion.per_place['top1']:
+      key = conclusion.treatment, effect.places[0], effect.seeds[0]
+      for pair in paired.pairs:
+        if (pair.treatment, pair.place, pair.kd.seed) == key:
+          return pair
+  return None
 
 
 def _detail(detail: context.Context, replicates: int) -> list[Section]:

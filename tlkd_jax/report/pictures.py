@@ -1,10 +1,12 @@
 """Sections to look at: Grad-CAM, changed and badly answered images."""
 
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.evaluation import comparison, gradcam, metrics, statistics
 from tlkd_jax.evaluation.predictions import softmax
 from tlkd_jax.report import plots
@@ -15,9 +17,9 @@ from tlkd_jax.report.blocks import (
   Section,
   Table,
   interval,
+  named_table,
 )
 from tlkd_jax.report.context import Context, missing, read_images
-from tlkd_jax.report.runs import LABELS
 
 _CHANGED = 8
 _WORST = 8
@@ -59,18 +61,17 @@ def _changes(context, rows, title, images) -> list[Block]:
     )
     for r in shown
   ]
-  table = Table(
+  table = named_table(
     f'{title}: the first {min(len(rows), 2 * _CHANGED)}',
-    ['index', 'true class', 'p by TL', 'p by TL+KD', 'TL says', 'TL+KD says'],
     [
-      [
-        int(indices[r['position']]),
-        names[r['label']],
-        r['y_probability'],
-        r['x_probability'],
-        names[r['y_class']],
-        names[r['x_class']],
-      ]
+      {
+        'index': int(indices[r['position']]),
+        'true class': names[r['label']],
+        'p by TL': r['y_probability'],
+        'p by TL+KD': r['x_probability'],
+        'TL says': names[r['y_class']],
+        'TL+KD says': names[r['x_class']],
+      }
       for r in rows[: 2 * _CHANGED]
     ],
     context.source('predictions/test.npz', arms=['tl', 'kd']),
@@ -152,12 +153,13 @@ def _likeness(aligned, count: int, source: str, stages: str) -> Table:
   }
   rows = []
   for (a, b), values in found.items():
-    row = [f'{LABELS[a]} – {LABELS[b]}']
-    for name in ('rank_correlation', 'iou'):
-      span = statistics.mean_interval(values[name])
-      row += [span['mean'], interval(span['low'], span['high'])]
-    defined = int((~np.isnan(values['iou'])).sum())
-    rows.append([*row, defined])
+    row: dict[str, Any] = {'models': f'{LABELS[a]} – {LABELS[b]}'}
+    for key, name in (('rank_correlation', 'rank correlation'), ('iou', 'IoU')):
+      span = statistics.mean_interval(values[key])
+      row[name] = span['mean']
+      row[f'{name}, 95 %'] = interval(span['low'], span['high'])
+    row['images'] = int((~np.isnan(values['iou'])).sum())
+    rows.append(row)
   note = ''
   if ('tl', 'teacher') in found and ('kd', 'teacher') in found:
     gain = (
@@ -170,10 +172,8 @@ def _likeness(aligned, count: int, source: str, stages: str) -> Table:
       f"more than TL's do (95 % interval over images "
       f'{interval(span["low"], span["high"])}).'
     )
-  return Table(
+  return named_table(
     'How alike the maps are',
-    ['models', 'rank correlation', '95 % interval', 'IoU', '95 % interval']
-    + ['images'],
     rows,
     source,
     f'Means over the images (of {count}) where both maps show something. IoU '

@@ -2,15 +2,16 @@
 
 from typing import Any
 
+from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.report import plots
-from tlkd_jax.report.blocks import Figure, Section, Table
+from tlkd_jax.report.blocks import Figure, Section, named_table
 from tlkd_jax.report.context import Context
-from tlkd_jax.report.runs import LABELS, Run
+from tlkd_jax.report.runs import RunFolder
 
 
 def section(context: Context) -> Section:
   """Validation accuracy of each arm by three measures of effort."""
-  runs = {r.arm: r for r in context.pair.arms}
+  runs = {r.arm: r for r in context.pair.runs}
   before = {'tl': _nothing(), 'kd': _spent(runs.get('teacher'))}
   before['teacher'] = _nothing()
   tables: dict[str, list[dict[str, float]]] = {
@@ -38,33 +39,43 @@ def section(context: Context) -> Section:
       )
   for arm, table in tables.items():
     rows += [
-      [LABELS[arm], int(r['step'])]
-      + [r[k] for k in ('epoch', 'seconds', 'images', 'top1', 'nll')]
+      {
+        'model': LABELS[arm],
+        'step': int(r['step']),
+        'epoch': r['epoch'],
+        'seconds': r['seconds'],
+        'images': r['images'],
+        'top-1': r['top1'],
+        'NLL': r['nll'],
+      }
       for r in table
     ]
   source = ', '.join(
     context.source('metrics.jsonl', arms=[arm]) for arm in tables
   )
-  columns = ['model', 'step', 'epoch', 'seconds', 'images', 'top-1', 'NLL']
   figure = Figure(
     'Learning curves',
     panels,
     'Validation accuracy of each model by epochs, by seconds of training, and '
     'by images that went forward through a network. Seconds and images of '
     "TL+KD start where the teacher's own fine-tuning ended.",
-    Table('Validation by step', columns, rows, source),
+    named_table('Validation by step', rows, source),
     legend=plots.legend(list(tables), LABELS),
     note='An image that student and teacher both see counts twice. Seconds '
     'are wall-clock of this machine at that time, compilation included.',
   )
   cost = [
-    [LABELS[arm], table[-1]['seconds'], table[-1]['images'], table[-1]['top1']]
+    {
+      'model': LABELS[arm],
+      'seconds': table[-1]['seconds'],
+      'images': table[-1]['images'],
+      'last top-1 on validation': table[-1]['top1'],
+    }
     for arm, table in tables.items()
     if table
   ]
-  totals = Table(
+  totals = named_table(
     'What it cost',
-    ['model', 'seconds', 'images', 'last top-1 on validation'],
     cost,
     source,
     "TL+KD with its teacher's fine-tuning, which can be shared by many "
@@ -73,7 +84,7 @@ def section(context: Context) -> Section:
   return Section('training', 'Training', [figure, totals])
 
 
-def course(run: Run, before: dict[str, float]) -> list[dict[str, float]]:
+def course(run: RunFolder, before: dict[str, float]) -> list[dict[str, float]]:
   """Validation rows with `epoch`, `seconds` and `images` spent until then.
 
   Args:
@@ -103,7 +114,7 @@ def course(run: Run, before: dict[str, float]) -> list[dict[str, float]]:
   return found
 
 
-def _teacher_images(run: Run, images: int) -> int:
+def _teacher_images(run: RunFolder, images: int) -> int:
   """Images that the teacher saw while the student saw `images`."""
   if run.arm != 'kd':
     return 0
@@ -118,7 +129,7 @@ def _nothing() -> dict[str, float]:
   return {'seconds': 0.0, 'images': 0.0}
 
 
-def _spent(teacher: Run | None) -> dict[str, float]:
+def _spent(teacher: RunFolder | None) -> dict[str, float]:
   """What a teacher's own fine-tuning cost; nothing if it is not known."""
   if teacher is None:
     return _nothing()

@@ -7,13 +7,14 @@ stopped at once by Ctrl-C.
 
 import logging as stdlib_logging
 import os
+import pathlib
 import re
 import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
 from tlkd_jax.runtime.errors import (
@@ -22,6 +23,34 @@ from tlkd_jax.runtime.errors import (
   UserError,
   unknown_name,
 )
+
+# Those of absl that list every flag of every library stay its own.
+_HELP = frozenset({'-h', '-?', '-help', '--help', '--helpshort'})
+
+
+def run_command(
+  main: Callable[[list[str]], None], flag: flags.FlagHolder
+) -> None:
+  """The entry point of a command with absl's flags.
+
+  Args:
+    main: takes the arguments that are no flags.
+    flag: one of the command's own; help shows those of the same module.
+  """
+  start_logging()
+  if not _HELP.isdisjoint(sys.argv[1:]):
+    module = flags.FLAGS.find_module_defining_flag(flag.name)
+    print(f'usage: {name()} [flags]\n{flags.FLAGS.module_help(module)}')
+    sys.exit()
+  app.run(main, flags_parser=parse_flags)
+
+
+def name() -> str:
+  """The command in use: 'tlkd-jax-study' or 'python -m tlkd_jax.study'."""
+  spec = sys.modules['__main__'].__spec__
+  if spec is None:
+    return pathlib.Path(sys.argv[0]).stem
+  return f'python -m {spec.name.removesuffix(".__main__")}'
 
 
 def run_or_fail(work: Callable[[], None]) -> None:
@@ -81,10 +110,58 @@ def start_logging() -> None:
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses all flags; a mistake is one message and exit code 2."""
   try:
+    argv = _with_config_found(argv)
     _check_keys(argv)
     return flags.FLAGS(argv)
   except (flags.Error, FileNotFoundError, TypeError, ValueError) as error:
     fail(_original(error))
+
+
+def find_config(value: str) -> str:
+  """Where the FILE of `--config FILE[:ARG]` lies.
+
+  Args:
+    value: a file; or the name of one that the package brings, with or without
+      `configs/` and `.py`, where no such file lies here.
+
+  Returns:
+    The value with the file's path.
+
+  Raises:
+    FileNotFoundError: neither is there.
+  """
+  file, colon, arg = value.partition(':')
+  if os.path.isfile(file):
+    return value
+  own = {path.stem: path for path in _packaged_configs().glob('[!_]*.py')}
+  *folders, stem = pathlib.PurePath(file.removesuffix('.py')).parts or ['']
+  if stem in own and folders in ([], ['configs']):
+    return f'{own[stem]}{colon}{arg}'
+  raise FileNotFoundError(
+    f'--config {file}: no such file here, nor a configuration of the package: '
+    f'{", ".join(sorted(own))}'
+  )
+
+
+def _packaged_configs() -> pathlib.Path:
+  """In the package where it was installed, beside it in a checkout."""
+  package = pathlib.Path(__file__).resolve().parents[1]
+  inside = package / 'configs'
+  return inside if inside.is_dir() else package.parent / 'configs'
+
+
+def _with_config_found(argv: list[str]) -> list[str]:
+  """The arguments with the paths of `--config`."""
+  found = list(argv)
+  for i, argument in enumerate(argv):
+    flag, equals, value = argument.partition('=')
+    if flag not in ('-config', '--config'):
+      continue
+    if equals:
+      found[i] = f'{flag}={find_config(value)}'
+    elif i + 1 < len(argv):
+      found[i + 1] = find_config(argv[i + 1])
+  return found
 
 
 def _terminate(number, frame) -> None:
@@ -95,7 +172,6 @@ def _check_keys(argv: list[str]) -> None:
   """Checks --config and every --config.KEY.
 
   Raises:
-    FileNotFoundError: no such file.
     ValueError: a key that the configuration lacks.
   """
   values = flags.FlagValues()
@@ -107,9 +183,6 @@ def _check_keys(argv: list[str]) -> None:
     if given:
       raise ValueError(f'--config FILE must come with --config.{given[0]}')
     return
-  file = values.config.partition(':')[0]
-  if not os.path.isfile(file):
-    raise FileNotFoundError(f'--config {file}: no such file')
   config = config_flags.ConfigFileFlagParser('config').parse(values.config)
   known = _keys(config.to_dict())
   for key in given:

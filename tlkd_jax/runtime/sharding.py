@@ -59,6 +59,14 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
   return jax.tree.map(put, tree)
 
 
+def this_process() -> dict[str, int]:
+  """Which share of each global batch is this process's, for data.pipeline."""
+  return {
+    'process_index': jax.process_index(),
+    'process_count': jax.process_count(),
+  }
+
+
 def is_lead() -> bool:
   """True in the one process that writes files and prints."""
   return jax.process_index() == 0

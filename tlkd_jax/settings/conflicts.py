@@ -130,7 +130,8 @@ def of_targets(
   if augment.mixes:
     lines.append(
       f"targets.mode is 'cached', and with {_MIXING} images are mixed anew in "
-      'every step, so that no stored target is theirs; accepted: online'
+      'every step, so that no stored target is theirs; set both to 0, or '
+      "targets.mode to 'online'"
     )
   for place, (name, options) in chosen_losses(section).items():
     if losses.find(name).reads_of(options) == 'maps':

@@ -20,6 +20,7 @@ from tlkd_jax.settings.rules import (
   text,
   whole,
 )
+from tlkd_jax.settings.sections import TRANSFER_TERMS
 
 SCHEDULES = ('constant', 'linear', 'cosine')
 ENSEMBLES = ('losses', 'probabilities')
@@ -129,9 +130,11 @@ class Distillation:
 
   def _settle_losses(self) -> list[str]:
     """Options in the order of their loss, further losses in that of names."""
+    problems = _compares_with_start('distillation.loss', self.loss)
     place = 'distillation.options'
-    options, problems = check_options(self.loss, self.options, place)
+    options, wrong = check_options(self.loss, self.options, place)
     object.__setattr__(self, 'options', options)
+    problems += wrong
     extra = {}
     for name, loss in sorted(self.extra.items()):
       place = f'distillation.extra.{name}'
@@ -139,9 +142,21 @@ class Distillation:
         problems.append(problem(place, name, one_of(losses.LOSSES)))
         continue
       if name == self.loss:
-        problems.append(f'{place}: distillation.loss is {name!r} too')
+        problems.append(f'{place} names {name!r}, as distillation.loss does')
+      problems += _compares_with_start(place, name)
       options, wrong = check_options(name, loss.options, f'{place}.options')
       extra[name] = dataclasses.replace(loss, options=options)
       problems += wrong
     object.__setattr__(self, 'extra', extra)
     return problems
+
+
+def _compares_with_start(place: str, name: str) -> list[str]:
+  loss = losses.find(name)
+  if loss.guide != 'start':
+    return []
+  key = next(key for key in (name, 'l2_sp') if key in TRANSFER_TERMS)
+  return [
+    f'{place} is {name!r}, which compares a student with its own start and not '
+    f'with a teacher; set transfer.{key} in its place'
+  ]

@@ -69,7 +69,7 @@ def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
     for name in sections:
       place = place.setdefault(name, {}) if isinstance(place, dict) else None
     if isinstance(place, dict):
-      place[last] = value
+      place[last] = dict(value) if isinstance(value, dict) else value
     else:
       known = keys_of(Settings)
       problems.append(str(unknown_name('configuration key', dotted, known)))

@@ -1,11 +1,11 @@
 """Settings by arm and a few names; the argument of a configuration file."""
 
-import difflib
 from typing import Any
 
 import ml_collections
 
 from tlkd_jax import losses
+from tlkd_jax.runtime.errors import nearest
 from tlkd_jax.settings.door import to_config_dict, with_values
 from tlkd_jax.settings.study import Study
 from tlkd_jax.settings.top import Settings
@@ -134,7 +134,7 @@ def parse_arg(arg: str | None, **defaults) -> dict:
   for item in filter(None, (arg or '').split(',')):
     name, given, text = item.partition('=')
     if name not in defaults:
-      near = difflib.get_close_matches(name, defaults, n=2, cutoff=0.4)
+      near = nearest(name, defaults)
       raise ValueError(
         f'unknown config argument {name!r}'
         + (f', did you mean {" or ".join(near)}?' if near else ';')

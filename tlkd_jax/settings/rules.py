@@ -5,13 +5,12 @@ and rule stand in one place. Its `__post_init__` calls `settle`.
 """
 
 import dataclasses
-import difflib
 import math
 import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from tlkd_jax.runtime.errors import unknown_name
+from tlkd_jax.runtime.errors import nearest, unknown_name
 
 # A longer list of names is not read.
 MOST_NAMES = 12
@@ -222,7 +221,7 @@ def problem(place: str, value: Any, rule: Rule) -> str:
   wrong = value
   if isinstance(value, tuple | list):
     wrong = next((item for item in value if item not in names), '')
-  near = difflib.get_close_matches(str(wrong), names, n=3, cutoff=0.4)
+  near = nearest(str(wrong), names)
   if len(names) > MOST_NAMES:
     more = len(names) - MOST_NAMES
     names = [*sorted(names)[:MOST_NAMES], f'... ({more} more)']
@@ -287,7 +286,9 @@ def build(kind: type, values: Any, place: str) -> tuple[Any, list[str]]:
   problems += wrong
   for name, field in fields.items():
     inner = field.metadata.get('section')
-    if inner is None or values.get(name) is None:
+    if inner is None or name not in values:
+      continue
+    if values[name] is None and field.default is None:
       continue
     own[name], wrong = build(inner, values[name], _join(place, name))
     problems += wrong

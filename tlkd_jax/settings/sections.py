@@ -22,6 +22,8 @@ OPTIMIZERS = ('sgd', 'adamw')
 FLIPS = ('auto', 'on', 'off')
 TARGET_MODES = ('online', 'cached')
 TARGET_DTYPES = ('float16', 'float32')
+# Weights of the section `transfer`, 0 for off.
+TRANSFER_TERMS = ('l2_sp', 'l2_sp_head', 'delta', 'bss', 'lwf', 'co_tuning')
 
 _FRACTION = number(0, 1)
 _RATE = number(0, 1, below=True)

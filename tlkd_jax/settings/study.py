@@ -87,7 +87,7 @@ class Study:
   datasets: Mapping[str, StudyDataset] = key(
     {},
     'Name -> {sizes (() is study.sizes), changes (keys of this page)}; '
-    'configs/study.py fills it in.',
+    'tlkd_jax/study/designs.py fills it in.',
     records(StudyDataset),
   )
   arms: Mapping[str, StudyArm] = key(
@@ -121,7 +121,7 @@ class Study:
   )
   metrics: tuple[str, ...] = key(
     ('top1', 'macro_f1', 'nll', 'brier', 'ece', 'aurc'),
-    "Test metrics that are compared, and counted in Holm's correction.",
+    'Test metrics that are compared; accuracy is always one.',
     several(one_of(METRICS)),
   )
   keep: str = key(
@@ -135,7 +135,7 @@ class Study:
 
   def _wrong(self) -> list[str]:
     if not self.arms:
-      # Before configs/study.py has filled it in.
+      # Before a design has filled it in.
       return []
     rule = one_of(self.arms)
     named = {'reference': self.reference, 'treatment': self.treatment}

@@ -30,7 +30,7 @@ from tlkd_jax.settings.sections import (
 )
 from tlkd_jax.settings.study import Study
 
-ARMS = ('teacher', 'tl', 'kd', 'compare', 'study')
+RUNS = ('teacher', 'tl', 'kd', 'compare', 'study')
 BATCH_NORMS = ('frozen', 'train', 'stochastic')
 REMAT = ('none', 'blocks')
 
@@ -45,14 +45,19 @@ class Settings:
   """
 
   arm: str = key(
-    'kd', "What is run; 'compare' is teacher, TL and TL+KD.", one_of(ARMS)
+    'kd', "What is run; 'compare' is teacher, TL and TL+KD.", one_of(RUNS)
   )
   seed: int = key(
     0,
     'Of data subsets, order, augmentation, dropout, heads.',
     whole(0, 2**31 - 1),
   )
-  dataset: str = key('digits', "'digits' | 'folder:PATH' | TFDS name.", text())
+  dataset: str = key(
+    'digits',
+    "'digits' | 'folder:PATH' | TFDS name | 'arrays:KEY', of "
+    'data.Dataset.from_arrays.',
+    text(),
+  )
   image_size: int = key(64, "Side of the student's images, pixels.", whole(8))
   num_train_per_class: int = key(
     20, 'Training images per class; 0 is all.', whole(0)

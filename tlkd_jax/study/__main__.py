@@ -1,10 +1,9 @@
 """Command line: `python -m tlkd_jax.study --config configs/study.py`."""
 
-import os
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections.config_flags import config_flags
 
 from tlkd_jax.runtime import allocator, command_line
@@ -57,47 +56,43 @@ def _study() -> None:
     jax.config.update('jax_platforms', 'cpu')
   command_line.use_compilation_cache(_CACHE.value)
   from tlkd_jax import settings
-  from tlkd_jax.study import pages, results, workers
-  from tlkd_jax.study import plan as plans
+  from tlkd_jax.study import conduct, workers
+  from tlkd_jax.study.matrix import check, make_matrix
 
   root = pathlib.Path(_WORKDIR.value)
   with as_user_errors():
     index, count = _parse_shard(_SHARD.value)
     config = settings.from_config(_CONFIG.value)
-    plan = plans.make_plan(config)
+    matrix = make_matrix(config)
     root.mkdir(parents=True, exist_ok=True)
     if not (_WORKER.value or _ONLY_REPORT.value):
-      plans.check(config, plan)
-  mine = workers.shard_of(plan, index, count)
+      check(config, matrix)
+  mine = workers.shard_of(matrix, index, count)
   if not _ONLY_REPORT.value:
     _run(config, mine, root)
   if _WORKER.value:
     return
-  rows = results.write(root, config)
+  rows, answer = conduct.write(config, root)
   if rows:
-    print(pages.write(root, rows, config.study))
+    print(answer)
     print(f'The report: {root / "index.html"}')
-  failed = [
-    f'{cell.name}: {state}'
-    for cell, state in workers.states(mine, root).items()
-    if state in ('failed', 'blocked')
-  ]
-  if failed:
-    raise RunError('cells without a result:\n  ' + '\n  '.join(failed))
+  conduct.check_complete(mine, root)
 
 
-def _run(config, plan, root: pathlib.Path) -> None:
-  from tlkd_jax.study import workers
+def _run(config, shard, root: pathlib.Path) -> None:
+  from tlkd_jax.study import conduct, workers
 
   if _WORKER.value or _JOBS.value == 1:
-    _run_here(config, plan, root)
+    worker = _WORKER.value is not None
+    conduct.run_shard(config, shard, root, worker=worker)
     return
-  workers.forget_failures(plan, root)
-  report = workers.Report(plan, root, _JOBS.value)
-  # Tests run this command under another module's name.
+  workers.forget_failures(shard, root)
+  report = workers.Report(shard, root, _JOBS.value)
+  # As this process was started, under whatever module's name; for a console
+  # command from where it is installed, not from the folder it is called in.
   spec = sys.modules['__main__'].__spec__
-  module = spec.name if spec else 'tlkd_jax.study'
-  started = workers.spawn(root, _JOBS.value, module, sys.argv[1:])
+  how = ['-m', spec.name] if spec else ['-P', '-m', 'tlkd_jax.study']
+  started = workers.spawn(root, _JOBS.value, [*how, *sys.argv[1:]])
   codes = workers.wait(started, report)
   report()
   if any(codes):
@@ -105,30 +100,6 @@ def _run(config, plan, root: pathlib.Path) -> None:
       f'workers ended with codes {codes}; see {root}/logs; the same command '
       'goes on'
     )
-
-
-def _run_here(config, plan, root: pathlib.Path) -> None:
-  from tlkd_jax.runtime import sharding
-  from tlkd_jax.study import cells, results, workers
-
-  mesh, load = sharding.make_mesh(), cells.Loader()
-  report = workers.Report(plan, root, 1)
-  if _WORKER.value:
-    workers.end_with_parent(os.getppid())
-  else:
-    workers.forget_failures(plan, root)
-
-  def after_each() -> None:
-    if not _WORKER.value:
-      report()
-    results.write(root, config)
-
-  workers.work(
-    plan,
-    root,
-    lambda cell: cells.run(config, cell, plan, root, load, mesh),
-    after_each,
-  )
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
@@ -141,8 +112,7 @@ def _parse_shard(text: str) -> tuple[int, int]:
 
 def run() -> None:
   """Entry point: a mistake of the user is a message, not a trace."""
-  command_line.start_logging()
-  app.run(main, flags_parser=command_line.parse_flags)
+  command_line.run_command(main, _CONFIG)
 
 
 if __name__ == '__main__':

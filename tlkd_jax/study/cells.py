@@ -1,7 +1,6 @@
 """One cell of a study: its run, and the record that says it is finished."""
 
 import json
-import math
 import pathlib
 import shutil
 import time
@@ -11,23 +10,28 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
-from tlkd_jax import data, protocols, settings
-from tlkd_jax.evaluation import evaluate
+from tlkd_jax import data, protocols
+from tlkd_jax.evaluation import evaluate, records
 from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, compute_metrics
-from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
-from tlkd_jax.study import plan as plans
-from tlkd_jax.study.plan import Cell
-from tlkd_jax.training import build
+from tlkd_jax.study.matrix import Cell, make_config
+from tlkd_jax.training import inputs, networks
+from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.loop import fine_tune
 from tlkd_jax.training.metric_writers import read_rows
 
 # Where things lie: no part of what a run computes.
 _PLACES = frozenset(
-  ('teacher.checkpoint', 'student.checkpoint', 'dataset')
-  + ('distillation.more_teachers',)
-  + ('data.data_dir', 'data.cache_dir', 'targets.dir')
+  {
+    'teacher.checkpoint',
+    'student.checkpoint',
+    'dataset',
+    'distillation.more_teachers',
+    'data.data_dir',
+    'data.cache_dir',
+    'targets.dir',
+  }
 )
 
 
@@ -47,9 +51,9 @@ def failure(root: pathlib.Path, cell: Cell) -> str | None:
   return path.read_text() if path.exists() else None
 
 
-def needed(cell: Cell, plan: list[Cell]) -> list[Cell]:
+def needed(cell: Cell, matrix: list[Cell]) -> list[Cell]:
   """The cells that must be finished before this one: its teachers' trials."""
-  return [c for c in plan if c.group == cell.group and c.arm in cell.teachers]
+  return [c for c in matrix if c.group == cell.group and c.arm in cell.teachers]
 
 
 def best_trial(records: list[dict[str, Any]], metric: str) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def best_trial(records: list[dict[str, Any]], metric: str) -> dict[str, Any]:
 def run(
   config: Settings,
   cell: Cell,
-  plan: list[Cell],
+  matrix: list[Cell],
   root: pathlib.Path,
   load: Callable[[Settings], data.Dataset],
   mesh: Mesh,
@@ -71,7 +75,7 @@ def run(
   Args:
     config: the study's.
     cell: to run; what it needs is finished.
-    plan: all cells.
+    matrix: all cells.
     root: STUDY.
     load: config -> Dataset.
     mesh: devices.
@@ -83,32 +87,27 @@ def run(
   began = time.monotonic()
   folder = folder_of(root, cell)
   (folder / 'failed.txt').unlink(missing_ok=True)
-  own = configure(config, cell, plan, root)
+  own = configure(config, cell, matrix, root)
   dataset, summaries = load(own), []
   # An arm may consist of several runs, of which the last is its result.
-  parts = _parts(own, folder)
+  parts = protocols.plan(own, folder)
   for part in parts:
-    summaries.append(fine_tune(part.config, part.workdir, dataset, mesh))
+    summaries.append(fine_tune(part.settings, part.workdir, dataset, mesh))
   record = _record(own, cell, folder, summaries[-1])
   for part, summary in zip(parts[:-1], summaries, strict=False):
-    images = _images(part.config.batch_size, part.workdir)
+    images = _images(part.settings.batch_size, part.workdir)
     record['seconds'] += summary['seconds']
     record['train_images'] += images
-    record['teacher_images'] += images * (part.config.arm == 'kd')
+    record['teacher_images'] += images * (part.settings.arm == 'kd')
   record['wall_seconds'] = time.monotonic() - began
-  _write(folder / 'cell.json', record)
+  records.write_json(folder / 'cell.json', record)
   assert config.study is not None
-  _thin(config.study.keep, root, cell, plan)
+  _thin(config.study.keep, root, cell, matrix)
   return record
 
 
-def _parts(own: Settings, folder: pathlib.Path) -> list[protocols.Part]:
-  """The runs that a cell consists of."""
-  return protocols.plan(settings.to_config_dict(own), folder)
-
-
 def configure(
-  config: Settings, cell: Cell, plan: list[Cell], root: pathlib.Path
+  config: Settings, cell: Cell, matrix: list[Cell], root: pathlib.Path
 ) -> Settings:
   """The cell's configuration; a run of another one in its place is an error.
 
@@ -120,24 +119,21 @@ def configure(
   """
   folders = {}
   for arm in cell.teachers:
-    trials = [c for c in needed(cell, plan) if c.arm == arm]
+    trials = [c for c in needed(cell, matrix) if c.arm == arm]
     records = [read_record(folder_of(root, c)) for c in trials]
     best = best_trial(records, config.best_metric)
     folders[arm] = folder_of(root, trials[records.index(best)])
-  own = plans.make_config(config, cell, plan, folders)
+  own = make_config(config, cell, matrix, folders)
   folder = folder_of(root, cell)
   if (folder / 'config.json').exists():
-    old = flatten(build.read_config(folder))
-    last = _parts(own, folder)[-1].config
-    new = flatten(json.loads(last.to_json()))
+    old = flatten(workdirs.read(folder))
+    last = protocols.plan(own, folder)[-1].settings
+    new = flatten(workdirs.as_json(last))
     shared = (old.keys() & new.keys()) - _PLACES
     keys = sorted(k for k in shared if old[k] != new[k])
     if keys:
-      lines = [f'  {k}: {old[k]!r} there, {new[k]!r} now' for k in keys]
-      raise ValueError(
-        f'{folder} holds a run of another configuration:\n'
-        + '\n'.join(lines)
-        + '\nuse another --workdir, or delete that folder'
+      raise workdirs.another_configuration(
+        folder, old, new, keys, 'that folder'
       )
     if not (folder / 'summary.json').exists():
       (folder / 'config.json').unlink()
@@ -166,7 +162,7 @@ def _record(
     'changes': {k: v for k, v in cell.changes if k not in _PLACES},
     'teachers': list(cell.teachers),
     'model': config.network(role).name,
-    'image_size': build.image_size(config, role),
+    'image_size': networks.image_size(config, role),
     'num_train': summary['num_train'],
     'best_step': summary['best_step'],
     'validation': _scalars(folder, 'validation'),
@@ -204,11 +200,7 @@ def _teacher_images(config: Settings, images: int, num_train: int) -> int:
 def _scalars(folder: pathlib.Path, split: str) -> dict[str, float | None]:
   """Every metric of a split, from the stored predictions; None for NaN."""
   predictions = evaluate.load(folder / 'predictions' / f'{split}.npz')
-  values = compute_metrics(predictions.logits, predictions.labels)
-  return {
-    name: float(value) if math.isfinite(value) else None
-    for name, value in values.items()
-  }
+  return records.plain(compute_metrics(predictions.logits, predictions.labels))
 
 
 def _with_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -221,7 +213,9 @@ def _with_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
   ]
 
 
-def _thin(keep: str, root: pathlib.Path, cell: Cell, plan: list[Cell]) -> None:
+def _thin(
+  keep: str, root: pathlib.Path, cell: Cell, matrix: list[Cell]
+) -> None:
   """Removes checkpoints that nothing needs any more."""
   if keep == 'all':
     return
@@ -229,15 +223,11 @@ def _thin(keep: str, root: pathlib.Path, cell: Cell, plan: list[Cell]) -> None:
   shutil.rmtree(folder / 'latest', ignore_errors=True)
   if keep == 'best':
     return
-  for other in [cell, *needed(cell, plan)]:
-    users = [c for c in plan if other in needed(c, plan)]
+  for other in [cell, *needed(cell, matrix)]:
+    users = [c for c in matrix if other in needed(c, matrix)]
     if all(is_done(root, user) for user in users):
       for name in ('checkpoints', 'targets', 'peer'):
         shutil.rmtree(folder_of(root, other) / name, ignore_errors=True)
-
-
-def _write(path: pathlib.Path, value: Any) -> None:
-  replace_text(path, json.dumps(value, indent=1))
 
 
 class Loader:
@@ -248,12 +238,12 @@ class Loader:
     self._dataset: data.Dataset | None = None
 
   def __call__(self, config: Settings) -> data.Dataset:
-    """The data of a run, see build.load_dataset."""
-    key = build.data_key(config)
+    """The data of a run, see inputs.load_dataset."""
+    key = inputs.data_key(config)
     if self._dataset is None or key != self._key:
       # Not both at once in memory.
       self._dataset = None
-      self._dataset = build.load_dataset(config)
+      self._dataset = inputs.load_dataset(config)
       self._key = key
       for note in self._dataset.notes:
         logging.info('%s: %s', config.dataset, note)

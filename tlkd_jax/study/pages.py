@@ -1,307 +1,339 @@
 """STUDY/index.html, report.md and report.json: the answer, then its grounds."""
 
-import json
-import math
 import pathlib
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from tlkd_jax.evaluation import statistics
-from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER
-from tlkd_jax.report import html, markdown, plots
-from tlkd_jax.report.blocks import Figure, Section, Table, Text, interval
+from tlkd_jax.answer import conclusions as answers
+from tlkd_jax.answer import rows as runs
+from tlkd_jax.answer.conclusions import Conclusion
+from tlkd_jax.answer.effects import per_place
+from tlkd_jax.answer.words import points
+from tlkd_jax.evaluation import records, statistics
+from tlkd_jax.report import html, markdown, plots, verdict_blocks
+from tlkd_jax.report.blocks import (
+  Block,
+  Figure,
+  Section,
+  Text,
+  interval,
+  named_table,
+  show,
+)
 from tlkd_jax.runtime.atomic import replace_text
-from tlkd_jax.study import analysis, answer
-from tlkd_jax.study.analysis import Row
-from tlkd_jax.study.answer import SOURCE, TITLE, points, where
+from tlkd_jax.settings import Study
+from tlkd_jax.study import analysis, results
+from tlkd_jax.study.analysis import CellRow, Rows
+
+TITLE = 'Does the teacher help?'
+SOURCE = 'results.json'
 
 
-def write(root: pathlib.Path, rows: list[Row], study: Any) -> str:
+def write(root: pathlib.Path, rows: Sequence[CellRow], study: Study) -> str:
   """Writes the three files; returns the answer, a paragraph.
 
   Args:
     root: STUDY.
     rows: of results.json.
-    study: config.study.
+    study: which arms and metrics are asked about.
   """
-  sections = make_sections(root, rows, study)
+  rows = results.with_answers(root, rows)
+  conclusion = answers.draw(
+    rows, study.treatment, study.reference, study.metrics
+  )
+  sections = make_sections(rows, conclusion)
   seeds = sorted({row['seed'] for row in rows})
-  count = len(analysis.chosen(rows))
+  count = len(runs.chosen(rows))
   subtitle = f'{count} runs; seeds {", ".join(map(str, seeds))}'
   replace_text(root / 'index.html', html.page(TITLE, subtitle, sections))
   replace_text(root / 'report.md', markdown.page(TITLE, subtitle, sections))
-  data = json.dumps(_plain(markdown.as_data(sections)), indent=1)
-  replace_text(root / 'report.json', data + '\n')
-  first = sections[0].blocks[0]
-  return first.text if isinstance(first, Text) else ''
+  records.write_json(root / 'report.json', markdown.as_data(sections))
+  return conclusion.sentence
 
 
-def _plain(value: Any) -> Any:
-  """JSON has no NaN."""
-  if isinstance(value, dict):
-    return {key: _plain(inner) for key, inner in value.items()}
-  if isinstance(value, list | tuple):
-    return [_plain(inner) for inner in value]
-  if isinstance(value, np.generic):
-    value = value.item()
-  return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def make_sections(
-  root: pathlib.Path, rows: list[Row], study: Any
-) -> list[Section]:
+def make_sections(rows: Rows, conclusion: Conclusion) -> list[Section]:
   """The page's sections; those without data are left out."""
-  tests = analysis.compare(rows, study)
   found = [
-    answer.section(root, rows, study, tests),
-    _curves(rows, study),
-    _arms(rows, study, tests),
-    _other_metrics(rows, study, tests),
-    _degradation(rows, study),
-    _lost(rows, study, tests),
-    _convergence(rows, study),
-    _sensitivity(rows, study),
-    _cost(rows, study),
+    Section('answer', TITLE, _answer(rows, conclusion)),
+    Section(
+      'curves',
+      'Accuracy against the number of labels',
+      _curves(rows, conclusion),
+    ),
+    Section('arms', 'All arms', _arms(rows, conclusion)),
+    Section(
+      'calibration',
+      'Calibration and other metrics',
+      _other_metrics(conclusion),
+    ),
+    Section('degradation', 'Degraded images', _degradation(rows, conclusion)),
+    Section(
+      'lost',
+      'Where it lost, and what the teacher had',
+      _lost(rows, conclusion),
+    ),
+    Section('convergence', 'Convergence', _convergence(rows, conclusion)),
+    Section(
+      'sensitivity',
+      'Temperature and soft weight',
+      _sensitivity(rows, conclusion),
+    ),
+    Section('cost', 'Cost', _cost(rows, conclusion)),
   ]
   return [section for section in found if section.blocks]
 
 
-def _curves(rows, study) -> Section:
-  blocks: list = []
-  shown = {'tl': study.reference, 'kd': study.treatment}
-  for row in rows:
-    if row['arm'] == study.treatment and row['teachers']:
-      shown = {'teacher': row['teachers'][0]} | shown
-  names = analysis.labels(rows)
-  for dataset in dict.fromkeys(place[0] for place in analysis.places(rows)):
-    at_sizes = [p for p in analysis.places(rows) if p[0] == dataset]
-    if len(at_sizes) < 2:
-      continue
-    lines, bands, table = {}, {}, []
-    for style, arm in shown.items():
-      found = []
-      for place in at_sizes:
-        value = analysis.values(rows, place, arm, 'top1')
-        if value.size:
-          count = next(iter(analysis.at(rows, place, arm).values()))
-          spread = statistics.mean_interval(value)
-          found.append((count['num_train'], spread))
-          row = [names[arm], count['num_train'], spread['mean']]
-          table.append([*row, interval(spread['low'], spread['high'])])
-      if found:
-        x = [n for n, _ in found]
-        lines[style] = x, [s['mean'] for _, s in found]
-        bands[style] = tuple([s[k] for _, s in found] for k in ('low', 'high'))
-    panel = plots.lines(
-      dataset,
-      lines,
-      bands=bands,
-      x_label='training images',
-      y_label='test accuracy',
-      log_x=True,
-    )
-    columns = ['arm', 'training images', 'test accuracy', '95 % over seeds']
-    data = Table(f'Accuracy on {dataset}', columns, table, SOURCE)
-    legend = plots.legend(
-      list(lines), {style: names[arm] for style, arm in shown.items()}
-    )
-    alt = f'Test accuracy on {dataset} against the number of training images'
-    blocks.append(
-      Figure(f'Accuracy against labels: {dataset}', [panel], alt, data, legend)
-    )
-  return Section('curves', 'Accuracy against the number of labels', blocks)
-
-
-def _arms(rows, study, tests) -> Section:
-  names = analysis.labels(rows)
-  by_key = {
-    (t['dataset'], t['size'], t['arm']): t
-    for t in tests
-    if t['metric'] == 'top1'
-  }
-  kinds = {row['arm']: row['kind'] for row in rows}
-  table, names_shown, bars = [], [], []
-  for place in analysis.places(rows):
-    for arm in analysis.arms(rows, study.reference):
-      value = analysis.values(rows, place, arm, 'top1')
-      if not value.size:
-        continue
-      spread = statistics.mean_interval(value)
-      row = [where(place), names[arm], len(value), spread['mean']]
-      row.append(spread['std'])
-      test = by_key.get((*place, arm))
-      if test is None:
-        table.append([*row, None, '–', ''])
-        continue
-      bounds = interval(test['ci_low'], test['ci_high'])
-      table.append([*row, test['mean_difference'], bounds, test['verdict']])
-      if kinds[arm] == 'teacher':
-        continue
-      names_shown.append(f'{names[arm]}, {place[0]} {place[1]:g}')
-      bars.append((test['mean_difference'], test['ci_low'], test['ci_high']))
-  columns = ['place', 'arm', 'seeds', 'test accuracy', 'std over seeds']
-  columns += ['minus reference', '95 % over seeds', 'verdict']
-  data = Table('All arms', columns, table, SOURCE)
-  blocks: list = [data] if table else []
-  if 0 < len(names_shown) <= 60:
-    panel = plots.intervals(
-      'difference to the reference', names_shown, bars, 'test accuracy'
-    )
-    alt = 'Differences of all students to the reference with their intervals'
-    blocks.append(Figure('Students against the reference', [panel], alt, data))
-  return Section('arms', 'All arms', blocks)
-
-
-def _other_metrics(rows, study, tests) -> Section:
-  table = []
-  for test in tests:
-    if test['arm'] == study.treatment and test['metric'] != 'top1':
-      place = test['dataset'], test['size']
-      plain = analysis.values(rows, place, study.reference, test['metric'])
-      better = 'lower' if test['metric'] in LOWER_IS_BETTER else 'higher'
-      row = [where(place), test['metric'], better, float(np.nanmean(plain))]
-      row += [
-        test['mean_difference'],
-        interval(test['ci_low'], test['ci_high']),
-      ]
-      table.append([*row, test['p_sign_flip'], test['verdict']])
-  columns = ['place', 'metric', 'better', 'reference', 'difference']
-  columns += ['95 % over seeds', 'p (sign-flip)', 'verdict']
-  title = 'The treatment minus the reference in other metrics'
-  note = 'ECE with 15 bins is above 0 for a perfectly calibrated model too.'
-  blocks: list = [Table(title, columns, table, SOURCE, note)] if table else []
-  return Section('calibration', 'Calibration and other metrics', blocks)
-
-
-def _degradation(rows, study) -> Section:
-  names = analysis.labels(rows)
-  table, bars, shown = [], [], []
-  for test in analysis.degraded(rows, study):
-    place = where((test['dataset'], test['size']))
-    bounds = interval(test['ci_low'], test['ci_high'])
-    table.append(
-      [place, test['group'], test['count'], test['pairs'], test['reference']]
-      + [test['mean_difference'], bounds, test['p_sign_flip'], test['verdict']]
-    )
-    shown.append(f'{test["group"]}, {place}')
-    bars.append((test['mean_difference'], test['ci_low'], test['ci_high']))
-  columns = [
-    'place',
-    'corruptions',
-    'images',
-    'seeds',
-    'reference',
-    'difference',
-  ]
-  columns += ['95 % over seeds', 'p (sign-flip)', 'verdict']
-  title = 'The treatment minus the reference on degraded images, accuracy'
-  note = (
-    "Means over a group's corruptions and five severities; `standard` are "
-    "ImageNet-C's fifteen, `clean` the same images as they are."
+def _answer(rows: Rows, conclusion: Conclusion) -> list[Block]:
+  labels = conclusion.labels
+  blocks = verdict_blocks.in_words(conclusion)
+  blocks += verdict_blocks.tests(
+    f'{_minus(conclusion)}, test accuracy',
+    conclusion.per_place['top1'],
+    labels,
+    SOURCE,
   )
-  data = Table(title, columns, table, SOURCE, note)
-  blocks: list = [data] if table else []
-  if 0 < len(bars) <= 60:
+  ranks = analysis.friedman(rows, 'top1', conclusion.reference)
+  if ranks is not None:
+    order = np.argsort(ranks['mean_ranks'], kind='stable')
+    table = [
+      {'arm': labels[ranks['arms'][i]], 'mean rank': ranks['mean_ranks'][i]}
+      for i in order
+    ]
+    blocks.append(
+      named_table(
+        'Mean ranks of the arms (test accuracy, 1 is best)',
+        table,
+        SOURCE,
+        f'Friedman over {ranks["blocks"]} blocks: chi2 = '
+        f'{show(ranks["statistic"])}, p = {show(ranks["p"])}.',
+      )
+    )
+  return blocks
+
+
+def _minus(conclusion: Conclusion) -> str:
+  labels = conclusion.labels
+  return f'{labels[conclusion.treatment]} minus {labels[conclusion.reference]}'
+
+
+def _curves(rows: Rows, conclusion: Conclusion) -> list[Block]:
+  shown = {'tl': conclusion.reference, 'kd': conclusion.treatment}
+  for row in rows:
+    if row['arm'] == conclusion.treatment and row['teachers']:
+      shown = {'teacher': row['teachers'][0]} | shown
+  return verdict_blocks.accuracy_by_size(rows, shown, conclusion.labels, SOURCE)
+
+
+def _arms(rows: Rows, conclusion: Conclusion) -> list[Block]:
+  labels, reference = conclusion.labels, conclusion.reference
+  arms = runs.arms(rows, reference)
+  students = {row['arm'] for row in rows if row['kind'] != 'teacher'}
+  effects = {
+    (effect.places[0], arm): effect
+    for arm in arms
+    if arm != reference
+    for effect in per_place(rows, arm, reference, 'top1')
+  }
+  table, shown = [], {}
+  for place in runs.places(rows):
+    for arm in arms:
+      values = runs.values(rows, place, arm, 'top1')
+      if not values.size:
+        continue
+      spread = statistics.mean_interval(values)
+      effect = effects.get((place, arm))
+      test = effect.test if effect else {}
+      if effect and arm in students:
+        shown[f'{labels[arm]}, {place}'] = effect
+      bounds = [test.get(key, np.nan) for key in ('ci_low', 'ci_high')]
+      table.append(
+        {
+          'place': str(place),
+          'arm': labels[arm],
+          'seeds': len(values),
+          'test accuracy': spread['mean'],
+          'std over seeds': spread['std'],
+          'minus reference': test.get('mean_difference'),
+          '95 % over seeds': interval(*bounds),
+          'verdict': effect.verdict if effect else '',
+        }
+      )
+  blocks: list[Block] = [named_table('All arms', table, SOURCE)]
+  return blocks + verdict_blocks.intervals(
+    'Students minus the reference', shown, SOURCE
+  )
+
+
+def _other_metrics(conclusion: Conclusion) -> list[Block]:
+  effects = [
+    effect
+    for found in conclusion.by_place.values()
+    for effect in found
+    if effect.metric != 'top1'
+  ]
+  title = f'{_minus(conclusion)} in other metrics'
+  return verdict_blocks.tests(title, effects, conclusion.labels, SOURCE)
+
+
+def _degradation(rows: Rows, conclusion: Conclusion) -> list[Block]:
+  found = analysis.degraded(rows, conclusion.treatment, conclusion.reference)
+  if not found:
+    return []
+  table = [
+    {
+      'place': str(one.place),
+      'corruptions': one.group,
+      'images': one.count,
+      'seeds': one.test['pairs'],
+      'reference': one.reference,
+      'difference': one.test['mean_difference'],
+      '95 % over seeds': interval(one.test['ci_low'], one.test['ci_high']),
+      'p (sign-flip)': one.test['p_sign_flip'],
+      'verdict': one.verdict,
+    }
+    for one in found
+  ]
+  data = named_table(
+    f'{_minus(conclusion)} on degraded images, accuracy',
+    table,
+    SOURCE,
+    "Means over a group's corruptions and five severities; `standard` are "
+    "ImageNet-C's fifteen, `clean` the same images as they are. The verdict is "
+    'by the exact p, corrected (Holm) over the places of a group.',
+  )
+  blocks: list[Block] = [data]
+  if len(found) <= verdict_blocks.MOST_INTERVALS:
     panel = plots.intervals(
-      f'{names[study.treatment]} minus {names[study.reference]}',
-      *(shown, bars, 'test accuracy'),
+      _minus(conclusion),
+      [f'{one.group}, {one.place}' for one in found],
+      [
+        (
+          one.test['mean_difference'],
+          one.test['ci_low'],
+          one.test['ci_high'],
+        )
+        for one in found
+      ],
+      'test accuracy',
     )
     alt = 'Differences on degraded images with their intervals over seeds'
     blocks.append(Figure('Under degradation', [panel], alt, data))
-  return Section('degradation', 'Degraded images', blocks)
+  return blocks
 
 
-def _lost(rows, study, tests) -> Section:
-  edges = analysis.edges(rows, study.reference)
-  names = analysis.labels(rows)
+def _lost(rows: Rows, conclusion: Conclusion) -> list[Block]:
+  edges = analysis.edges(rows, conclusion.reference)
+  if not edges:
+    return []
+  text = '; '.join(
+    f'{e.place} ({points(e.gain)} points, teacher {points(e.edge)} against the '
+    'reference)'
+    for e in edges
+    if e.arm == conclusion.treatment and e.gain < 0
+  )
   table = [
-    [where((e['dataset'], e['size'])), names[e['arm']], e['edge'], e['gain']]
-    + [e['agreement']]
+    {
+      'place': str(e.place),
+      'arm': conclusion.labels[e.arm],
+      "teacher's edge": e.edge,
+      'gain': e.gain,
+      'agreement': e.agreement,
+    }
     for e in edges
   ]
-  blocks: list = []
-  lost = [e for e in edges if e['arm'] == study.treatment and e['gain'] < 0]
-  if edges:
-    text = '; '.join(
-      f'{where((e["dataset"], e["size"]))} ({points(e["gain"])} points, '
-      f'teacher {points(e["edge"])} against the reference)'
-      for e in lost
+  blocks: list[Block] = [
+    Text(f'It lost at: {text}.' if text else 'It lost nowhere.'),
+    named_table(
+      'What the teacher knew and what the student gained',
+      table,
+      SOURCE,
+      'Means over seeds; of several teachers, the best one.',
+    ),
+  ]
+  x, y = [e.edge for e in edges], [e.gain for e in edges]
+  if len(edges) > 2 and np.std(x) > 0 and np.std(y) > 0:
+    r = float(np.corrcoef(x, y)[0, 1])
+    blocks.append(
+      Text(f'Correlation of edge and gain over these {len(edges)}: {r:+.2f}.')
     )
-    blocks.append(Text(f'It lost at: {text}.' if lost else 'It lost nowhere.'))
-    note = 'Means over seeds; of several teachers, the best one.'
-    columns = ['place', 'arm', "teacher's edge", 'gain', 'agreement']
-    title = 'What the teacher knew and what the student gained'
-    blocks.append(Table(title, columns, table, SOURCE, note))
-  if len(edges) > 2:
-    x, y = ([e[key] for e in edges] for key in ('edge', 'gain'))
-    if np.std(x) > 0 and np.std(y) > 0:
-      r = float(np.corrcoef(x, y)[0, 1])
-      blocks.append(
-        Text(f'Correlation of edge and gain over these {len(edges)}: {r:+.2f}.')
-      )
-  return Section('lost', 'Where it lost, and what the teacher had', blocks)
+  return blocks
 
 
-def _convergence(rows, study) -> Section:
-  names = analysis.labels(rows)
-  shown = {'tl': study.reference, 'kd': study.treatment}
-  blocks: list = []
-  for dataset in dict.fromkeys(place[0] for place in analysis.places(rows)):
-    panels, table, drawn = [], [], []
-    for place in analysis.places(rows):
+def _convergence(rows: Rows, conclusion: Conclusion) -> list[Block]:
+  shown = {'tl': conclusion.reference, 'kd': conclusion.treatment}
+  labels = {style: conclusion.labels[arm] for style, arm in shown.items()}
+  blocks: list[Block] = []
+  for dataset in dict.fromkeys(place.dataset for place in runs.places(rows)):
+    panels, table = [], []
+    for place in runs.places(rows):
       curves = {
         style: analysis.mean_curve(rows, place, arm)
         for style, arm in shown.items()
       }
-      if place[0] != dataset or not all(curves.values()):
+      if place.dataset != dataset or not all(curves.values()):
         continue
-      drawn = list(curves)
       lines = {s: tuple(zip(*c, strict=True)) for s, c in curves.items()}
-      label = where(place)
       axes = {'x_label': 'step', 'y_label': 'validation accuracy'}
-      panels.append(plots.lines(label, lines, small=True, **axes))
-      for style, curve in curves.items():
-        table += [[label, names[shown[style]], *point] for point in curve]
+      panels.append(plots.lines(str(place), lines, small=True, **axes))
+      table += [
+        {
+          'place': str(place),
+          'arm': labels[style],
+          'step': step,
+          'validation accuracy': value,
+        }
+        for style, curve in curves.items()
+        for step, value in curve
+      ]
     if panels:
-      columns = ['place', 'arm', 'step', 'validation accuracy']
-      data = Table(f'Convergence: {dataset}', columns, table, SOURCE)
-      legend = plots.legend(drawn, {s: names[a] for s, a in shown.items()})
+      data = named_table(f'Convergence: {dataset}', table, SOURCE)
+      legend = plots.legend(list(shown), labels)
       alt = f'Mean validation accuracy over seeds by step on {dataset}'
       blocks.append(Figure(data.title, panels, alt, data, legend, narrow=True))
-  return Section('convergence', 'Convergence', blocks)
+  return blocks
 
 
-def _sensitivity(rows, study) -> Section:
-  blocks: list = []
-  for place, grid in analysis.sensitivity(rows, study.reference).items():
-    weights = sorted({w for _, w in grid})
+def _sensitivity(rows: Rows, conclusion: Conclusion) -> list[Block]:
+  blocks: list[Block] = []
+  found = analysis.sensitivity(rows, conclusion.reference)
+  for place, grid in found.items():
+    weights = sorted({weight for _, weight in grid})
     table = [
-      [t, *(grid.get((t, w)) for w in weights)]
+      {'temperature': t}
+      | {f'soft weight {w:g}': grid.get((t, w)) for w in weights}
       for t in sorted({t for t, _ in grid})
     ]
-    columns = ['temperature', *(f'soft weight {w:g}' for w in weights)]
-    title = f'Accuracy minus the reference: {where(place)}'
+    title = f'Accuracy minus the reference: {place}'
     note = 'Means over seeds. The best of many cells is partly luck.'
-    blocks.append(Table(title, columns, table, SOURCE, note))
-  return Section('sensitivity', 'Temperature and soft weight', blocks)
+    blocks.append(named_table(title, table, SOURCE, note))
+  return blocks
 
 
-def _cost(rows, study) -> Section:
-  names = analysis.labels(rows)
+def _cost(rows: Rows, conclusion: Conclusion) -> list[Block]:
   table = []
-  for place in analysis.places(rows):
-    for arm in analysis.arms(rows, study.reference):
-      if analysis.at(rows, place, arm):
+  for place in runs.places(rows):
+    for arm in runs.arms(rows, conclusion.reference):
+      if runs.at(rows, place, arm):
         spent = analysis.cost(rows, place, arm)
-        table.append([where(place), names[arm], *spent.values()])
-  columns = ['place', 'arm', 'seconds', 'of them for teachers']
-  columns += ['images trained on', "images through teachers' forward pass"]
-  note = (
-    'Mean of a seed, all trials and the training of the teachers included; '
-    'seconds as they passed on the machine of the run, compilation included.'
-  )
-  blocks: list = []
-  if table:
-    blocks = [Table('Cost of an arm', columns, table, SOURCE, note)]
-  return Section('cost', 'Cost', blocks)
+        table.append(
+          {
+            'place': str(place),
+            'arm': conclusion.labels[arm],
+            'seconds': spent['seconds'],
+            'of them for teachers': spent['teacher_seconds'],
+            'images trained on': spent['train_images'],
+            "images through teachers' forward pass": spent['forward_images'],
+          }
+        )
+  if not table:
+    return []
+  return [
+    named_table(
+      'Cost of an arm',
+      table,
+      SOURCE,
+      'Mean of a seed, all trials and the training of the teachers included; '
+      'seconds as they passed on the machine of the run, compilation included.',
+    )
+  ]

@@ -2,17 +2,21 @@
 
 import json
 import pathlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
+from tlkd_jax.answer.rows import Answers, make_answers
+from tlkd_jax.evaluation import records
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.settings import Settings
 from tlkd_jax.study import cells
+from tlkd_jax.study.analysis import CellRow
 
 # A trial that was not chosen must not tell how it does on test.
 _HIDDEN = ('test', 'curve', 'degraded')
 
 
-def collect(root: pathlib.Path, metric: str) -> list[dict[str, Any]]:
+def collect(root: pathlib.Path, metric: str) -> list[CellRow]:
   """All finished cells, of whatever command, ordered by name.
 
   Of the trials of one cell, the best on validation has `chosen`; the others
@@ -27,7 +31,7 @@ def collect(root: pathlib.Path, metric: str) -> list[dict[str, Any]]:
   # Not `**`: it would walk through checkpoints that come and go.
   found = [*root.glob('cells/*/*/*/*/cell.json')]
   found += root.glob('cells/*/*/*/*/*/cell.json')
-  rows = [
+  rows: list[dict[str, Any]] = [
     cells.read_record(path.parent)
     | {'folder': str(path.parent.relative_to(root))}
     | _degraded(path.parent)
@@ -44,7 +48,27 @@ def collect(root: pathlib.Path, metric: str) -> list[dict[str, Any]]:
       if row is not best:
         for name in _HIDDEN:
           row.pop(name, None)
-  return sorted(rows, key=lambda r: (key_of(r), sorted(r['trial'].items())))
+  rows.sort(key=lambda row: (key_of(row), sorted(row['trial'].items())))
+  return cast(list[CellRow], rows)
+
+
+def with_answers(root: pathlib.Path, rows: Sequence[CellRow]) -> list[CellRow]:
+  """Students' rows with `answers`, where their predictions are at hand."""
+  found = []
+  for row in rows:
+    row = row.copy()
+    path = root / row['folder'] / 'predictions' / 'test.npz'
+    if row['chosen'] and row['kind'] != 'teacher' and path.exists():
+      row['answers'] = _answers(path)
+    found.append(row)
+  return found
+
+
+def _answers(path: pathlib.Path) -> Answers:
+  # Not pre_logits, which are most of the file.
+  return make_answers(
+    **records.read_arrays(path, ('logits', 'labels', 'indices'))
+  )
 
 
 def _degraded(folder: pathlib.Path) -> dict[str, Any]:
@@ -63,7 +87,7 @@ def key_of(row: dict[str, Any]) -> tuple[str, float, str, int]:
   return row['dataset'], row['size'], row['arm'], row['seed']
 
 
-def write(root: pathlib.Path, config: Settings) -> list[dict[str, Any]]:
+def write(root: pathlib.Path, config: Settings) -> list[CellRow]:
   """Writes results.json and results.md; returns the rows."""
   rows = collect(root, config.best_metric)
   lines = ',\n'.join(json.dumps(row, sort_keys=True) for row in rows)
@@ -72,20 +96,27 @@ def write(root: pathlib.Path, config: Settings) -> list[dict[str, Any]]:
   return rows
 
 
-def as_markdown(rows: list[dict[str, Any]]) -> str:
+def as_markdown(rows: Sequence[CellRow]) -> str:
   """One line per chosen cell."""
-  lines = [
-    '| data | size | arm | seed | trial | val top-1 | test top-1 | test NLL |'
-    ' test ECE | s |',
-    '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |',
-  ]
-  for row in rows:
-    if row['chosen']:
-      trial = ', '.join(f'{k}={v}' for k, v in row['trial'].items()) or '-'
-      values = [row['validation']['top1']]
-      values += [row['test'][name] for name in ('top1', 'nll', 'ece')]
-      shown = [f'{value:.4f}' for value in values]
-      parts = [row['dataset'], f'{row["size"]:g}', row['arm'], row['seed']]
-      parts += [trial, *shown, f'{row["seconds"]:.0f}']
-      lines.append('| ' + ' | '.join(map(str, parts)) + ' |')
-  return '\n'.join(lines) + '\n'
+  table = [_cells(row) for row in rows if row['chosen']]
+  if not table:
+    return ''
+  columns = list(table[0])
+  lines = [columns, ['---'] * len(columns), *(row.values() for row in table)]
+  return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+def _cells(row: CellRow) -> dict[str, str]:
+  validation, test = row['validation'], row['test']
+  return {
+    'data': row['dataset'],
+    'size': f'{row["size"]:g}',
+    'arm': row['arm'],
+    'seed': str(row['seed']),
+    'trial': ', '.join(f'{k}={v}' for k, v in row['trial'].items()) or '-',
+    'val top-1': f'{validation["top1"]:.4f}',
+    'test top-1': f'{test["top1"]:.4f}',
+    'test NLL': f'{test["nll"]:.4f}',
+    'test ECE': f'{test["ece"]:.4f}',
+    's': f'{row["seconds"]:.0f}',
+  }

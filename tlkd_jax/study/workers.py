@@ -19,28 +19,29 @@ from typing import Any
 
 from absl import logging
 
+from tlkd_jax.runtime import bars
 from tlkd_jax.runtime.errors import Interrupted, RunError, UserError
 from tlkd_jax.study import cells, claims
-from tlkd_jax.study.plan import Cell
+from tlkd_jax.study.matrix import Cell
 
 POLL_SECONDS = 1.0
 
 
-def shard_of(plan: list[Cell], index: int, count: int) -> list[Cell]:
-  """Part `index` of `count` of a plan; no group is torn apart."""
-  groups = list(dict.fromkeys(cell.group for cell in plan))
+def shard_of(matrix: list[Cell], index: int, count: int) -> list[Cell]:
+  """Part `index` of `count` of a matrix; no group is torn apart."""
+  groups = list(dict.fromkeys(cell.group for cell in matrix))
   mine = set(groups[index::count])
-  return [cell for cell in plan if cell.group in mine]
+  return [cell for cell in matrix if cell.group in mine]
 
 
-def states(plan: list[Cell], root: pathlib.Path) -> dict[Cell, str]:
+def states(shard: list[Cell], root: pathlib.Path) -> dict[Cell, str]:
   """Cell -> 'done', 'failed', 'blocked' (by a failed one), 'running', 'open'.
 
-  A plan lists cells after those that they need.
+  A shard lists cells after those that they need.
   """
   found: dict[Cell, str] = {}
   lost: set[tuple] = set()
-  for cell in plan:
+  for cell in shard:
     folder = cells.folder_of(root, cell)
     if cells.is_done(root, cell):
       found[cell] = 'done'
@@ -58,15 +59,15 @@ def states(plan: list[Cell], root: pathlib.Path) -> dict[Cell, str]:
 
 
 def work(
-  plan: list[Cell],
+  shard: list[Cell],
   root: pathlib.Path,
   run: Callable[[Cell], Any],
   report: Callable[[], None],
 ) -> None:
-  """Runs cells of a plan until none is left for this process.
+  """Runs cells of a shard until none is left for this process.
 
   Args:
-    plan: cells to run.
+    shard: cells to run.
     root: STUDY.
     run: runs one cell to its end.
     report: called after each.
@@ -75,12 +76,12 @@ def work(
     Interrupted: the process was asked to stop; the cell's state is saved.
   """
   while True:
-    now = states(plan, root)
+    now = states(shard, root)
     took = False
     # One pass over all cells for each look at the disk: a look for every cell
     # would make a study's bookkeeping quadratic.
-    for cell in plan:
-      if not _take(cell, plan, root, now):
+    for cell in shard:
+      if not _take(cell, shard, root, now):
         continue
       took = True
       with claims.touching(cells.folder_of(root, cell)):
@@ -90,15 +91,15 @@ def work(
       continue
     if 'running' in now.values():
       time.sleep(POLL_SECONDS)
-    elif 'open' not in states(plan, root).values():
+    elif 'open' not in states(shard, root).values():
       return
 
 
-def _take(cell: Cell, plan, root, now: dict[Cell, str]) -> bool:
+def _take(cell: Cell, shard, root, now: dict[Cell, str]) -> bool:
   if now[cell] != 'open':
     return False
   # `now` ages while this process works; the files do not.
-  if not all(cells.is_done(root, c) for c in cells.needed(cell, plan)):
+  if not all(cells.is_done(root, c) for c in cells.needed(cell, shard)):
     return False
   folder = cells.folder_of(root, cell)
   if not claims.take(folder, root / 'claims.lock'):
@@ -128,29 +129,27 @@ def _fail(cell: Cell, root: pathlib.Path, reason: str) -> None:
   (cells.folder_of(root, cell) / 'failed.txt').write_text(reason + '\n')
 
 
-def forget_failures(plan: list[Cell], root: pathlib.Path) -> None:
+def forget_failures(shard: list[Cell], root: pathlib.Path) -> None:
   """Cells that failed are tried again."""
-  for cell in plan:
+  for cell in shard:
     (cells.folder_of(root, cell) / 'failed.txt').unlink(missing_ok=True)
 
 
 def spawn(
-  root: pathlib.Path, jobs: int, module: str, argv: list[str]
+  root: pathlib.Path, jobs: int, arguments: list[str]
 ) -> list[subprocess.Popen]:
   """Starts workers, each on its share of the cores, logging to STUDY/logs.
 
   Args:
     root: STUDY.
     jobs: how many.
-    module: that runs as this command.
-    argv: the command's own arguments.
+    arguments: of Python, to run this command again.
   """
   (root / 'logs').mkdir(parents=True, exist_ok=True)
   workers = []
   for index in range(jobs):
     with (root / 'logs' / f'worker{index}.log').open('a') as log:
-      command = [sys.executable, '-m', module, *argv]
-      command.append(f'--worker={index}/{jobs}')
+      command = [sys.executable, *arguments, f'--worker={index}/{jobs}']
       workers.append(
         subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
       )
@@ -200,13 +199,20 @@ def wait(workers: list, report: Callable[[], None]) -> list[int]:
 class Report:
   """Lines of progress: how many cells are finished, how long the rest takes."""
 
-  def __init__(self, plan: list[Cell], root: pathlib.Path, jobs: int):
-    self._plan, self._root, self._jobs = plan, root, jobs
+  def __init__(self, shard: list[Cell], root: pathlib.Path, jobs: int):
+    self._shard, self._root, self._jobs = shard, root, jobs
     self._shown: list[str] = []
+    # Where there is a terminal, lines stand above the bar of a run.
+    self._bar = bars.tqdm(
+      desc='study',
+      total=len(shard),
+      disable=not bars.in_notebook(),
+      unit='cell',
+    )
 
   def __call__(self) -> None:
     """Prints a line where something changed; rewrites STUDY/progress.txt."""
-    now = states(self._plan, self._root)
+    now = states(self._shard, self._root)
     running = [cell.name for cell, state in now.items() if state == 'running']
     count = collections.Counter(now.values())
     line = [f'{count["done"]}/{len(now)} cells']
@@ -215,6 +221,7 @@ class Report:
     if line == self._shown:
       return
     self._shown = list(line)
+    self._bar.update(count['done'] - self._bar.n)
     if count['open'] or count['running']:
       seconds = seconds_left(now, self._root)
       known = seconds is not None
@@ -223,6 +230,10 @@ class Report:
     logging.info('study: %s', '; '.join(line))
     text = table(now) + '\n' + '; '.join(line) + '\n'
     (self._root / 'progress.txt').write_text(text)
+
+  def close(self) -> None:
+    """Ends the bar."""
+    self._bar.close()
 
 
 def table(now: dict[Cell, str]) -> str:

@@ -1,12 +1,12 @@
 """Saving and restoring a run; the only file that knows Orbax.
 
-A workdir's `checkpoints/latest/STEP` holds the whole TrainState and the
-progress of the loop (data order, best so far), enough to resume bit for bit.
-`checkpoints/best/STEP` holds the student's weights alone, with a description
-that suffices to rebuild the model: what evaluation, prediction, export and a
-student's teacher read. A peer's are in `peer/checkpoints/best/STEP`, of the
-student's best step. Orbax writes to a temporary folder and renames it, so a
-killed save leaves the one before.
+A workdir's `checkpoints/latest/STEP` holds the whole State and the position of
+the loop (data order, best so far), enough to resume bit for bit.
+`checkpoints/best/STEP` holds the weights of the run's own network alone, with a
+description that suffices to rebuild the model: what evaluation, prediction,
+export and a student's teacher read. Those of another network that learned are
+in `NAME/checkpoints/best/STEP`, of the same step. Orbax writes to a temporary
+folder and renames it, so a killed save leaves the one before.
 """
 
 import contextlib
@@ -23,16 +23,7 @@ import orbax.checkpoint as ocp
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import DTYPES
 from tlkd_jax.runtime.errors import RunError
-from tlkd_jax.training.state import TrainState
-
-_STATE_FIELDS = (
-  'step',
-  'params',
-  'model_state',
-  'opt_state',
-  'ema',
-  'memory',
-)
+from tlkd_jax.training.state import Learner, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +55,22 @@ class Description:
   step: int
 
 
+_FIELDS = dataclasses.fields(Learner)
+
+
 class Checkpoints:
   """The checkpoints of one workdir."""
 
   def __init__(self, workdir: str | pathlib.Path, keep: int = 2):
     self._workdir = pathlib.Path(workdir).resolve()
-    root = self._workdir / 'checkpoints'
-    self._latest = _manager(root / 'latest', keep)
-    self._best = _manager(root / 'best', 1)
-    self._peer: ocp.CheckpointManager | None = None
+    self._latest = _manager(self._workdir / 'checkpoints' / 'latest', keep)
+    self._best: dict[str, ocp.CheckpointManager] = {}
 
   def latest_step(self) -> int | None:
     """The newest step that was saved whole; None in a new workdir."""
     return self._latest.latest_step()
 
-  def save(self, state: TrainState, progress: dict[str, Any]) -> None:
+  def save(self, state: State, progress: dict[str, Any]) -> None:
     """Saves everything needed to resume after state.step.
 
     Raises:
@@ -86,17 +78,23 @@ class Checkpoints:
     """
     self._write(self._latest, int(state.step), _items(state), progress)
 
-  def save_best(self, model: Tree, description: Description) -> None:
-    """Saves {'params', 'model_state'} of the student, replacing the last."""
-    self._write_model(self._best, model, description)
+  def save_best(
+    self, model: Tree, description: Description, other: str = ''
+  ) -> None:
+    """Saves {'params', 'model_state'} of a network, replacing the last.
 
-  def save_peer(self, model: Tree, description: Description) -> None:
-    """Saves a peer as `save_best` does a student, in WORKDIR/peer."""
-    if self._peer is None:
-      self._peer = _manager(self._workdir / 'peer' / 'checkpoints' / 'best', 1)
-    self._write_model(self._peer, model, description)
+    Args:
+      model: what is saved.
+      description: what it is.
+      other: name of the network; '' is the run's own.
+    """
+    if other not in self._best:
+      root = folder_of(self._workdir, other) / 'checkpoints' / 'best'
+      self._best[other] = _manager(root, 1)
+    record = dataclasses.asdict(description)
+    self._write(self._best[other], description.step, model, record)
 
-  def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+  def restore(self, abstract: State) -> tuple[State, dict[str, Any]]:
     """The newest state, on the devices that `abstract`'s shardings name.
 
     Raises:
@@ -111,17 +109,14 @@ class Checkpoints:
       self._latest.directory / str(step),
       lambda: self._latest.restore(step, args=args),
     )
-    return TrainState(**restored['arrays']), restored['record']
+    arrays = restored['arrays']
+    learners = {k: Learner(**v) for k, v in arrays['learners'].items()}
+    return State(arrays['step'], learners), restored['record']
 
   def close(self) -> None:
     """Ends Orbax's threads."""
-    for manager in (self._latest, self._best, self._peer):
-      if manager is not None:
-        manager.close()
-
-  def _write_model(self, manager, model, description: Description) -> None:
-    record = dataclasses.asdict(description)
-    self._write(manager, description.step, model, record)
+    for manager in (self._latest, *self._best.values()):
+      manager.close()
 
   def _write(self, manager, step, arrays, record) -> None:
     if step in manager.all_steps():
@@ -147,10 +142,18 @@ class Checkpoints:
       ) from error
 
 
-def _items(state: TrainState) -> dict[str, Any]:
-  """What is stored of a state; of a peer only where there is one."""
-  items = {name: getattr(state, name) for name in _STATE_FIELDS}
-  return items | ({'peer': state.peer} if state.peer else {})
+def _items(state: State) -> dict[str, Any]:
+  """What is stored of a state."""
+  learners = {
+    name: {field.name: getattr(learner, field.name) for field in _FIELDS}
+    for name, learner in state.learners.items()
+  }
+  return {'step': state.step, 'learners': learners}
+
+
+def folder_of(workdir: pathlib.Path, other: str) -> pathlib.Path:
+  """The folder of a run's own network (''), or of another that learned."""
+  return workdir / other if other else workdir
 
 
 def read_description(workdir: str | pathlib.Path) -> Description:

@@ -6,6 +6,7 @@ import pathlib
 import sys
 from typing import Any
 
+from tlkd_jax.evaluation import records
 from tlkd_jax.runtime.atomic import replace_text
 
 
@@ -73,9 +74,4 @@ def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _dumps(row: dict[str, Any]) -> str:
-  def plain(value):
-    if isinstance(value, float) and not math.isfinite(value):
-      return None
-    return value
-
-  return json.dumps({key: plain(value) for key, value in row.items()})
+  return json.dumps(records.plain(row))

@@ -1,6 +1,6 @@
 """Learning-rate schedule, optimizer, and which parameters move how fast.
 
-Paths are those of the state's params: 'student.blocks.0.0.project.conv.kernel'
+Paths are those of a Learner's params: 'weights.blocks.0.0.project.conv.kernel'
 or 'projector...'. A projector is new, as the head is: it trains at the full
 learning rate times the head's multiplier, and is never frozen.
 """
@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import optax
 
 from tlkd_jax.models.functional import Model
+from tlkd_jax.settings import Optimizer
 
 Tree = dict[str, Any]
 
-_STAGE = re.compile(r'^student\.(?:blocks|stages)\.(\d+)\.')
+_STAGE = re.compile(r'^weights\.(?:blocks|stages)\.(\d+)\.')
 # Between two stages: goes with the later one.
-_BETWEEN = re.compile(r'^student\.(?:transitions|downsamples)\.(\d+)\.')
+_BETWEEN = re.compile(r'^weights\.(?:transitions|downsamples)\.(\d+)\.')
 _FOREVER = 2**31 - 1
 _STEM = re.compile(
-  r'^student\.(?:stem|patch|position|class_token|distillation_token)\b'
+  r'^weights\.(?:stem|patch|position|class_token|distillation_token)\b'
 )
 
 
@@ -37,23 +38,16 @@ def learning_rate_schedule(
 
 
 def make_optimizer(
-  model: Model, schedule: optax.Schedule, options: Any
+  model: Model, schedule: optax.Schedule, options: Optimizer
 ) -> optax.GradientTransformation:
   """Builds the optimizer of a run.
 
   Args:
-    model: the student, whose head and stages name the parameter groups.
+    model: the learner's, whose head and stages name the parameter groups.
     schedule: step -> learning rate. With accumulation a step is a batch, and
       every `accumulate_steps` of them make an update.
-    options: config.optimizer, see configs/base.py.
-
-  Raises:
-    ValueError: an unknown optimizer or `train_only`.
+    options: the section `optimizer` of the settings.
   """
-  if options.train_only not in ('all', 'head'):
-    raise ValueError(
-      f'optimizer.train_only is {options.train_only!r}; accepted: all, head'
-    )
   every = options.accumulate_steps
   until = -(-options.freeze_until_step // every)
   parts = []
@@ -66,15 +60,11 @@ def make_optimizer(
       optax.add_decayed_weights(options.weight_decay, mask=decayed),
       optax.trace(options.momentum, nesterov=options.momentum > 0),
     ]
-  elif options.name == 'adamw':
+  else:
     parts += [
       optax.scale_by_adam(options.beta1, options.beta2),
       optax.add_decayed_weights(options.weight_decay, mask=decayed),
     ]
-  else:
-    raise ValueError(
-      f'unknown optimizer.name {options.name!r}; accepted: adamw, sgd'
-    )
   parts.append(
     _scale_by_path(model, options.head_multiplier, options.layer_decay)
   )
@@ -92,38 +82,6 @@ def make_optimizer(
   return optimizer
 
 
-def side_by_side(
-  own: optax.GradientTransformation, peers: optax.GradientTransformation
-) -> optax.GradientTransformation:
-  """Two optimizers that know nothing of each other: a student's, its peer's.
-
-  Each has its own moments, its own clipping and its own groups of parameters.
-
-  Args:
-    own: acts on the params without 'peer'.
-    peers: acts on params['peer'], which are those of a student too.
-  """
-
-  def split(tree: Any) -> tuple[Tree, Tree]:
-    return {k: v for k, v in tree.items() if k != 'peer'}, tree['peer']
-
-  def init(params):
-    mine, theirs = split(params)
-    return {'student': own.init(mine), 'peer': peers.init(theirs)}
-
-  def update(updates, state, params=None):
-    mine, theirs = split(updates)
-    of_mine, of_theirs = (None, None) if params is None else split(params)
-    changes: Any = own.update(mine, state['student'], of_mine)
-    others = peers.update(theirs, state['peer'], of_theirs)
-    return (
-      {**changes[0], 'peer': others[0]},
-      {'student': changes[1], 'peer': others[1]},
-    )
-
-  return optax.GradientTransformation(init, update)
-
-
 def decayed(params: Tree) -> Tree:
   """True for the leaves that weight decay acts on.
 
@@ -138,7 +96,7 @@ def is_new(model: Model, path: str) -> bool:
   """Whether a parameter is part of the head or of a projector."""
   if path.startswith('projector.'):
     return True
-  return any(path.startswith(f'student.{head}.') for head in model.spec.head)
+  return any(path.startswith(f'weights.{head}.') for head in model.spec.head)
 
 
 def map_with_path(function, tree: Tree, prefix: str = '') -> Tree:
@@ -168,7 +126,7 @@ def learning_rate_factor(
   num_stages = 1 + max(
     (
       int(match.group(1))
-      for match in map(_STAGE.match, _paths({'student': model.params_shape}))
+      for match in map(_STAGE.match, _paths({'weights': model.params_shape}))
       if match
     ),
     default=0,

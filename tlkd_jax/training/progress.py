@@ -1,12 +1,10 @@
-"""Progress of a training loop: a bar on a terminal, plain lines in a log."""
+"""Progress of a training loop: a bar for who looks on, else lines of a log."""
 
-import sys
 import time
 
 from absl import logging
-from tqdm import tqdm
 
-from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime import bars, sharding
 
 _SHOWN = ('loss', 'accuracy', 'top1', 'nll')
 
@@ -21,10 +19,16 @@ class Progress:
     self._began = time.monotonic()
     self._notes: dict[str, str] = {}
     lead = sharding.is_lead()
-    bar = lead and sys.stderr.isatty()
+    bar = lead and bars.wanted()
     self._lines = lead and not bar
-    self._bar = tqdm(
-      desc=name, total=total, initial=start, disable=not bar, unit='step'
+    self._bar = bars.tqdm(
+      desc=name,
+      total=total,
+      initial=start,
+      disable=not bar,
+      unit='step',
+      # Below a study's own bar it makes room for the next run.
+      leave=None,
     )
 
   def update(self, step: int) -> None:

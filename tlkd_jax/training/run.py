@@ -1,153 +1,176 @@
-"""The fixed parts of one run, and what a run makes with them at its end."""
+"""The fixed parts of one run, made of its settings before the first step."""
 
 import dataclasses
-import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from tlkd_jax.data import Dataset, pipeline
-from tlkd_jax.evaluation import evaluate
+from tlkd_jax.data import Dataset
+from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Loaded, Network, head_alone, make_eval_step
 from tlkd_jax.runtime import sharding
-from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.errors import as_user_errors
-from tlkd_jax.training import step as train_step
-from tlkd_jax.training import targets
-from tlkd_jax.training.checkpoints import abstract_like, read_model
-
-SPLITS = ('validation', 'test')
+from tlkd_jax.settings import Settings
+from tlkd_jax.training import (
+  inputs,
+  lessons,
+  networks,
+  optimizers,
+  targets,
+)
+from tlkd_jax.training import start as starts
+from tlkd_jax.training.state import Beginning
+from tlkd_jax.training.step import Lesson, Mode, as_int32, make_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The fixed parts of one run; `peer` is the teacher that learns too."""
+  """The fixed parts of one run.
 
-  config: Any
-  role: str
+  Attributes:
+    settings: of the run.
+    workdir: its folder.
+    dataset: what it trains on and is evaluated on.
+    mesh: devices.
+    num_steps: its length.
+    learners: the networks that learn, as they start, the run's own first.
+    teachers: the frozen ones.
+    lessons: what each learner learns, and from whom.
+    beginnings: each learner before the first update.
+    start: constants of the guide 'start', {} where no term needs it.
+    recipes: of the teachers whose outputs are stored.
+    step: from step.make_step.
+    eval_step: of the run's own network.
+  """
+
+  settings: Settings
   workdir: pathlib.Path
   dataset: Dataset
   mesh: Mesh
   num_steps: int
-  learner: Loaded
-  teachers: tuple[Loaded, ...]
-  recipes: tuple[targets.Recipe, ...]
-  step: Any
-  eval_step: Any
-  start: Any
-  peer: Loaded | None = None
+  learners: dict[str, Loaded]
+  teachers: dict[str, Loaded]
+  lessons: dict[str, Lesson]
+  beginnings: dict[str, Beginning]
+  start: Tree
+  recipes: dict[str, targets.Recipe]
+  step: Callable
+  eval_step: Callable
+
+  @property
+  def own(self) -> str:
+    """The name of the network that the run is for."""
+    return next(iter(self.learners))
+
+  @property
+  def network(self) -> Network:
+    """That network."""
+    return self.learners[self.own].network
 
 
-def stored_targets(run: Run) -> list[targets.Targets]:
+def set_up(
+  settings: Settings, workdir: pathlib.Path, dataset: Dataset, mesh: Mesh
+) -> Run:
+  """Loads the networks of a run and builds its step.
+
+  Raises:
+    ValueError, FileNotFoundError: a value, a file or a run that is named.
+  """
+  sharding.check_batch_size(settings.batch_size, mesh)
+  dataset = inputs.training_data(settings, dataset)
+  learners = networks.load_learners(settings, dataset.class_names)
+  teachers = networks.load_teachers(settings, dataset.class_names)
+  num_steps = settings.num_steps
+  if settings.arm == 'teacher':
+    num_steps = settings.teacher.num_steps or num_steps
+  schedule = optimizers.learning_rate_schedule(
+    settings.optimizer.learning_rate,
+    num_steps,
+    settings.optimizer.warmup_fraction,
+    settings.optimizer.final_fraction,
+  )
+  learned = lessons.make_lessons(settings, learners, dataset, schedule)
+  own, first = next(iter(learners.items()))
+  kept = lessons.start_terms(learned[own])
+  start = starts.load(settings, kept, first, dataset, mesh) if kept else {}
+  frozen = {name: teacher.network for name, teacher in teachers.items()}
+  augmentation = inputs.make_augmentation(settings, dataset)
+  step = make_step(
+    learned,
+    frozen | ({starts.NAME: first.network} if kept else {}),
+    augmentation,
+    schedule,
+    make_mode(settings),
+    mesh,
+  )
+  return Run(
+    settings=settings,
+    workdir=workdir,
+    dataset=dataset,
+    mesh=mesh,
+    num_steps=num_steps,
+    learners=learners,
+    teachers=teachers,
+    lessons=learned,
+    beginnings=lessons.begin(
+      settings, learned, learners | teachers, dataset, start
+    ),
+    start=start,
+    recipes=targets.recipes(
+      settings, learned[own].objective, frozen, augmentation, dataset
+    ),
+    step=step,
+    eval_step=make_eval_step(first.network, mesh),
+  )
+
+
+def make_mode(settings: Settings) -> Mode:
+  """How the learners of a run are run."""
+  head_only = settings.optimizer.train_only == 'head'
+  section = settings.transfer
+  stochastic = settings.batch_norm == 'stochastic'
+  return Mode(
+    # A linear probe reads fixed features.
+    norm_train=settings.batch_norm != 'frozen' and not head_only,
+    batch_chance=section.stoch_norm_p if stochastic else 1.0,
+    head_only=head_only,
+    remat=settings.remat == 'blocks',
+    ema_decay=settings.ema_decay,
+    mixing=inputs.make_mixing(settings),
+  )
+
+
+def stored_targets(run: Run) -> dict[str, targets.Targets]:
   """Of each teacher, computed if need be; none where teachers are online."""
   with as_user_errors():
-    return [
-      targets.prepare(
-        recipe, (teacher.params, teacher.model_state), run.num_steps, run.mesh
+    return {
+      name: targets.prepare(
+        recipe,
+        (run.teachers[name].params, run.teachers[name].model_state),
+        run.num_steps,
+        run.mesh,
       )
-      for recipe, teacher in zip(run.recipes, run.teachers, strict=False)
-    ]
+      for name, recipe in run.recipes.items()
+    }
 
 
 def make_constants(run: Run) -> dict[str, Any]:
   """What the step reads beside state and batch, on the devices."""
-  if run.recipes:
-    heads = tuple(
-      (head_alone(teacher.network.model, teacher.params), {})
-      for teacher in run.teachers
-    )
-    guides = sharding.replicate(heads, run.mesh)
-  else:
-    guides = teacher_variables(run)
-  seed = sharding.replicate(train_step.as_int32(run.config.seed), run.mesh)
-  start = sharding.replicate(run.start, run.mesh)
-  return {'teachers': guides, 'seed': seed, 'start': start}
-
-
-def teacher_variables(run: Run):
-  """((params, model_state), ...) of the teachers, on the devices."""
-  variables = tuple((t.params, t.model_state) for t in run.teachers)
-  return sharding.replicate(variables, run.mesh)
-
-
-def predict_split(run: Run, variables, split: str) -> evaluate.Predictions:
-  """The learner's predictions on a split."""
-  batches = pipeline.eval_batches(
-    run.dataset.splits[split],
-    batch_size=run.config.batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
-  return evaluate.predict(run.eval_step, variables, batches, run.mesh)
-
-
-def finish(run: Run, progress, summary_path: pathlib.Path) -> dict[str, Any]:
-  """Final metrics of the best step and of the teacher, on both splits.
-
-  A peer's are those of the same step, the student's best: the pair as it was.
-
-  Args:
-    run: its checkpoints hold a best step.
-    progress: of the loop, see train.py.
-    summary_path: where they are written.
-  """
-  learner = _best(run, run.learner.network, run.workdir)
-  summary: dict[str, Any] = {'arm': run.config.arm, run.role: {}}
-  teacher_run, guide = _teacher_run(run)
-  if teacher_run is not None:
-    summary['teacher'] = {}
-  if run.peer is not None:
-    summary['mutual'] = True
-  for split in SPLITS:
-    predictions = predict_split(run, learner, split)
-    teacher = None
-    if teacher_run is not None:
-      teacher = predict_split(teacher_run, guide, split)
-      summary['teacher'][split] = evaluate.summarize(teacher)
-    summary[run.role][split] = evaluate.summarize(predictions, teacher)
-    if sharding.is_lead():
-      folder = run.workdir / 'predictions'
-      evaluate.save(folder / f'{split}.npz', predictions)
-      if teacher is not None:
-        evaluate.save(folder / f'teacher_{split}.npz', teacher)
-  summary |= {
-    'best_step': progress.best_step,
-    'seconds': progress.seconds,
-    'images_per_second': progress.images / max(progress.seconds, 1e-9),
-    'num_train': int(np.sum(run.dataset.splits['train'].labels >= 0)),
-    'skipped_images': run.dataset.skipped,
-    'notes': list(run.dataset.notes),
+  guides = {
+    name: constants(teacher, head_only=name in run.recipes)
+    for name, teacher in run.teachers.items()
   }
-  if sharding.is_lead():
-    replace_text(summary_path, json.dumps(summary, indent=1))
-  return summary
+  if run.start:
+    guides[starts.NAME] = run.start
+  seed = as_int32(run.settings.seed)
+  return sharding.replicate({'guides': guides, 'seed': seed}, run.mesh)
 
 
-def _best(run: Run, view: Network, workdir: pathlib.Path):
-  """(params, model_state) of the best step that `workdir` holds."""
-  shapes = {
-    'params': view.model.params_shape,
-    'model_state': view.model.model_state_shape,
-  }
-  found = read_model(
-    workdir, abstract_like(shapes, sharding.replicated(run.mesh))
-  )
-  return found['params'], found['model_state']
-
-
-def _teacher_run(run: Run) -> tuple[Run | None, Any]:
-  """(the run with its teacher for learner, the teacher's variables)."""
-  if run.peer is not None:
-    view, guide = (
-      run.peer.network,
-      _best(run, run.peer.network, run.workdir / 'peer'),
-    )
-  elif run.teachers:
-    view, guide = run.teachers[0].network, teacher_variables(run)[0]
-  else:
-    return None, None
-  eval_step = make_eval_step(view, run.mesh)
-  return dataclasses.replace(run, eval_step=eval_step), guide
+def constants(loaded: Loaded, *, head_only: bool = False) -> Tree:
+  """A frozen network among the constants of a step."""
+  if head_only:
+    params = head_alone(loaded.network.model, loaded.params)
+    return {'params': params, 'model_state': {}}
+  return {'params': loaded.params, 'model_state': loaded.model_state}

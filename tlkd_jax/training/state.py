@@ -1,70 +1,90 @@
-"""All that one update reads and writes, and all that a checkpoint holds."""
+"""All that one update reads and writes, and all that a checkpoint holds.
+
+A run is networks by name. Those that learn are in the state; a teacher is not.
+"""
 
 import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 Tree = dict[str, Any]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TrainState:
-  """State of a run; a teacher is not in it, a peer (mutual.py) is.
+class Learner:
+  """All that an update changes of one network.
 
   Attributes:
-    step: int32 scalar, updates done.
-    params: {'student': ..., 'projector': ...}; the projector (learnable part
-      of a distillation loss) is {} where the loss has none. With a peer also
-      'peer': the same two of it, as it is a student of this student.
-    model_state: the student's BatchNorm statistics.
+    params: {'weights': the network's, 'projector': the learnable parts of its
+      losses, {} without}, and 'source_head' where the head of its pretrained
+      weights goes on learning.
+    model_state: BatchNorm statistics.
     opt_state: Optax state.
-    ema: moving average of params['student'], {} when off.
-    memory: state of the distillation loss (CRD's bank), {} where it has none.
-    peer: {'model_state': ..., 'memory': ...} of a peer, {} without one.
+    memory: state of its losses (CRD's bank), {} without.
+    ema: moving average of params['weights'], {} when off.
   """
 
-  step: jax.Array
   params: Tree
   model_state: Tree
   opt_state: Any
-  ema: Tree
   memory: Tree
-  peer: Tree = dataclasses.field(default_factory=dict)
+  ema: Tree
+
+  def evaluated(self) -> tuple[Tree, Tree]:
+    """(weights, statistics) to evaluate: the average where one is kept."""
+    return self.ema or self.params['weights'], self.model_state
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+  """State of a run.
+
+  Attributes:
+    step: int32 scalar, updates done.
+    learners: name -> Learner, the run's own network first.
+  """
+
+  step: jax.Array
+  learners: dict[str, Learner]
+
+
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+  """A learner before the first update, without its optimizer's state."""
+
+  params: Tree
+  model_state: Tree
+  memory: Tree
+  averaged: bool = False
+
+
+jax.tree_util.register_dataclass(
+  Beginning, ['params', 'model_state', 'memory'], ['averaged']
+)
 
 
 def create(
-  params: Tree,
-  model_state: Tree,
-  optimizer,
-  *,
-  ema: bool,
-  memory: Tree,
-  peer: Tree | None = None,
-) -> TrainState:
-  """The state before the first update.
-
-  Args:
-    params: as in TrainState, owned by the state from here on.
-    model_state: BatchNorm statistics.
-    optimizer: an optax.GradientTransformation.
-    ema: keep a moving average of the student's weights.
-    memory: initial state of the distillation loss, {} where it has none.
-    peer: as in TrainState; None without one.
-  """
-  return TrainState(
+  beginnings: dict[str, Beginning],
+  optimizers: dict[str, optax.GradientTransformation],
+) -> State:
+  """The state before the first update; it owns the arrays from here on."""
+  return State(
     step=jnp.zeros((), jnp.int32),
-    params=params,
-    model_state=model_state,
-    opt_state=optimizer.init(params),
-    ema=jax.tree.map(jnp.copy, params['student']) if ema else {},
-    memory=memory,
-    peer=peer or {},
+    learners={
+      name: Learner(
+        params=given.params,
+        model_state=given.model_state,
+        opt_state=optimizers[name].init(given.params),
+        memory=given.memory,
+        ema=jax.tree.map(jnp.copy, given.params['weights'])
+        if given.averaged
+        else {},
+      )
+      for name, given in beginnings.items()
+    },
   )
-
-
-def evaluation_params(state: TrainState) -> Tree:
-  """The student's weights to evaluate: the average where one is kept."""
-  return state.ema or state.params['student']

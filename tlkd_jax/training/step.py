@@ -1,20 +1,18 @@
-"""One jitted function: teachers forward, student update. And its evaluation.
+"""One jitted update of the networks that learn, each from its guides.
+
+A run is networks by name. Some learn, each by its Lesson; the others are
+frozen, or their outputs are stored. Every network runs once on the batch; what
+a learner says is a constant in the loss of another that it guides, so that
+none is ahead of the others and their order does not matter.
 
 The batch is uint8; augmentation, resizing and each model's own normalisation
-happen on the device inside the step, so student and teachers see the same view.
-Teachers run in evaluation mode under stop_gradient; their variables are an
-argument of their own, never donated and never part of the state. A batch with
-'targets' (a tuple, for each teacher a dict of stored outputs: 'logits' [B, K],
-perhaps 'pre_logits' and 'features') needs no teacher's forward pass.
-
-A peer (mutual.py) is in training mode and in the state: student and peer each
-run once, each is a constant in the other's loss, and both losses make one
-update. So neither is ahead of the other, and the order of the two does not
-matter.
+happen on the device inside the step, so all see the same view. Frozen networks
+run in evaluation mode; their variables are an argument of their own, never
+donated and never part of the state.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,171 +23,171 @@ from jax.sharding import Mesh
 
 from tlkd_jax.losses import supervised
 from tlkd_jax.models.functional import Model, Tree
-from tlkd_jax.models.network import Network, last_layer
+from tlkd_jax.models.network import Network
 from tlkd_jax.runtime import sharding
+from tlkd_jax.training import guides as guidance
 from tlkd_jax.training import objective as objectives
 from tlkd_jax.training import optimizers
 from tlkd_jax.training.objective import Objective
-from tlkd_jax.training.state import TrainState
-from tlkd_jax.training.transfer import Transfer, penalty
+from tlkd_jax.training.state import Learner, State
 
 Array = jax.Array
-# What the backward pass computes again.
-REMAT = ('none', 'blocks')
-
 Mixing = Callable[[Array, Array, Array], tuple[Array, Array]]
 # Sets the keys of mixing apart from those of dropout.
 _MIXING = 2**31 - 1
 
 
-def make_train_step(
-  student: Network,
-  teachers: tuple[Network, ...],
-  optimizer: optax.GradientTransformation,
-  schedule: optax.Schedule,
-  objective: Objective,
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+  """How one network learns, and from whom.
+
+  Attributes:
+    network: the model and how it looks at images.
+    objective: what it minimises.
+    optimizer: acts on its params.
+    guides: names of frozen networks or of other learners, () for none.
+  """
+
+  network: Network
+  objective: Objective
+  optimizer: optax.GradientTransformation
+  guides: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+  """How all learners of a run are run and updated.
+
+  Attributes:
+    norm_train: BatchNorm learns statistics (else they are frozen).
+    batch_chance: see models.layers.core.Mode.
+    head_only: no gradient flows into a backbone.
+    remat: keep the inputs of blocks only, and compute the rest again for the
+      backward pass.
+    ema_decay: of the weight average, where a learner keeps one.
+    mixing: (images, soft labels [B, K], key of the step) -> both, mixed; or
+      None.
+  """
+
+  norm_train: bool = False
+  batch_chance: float = 1.0
+  head_only: bool = False
+  remat: bool = False
+  ema_decay: float = 0.0
+  mixing: Mixing | None = None
+
+
+def make_step(
+  lessons: Mapping[str, Lesson],
+  frozen: Mapping[str, Network],
   augmentation: Callable[..., Array],
+  schedule: optax.Schedule,
+  mode: Mode,
   mesh: Mesh,
-  *,
-  mixing: Mixing | None = None,
-  seed: int | None,
-  norm_train: bool,
-  transfer: Transfer | None = None,
-  batch_chance: float = 1.0,
-  head_only: bool = False,
-  ema_decay: float = 0.0,
-  remat: str = 'none',
-  peer: Network | None = None,
 ) -> Callable:
   """Builds the update.
 
   Args:
-    student: the model that learns.
-    teachers: the models that guide, () for none.
-    optimizer: acts on state.params.
+    lessons: of the networks that learn, the run's own first.
+    frozen: the networks that do not.
+    augmentation: (uint8 images, index, view, seed=) -> float images in 0..255.
     schedule: step -> learning rate, for the metrics.
-    objective: the loss.
-    augmentation: (uint8 images, index, view) -> float images in 0..255.
+    mode: of all learners.
     mesh: devices.
-    mixing: (images, soft labels [B, K], key of the step) -> both, mixed; or
-      None.
-    seed: of dropout, compiled in; None reads constants['seed'] instead, for
-      augmentation too, so that runs of other seeds share the program.
-    norm_train: BatchNorm learns statistics (else they are frozen).
-    transfer: terms that keep the student near its start, or None.
-    batch_chance: see models.layers.Mode.
-    head_only: no gradient flows into the student's backbone.
-    ema_decay: of the weight average; used when state.ema is not empty.
-    remat: of what learns, one of REMAT: for the backward pass keep
-      everything, or the inputs of its blocks and compute the rest again.
-    peer: the model that student and peer, both learning, have for teacher;
-      then `teachers` is ().
 
   Returns:
     step(state, constants, batch) -> (state, metrics): state donated;
-    constants is {'teachers': ((params, model_state), ...)}, with int32
-    'seed' where `seed` is None and the 'start' of starting_point.load where
-    there is a transfer; batch as in data.pipeline, sharded over "data"; metrics
-    are replicated scalars. With 'targets' in the batch, a teacher's params may
-    be `head_alone`.
+    constants is {'seed': int32, 'guides': {name: {'params', 'model_state'}}},
+    an argument so that runs of other seeds share the program; batch as in
+    data.pipeline, sharded over "data"; metrics are replicated scalars, those
+    of every learner but the first with its name before them.
   """
+  own = next(iter(lessons.values()))
 
-  def forward(view, params, model_state, images, key):
-    return view.model.apply(
-      params['student'],
-      model_state,
-      view.prepare(images),
-      train=True,
-      norm_train=norm_train,
-      key=key,
-      batch_chance=batch_chance,
-      remat=remat == 'blocks',
-    )
-
-  def loss_fn(params, state, guidance, start, images, soft_labels, batch, root):
-    if head_only:
-      params = _stop_backbones(student, peer, params)
+  def loss_fn(params, state, guides, images, soft_labels, batch, root):
+    if mode.head_only:
+      params = {
+        name: _stop_backbone(lessons[name].network.model, part)
+        for name, part in params.items()
+      }
     key = jax.random.fold_in(jax.random.key(root), state.step)
-    common = soft_labels, batch, jax.random.fold_in(key, 1), state.step
-    outputs, model_state = forward(
-      student, params, state.model_state, images, key
-    )
-    kept, theirs = {}, {}
-    if peer is not None:
-      theirs, kept['model_state'] = forward(
-        peer,
-        params['peer'],
-        state.peer['model_state'],
-        images,
-        jax.random.fold_in(key, 2),
+    outputs, model_states = {}, {}
+    for number, (name, lesson) in enumerate(lessons.items()):
+      outputs[name], model_states[name] = lesson.network.model.apply(
+        params[name]['weights'],
+        state.learners[name].model_state,
+        lesson.network.prepare(images),
+        train=True,
+        norm_train=mode.norm_train,
+        # 1 is the losses' own.
+        key=jax.random.fold_in(key, number + 1) if number else key,
+        batch_chance=mode.batch_chance,
+        remat=mode.remat,
       )
-      guidance = (_as_guide(peer, params['peer']['student'], theirs),)
-    loss, memory, metrics = _lesson(
-      objective, params, outputs, guidance, state.memory, *common
-    )
-    if guidance:
-      logits = [teacher['outputs']['logits'] for teacher in guidance]
-      together = objectives.mean_logits(logits, 1.0)
-      metrics['teacher_accuracy'] = _accuracy(together, soft_labels)
-    if transfer is not None:
-      near, parts = penalty(
-        transfer, student.model, params, outputs, *start, batch['label']
+    guides = guides | {
+      name: guidance.from_outputs(
+        lesson.network, {'params': params[name]['weights']}, outputs[name]
       )
-      loss = loss + near
-      metrics |= parts
-    metrics['loss'] = loss
-    if peer is not None:
-      guidance = (_as_guide(student, params['student'], outputs),)
-      more, kept['memory'], parts = _lesson(
-        objective,
-        params['peer'],
-        theirs,
-        guidance,
-        state.peer['memory'],
-        *common,
+      for name, lesson in lessons.items()
+    }
+    total, memories, metrics = jnp.float32(0.0), {}, {}
+    for name, lesson in lessons.items():
+      loss, memories[name], values = objectives.evaluate(
+        lesson.objective,
+        lesson.guides,
+        dataclasses.replace(state.learners[name], params=params[name]),
+        outputs[name],
+        guides,
+        soft_labels,
+        batch,
+        jax.random.fold_in(key, 1),
+        state.step,
       )
-      parts['loss'] = more
-      metrics |= {f'peer_{name}': value for name, value in parts.items()}
-      loss = loss + more
-    return loss, (model_state, memory, kept, metrics)
+      total = total + loss
+      metrics[name] = values
+    return total, (model_states, memories, metrics)
 
-  def step(state: TrainState, constants, batch):
-    root = constants['seed'] if seed is None else seed
-    views = batch['image'], batch['index'], batch['view']
-    images = (
-      augmentation(*views, seed=root) if seed is None else augmentation(*views)
+  def step(state: State, constants, batch):
+    root = constants['seed']
+    images = augmentation(
+      batch['image'], batch['index'], batch['view'], seed=root
     )
     soft_labels = supervised.soft_labels(
-      batch['label'], student.model.num_classes, objective.label_smoothing
+      batch['label'],
+      own.network.model.num_classes,
+      own.objective.label_smoothing,
     )
-    if mixing is not None:
-      if 'targets' in batch:
+    stored = batch.get('targets', {})
+    if mode.mixing is not None:
+      if stored:
         raise ValueError('stored targets are not those of mixed images')
       key = jax.random.fold_in(jax.random.key(root), _MIXING)
       key = jax.random.fold_in(key, state.step)
-      images, soft_labels = mixing(images, soft_labels, key)
-    guidance = _guidance(teachers, constants['teachers'], images, batch)
-    start = ()
-    if transfer is not None:
-      start = _start(transfer, student, constants['start'], images)
-    grads, (model_state, memory, kept, metrics) = jax.grad(
-      loss_fn, has_aux=True
-    )(state.params, state, guidance, start, images, soft_labels, batch, root)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics['gradient_norm'] = optax.tree.norm(grads)
-    metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
-    new_state = dataclasses.replace(
-      state,
-      step=state.step + 1,
-      params=params,
-      model_state=model_state,
-      opt_state=opt_state,
-      memory=memory,
-      ema=_average(state, params, ema_decay),
-      peer=kept,
+      images, soft_labels = mode.mixing(images, soft_labels, key)
+    guides = guidance.frozen(frozen, constants['guides'], images, stored)
+    params = {name: part.params for name, part in state.learners.items()}
+    grads, (model_states, memories, metrics) = jax.grad(loss_fn, has_aux=True)(
+      params, state, guides, images, soft_labels, batch, root
     )
-    return new_state, metrics
+    learners = {}
+    for name, before in state.learners.items():
+      updates, opt_state = lessons[name].optimizer.update(
+        grads[name], before.opt_state, before.params
+      )
+      after = optax.apply_updates(before.params, updates)
+      learners[name] = Learner(
+        after,
+        model_states[name],
+        opt_state,
+        memories[name],
+        _average(before, after, state.step, mode.ema_decay),
+      )
+      metrics[name]['gradient_norm'] = optax.tree.norm(grads[name])
+    rate = jnp.asarray(schedule(state.step), jnp.float32)
+    return (
+      State(state.step + 1, learners),
+      _named({n: metrics[n] for n in lessons}) | {'learning_rate': rate},
+    )
 
   copied, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
   return jax.jit(
@@ -200,102 +198,33 @@ def make_train_step(
   )
 
 
-def guide(teacher: Network, variables: Any, images: Array) -> dict[str, Any]:
-  """What a teacher says of a batch, cut off from every gradient.
-
-  Args:
-    teacher: the model.
-    variables: its (params, model_state).
-    images: float [B, S, S, 3] in 0..255, the views that the student sees.
-
-  Returns:
-    {'outputs': the model's outputs, 'head': its last linear layer}.
-  """
-  params, model_state = variables
-  outputs, _ = teacher.model.apply(params, model_state, teacher.prepare(images))
-  return _as_guide(teacher, params, outputs)
-
-
-def _as_guide(view: Network, params: Tree, outputs: dict[str, Any]):
-  head = last_layer(view.model, params)
-  return jax.lax.stop_gradient({'outputs': outputs, 'head': head})
-
-
 def as_int32(seed: int) -> np.ndarray:
   """A seed as an argument of the compiled step."""
   return np.asarray(seed, np.int64).astype(np.int32)
 
 
-def _guidance(teachers, variables, images, batch) -> tuple[dict[str, Any], ...]:
-  """From stored outputs where the batch has them, else from the teachers."""
-  pairs = list(zip(teachers, variables, strict=True))
-  if 'targets' not in batch:
-    return tuple(guide(teacher, given, images) for teacher, given in pairs)
-  stored = zip(pairs, batch['targets'], strict=True)
-  return jax.lax.stop_gradient(
-    tuple(
-      {'outputs': outputs, 'head': last_layer(teacher.model, params)}
-      for (teacher, (params, _)), outputs in stored
-    )
+def _named(metrics: dict[str, dict[str, Array]]) -> dict[str, Array]:
+  """One dict: the first learner's as they are, the others' NAME_metric."""
+  return {
+    f'{name}_{key}' if number else key: value
+    for number, (name, values) in enumerate(metrics.items())
+    for key, value in values.items()
+  }
+
+
+def _average(before: Learner, params: Tree, step: Array, decay: float) -> Tree:
+  """Weight average with a warm-up, so that early weights are forgotten."""
+  if not before.ema:
+    return {}
+  done = step.astype(jnp.float32)
+  kept = jnp.minimum(decay, (1.0 + done) / (10.0 + done))
+  return jax.tree.map(
+    lambda e, p: kept * e + (1.0 - kept) * p, before.ema, params['weights']
   )
 
 
-def _lesson(
-  objective, params, outputs, guidance, memory, soft_labels, batch, key, step
-):
-  """(loss, new memory, metrics) of a network that learns from its guides."""
-  hard = supervised.soft_cross_entropy(outputs['logits'], soft_labels)
-  loss = objective.hard_weight * hard
-  metrics = {
-    'hard_loss': hard,
-    'accuracy': _accuracy(outputs['logits'], soft_labels),
-  }
-  if guidance:
-    soft, memory, parts = objectives.distill(
-      objective, params, outputs, guidance, memory, batch, key, step
-    )
-    loss = loss + soft
-    metrics |= parts
-  return loss, memory, metrics
-
-
-def _start(transfer: Transfer, student: Network, start: Tree, images: Array):
-  """(the start, its outputs for the images or None)."""
-  if not transfer.runs_start:
-    return start, None
-  variables = start['params'], start['model_state']
-  return start, guide(student, variables, images)['outputs']
-
-
-def _accuracy(logits: Array, soft_labels: Array) -> Array:
-  """Share of the labelled images whose largest label is predicted."""
-  labelled = jnp.sum(soft_labels, -1) > 0
-  right = jnp.argmax(logits, -1) == jnp.argmax(soft_labels, -1)
-  return jnp.sum(right & labelled) / jnp.maximum(jnp.sum(labelled), 1)
-
-
-def _average(state: TrainState, params: Tree, decay: float) -> Tree:
-  """Weight average with a warm-up, so that early weights are forgotten."""
-  if not state.ema:
-    return {}
-  step = state.step.astype(jnp.float32)
-  kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-  new = params['student']
-  return jax.tree.map(lambda e, p: kept * e + (1.0 - kept) * p, state.ema, new)
-
-
-def _stop_backbones(
-  student: Network, peer: Network | None, params: Tree
-) -> Tree:
-  if peer is not None:
-    own = {name: part for name, part in params.items() if name != 'peer'}
-    theirs = _stop_backbone(peer.model, params['peer'])
-    return _stop_backbone(student.model, own) | {'peer': theirs}
-  return _stop_backbone(student.model, params)
-
-
 def _stop_backbone(model: Model, params: Tree) -> Tree:
-  def stop(path, value):
+  def stop(path: str, value: Any):
     new = optimizers.is_new(model, path)
     return value if new else jax.lax.stop_gradient(value)
 

@@ -12,11 +12,11 @@ the step; with 'float16' it is so to the precision of the targets.
 """
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -29,18 +29,17 @@ from tlkd_jax.data import (
   Split,
   augment,
   pipeline,
-  progress,
   randaugment,
 )
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Network, output_shapes
-from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime import bars, sharding
 from tlkd_jax.runtime.trees import flatten
+from tlkd_jax.settings import Settings
+from tlkd_jax.training import guides, inputs, networks
 from tlkd_jax.training.objective import Objective
-from tlkd_jax.training.step import as_int32, guide
-from tlkd_jax.training.target_store import DTYPES, Layout, Store, Targets
-
-MODES = ('online', 'cached')
+from tlkd_jax.training.step import as_int32
+from tlkd_jax.training.target_store import Layout, Store, Targets
 
 # To be raised when the meaning of a stored row changes.
 _FORMAT = 1
@@ -54,7 +53,7 @@ class Recipe:
     root: folder of this and other sets of targets.
     teacher: the model and how it looks at images.
     outputs: which of its outputs are kept, 'logits' first.
-    augmentation: a functools.partial, from build.make_augmentation.
+    augmentation: from inputs.make_augmentation.
     split: the training examples.
     num_views: V, of the run.
     batch_size: of the run.
@@ -65,7 +64,7 @@ class Recipe:
   root: pathlib.Path
   teacher: Network
   outputs: tuple[str, ...]
-  augmentation: Any
+  augmentation: functools.partial
   split: Split
   num_views: int
   batch_size: int
@@ -100,41 +99,6 @@ class Recipe:
     }
 
 
-def check(config: Any, objective: Objective) -> None:
-  """Checks config.targets, before anything is loaded.
-
-  Raises:
-    ValueError: a value that is not accepted, or 'cached' with something that
-      makes a teacher's outputs differ from step to step or too large to keep.
-  """
-  section = config.targets
-  if section.mode not in MODES:
-    raise ValueError(
-      f'targets.mode {section.mode!r}; accepted: {", ".join(MODES)}'
-    )
-  if section.dtype not in DTYPES:
-    raise ValueError(
-      f'targets.dtype {section.dtype!r}; accepted: {", ".join(DTYPES)}'
-    )
-  for name in ('views', 'top_k'):
-    if section[name] < 0:
-      raise ValueError(f'targets.{name} is {section[name]}; 0 is the least')
-  if section.mode == 'online':
-    return
-  if not section.views:
-    raise ValueError(
-      "targets.mode is 'cached' and targets.views is 0, a new view each epoch: "
-      'there is nothing to store; set targets.views, e.g. to 4'
-    )
-  if max(config.augment.mixup_alpha, config.augment.cutmix_alpha) > 0:
-    raise ValueError(
-      "targets.mode is 'cached' and augment.mixup_alpha or "
-      'augment.cutmix_alpha mixes images anew in every step, so that no stored '
-      "target is theirs; set both to 0, or targets.mode to 'online'"
-    )
-  outputs_read(objective)
-
-
 def outputs_read(objective: Objective) -> tuple[str, ...]:
   """The teacher's outputs that the losses of a run need stored.
 
@@ -144,6 +108,8 @@ def outputs_read(objective: Objective) -> tuple[str, ...]:
   """
   reads = set()
   for term in objective.terms:
+    if term.guide is not None:
+      continue
     read = losses.LOSSES[term.name].reads_of(term.hyperparameters)
     if read not in ('logits', 'embedding'):
       raise ValueError(
@@ -156,31 +122,33 @@ def outputs_read(objective: Objective) -> tuple[str, ...]:
 
 
 def recipes(
-  config: Any,
+  settings: Settings,
   objective: Objective,
-  teachers: tuple[Network, ...],
-  augmentation: Any,
+  teachers: Mapping[str, Network],
+  augmentation: functools.partial,
   dataset: Dataset,
-) -> tuple[Recipe, ...]:
-  """What is to be stored of each teacher; () where they are online."""
-  section = config.targets
+) -> dict[str, Recipe]:
+  """What is to be stored of each teacher; {} where they are online."""
+  section = settings.targets
   if section.mode == 'online':
-    return ()
-  runs = (config.teacher.checkpoint, *config.distillation.more_teachers)
-  return tuple(
-    Recipe(
-      pathlib.Path(section.dir or pathlib.Path(run) / 'targets').expanduser(),
+    return {}
+  runs = networks.teacher_runs(settings)
+  return {
+    name: Recipe(
+      pathlib.Path(
+        section.dir or pathlib.Path(runs[name]) / 'targets'
+      ).expanduser(),
       teacher,
       outputs_read(objective),
       augmentation,
       dataset.splits['train'],
       section.views,
-      config.batch_size,
+      settings.batch_size,
       section.dtype,
       section.top_k,
     )
-    for run, teacher in zip(runs, teachers, strict=False)
-  )
+    for name, teacher in teachers.items()
+  }
 
 
 def prepare(
@@ -241,9 +209,12 @@ def _fill(store, recipe, variables, first, layout, mesh) -> None:
     return
   compute = make_compute(recipe, mesh)
   seed = as_int32(recipe.augmentation.keywords['seed'])
-  constants = sharding.replicate((variables, seed), mesh)
-  batches = progress.track(
-    _computed(compute, constants, recipe, starts, mesh), total, 'targets'
+  given = dict(zip(('params', 'model_state'), variables, strict=True))
+  constants = sharding.replicate((given, seed), mesh)
+  batches = bars.track(
+    inputs.ahead(_computed(compute, constants, recipe, starts, mesh)),
+    total,
+    'targets',
   )
   for view, start, outputs in batches:
     if store is None:
@@ -259,25 +230,19 @@ def _fill(store, recipe, variables, first, layout, mesh) -> None:
 def _computed(
   compute, constants, recipe, starts, mesh
 ) -> Iterator[tuple[int, int, dict[str, jax.Array]]]:
-  """(view, first row, outputs on the devices), one batch ahead."""
-  ahead = None
+  """(view, first row, outputs on the devices)."""
   for view, start in enumerate(starts):
     if start == len(recipe.split):
       continue
     batches = pipeline.eval_batches(
       _from_row(recipe.split, start),
       recipe.batch_size,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      **sharding.this_process(),
     )
     for number, batch in enumerate(batches):
       batch['view'] = np.full_like(batch['view'], view)
       outputs = compute(*constants, sharding.shard_batch(batch, mesh))
-      if ahead is not None:
-        yield ahead
-      ahead = view, start + number * recipe.batch_size, outputs
-  if ahead is not None:
-    yield ahead
+      yield view, start + number * recipe.batch_size, outputs
 
 
 def _from_row(split: Split, start: int) -> Split:
@@ -290,13 +255,13 @@ def _from_row(split: Split, start: int) -> Split:
 
 
 def make_compute(recipe: Recipe, mesh: Mesh) -> Callable:
-  """Builds compute(variables, seed, batch) -> the outputs, replicated."""
+  """Builds compute(constants, seed, batch) -> the outputs, replicated."""
 
-  def compute(variables, seed, batch):
+  def compute(constants, seed, batch):
     views = batch['image'], batch['index'], batch['view']
     images = recipe.augmentation(*views, seed=seed)
-    outputs = guide(recipe.teacher, variables, images)['outputs']
-    return {name: outputs[name] for name in recipe.outputs}
+    said = guides.speak(recipe.teacher, constants, images)
+    return {name: said[name] for name in recipe.outputs}
 
   copied, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
   return jax.jit(

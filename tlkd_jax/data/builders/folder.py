@@ -35,7 +35,7 @@ _SPLIT_FOLDERS = {
 
 # TFDS sorts a split in memory and without TensorFlow refuses more than 1000
 # MiB, so larger splits are written as train, train_1, train_2 ...
-_MAX_PART_BYTES = 512 << 20
+MAX_PART_BYTES = 512 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +278,7 @@ def _parts(split: str, classes: dict[str, list[tuple[str, int]]]):
   parts, size = [[]], 0
   for class_name in sorted(classes):
     for name, file_size in classes[class_name]:
-      if size + file_size > _MAX_PART_BYTES and parts[-1]:
+      if size + file_size > MAX_PART_BYTES and parts[-1]:
         parts.append([])
         size = 0
       parts[-1].append((name, class_name))

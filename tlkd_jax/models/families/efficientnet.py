@@ -58,8 +58,16 @@ def _lite_design(
 
 
 def _v2_rows(fused, separable) -> tuple[tuple[Row, ...], ...]:
-  fused = [(Row(3, *row, 0.0, 'silu', True),) for row in fused]
-  return (*fused, *[(Row(3, *row, 0.25, 'silu'),) for row in separable])
+  return (
+    *(_v2_row(*numbers, fused=True) for numbers in fused),
+    *(_v2_row(*numbers, squeeze=0.25) for numbers in separable),
+  )
+
+
+def _v2_row(
+  stride, expand, channels, repeats, *, squeeze=0.0, fused=False
+) -> tuple[Row]:
+  return (Row(3, stride, expand, channels, repeats, squeeze, 'silu', fused),)
 
 
 # Stride, expansion, channels, repeats.

@@ -171,7 +171,7 @@ def _grouped(x, kernel, stride, padding, groups):
   kernel = _block_diagonal(kernel, parts, together)
   y = _unstacked(
     jax.lax.map(
-      lambda part: _dense(*part, stride, padding),
+      lambda part: _dense(part[0], part[1], stride, padding),
       (_stacked(x, parts), _stacked(kernel, parts)),
     )
   )

@@ -53,9 +53,11 @@ def make_transfer(config: Any) -> Transfer | None:
   section = config.transfer
   weights = ('l2_sp', 'l2_sp_head', 'delta', 'bss', 'lwf', 'co_tuning')
   for name in weights:
-    if section[name] < 0:
-      raise ValueError(f'transfer.{name} is {section[name]}; least is 0')
-  if not any(section[name] > 0 for name in weights):
+    if getattr(section, name) < 0:
+      raise ValueError(
+        f'transfer.{name} is {getattr(section, name)}; least is 0'
+      )
+  if not any(getattr(section, name) > 0 for name in weights):
     return None
   mixed = config.augment.mixup_alpha > 0 or config.augment.cutmix_alpha > 0
   if section.co_tuning > 0 and (mixed or config.distillation.unlabelled):
@@ -72,7 +74,7 @@ def make_transfer(config: Any) -> Transfer | None:
       f'transfer.lwf_temperature is {section.lwf_temperature}; it must be '
       'above 0'
     )
-  given = {name: section[name] for name in weights}
+  given = {name: getattr(section, name) for name in weights}
   return Transfer(
     **given,
     delta_stages=tuple(section.delta_stages) or None,

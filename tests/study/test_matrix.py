@@ -6,7 +6,7 @@ import pytest
 
 from configs import study
 from tlkd_jax import settings
-from tlkd_jax.study import plan, workers
+from tlkd_jax.study import matrix, workers
 
 
 def make(arg='smoke', **changes):
@@ -18,11 +18,11 @@ def make(arg='smoke', **changes):
 def config_of(config, cells, arm, folders=None):
   cell = next(c for c in cells if c.arm == arm)
   given = {name: pathlib.Path('x') / name for name in cell.teachers}
-  return plan.make_config(config, cell, cells, folders or given)
+  return matrix.make_config(config, cell, cells, folders or given)
 
 
 def test_a_cell_comes_after_what_it_needs():
-  cells = plan.make_plan(make())
+  cells = matrix.make_matrix(make())
   assert len(cells) == 12 * 2 * 2
   names = [cell.name for cell in cells]
   assert len(set(names)) == len(names)
@@ -34,14 +34,14 @@ def test_a_cell_comes_after_what_it_needs():
 
 
 def test_chosen_arms_bring_their_teachers():
-  cells = plan.make_plan(make(study__run_arms=('kd_ensemble',)))
+  cells = matrix.make_matrix(make(study__run_arms=('kd_ensemble',)))
   arms = {cell.arm for cell in cells}
   assert arms == {'teacher', 'teacher_high_res', 'tl', 'kd_ensemble'}
 
 
 def test_arms_of_a_seed_share_their_data_and_differ_in_their_arm():
   config = make()
-  cells = plan.make_plan(config)
+  cells = matrix.make_matrix(config)
   tl, kd = (config_of(config, cells, arm) for arm in ('tl', 'kd'))
   assert (tl.arm, kd.arm) == ('tl', 'kd')
   assert kd.teacher.checkpoint == 'x/teacher'
@@ -53,7 +53,7 @@ def test_arms_of_a_seed_share_their_data_and_differ_in_their_arm():
 
 def test_teachers_are_what_their_own_cells_are():
   config = make(image_size=32)
-  cells = plan.make_plan(config)
+  cells = matrix.make_matrix(config)
   high = config_of(config, cells, 'kd_high_res_teacher')
   assert (high.image_size, high.teacher.image_size) == (32, 48)
   born_again = config_of(config, cells, 'tl_self_distillation')
@@ -70,7 +70,7 @@ def test_teachers_are_what_their_own_cells_are():
 )
 def test_sizes_are_counts_or_fractions(size, count, fraction, name):
   config = make(study__sizes=(size,))
-  cells = plan.make_plan(config)
+  cells = matrix.make_matrix(config)
   own = config_of(config, cells, 'tl')
   assert (own.num_train_per_class, own.train_fraction) == (count, fraction)
   assert (
@@ -83,14 +83,14 @@ def test_every_arm_has_the_same_trials():
     study__grid__optimizer__learning_rate=(0.1, 0.2),
     study__grid__optimizer__weight_decay=(0.0, 0.5),
   )
-  cells = plan.make_plan(config)
+  cells = matrix.make_matrix(config)
   trials = {}
   for cell in cells:
     trials.setdefault((cell.group, cell.arm), set()).add(cell.trial)
   assert {len(found) for found in trials.values()} == {4}
   assert len({frozenset(found) for found in trials.values()}) == 1
   probe = next(c for c in cells if c.arm == 'linear_probe')
-  own = plan.make_config(config, probe, cells, {})
+  own = matrix.make_config(config, probe, cells, {})
   # The grid wins over the arm's own rate.
   assert own.optimizer.learning_rate == 0.1
   assert probe.name.endswith('/seed0/learning_rate=0.1,weight_decay=0.0')
@@ -104,10 +104,10 @@ def test_another_loss_brings_its_published_settings():
     'changes': {'distillation': {'loss': 'dkd'}},
   }
   config = make(study__arms__dkd=dkd)
-  own = config_of(config, plan.make_plan(config), 'dkd')
+  own = config_of(config, matrix.make_matrix(config), 'dkd')
   assert own.distillation.options['beta'] == 8.0
   config = settings.with_values(config, {'study.run_arms': ('dkd',)})
-  plan.check(config, plan.make_plan(config))
+  matrix.check(config, matrix.make_matrix(config))
 
 
 @pytest.mark.parametrize(
@@ -129,11 +129,11 @@ def test_a_wrong_arm_is_one_message_before_anything_runs(section, message):
   arm = {'kind': 'kd', 'label': '', 'teachers': ('teacher',), 'changes': {}}
   with pytest.raises(ValueError, match=message):
     config = make(study__arms__mine=arm | section, study__run_arms=('mine',))
-    plan.check(config, plan.make_plan(config))
+    matrix.check(config, matrix.make_matrix(config))
 
 
 def test_shards_are_disjoint_complete_and_tear_no_group():
-  cells = plan.make_plan(make(study__seeds=3))
+  cells = matrix.make_matrix(make(study__seeds=3))
   shards = [workers.shard_of(cells, index, 3) for index in range(3)]
   assert sorted(c.name for s in shards for c in s) == sorted(
     c.name for c in cells
@@ -146,4 +146,4 @@ def test_a_size_beyond_the_smallest_class_is_one_message_before_a_cell():
   config = make(study__sizes=(4, 1000))
   message = 'num_train_per_class=1000 is more than a class holds'
   with pytest.raises(ValueError, match=message):
-    plan.check(config, plan.make_plan(config))
+    matrix.check(config, matrix.make_matrix(config))

@@ -8,7 +8,7 @@ from typing import Any
 
 from tlkd_jax import settings
 from tlkd_jax.settings import Settings, Study, WrongSettings
-from tlkd_jax.training import build
+from tlkd_jax.training import inputs, networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def trial_name(trial: tuple[tuple[str, Any], ...]) -> str:
   return ','.join(f'{key.split(".")[-1]}={value}' for key, value in trial)
 
 
-def make_plan(config: Settings) -> list[Cell]:
+def make_matrix(config: Settings) -> list[Cell]:
   """All cells of a study, each after those that it depends on.
 
   The order is by seed, data set and size, so that a study that is stopped
@@ -140,15 +140,15 @@ def _ordered_arms(study: Study) -> list[str]:
 def make_config(
   config: Settings,
   cell: Cell,
-  plan: list[Cell],
+  matrix: list[Cell],
   folders: dict[str, pathlib.Path],
 ) -> Settings:
   """The configuration of a cell's run.
 
   Args:
     config: the study's.
-    cell: one of `plan`.
-    plan: all cells, for what the teachers are.
+    cell: one of `matrix`.
+    matrix: all cells, for what the teachers are.
     folders: arm -> the finished run to use as that teacher.
 
   Raises:
@@ -158,10 +158,10 @@ def make_config(
   if not cell.teachers:
     return own
   first, *more = cell.teachers
-  its_cell = next(c for c in plan if (c.group, c.arm) == (cell.group, first))
+  its_cell = next(c for c in matrix if (c.group, c.arm) == (cell.group, first))
   theirs = _without_teachers(config, its_cell)
   role = 'teacher' if its_cell.kind == 'teacher' else 'student'
-  size = build.image_size(theirs, role)
+  size = networks.image_size(theirs, role)
   guides = {
     'teacher.name': theirs.network(role).name,
     'teacher.image_size': 0 if size == own.image_size else size,
@@ -198,26 +198,26 @@ def _with_values(
     raise WrongSettings(lines) from error
 
 
-def check(config: Settings, plan: list[Cell]) -> None:
+def check(config: Settings, matrix: list[Cell]) -> None:
   """Fails on what would stop a cell, before the first one runs.
 
   Raises:
     ValueError, FileNotFoundError: see settings.Settings, data.load_splits.
   """
   seen = set()
-  for cell in plan:
+  for cell in matrix:
     if (cell.dataset, cell.arm, cell.trial) in seen:
       continue
     seen.add((cell.dataset, cell.arm, cell.trial))
     folders = dict.fromkeys(cell.teachers, pathlib.Path())
-    make_config(config, cell, plan, folders)
-  _check_sizes(config, plan)
+    make_config(config, cell, matrix, folders)
+  _check_sizes(config, matrix)
 
 
-def _check_sizes(config: Settings, plan: list[Cell]) -> None:
+def _check_sizes(config: Settings, matrix: list[Cell]) -> None:
   """Fails where a class holds fewer images than the largest train size."""
-  for name in dict.fromkeys(cell.dataset for cell in plan):
-    cells = [c for c in plan if c.dataset == name and c.size >= 1]
+  for name in dict.fromkeys(cell.dataset for cell in matrix):
+    cells = [c for c in matrix if c.dataset == name and c.size >= 1]
     if not cells:
       continue
     largest = max(cells, key=lambda cell: cell.size)
@@ -228,4 +228,4 @@ def _check_sizes(config: Settings, plan: list[Cell]) -> None:
       'teacher.image_size': 0,
       'data.num_eval_per_class': 1,
     }
-    build.load_dataset(_with_values(own, least, largest))
+    inputs.load_dataset(_with_values(own, least, largest))

@@ -1,0 +1,18 @@
+"""Names for people and folders."""
+
+import pytest
+
+from tlkd_jax.answer.labels import dataset_name
+
+
+@pytest.mark.parametrize(
+  ('dataset', 'name'),
+  [
+    ('digits', 'digits'),
+    ('folder:data/trashnet.zip', 'trashnet'),
+    ('folder:/a/b/photos/', 'photos'),
+    ('oxford_iiit_pet:4.*.*', 'oxford_iiit_pet'),
+  ],
+)
+def test_data_sets(dataset, name):
+  assert dataset_name(dataset) == name

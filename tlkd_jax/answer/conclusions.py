@@ -1,0 +1,119 @@
+"""Everything that is asked about a treatment, answered at once."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from tlkd_jax.answer import effects, words
+from tlkd_jax.answer import rows as runs
+from tlkd_jax.answer import worth as worths
+from tlkd_jax.answer.effects import Effect
+from tlkd_jax.answer.rows import Place, Row
+from tlkd_jax.answer.worth import Worth
+
+
+@dataclasses.dataclass(frozen=True)
+class Rival:
+  """An arm without a teacher, in accuracy over all places.
+
+  Attributes:
+    against_reference: the rival minus the reference.
+    treatment_against: the treatment minus the rival.
+  """
+
+  against_reference: Effect
+  treatment_against: Effect
+
+
+@dataclasses.dataclass(frozen=True)
+class Conclusion:
+  """The answer about one treatment.
+
+  Attributes:
+    treatment: the arm in question.
+    reference: the arm that it is compared with.
+    labels: arm -> label.
+    sentence: the answer.
+    remarks: sentences that belong to it: what so few seeds cannot decide, the
+      rivals, what the treatment is worth in labels, pairs left out.
+    overall: in accuracy, over all places.
+    per_place: metric -> the effect at each place, 'top1' first.
+    rivals: by name.
+    worth: on each data set with several sizes.
+  """
+
+  treatment: str
+  reference: str
+  labels: dict[str, str]
+  sentence: str
+  remarks: list[str]
+  overall: Effect
+  per_place: dict[str, list[Effect]]
+  rivals: list[Rival]
+  worth: list[Worth]
+
+  @property
+  def by_place(self) -> dict[Place, list[Effect]]:
+    """Place -> its effects, one a metric."""
+    found: dict[Place, list[Effect]] = {}
+    for effects_of_metric in self.per_place.values():
+      for effect in effects_of_metric:
+        found.setdefault(effect.places[0], []).append(effect)
+    return found
+
+
+def draw(
+  rows: Sequence[Row], treatment: str, reference: str, metrics: Sequence[str]
+) -> Conclusion:
+  """Answers from rows whether a treatment helped.
+
+  Args:
+    rows: any arms, places and seeds.
+    treatment: the arm in question.
+    reference: the arm that it is compared with.
+    metrics: of test; accuracy is always one.
+  """
+  names = dict.fromkeys(('top1', *metrics))
+  per_place = {
+    name: effects.per_place(rows, treatment, reference, name) for name in names
+  }
+  overall = effects.overall(rows, treatment, reference, 'top1')
+  alone = per_place['top1']
+  labels = {a: a for a in (treatment, reference)} | runs.labels(rows)
+  rivals = _rivals(rows, treatment, reference)
+  worth = worths.in_labels(rows, treatment, reference)
+  remarks = [
+    *words.what_can_be_seen(overall, alone),
+    *(
+      words.rival(one.against_reference, one.treatment_against, labels)
+      for one in rivals
+    ),
+    *map(words.worth, worth),
+    *(
+      f'{labels[treatment]} and {labels[reference]} of seed {seed} on {place} '
+      'have no predictions of the same test images and were left out.'
+      for place, seed in runs.mismatched(rows, treatment, reference)
+    ),
+  ]
+  return Conclusion(
+    treatment=treatment,
+    reference=reference,
+    labels=labels,
+    sentence=words.sentence(overall, alone, labels),
+    remarks=[text for text in remarks if text],
+    overall=overall,
+    per_place=per_place,
+    rivals=rivals,
+    worth=worth,
+  )
+
+
+def _rivals(rows: Sequence[Row], treatment: str, reference: str) -> list[Rival]:
+  kinds = {row['arm']: row['kind'] for row in rows}
+  return [
+    Rival(
+      effects.overall(rows, arm, reference, 'top1'),
+      effects.overall(rows, treatment, arm, 'top1'),
+    )
+    for arm in runs.arms(rows, reference)
+    if kinds[arm] == 'tl' and arm not in (reference, treatment)
+  ]

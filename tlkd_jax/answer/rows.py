@@ -1,0 +1,186 @@
+"""Rows, one a run, and which of them belong together."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, NotRequired, TypedDict, TypeVar
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+  """Which test images a run got right, in the order of `indices`.
+
+  Attributes:
+    indices: int64 [N], increasing, each image's number in its data set.
+    labels: int [N], true classes.
+    right: bool [N].
+  """
+
+  indices: np.ndarray
+  labels: np.ndarray
+  right: np.ndarray
+
+  def same_images(self, other: 'Answers') -> bool:
+    """Whether both are of the same images."""
+    return np.array_equal(self.indices, other.indices) and np.array_equal(
+      self.labels, other.labels
+    )
+
+
+def make_answers(
+  logits: np.ndarray, labels: np.ndarray, indices: np.ndarray
+) -> Answers:
+  """Answers from predictions on test: [N, K], [N] and [N], in any order."""
+  order = np.argsort(indices, kind='stable')
+  right = logits.argmax(axis=-1) == labels
+  return Answers(indices[order], labels[order], right[order])
+
+
+class Row(TypedDict):
+  """One run. A page may keep more in its rows; here no more is read.
+
+  Attributes:
+    dataset: name of the data set.
+    size: training images per class, or a fraction below 1; 0 is all.
+    recipe: what tells runs of one data set from each other besides, in words.
+    arm: name of what was run; the answer compares two arms.
+    label: the arm's, for people.
+    kind: 'teacher', 'tl' or 'kd'.
+    seed: arms are paired by it.
+    num_train: training images.
+    chosen: False for a trial that was not chosen on validation; such a row
+      counts nowhere and has no `test`.
+    test: metric -> value on test, None or NaN where it is undefined.
+    answers: to single test images, where they are at hand.
+  """
+
+  dataset: str
+  size: float
+  recipe: NotRequired[str]
+  arm: str
+  label: str
+  kind: str
+  seed: int
+  num_train: int
+  chosen: bool
+  test: NotRequired[dict[str, float | None]]
+  answers: NotRequired[Answers]
+
+
+# A page's own kind of row goes in and comes out.
+R = TypeVar('R', bound=Row)
+
+
+class Place(NamedTuple):
+  """Where arms are compared: fields as of a row."""
+
+  dataset: str
+  size: float
+  recipe: str = ''
+
+  def __str__(self) -> str:
+    parts = [self.dataset, size_in_words(self.size), self.recipe]
+    return ', '.join(part for part in parts if part)
+
+
+def size_in_words(size: float) -> str:
+  """A train size for people."""
+  if size == 0:
+    return 'all images'
+  return f'{size:g} of the images' if size < 1 else f'{size:g} per class'
+
+
+def place_of(row: Row) -> Place:
+  """The place of a row."""
+  return Place(row['dataset'], row['size'], row.get('recipe', ''))
+
+
+def chosen(rows: Sequence[R]) -> list[R]:
+  """The rows that were chosen on validation."""
+  return [row for row in rows if row['chosen']]
+
+
+def places(rows: Sequence[Row]) -> list[Place]:
+  """Every place, by data set and number of images."""
+  first = {place_of(row): row['num_train'] for row in rows}
+  return sorted(first, key=lambda p: (p.dataset, first[p], p.recipe))
+
+
+def arms(rows: Sequence[Row], reference: str) -> list[str]:
+  """Students' arms, the reference first; then the teachers."""
+  kinds = {row['arm']: row['kind'] for row in rows}
+  return sorted(kinds, key=lambda a: (kinds[a] == 'teacher', a != reference, a))
+
+
+def labels(rows: Sequence[Row]) -> dict[str, str]:
+  """Arm -> label; of arms that share a label, with the arm's name."""
+  found = {row['arm']: row['label'] for row in rows}
+  counts = collections.Counter(found.values())
+  return {
+    arm: label if counts[label] == 1 else f'{label} ({arm})'.strip()
+    for arm, label in found.items()
+  }
+
+
+def at(rows: Sequence[R], place: Place, arm: str) -> dict[int, R]:
+  """Seed -> row of one arm at one place, by seed."""
+  found = {
+    row['seed']: row
+    for row in chosen(rows)
+    if row['arm'] == arm and place_of(row) == place
+  }
+  return dict(sorted(found.items()))
+
+
+def pairs(
+  rows: Sequence[R], place: Place, arm: str, reference: str
+) -> dict[int, tuple[R, R]]:
+  """Seed -> rows of (arm, reference), of the seeds that both have at a place.
+
+  Two runs that answered to different test images are no pair.
+  """
+  return {
+    seed: both
+    for seed, both in _common(rows, place, arm, reference).items()
+    if _comparable(*both)
+  }
+
+
+def mismatched(
+  rows: Sequence[Row], arm: str, reference: str
+) -> list[tuple[Place, int]]:
+  """Places and seeds at which two arms answered to different test images."""
+  return [
+    (place, seed)
+    for place in places(rows)
+    for seed, both in _common(rows, place, arm, reference).items()
+    if not _comparable(*both)
+  ]
+
+
+def _common(
+  rows: Sequence[R], place: Place, arm: str, reference: str
+) -> dict[int, tuple[R, R]]:
+  x, y = at(rows, place, arm), at(rows, place, reference)
+  return {seed: (x[seed], y[seed]) for seed in x if seed in y}
+
+
+def _comparable(x: Row, y: Row) -> bool:
+  ours, theirs = x.get('answers'), y.get('answers')
+  return ours is None or theirs is None or ours.same_images(theirs)
+
+
+def value(row: Row, metric: str) -> float:
+  """A metric on test; NaN where it is undefined."""
+  found = row['test'][metric]
+  return math.nan if found is None else float(found)
+
+
+def values(
+  rows: Sequence[Row], place: Place, arm: str, metric: str
+) -> np.ndarray:
+  """A metric on test over the seeds of an arm at a place, float64 [k]."""
+  return np.array([value(r, metric) for r in at(rows, place, arm).values()])

@@ -1,0 +1,47 @@
+"""What a comparison says, in one word: decided here and nowhere else."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, NO_BETTER_SIDE
+from tlkd_jax.evaluation.statistics import ALPHA
+
+Verdict = Literal['better', 'worse', 'inconclusive', 'not judged']
+
+# Verdict on a metric with a better side -> how an answer with it begins.
+OPENINGS: dict[Verdict, str] = {
+  'better': 'Yes',
+  'worse': 'No, it was worse',
+  'inconclusive': 'Inconclusive',
+}
+
+
+def decide(test: Mapping[str, float], p: float, metric: str) -> Verdict:
+  """The verdict of a comparison over seeds.
+
+  Args:
+    test: statistics.compare_paired of the arm and its reference.
+    p: two-sided, corrected where several comparisons are judged together.
+    metric: that was compared.
+
+  Returns:
+    'inconclusive' where p is not below ALPHA, or NaN; 'not judged' for a
+    metric of which neither more nor less is better.
+  """
+  return _verdict(test['mean_difference'], p < ALPHA, metric)
+
+
+def decide_over_images(
+  difference: float, low: float, high: float, metric: str
+) -> Verdict:
+  """The verdict on two models, from an interval over test images."""
+  return _verdict(difference, low > 0 or high < 0, metric)
+
+
+def _verdict(difference: float, is_apart: bool, metric: str) -> Verdict:
+  if metric in NO_BETTER_SIDE:
+    return 'not judged'
+  if not is_apart or difference == 0:
+    return 'inconclusive'
+  higher_is_better = metric not in LOWER_IS_BETTER
+  return 'better' if (difference > 0) == higher_is_better else 'worse'

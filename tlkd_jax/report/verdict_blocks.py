@@ -1,0 +1,192 @@
+"""An answer's blocks, the same on every page: words, tests, curves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tlkd_jax.answer import rows as runs
+from tlkd_jax.answer.conclusions import Conclusion
+from tlkd_jax.answer.effects import Effect
+from tlkd_jax.answer.rows import Row
+from tlkd_jax.evaluation import statistics
+from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER
+from tlkd_jax.report import plots
+from tlkd_jax.report.blocks import Block, Figure, Text, interval, named_table
+
+# More lines than this are no picture.
+MOST_INTERVALS = 60
+
+_NOTE = (
+  'Paired by seed; intervals over seeds are of the t distribution, p of the '
+  'exact sign-flip test and of the t test. The verdict is that of the exact p, '
+  'corrected by Holm over the places of a metric.'
+)
+_ONE_SEED = (
+  'One seed: what there is beyond the difference is over test images, of these '
+  'two models alone.'
+)
+
+
+def in_words(conclusion: Conclusion) -> list[Block]:
+  """The sentence, then what belongs to it."""
+  lead = Text(conclusion.sentence, 'lead')
+  return [lead, *map(Text, conclusion.remarks)]
+
+
+def tests(
+  title: str,
+  effects: Sequence[Effect],
+  labels: Mapping[str, str],
+  source: str,
+) -> list[Block]:
+  """A table of one treatment's effects, one place and metric a row; [] of none.
+
+  Args:
+    title: of the table.
+    effects: of one arm and reference.
+    labels: arm -> label.
+    source: files that the rows come from.
+  """
+  if not effects:
+    return []
+  several = any(len(effect.seeds) > 1 for effect in effects)
+  images = any(effect.images is not None for effect in effects)
+  rows = [_row(effect, labels, several, images) for effect in effects]
+  note = _NOTE if several else _ONE_SEED
+  lower = sorted({e.metric for e in effects} & LOWER_IS_BETTER)
+  if lower:
+    note += f' Smaller is better for {", ".join(lower)}.'
+  if 'ece' in lower:
+    note += ' ECE is above 0 for a perfectly calibrated model too.'
+  return [named_table(title, rows, source, note)]
+
+
+def _row(
+  effect: Effect, labels: Mapping[str, str], several: bool, images: bool
+) -> dict[str, Any]:
+  test, over = effect.test, effect.images
+  (place,) = effect.places
+  row: dict[str, Any] = {
+    'place': str(place),
+    'metric': effect.metric,
+    'seeds': len(effect.seeds),
+    labels[effect.reference]: float(effect.y.mean()),
+    labels[effect.arm]: float(effect.x.mean()),
+    'difference': test['mean_difference'],
+  }
+  if several:
+    row['95 % over seeds'] = interval(test['ci_low'], test['ci_high'])
+  if images:
+    row['95 % over images'] = interval(over.low, over.high) if over else None
+  if several:
+    row |= {
+      'p (sign-flip)': test['p_sign_flip'],
+      'p (Holm)': effect.p,
+      'p (t)': test['p_t'],
+      'd_z': test['cohen_dz'],
+    }
+  elif images:
+    row['p (McNemar)'] = over.mcnemar_p if over else None
+  return row | {'verdict': effect.verdict}
+
+
+def intervals(
+  title: str,
+  effects: Mapping[str, Effect],
+  source: str,
+  x_label: str = 'difference in test accuracy',
+) -> list[Block]:
+  """A figure of effects with their intervals over seeds, by name."""
+  if not 0 < len(effects) <= MOST_INTERVALS:
+    return []
+  bounds = {
+    name: [effect.test[key] for key in ('mean_difference', 'ci_low', 'ci_high')]
+    for name, effect in effects.items()
+  }
+  data = named_table(
+    title,
+    [
+      {'what': name, 'difference': mean, 'low': low, 'high': high}
+      for name, (mean, low, high) in bounds.items()
+    ],
+    source,
+  )
+  panel = plots.intervals(
+    title, list(bounds), [tuple(v) for v in bounds.values()], x_label
+  )
+  alt = (
+    'Mean differences over seeds with their 95 % intervals; right of 0 is more '
+    'accurate.'
+  )
+  return [Figure(title, [panel], alt, data)]
+
+
+def accuracy_by_size(
+  rows: Sequence[Row],
+  shown: Mapping[str, str],
+  labels: Mapping[str, str],
+  source: str,
+) -> list[Block]:
+  """A figure for each data set of which several sizes are there.
+
+  Args:
+    rows: of the study or report.
+    shown: style of line, a key of plots.COLOURS -> arm.
+    labels: arm -> label.
+    source: files that the rows come from.
+  """
+  places = runs.places(rows)
+  series = dict.fromkeys((place.dataset, place.recipe) for place in places)
+  figures: list[Block] = []
+  for one in series:
+    at_sizes = [p for p in places if (p.dataset, p.recipe) == one]
+    if len(at_sizes) < 2:
+      continue
+    name = ', '.join(part for part in one if part)
+    lines, bands, table = {}, {}, []
+    for style, arm in shown.items():
+      found = [
+        (next(iter(at.values()))['num_train'], _spread(rows, place, arm))
+        for place in at_sizes
+        if (at := runs.at(rows, place, arm))
+      ]
+      if not found:
+        continue
+      x = [count for count, _ in found]
+      lines[style] = x, [spread['mean'] for _, spread in found]
+      bands[style] = tuple(
+        [spread[end] for _, spread in found] for end in ('low', 'high')
+      )
+      table += [
+        {
+          'arm': labels[arm],
+          'training images': count,
+          'test accuracy': spread['mean'],
+          '95 % over seeds': interval(spread['low'], spread['high']),
+        }
+        for count, spread in found
+      ]
+    if lines:
+      figures.append(
+        Figure(
+          f'Accuracy against labels: {name}',
+          [
+            plots.lines(
+              name,
+              lines,
+              bands=bands,
+              x_label='training images',
+              y_label='test accuracy',
+              log_x=True,
+            )
+          ],
+          f'Mean test accuracy on {name} against the number of training '
+          'images; bands are 95 % intervals over seeds.',
+          named_table(f'Accuracy on {name}', table, source),
+          plots.legend(list(lines), {s: labels[shown[s]] for s in lines}),
+        )
+      )
+  return figures
+
+
+def _spread(rows: Sequence[Row], place: runs.Place, arm: str) -> dict:
+  return statistics.mean_interval(runs.values(rows, place, arm, 'top1'))

@@ -1,0 +1,136 @@
+"""The arms of the studies: what each trains, under whom, with what changes.
+
+All arms of a group have the same steps, batches, augmentation and number of
+trials, unless their changes say otherwise.
+"""
+
+import dataclasses
+
+from tlkd_jax import losses
+from tlkd_jax.settings import StudyArm
+
+HIGH_RESOLUTION = 5 / 3
+GRID_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
+GRID_WEIGHTS = (0.5, 1.0, 2.0, 4.0)
+# The cell of the grid with the defaults of the configuration.
+GRID_DEFAULT = 'kd_T2_w1'
+
+_TEACHER = StudyArm('teacher', 'teacher')
+_TL = StudyArm('tl', 'TL')
+_PROBE = {'optimizer.train_only': 'head', 'optimizer.learning_rate': 1e-2}
+_L2_SP = {'transfer.l2_sp': 0.1, 'transfer.l2_sp_head': 0.01}
+
+
+def _grid() -> dict[str, StudyArm]:
+  arms = {'teacher': _TEACHER, 'tl': _TL}
+  for temperature in GRID_TEMPERATURES:
+    for weight in GRID_WEIGHTS:
+      name = f'kd_T{temperature:g}_w{weight:g}'.replace('.', '_')
+      arms[name] = StudyArm(
+        'kd',
+        f'TL+KD, T={temperature:g}, weight={weight:g}',
+        ('teacher',),
+        {
+          'distillation.temperature': temperature,
+          'distillation.soft_weight': weight,
+        },
+      )
+  return arms
+
+
+def _of_losses() -> dict[str, StudyArm]:
+  """An arm for each loss that reads a teacher, with its published settings."""
+  arms = {}
+  for name, loss in losses.LOSSES.items():
+    if loss.same_as or loss.guide != 'teacher':
+      continue
+    changes: dict = {'distillation.loss': name}
+    if name == 'function_matching':
+      changes |= {'distillation.hard_weight': 0.0, 'augment.mixup_alpha': 1.0}
+    arms[name] = StudyArm('kd', name, ('teacher',), changes)
+  return arms
+
+
+# Group of `configs/study.py:arms=GROUP` -> name -> arm.
+ARMS: dict[str, dict[str, StudyArm]] = {
+  # Does the teacher help?
+  'all': {
+    'teacher': _TEACHER,
+    'linear_probe': StudyArm('tl', 'linear probe', (), _PROBE),
+    'tl': _TL,
+    'tl_label_smoothing': StudyArm(
+      'tl', 'TL + label smoothing', (), {'label_smoothing': 0.1}
+    ),
+    'tl_l2sp': StudyArm('tl', 'TL + L2-SP', (), _L2_SP),
+    # Born again: the teacher is the finished TL student of the same seed.
+    'tl_self_distillation': StudyArm('kd', 'TL + self-distillation', ('tl',)),
+    'kd': StudyArm('kd', 'TL+KD', ('teacher',)),
+    # A linear probe of the same network.
+    'teacher_weak': StudyArm('teacher', 'weak teacher', (), _PROBE),
+    'kd_weak_teacher': StudyArm('kd', 'TL+KD, weak teacher', ('teacher_weak',)),
+    # Its image size is HIGH_RESOLUTION times the student's, see `make_arms`.
+    'teacher_high_res': StudyArm('teacher', 'high-resolution teacher'),
+    'kd_high_res_teacher': StudyArm(
+      'kd', 'TL+KD, high-resolution teacher', ('teacher_high_res',)
+    ),
+    # Two networks at two resolutions, each trained anyway.
+    'kd_ensemble': StudyArm(
+      'kd', 'TL+KD, three teachers', ('teacher', 'teacher_high_res', 'tl')
+    ),
+  },
+  # Temperature x soft weight.
+  'grid': _grid(),
+  # Baselines; `make_arms` adds every loss. Weights of the transfer terms were
+  # not tuned: L2-SP's and BSS's are their papers' (arXiv 1802.01483; NeurIPS
+  # 2019), DELTA's is small because its loss is a sum over batch and positions,
+  # the others are one.
+  'methods': {
+    'teacher': _TEACHER,
+    'tl': _TL,
+    'linear_probe': StudyArm('tl', 'linear probe', (), _PROBE),
+    'label_smoothing': StudyArm(
+      'tl', 'label smoothing', (), {'label_smoothing': 0.1}
+    ),
+    'ema': StudyArm('tl', 'EMA', (), {'ema_decay': 0.98}),
+    'one_rate': StudyArm(
+      'tl', 'no layer-wise decay', (), {'optimizer.layer_decay': 1.0}
+    ),
+    'mixup': StudyArm('tl', 'mixup', (), {'augment.mixup_alpha': 0.2}),
+    'cutmix': StudyArm('tl', 'CutMix', (), {'augment.cutmix_alpha': 1.0}),
+    'randaugment': StudyArm(
+      'tl',
+      'RandAugment',
+      (),
+      {'augment.randaugment_ops': 2, 'augment.randaugment_magnitude': 5.0},
+    ),
+    'l2_sp': StudyArm('tl', 'L2-SP', (), _L2_SP),
+    'delta': StudyArm('tl', 'DELTA', (), {'transfer.delta': 1e-4}),
+    'bss': StudyArm('tl', 'BSS', (), {'transfer.bss': 1e-3}),
+    'lwf': StudyArm('tl', 'LwF', (), {'transfer.lwf': 1.0}),
+    'co_tuning': StudyArm('tl', 'Co-Tuning', (), {'transfer.co_tuning': 1.0}),
+    'stoch_norm': StudyArm('tl', 'StochNorm', (), {'batch_norm': 'stochastic'}),
+    'kd_l2_sp': StudyArm('kd', 'TL+KD, L2-SP', ('teacher',), _L2_SP),
+    'born_again': StudyArm('kd', 'born again', ('tl',)),
+  },
+}
+
+
+def make_arms(group: str, image_size: int) -> dict[str, StudyArm]:
+  """The arms of a group, for students that see `image_size` pixels.
+
+  Raises:
+    ValueError: a group that does not exist.
+  """
+  if group not in ARMS:
+    raise ValueError(
+      f'config argument arms={group!r}; accepted: {", ".join(ARMS)}'
+    )
+  arms = dict(ARMS[group])
+  if group == 'methods':
+    arms |= _of_losses()
+  if 'teacher_high_res' in arms:
+    larger = 16 * round(image_size * HIGH_RESOLUTION / 16)
+    arms['teacher_high_res'] = dataclasses.replace(
+      arms['teacher_high_res'], changes={'teacher.image_size': larger}
+    )
+  return arms

@@ -1,0 +1,60 @@
+"""What the networks of a run say to those that learn from them.
+
+A guide is a dict, cut off from every gradient: the outputs of the model for
+the batch (or what a target store kept of them), and beside them 'head' (its
+last linear layer), 'params', and of a start what start.py adds. By name:
+
+  teacher, teacher2, ...  frozen, in evaluation mode; online, or stored targets
+  start                   the learner as it was before the first update, frozen
+  any learner's name      that network at this step, in training mode
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from tlkd_jax.models.functional import Tree
+from tlkd_jax.models.network import Network, last_layer
+
+Array = jax.Array
+Guide = dict[str, Any]
+
+
+def frozen(
+  networks: Mapping[str, Network],
+  constants: Mapping[str, Tree],
+  images: Array,
+  stored: Mapping[str, Tree],
+) -> dict[str, Guide]:
+  """The guides that do not learn.
+
+  Args:
+    networks: name -> network.
+    constants: name -> {'params', 'model_state', ...}; of one whose outputs are
+      stored the last layer alone is read.
+    images: float [B, S, S, 3] in 0..255, the views that the learners see.
+    stored: name -> outputs of these views, where they were computed before.
+  """
+  found = {}
+  for name, network in networks.items():
+    given = constants[name]
+    if name in stored:
+      found[name] = from_outputs(network, given, stored[name])
+    else:
+      found[name] = speak(network, given, images)
+  return found
+
+
+def speak(network: Network, constants: Tree, images: Array) -> Guide:
+  """What a frozen network says of a batch."""
+  outputs, _ = network.model.apply(
+    constants['params'], constants['model_state'], network.prepare(images)
+  )
+  return from_outputs(network, constants, outputs)
+
+
+def from_outputs(network: Network, constants: Tree, outputs: Tree) -> Guide:
+  """A guide with these outputs."""
+  head = last_layer(network.model, constants['params'])
+  return jax.lax.stop_gradient({**outputs, **constants, 'head': head})

@@ -1,0 +1,180 @@
+"""The networks of a run, by name: which learn, which teach, and their weights.
+
+  arm 'teacher'          learns: teacher
+  arm 'tl'               learns: student
+  arm 'kd'               learns: student; teaches: teacher, teacher2, ...
+  distillation.mutual    learn: student and peer, each taught by the other
+
+Mutual learning is that of Zhang et al. 2018, "Deep Mutual Learning", arXiv
+1706.00384: config.teacher describes the peer, a student in all respects.
+"""
+
+import jax
+import numpy as np
+from absl import logging
+
+from tlkd_jax import models
+from tlkd_jax.models.functional import Model
+from tlkd_jax.models.network import DTYPES, Loaded, Network
+from tlkd_jax.models.weights import loading
+from tlkd_jax.settings import Settings
+from tlkd_jax.training import checkpoints, finished
+
+# Sets what is drawn for further learners apart from the first one's.
+_OTHER_SEED = 2**30 - 1
+
+
+def learner_names(settings: Settings) -> tuple[str, ...]:
+  """The networks that learn, the run's own first."""
+  if settings.arm == 'teacher':
+    return ('teacher',)
+  if settings.arm == 'kd' and settings.distillation.mutual:
+    return ('student', 'peer')
+  return ('student',)
+
+
+def teacher_runs(settings: Settings) -> dict[str, str]:
+  """The frozen teachers and the finished runs that they are, in order."""
+  if settings.arm != 'kd' or settings.distillation.mutual:
+    return {}
+  more = settings.distillation.more_teachers
+  runs = {f'teacher{n}': run for n, run in enumerate(more, 2)}
+  if settings.teacher.checkpoint is None:
+    return runs
+  return {'teacher': settings.teacher.checkpoint, **runs}
+
+
+def guide_names(settings: Settings, learner: str) -> tuple[str, ...]:
+  """Who teaches a learner: the teachers, else the others that learn."""
+  others = [name for name in learner_names(settings) if name != learner]
+  return tuple(teacher_runs(settings)) or tuple(others)
+
+
+def role(name: str) -> str:
+  """The section of the settings that describes a network."""
+  return 'student' if name == 'student' else 'teacher'
+
+
+def seed_of(settings: Settings, name: str) -> int:
+  """Of what is drawn for a learner's start."""
+  number = learner_names(settings).index(name)
+  return settings.seed ^ (_OTHER_SEED + number) if number else settings.seed
+
+
+def image_size(settings: Settings, name: str) -> int:
+  """Side of the images that a network sees."""
+  own = settings.teacher.image_size if role(name) == 'teacher' else 0
+  return own or settings.image_size
+
+
+def load_learners(
+  settings: Settings, class_names: list[str]
+) -> dict[str, Loaded]:
+  """The networks that learn, as they start.
+
+  Raises:
+    ValueError: unknown model, wrong or missing weights; or two that start as
+      one network, which have nothing to tell each other.
+  """
+  found = {
+    name: load(settings, name, class_names) for name in learner_names(settings)
+  }
+  first, *others = found.values()
+  if any(_alike(first, other) for other in others):
+    raise ValueError(
+      'distillation.mutual: student and teacher start as one network, the same '
+      'weights at the same image size, so that neither has anything to tell '
+      'the other; choose another teacher.name or teacher.image_size, or '
+      "teacher.head_init='small_random'"
+    )
+  return found
+
+
+def load(settings: Settings, name: str, class_names: list[str]) -> Loaded:
+  """A network to fine-tune: from a run, pretrained weights, or from scratch.
+
+  Args:
+    settings: of the run.
+    name: of the network.
+    class_names: of the data.
+
+  Raises:
+    ValueError: unknown model, wrong or missing weights.
+  """
+  place = role(name)
+  section = settings.teacher if place == 'teacher' else settings.student
+  model = models.create_model(
+    section.name,
+    num_classes=len(class_names),
+    dropout=section.dropout,
+    drop_path=section.drop_path,
+  )
+  network = make_network(settings, name, model)
+  if section.checkpoint:
+    logging.info('%s: starts from the run %s', place, section.checkpoint)
+    return Loaded(
+      network, *finished.read_as(section.checkpoint, model, class_names)
+    )
+  key = jax.random.key(seed_of(settings, name))
+  if section.weights == 'scratch':
+    logging.info('%s: %s from scratch', place, section.name)
+    params, model_state = jax.jit(model.init)(key)
+    return Loaded(network, jax.device_get(params), jax.device_get(model_state))
+  source = section.weights
+  if source == 'pretrained':
+    source = model.spec.weights
+  if source is None:
+    raise ValueError(
+      f'no pretrained weights are known for {section.name}; give a file in '
+      f'config.{place}.weights, or "scratch"'
+    )
+  logging.info('%s: %s from %s', place, section.name, source)
+  variables = loading.load_weights(
+    model,
+    source,
+    jax.random.fold_in(key, 2),
+    head=section.head,
+    head_init=section.head_init,
+  )
+  return Loaded(network, *variables)
+
+
+def load_teachers(
+  settings: Settings, class_names: list[str]
+) -> dict[str, Loaded]:
+  """The frozen teachers, from the finished runs that the settings name.
+
+  The first is what config.teacher says, in model and size; the further ones
+  are what their own descriptions say.
+
+  Raises:
+    FileNotFoundError: a run has no checkpoint.
+    ValueError: it is corrupt, or of another model or class set.
+  """
+  found = {}
+  for name, run in teacher_runs(settings).items():
+    if name == 'teacher':
+      model = models.create_model(
+        settings.teacher.name, num_classes=len(class_names)
+      )
+      variables = finished.read_as(run, model, class_names)
+      found[name] = Loaded(make_network(settings, name, model), *variables)
+    else:
+      description = checkpoints.read_description(run)
+      finished.check_classes(run, description, class_names)
+      found[name] = finished.restore(run, description)
+  return found
+
+
+def make_network(settings: Settings, name: str, model: Model) -> Network:
+  """How a model of this run looks at images."""
+  dtype = DTYPES[settings.compute_dtype]
+  return Network(model, image_size(settings, name), dtype)
+
+
+def _alike(first: Loaded, other: Loaded) -> bool:
+  both = first.network, other.network
+  if len({(network.model.name, network.image_size) for network in both}) > 1:
+    return False
+  same = jax.tree.map(np.array_equal, first.params, other.params)
+  return all(jax.tree.leaves(same))

@@ -1,0 +1,142 @@
+"""Where a student starts, as a guide: what transfer baselines keep of it.
+
+Each baseline is a weighted term beside the cross-entropy, alone or with
+teachers. The start (its weights, the pretrained head, Co-Tuning's table) is a
+constant of the step: not donated, not in the checkpoint. A run that resumes
+makes it again from the same files by the same computation, so bit for bit.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from tlkd_jax import data, models
+from tlkd_jax.data import pipeline
+from tlkd_jax.evaluation import evaluate
+from tlkd_jax.losses import transfer as formulas
+from tlkd_jax.models.functional import Model, Tree
+from tlkd_jax.models.network import Loaded, last_layer, make_eval_step
+from tlkd_jax.models.weights import loading
+from tlkd_jax.runtime import sharding
+from tlkd_jax.settings import Settings
+from tlkd_jax.training.objective import Term
+
+NAME = 'start'
+
+
+def make_terms(settings: Settings, model: Model) -> tuple[Term, ...]:
+  """The transfer baselines of a student's objective, () where all are off."""
+  section = settings.transfer
+  heads = ','.join(f'{name}.*' for name in model.spec.head)
+  l2_sp = {'alpha': section.l2_sp, 'beta': section.l2_sp_head, 'head': heads}
+  # The two weights of L2-SP are in its formula.
+  on = 1.0 if section.l2_sp or section.l2_sp_head else 0.0
+  terms: list[tuple[str, float, dict[str, Any]]] = [
+    ('l2_sp', on, l2_sp),
+    ('delta', section.delta, {'stages': tuple(section.delta_stages) or None}),
+    ('bss', section.bss, {'k': section.bss_k}),
+    ('lwf', section.lwf, {'temperature': section.lwf_temperature}),
+    ('co_tuning', section.co_tuning, {}),
+  ]
+  return tuple(
+    Term(name, optax.constant_schedule(weight), options, guide=NAME)
+    for name, weight, options in terms
+    if weight
+  )
+
+
+def has_source_head(terms: tuple[Term, ...]) -> bool:
+  """Whether the pretrained head goes on learning beside the new one."""
+  return any(term.name in ('lwf', 'co_tuning') for term in terms)
+
+
+def load(
+  settings: Settings,
+  terms: tuple[Term, ...],
+  learner: Loaded,
+  dataset: data.Dataset,
+  mesh: Mesh,
+) -> Tree:
+  """The start among the constants of a step, on the host.
+
+  Args:
+    settings: of the run.
+    terms: from `make_terms`.
+    learner: the student as it starts.
+    dataset: for Co-Tuning: its table is of the clean training images.
+    mesh: devices.
+
+  Returns:
+    {'params', 'model_state'}, with 'source_head', that of student.weights,
+    and 'relationship' where a term needs them.
+
+  Raises:
+    ValueError: the weights have no head.
+  """
+  start: Tree = {'params': learner.params, 'model_state': learner.model_state}
+  if not has_source_head(terms):
+    return start
+  source = load_source(settings, learner)
+  start['source_head'] = last_layer(source.network.model, source.params)
+  if any(term.name == 'co_tuning' for term in terms):
+    start['relationship'] = _relationship(settings, source, dataset, mesh)
+  return start
+
+
+def load_source(settings: Settings, learner: Loaded) -> Loaded:
+  """The student's backbone under the head of its pretrained weights.
+
+  Raises:
+    ValueError: the weights have no head, or the model has several.
+  """
+  section = settings.student
+  source = section.weights
+  if source == 'pretrained':
+    source = learner.network.model.spec.weights
+  classes = None
+  if source not in (None, 'scratch'):
+    classes = loading.head_classes(learner.network.model, source)
+  if not classes:
+    raise ValueError(
+      'transfer.lwf and transfer.co_tuning need pretrained weights with their '
+      f'head; config.student.weights {section.weights!r} has none'
+    )
+  model = models.create_model(section.name, num_classes=classes)
+  if len(model.spec.head) != 1:
+    raise ValueError(
+      f'transfer.lwf and transfer.co_tuning need one head; {section.name} has '
+      f'{len(model.spec.head)}'
+    )
+  key = jax.random.key(0)
+  params, model_state = loading.load_weights(model, source, key, head='keep')
+  network = dataclasses.replace(learner.network, model=model)
+  return Loaded(network, params, model_state)
+
+
+def _relationship(settings, source, dataset, mesh: Mesh) -> np.ndarray:
+  """p(source class | class), from the source's view of the training images."""
+  split = _clean(dataset)
+  predictions = evaluate.predict(
+    make_eval_step(source.network, mesh),
+    sharding.replicate((source.params, source.model_state), mesh),
+    pipeline.eval_batches(
+      split, settings.batch_size, **sharding.this_process()
+    ),
+    mesh,
+  )
+  table = formulas.category_relationship(
+    jax.nn.softmax(predictions.logits), split.labels, len(dataset.class_names)
+  )
+  return np.asarray(table)
+
+
+def _clean(dataset: data.Dataset) -> data.Split:
+  """The training images without the margin that random crops use."""
+  split = dataset.splits['train']
+  margin = (split.images.shape[1] - dataset.image_size) // 2
+  inner = slice(margin, margin + dataset.image_size)
+  return dataclasses.replace(split, images=split.images[:, inner, inner])

@@ -1,0 +1,104 @@
+"""What a run says at its end: metrics of its best step and of its teacher."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from tlkd_jax.data import pipeline
+from tlkd_jax.evaluation import evaluate
+from tlkd_jax.models.network import Network, make_eval_step
+from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.atomic import replace_text
+from tlkd_jax.training import networks
+from tlkd_jax.training.checkpoints import abstract_like, folder_of, read_model
+from tlkd_jax.training.run import Run
+
+SPLITS = ('validation', 'test')
+
+
+def finish(run: Run, progress) -> dict[str, Any]:
+  """Final metrics of the best step and of the first guide, on both splits.
+
+  Those of a guide that learned too are of the same step, the run's own best:
+  the pair as it was.
+
+  Args:
+    run: its checkpoints hold a best step.
+    progress: of the loop.
+
+  Returns:
+    The summary, which is written to WORKDIR/summary.json.
+  """
+  settings, own = run.settings, networks.role(run.own)
+  variables = _best(run, run.own, run.network)
+  summary: dict[str, Any] = {'arm': settings.arm, own: {}}
+  guide, guide_step, theirs = _first_guide(run)
+  if guide is not None:
+    summary['teacher'] = {}
+    if guide in run.learners:
+      summary['mutual'] = True
+  for split in SPLITS:
+    predictions = predict(run, run.eval_step, variables, split)
+    teacher = None
+    if guide_step is not None:
+      teacher = predict(run, guide_step, theirs, split)
+      summary['teacher'][split] = evaluate.summarize(teacher)
+    summary[own][split] = evaluate.summarize(predictions, teacher)
+    if sharding.is_lead():
+      folder = run.workdir / 'predictions'
+      evaluate.save(folder / f'{split}.npz', predictions)
+      if teacher is not None:
+        evaluate.save(folder / f'teacher_{split}.npz', teacher)
+  summary |= {
+    'best_step': progress.best_step,
+    'seconds': progress.seconds,
+    'images_per_second': progress.images / max(progress.seconds, 1e-9),
+    'num_train': int(np.sum(run.dataset.splits['train'].labels >= 0)),
+    'skipped_images': run.dataset.skipped,
+    'notes': list(run.dataset.notes),
+  }
+  if sharding.is_lead():
+    path = run.workdir / 'summary.json'
+    replace_text(path, json.dumps(summary, indent=1))
+  return summary
+
+
+def predict(run: Run, eval_step, variables, split: str) -> evaluate.Predictions:
+  """Predictions on a split of the run's data."""
+  batches = pipeline.eval_batches(
+    run.dataset.splits[split],
+    run.settings.batch_size,
+    **sharding.this_process(),
+  )
+  return evaluate.predict(eval_step, variables, batches, run.mesh)
+
+
+def _best(run: Run, name: str, network: Network):
+  """(params, model_state) of a learner at the best step."""
+  shapes = {
+    'params': network.model.params_shape,
+    'model_state': network.model.model_state_shape,
+  }
+  abstract = abstract_like(shapes, sharding.replicated(run.mesh))
+  other = '' if name == run.own else name
+  found = read_model(folder_of(run.workdir, other), abstract)
+  return found['params'], found['model_state']
+
+
+def _first_guide(run: Run):
+  """(name, evaluation step, variables) of the first guide; None without."""
+  names = run.lessons[run.own].guides
+  if not names:
+    return None, None, None
+  name = names[0]
+  if name in run.learners:
+    network = run.learners[name].network
+    variables = _best(run, name, network)
+  else:
+    teacher = run.teachers[name]
+    network = teacher.network
+    variables = sharding.replicate(
+      (teacher.params, teacher.model_state), run.mesh
+    )
+  return name, make_eval_step(network, run.mesh), variables

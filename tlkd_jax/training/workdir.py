@@ -1,0 +1,97 @@
+"""A run's folder and its record of the settings.
+
+config.json        every setting
+summary.json       written when the run is finished
+metrics.jsonl      the course of training, tensorboard/ beside it
+predictions/       logits, labels, indices of validation and test
+checkpoints/       latest: to resume; best: the run's own network
+NAME/checkpoints/  best of another network that learned (a peer)
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from tlkd_jax import settings as settings_
+from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.atomic import replace_text
+from tlkd_jax.runtime.trees import flatten
+from tlkd_jax.settings import Settings
+
+
+def check(workdir: pathlib.Path, settings: Settings) -> None:
+  """Checks that a run's folder is new or holds the same configuration.
+
+  Raises:
+    ValueError: the folder holds a run of another configuration; the message
+      lists the differing keys.
+  """
+  if not (workdir / 'config.json').exists():
+    return
+  old, new = flatten(read(workdir)), flatten(as_json(settings))
+  changed = [
+    key
+    for key in sorted(old | new)
+    if _as_compared(key, old.get(key, '-'))
+    != _as_compared(key, new.get(key, '-'))
+  ]
+  if changed:
+    raise another_configuration(workdir, old, new, changed, 'that one')
+
+
+def another_configuration(
+  workdir: pathlib.Path, old: dict, new: dict, keys: list[str], what: str
+) -> ValueError:
+  """The error for a folder that holds a run of other settings.
+
+  Args:
+    workdir: the folder.
+    old: dotted key -> value there.
+    new: dotted key -> value now.
+    keys: those that differ.
+    what: that may be deleted instead.
+  """
+  lines = [f'  {k}: {old.get(k)!r} there, {new.get(k)!r} now' for k in keys]
+  return ValueError(
+    f'{workdir} holds a run of another configuration:\n'
+    + '\n'.join(lines)
+    + f'\nuse another --workdir, or delete {what}'
+  )
+
+
+def write(workdir: pathlib.Path, settings: Settings) -> None:
+  """Makes a run's folder with its config.json."""
+  path = workdir / 'config.json'
+  if sharding.is_lead() and not path.exists():
+    workdir.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(as_json(settings), indent=1))
+
+
+def as_json(settings: Settings) -> dict[str, Any]:
+  """What config.json holds: plain nested dicts, lists and numbers."""
+  return json.loads(settings_.to_json(settings))
+
+
+def read(workdir: pathlib.Path) -> dict[str, Any]:
+  """The configuration that `write` wrote, as plain nested dicts.
+
+  Raises:
+    FileNotFoundError: the folder is not a run.
+    ValueError: the file is damaged.
+  """
+  path = workdir / 'config.json'
+  if not path.exists():
+    raise FileNotFoundError(f'{workdir} holds no config.json: not a run')
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f'{path} is damaged: {error}') from error
+
+
+def _as_compared(key: str, value: Any) -> Any:
+  """A run that is named by another path is the same run."""
+  if key.endswith('.checkpoint') and isinstance(value, str):
+    return str(pathlib.Path(value).resolve())
+  if key.endswith('.more_teachers') and isinstance(value, list):
+    return [str(pathlib.Path(place).resolve()) for place in value]
+  return value
