@@ -6,6 +6,13 @@ import pathlib
 import subprocess
 import sys
 
+# Compiling is most of the time of a test, and optimising most of compiling;
+# here values count, not speed. Before JAX is imported, which reads it.
+os.environ['XLA_FLAGS'] = (
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true '
+  + os.environ.get('XLA_FLAGS', '')
+)
+
 import jax
 import pytest
 
@@ -80,7 +87,10 @@ def start_main(session_dir):
   compiled = session_dir / 'compiled'
 
   def start(*arguments: str, devices: int = 1) -> subprocess.Popen:
-    flags = f'--xla_force_host_platform_device_count={devices}'
+    flags = (
+      f'{os.environ["XLA_FLAGS"]} '
+      f'--xla_force_host_platform_device_count={devices}'
+    )
     return subprocess.Popen(
       [sys.executable, '-m', 'tests.tiny', f'--compilation_cache={compiled}']
       + list(arguments),
