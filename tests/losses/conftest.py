@@ -51,11 +51,7 @@ class Golden:
       variant: Suffix of the keys.
       factor: What the file's loss has to be multiplied with.
     """
-    # Compiling is most of the time of these tests.
-    options = {'xla_backend_optimization_level': 0}
-    loss, gradient = jax.jit(
-      jax.value_and_grad(loss_fn), compiler_options=options
-    )(*args)
+    loss, gradient = jax.jit(jax.value_and_grad(loss_fn))(*args)
     assert loss.dtype == np.float32 and loss.shape == ()
     expected = self.arrays[f'loss{variant}'] * factor
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-12)

@@ -26,8 +26,6 @@ NAMES = sorted(
 STAGES = {'stage1': (4, 4, 5), 'stage2': (2, 2, WIDTH)}
 TEACHER_STAGES = {'stage1': (4, 4, 7), 'stage2': (3, 2, 8)}
 TEACHER_WIDTH = 9
-# Compiling is most of the time of these tests.
-FAST = {'xla_backend_optimization_level': 0}
 
 
 def make_outputs(seed, stages=STAGES, width=WIDTH, num_classes=CLASSES):
@@ -67,7 +65,7 @@ def teacher_head():
   return {'kernel': kernel, 'bias': np.ones(CLASSES, np.float32)}
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
+@functools.partial(jax.jit, static_argnums=0)
 def _init_extras(name, sides, labels):
   return losses.init_extras(
     name,
@@ -106,7 +104,6 @@ def _compiled(name):
     jax.value_and_grad(
       functools.partial(call, name), argnums=(0, 1, 2), has_aux=True
     ),
-    compiler_options=FAST,
   )
 
 

@@ -14,7 +14,6 @@ import pytest
 
 from tests.losses.outputs import (
   BATCH,
-  FAST,
   NAMES,
   TEACHER_STAGES,
   call,
@@ -160,7 +159,6 @@ def test_least_value_is_zero_at_the_teacher(name):
     jax.value_and_grad(
       lambda s: LOSSES[name].function(s, outputs, np.arange(BATCH) % 3)
     ),
-    compiler_options=FAST,
   )(outputs)
   np.testing.assert_allclose(loss, 0.0, atol=1e-6)
   if name != 'ft':  # An absolute value has a kink there.
@@ -175,7 +173,7 @@ def test_stated_minima_at_the_teacher():
     loss_fn = functools.partial(
       LOSSES[name].function, usual, usual, None, **arguments
     )
-    return jax.jit(loss_fn, compiler_options=FAST)()
+    return jax.jit(loss_fn)()
 
   # Two stages with log(v) / 2 each; the cut of the logarithm.
   vid = at_teacher('vid', init_pred_var=5.0)
@@ -268,7 +266,7 @@ def test_projectors_bridge_widths_and_resolutions(name):
 def test_losses_without_projector_bridge_widths(name):
   student = make_outputs(0)
   teacher = make_outputs(1, TEACHER_STAGES, width=9)
-  loss_fn = jax.jit(LOSSES[name].function, compiler_options=FAST)
+  loss_fn = jax.jit(LOSSES[name].function)
   assert jnp.isfinite(loss_fn(student, teacher, None))
 
 
@@ -284,9 +282,9 @@ def test_batch_of_one_and_two_classes(name):
     jax.tree.map(lambda x: x[:1], make_outputs(i, num_classes=2))
     for i in range(2)
   ]
-  loss, gradient = jax.jit(
-    jax.value_and_grad(LOSSES[name].function), compiler_options=FAST
-  )(student, teacher, jnp.array([1]))
+  loss, gradient = jax.jit(jax.value_and_grad(LOSSES[name].function))(
+    student, teacher, jnp.array([1])
+  )
   assert jnp.isfinite(loss)
   assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(gradient))
 
@@ -314,7 +312,6 @@ def test_stages_are_chosen_by_name():
   at = jax.jit(
     LOSSES['at'].function,
     static_argnames='stages',
-    compiler_options=FAST,
   )
   both = at(student, teacher, None)
   first = at(student, teacher, None, stages=('stage1',))
@@ -331,7 +328,7 @@ def test_crd_negatives_are_of_other_classes():
   labels = np.random.default_rng(0).integers(0, 4, 30)
   index = np.arange(30)
 
-  @functools.partial(jax.jit, compiler_options=FAST)
+  @jax.jit
   def draw(labels):
     memory = LOSSES['crd'].memory(jax.random.key(1), 30, labels, feat_dim=4)
     return losses.contrastive.draw_negatives(

@@ -11,12 +11,6 @@ from tests.fixtures import fill_rule
 from tlkd_jax import models
 from tlkd_jax.models.weights import pretrained
 
-# Compiling takes longer than running these small inputs once.
-COMPILER_OPTIONS = {
-  'xla_backend_optimization_level': 0,
-  'xla_llvm_disable_expensive_passes': True,
-}
-
 
 # Consecutive tests of one fixture share it; keeping all takes gigabytes.
 @functools.lru_cache(maxsize=1)
@@ -51,9 +45,7 @@ def outputs(name: str, path: pathlib.Path, *, x64: bool) -> dict:
     variables = jax.tree.map(
       lambda x: np.asarray(x, dtype), (params, model_state, images)
     )
-    lowered = jax.jit(apply).lower(*variables)
-    compiled = lowered.compile(compiler_options=COMPILER_OPTIONS)
-    result = jax.tree.map(np.asarray, compiled(*variables))
+    result = jax.tree.map(np.asarray, jax.jit(apply)(*variables))
   assert result['logits'].dtype == dtype
   return result
 

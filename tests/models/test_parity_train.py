@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests.fixtures import fill_rule
-from tests.models import parity
 from tlkd_jax import models
 from tlkd_jax.models.weights import pretrained
 from tlkd_jax.runtime.trees import flatten
@@ -62,9 +61,8 @@ def test_loss_gradients_and_statistics_of_a_training_step(fixture):
       lambda x: np.asarray(x, np.float64),
       (*variables, fill_rule.make_input(*meta['input_hw'])),
     )
-    lowered = jax.jit(jax.value_and_grad(loss_fn, has_aux=True)).lower(*inputs)
-    compiled = lowered.compile(compiler_options=parity.COMPILER_OPTIONS)
-    (loss, (logits, new_state)), grads = compiled(*inputs)
+    step = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    (loss, (logits, new_state)), grads = step(*inputs)
 
   np.testing.assert_allclose(loss, reference['loss'], rtol=1e-9)
   np.testing.assert_allclose(
