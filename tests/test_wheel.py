@@ -133,7 +133,7 @@ def call(environment, session_dir, tmp_path):
     kept = {
       key: value
       for key, value in os.environ.items()
-      if not key.startswith(('PYTHON', 'JAX_', 'XLA_'))
+      if not key.startswith(('PYTHON', 'JAX_'))
     }
     kept['XDG_CACHE_HOME'] = str(session_dir / 'installed_cache')
     if weights is not None:
