@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tlkd_jax.data import decode, sources, transforms
-from tlkd_jax.data.builders import folder
+from tlkd_jax.data.builders import folder, layout, walk
 
 
 def _per_class(split, num_classes):
@@ -185,7 +185,8 @@ def test_changed_folder_is_noticed(load, tmp_path):
 def test_large_splits_are_written_in_parts(monkeypatch, load, tmp_path):
   make_classes(tmp_path, {'a': 12, 'b': 12})
   monkeypatch.setattr(folder, 'MAX_PART_BYTES', 2000)
-  listing = folder.list_images(str(tmp_path))
+  with walk.open_folder(tmp_path) as tree:
+    listing = layout.arrange(tree)
   parts = folder._parts('unsplit', listing.files['unsplit'])
   assert len(parts) > 3 and sum(map(len, parts.values())) == 24
   dataset = load(f'folder:{tmp_path}')

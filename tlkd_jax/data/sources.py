@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from tlkd_jax.data import subsets
-from tlkd_jax.data.builders import arrays, digits, folder
+from tlkd_jax.data.builders import archives, arrays, digits, folder, layout
 from tlkd_jax.runtime.errors import nearest
 
 # Sets whose meaning a left-right flip destroys.
@@ -113,14 +113,38 @@ def folder_builder(path: str, cache_dir: pathlib.Path):
   """The prepared TFDS builder of `folder:PATH`."""
   if not path:
     raise ValueError('folder needs a path: folder:PATH')
-  listing = folder.list_images(path)
-  folder.check_classes(listing)
-  name = pathlib.Path(path).resolve().stem
-  key = f'folder-{name}-{listing.fingerprint}'
-  return _prepare_once(
-    cache_dir,
-    key,
-    lambda data_dir: folder.FolderImages(listing, data_dir=data_dir),
+  root = pathlib.Path(path).expanduser()
+  key = f'folder-{_plain(root)}-{folder.FolderImages.VERSION}'
+  if archives.is_tar(root):
+    # Its members are not listed again as long as the file is the same.
+    about = root.stat()
+    text = f'{root.resolve()} {about.st_size} {about.st_mtime_ns}'
+    key += (
+      f'-tar-{hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]}'
+    )
+    found = cache_dir / 'prepared' / key
+    if found.is_dir():
+      return _prepared(folder.FolderImages.name, found)
+  with archives.open_tree(path, cache_dir / 'spool') as tree:
+    listing = layout.arrange(tree)
+    layout.check_classes(listing)
+    if tree.kind != 'tar':
+      key += f'-{listing.fingerprint}'
+    return _prepare_once(
+      cache_dir,
+      key,
+      lambda data_dir: folder.FolderImages(listing, data_dir=data_dir),
+    )
+
+
+def _plain(path: pathlib.Path) -> str:
+  """A folder's name as part of a file name."""
+  return re.sub(r'[^A-Za-z0-9_.-]+', '_', path.resolve().stem)[:40]
+
+
+def _prepared(name: str, folder_of_it: pathlib.Path):
+  return tfds.core.read_only_builder.builder_from_files(
+    name, data_dir=str(folder_of_it)
   )
 
 
@@ -133,9 +157,7 @@ def arrays_builder(path: str, cache_dir: pathlib.Path):
       'tlkd_jax.data.Dataset.from_arrays stores arrays there and gives their '
       'name'
     )
-  return tfds.core.read_only_builder.builder_from_files(
-    arrays.ArrayImages.name, data_dir=str(found)
-  )
+  return _prepared(arrays.ArrayImages.name, found)
 
 
 def store_arrays(
