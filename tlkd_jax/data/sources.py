@@ -10,19 +10,29 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import json
 import os
 import pathlib
 import re
 import shutil
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from tlkd_jax.data import subsets
-from tlkd_jax.data.builders import archives, arrays, digits, folder, layout
+from tlkd_jax.data import subsets, transforms
+from tlkd_jax.data.builders import (
+  archives,
+  arrays,
+  digits,
+  folder,
+  layout,
+  walk,
+)
+from tlkd_jax.runtime.atomic import replace_arrays, replace_text
 from tlkd_jax.runtime.errors import nearest
 
 # Sets whose meaning a left-right flip destroys.
@@ -37,6 +47,12 @@ _TFDS_NAME = re.compile(r'\w+(/[\w.-]+)?(:[\w.*]+)?')
 
 _RECORDS_AT_ONCE = 256
 
+# Beside the records of a prepared copy: what its folder held that is not in it.
+_BESIDE = 'folder.json'
+
+# The digest of a file that could not be read, so that it is like no other.
+NO_DIGEST = 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -48,6 +64,7 @@ class Source:
     indices: int64[N], a number for each example that no subset changes.
     read: position -> the bytes of that image file; safe to call from threads.
     fingerprint: identifies the content.
+    digests: uint64[N], of the bytes of each image file; NO_DIGEST for none.
   """
 
   names: list[str]
@@ -55,6 +72,7 @@ class Source:
   indices: np.ndarray
   read: Callable[[int], bytes]
   fingerprint: str
+  digests: np.ndarray
 
   def take(self, rows: np.ndarray) -> 'Source':
     """Returns the examples at `rows`, in that order."""
@@ -67,6 +85,7 @@ class Source:
       self.indices[rows],
       lambda position: self.read(kept[position]),
       digest.hexdigest(),
+      self.digests[rows],
     )
 
 
@@ -79,12 +98,14 @@ class Sources:
     splits: 'train', 'validation' and 'test'.
     flip_ok: whether a mirrored image keeps its class.
     notes: what was decided about splits, one sentence each.
+    left_out: what its folder holds and is not read; walk.count_left_out.
   """
 
   class_names: list[str]
   splits: dict[str, Source]
   flip_ok: bool
   notes: list[str]
+  left_out: list[dict[str, Any]]
 
 
 def default_cache_dir() -> pathlib.Path:
@@ -119,22 +140,64 @@ def folder_builder(path: str, cache_dir: pathlib.Path):
     # Its members are not listed again as long as the file is the same.
     about = root.stat()
     text = f'{root.resolve()} {about.st_size} {about.st_mtime_ns}'
-    key += (
-      f'-tar-{hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]}'
-    )
+    digest = hashlib.sha256(text.encode('utf-8', 'replace'))
+    key += f'-tar-{digest.hexdigest()[:16]}'
     found = cache_dir / 'prepared' / key
-    if found.is_dir():
+    if (found / _BESIDE).exists():
       return _prepared(folder.FolderImages.name, found)
   with archives.open_tree(path, cache_dir / 'spool') as tree:
     listing = layout.arrange(tree)
     layout.check_classes(listing)
     if tree.kind != 'tar':
       key += f'-{listing.fingerprint}'
-    return _prepare_once(
-      cache_dir,
-      key,
-      lambda data_dir: folder.FolderImages(listing, data_dir=data_dir),
+    return prepare_listing(listing, cache_dir, key)
+
+
+def prepare_listing(listing: layout.Listing, cache_dir: pathlib.Path, key: str):
+  """The prepared TFDS builder of a listing.
+
+  Args:
+    listing: images with splits and classes.
+    cache_dir: where own copies are kept.
+    key: the copy's name, another one for other images.
+  """
+  path = cache_dir / 'prepared' / key / _BESIDE
+  if not path.parent.is_dir():
+    _check_space(cache_dir, listing)
+  builder = _prepare_once(
+    cache_dir,
+    key,
+    lambda data_dir: folder.FolderImages(listing, data_dir=data_dir),
+  )
+  beside = {
+    'left_out': walk.count_left_out(listing.left_out),
+    'notes': listing.notes,
+  }
+  text = json.dumps(beside)
+  # The copy may be older than a file beside the images.
+  if not path.exists() or path.read_text() != text:
+    replace_text(path, text)
+  return builder
+
+
+def _check_space(cache_dir: pathlib.Path, listing: layout.Listing) -> None:
+  cache_dir.mkdir(parents=True, exist_ok=True)
+  needed, free = listing.num_bytes, shutil.disk_usage(cache_dir).free
+  if needed > free:
+    raise OSError(
+      f'{cache_dir}: {needed / 1e9:.1f} GB are needed for a copy of '
+      f'folder:{listing.location} and {free / 1e9:.1f} GB are free; choose '
+      'another folder with data.cache_dir'
     )
+
+
+def _read_beside(builder) -> tuple[list[dict[str, Any]], list[str]]:
+  """(what was left out, notes) of a prepared copy, nothing where none is."""
+  for above in pathlib.Path(builder.data_path).parents[:2]:
+    if (above / _BESIDE).exists():
+      stored = json.loads((above / _BESIDE).read_text())
+      return stored['left_out'], stored['notes']
+  return [], []
 
 
 def _plain(path: pathlib.Path) -> str:
@@ -233,11 +296,10 @@ def open_sources(
   splits, notes = _complete(
     found, class_names, validation_fraction, test_fraction
   )
-  for note in notes:
-    logging.info('%s: %s', name, note)
+  left_out, more = _read_beside(builder)
   _check_labels(name, splits, class_names)
   flip_ok = builder.info.name not in _NOT_FLIPPABLE
-  return Sources(list(class_names), splits, flip_ok, notes)
+  return Sources(list(class_names), splits, flip_ok, [*more, *notes], left_out)
 
 
 def _prepare_once(cache_dir: pathlib.Path, key: str, make_builder):
@@ -349,33 +411,56 @@ def _open_split(
   identity = f'{info_file.resolve()} {info_file.stat().st_mtime_ns} {split}'
   fingerprint = hashlib.sha256(identity.encode()).hexdigest()
   index = cache / 'index' / f'{fingerprint[:24]}.npz'
-  names, labels = _read_index(records, split, label_key, index)
+  names, labels, digests = _read_index(
+    records, split, image_key, label_key, index
+  )
   return Source(
     names,
     labels,
     np.arange(labels.size, dtype=np.int64),
     lambda position: records[position][image_key],
     fingerprint,
+    digests,
   )
 
 
-def _read_index(records, split: str, label_key: str, index: pathlib.Path):
-  """Names and labels, from `index` if an earlier run has written it."""
+def _read_index(
+  records, split: str, image_key: str, label_key: str, index: pathlib.Path
+):
+  """Names, labels and digests, from `index` if an earlier run wrote it."""
   if index.exists():
-    with np.load(index, allow_pickle=False) as stored:
-      return stored['names'].tolist(), stored['labels']
-  names, labels = [], []
+    try:
+      with np.load(index, allow_pickle=False) as stored:
+        arrays_of_it = [stored[key] for key in ('names', 'labels', 'digests')]
+      if {array.shape for array in arrays_of_it} == {(len(records),)}:
+        return arrays_of_it[0].tolist(), *arrays_of_it[1:]
+    # What a damaged .npz raises depends on where the damage is.
+    except Exception as error:
+      logging.warning('%s is damaged (%s) and made again', index, error)
+  names, labels, digests = [], [], []
   for start in range(0, len(records), _RECORDS_AT_ONCE):
     stop = min(start + _RECORDS_AT_ONCE, len(records))
     for record in records.__getitems__(list(range(start, stop))):
       names.append(_name(record, f'{split}-{len(names):07d}'))
       labels.append(record[label_key])
+      digests.append(_digest(record[image_key]))
   label_array = np.asarray(labels, np.int32)
-  index.parent.mkdir(parents=True, exist_ok=True)
-  aside = index.with_name(f'.{uuid.uuid4().hex}.npz')
-  np.savez(aside, names=np.asarray(names, np.str_), labels=label_array)
-  aside.replace(index)
-  return names, label_array
+  digest_array = np.asarray(digests, np.uint64)
+  replace_arrays(
+    index,
+    {
+      'names': np.asarray(names, np.str_),
+      'labels': label_array,
+      'digests': digest_array,
+    },
+  )
+  return names, label_array, digest_array
+
+
+def _digest(data: bytes) -> int:
+  if not data or transforms.is_unreadable(data):
+    return NO_DIGEST
+  return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'big')
 
 
 def _name(record: dict, default: str) -> str:

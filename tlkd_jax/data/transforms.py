@@ -36,6 +36,9 @@ SUFFIXES = (
   *('.sgi', '.ico', '.qoi', '.psd', '.dds'),
 )
 
+# The usual ones, for messages.
+ENDINGS = '.jpg, .jpeg, .png, .webp, .avif, .bmp, .gif, .tif and others'
+
 # Read if the optional package pillow_heif is there.
 HEIF_SUFFIXES = ('.heic', '.heif', '.hif')
 
@@ -100,6 +103,11 @@ def unreadable(reason: str) -> bytes:
   return _UNREADABLE + reason.encode()
 
 
+def is_unreadable(data: bytes) -> bool:
+  """Whether `unreadable` made these bytes."""
+  return data.startswith(_UNREADABLE)
+
+
 def decode_image(data: bytes) -> Image.Image:
   """Decodes one image file to RGB, upright.
 
@@ -119,7 +127,7 @@ def decode_image(data: bytes) -> Image.Image:
       than 65,535 pixels, 32-bit whole numbers (their range is not known), and
       floats that leave the range from 0 to 1.
   """
-  if data.startswith(_UNREADABLE):
+  if is_unreadable(data):
     raise BadImageError(data.removeprefix(_UNREADABLE).decode())
   formats = _FORMATS
   if _HEIF_MARK.match(data) and has_heif():

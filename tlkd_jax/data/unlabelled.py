@@ -5,10 +5,18 @@ import hashlib
 import pathlib
 
 import numpy as np
+from absl import logging
 
-from tlkd_jax.data import Dataset, Split, decode, default_crop, transforms
+from tlkd_jax.data import (
+  Dataset,
+  Split,
+  decode,
+  default_crop,
+  facts,
+  transforms,
+)
 from tlkd_jax.data.builders import archives, walk
-from tlkd_jax.data.sources import Source
+from tlkd_jax.data.sources import NO_DIGEST, Source
 
 NO_LABEL = -1
 
@@ -79,12 +87,15 @@ def extend(
 
 
 def _source(tree: walk.Tree, first_index: int) -> Source:
-  files, _ = walk.images(tree)
+  files, left_out = walk.images(tree)
   if not files:
     raise ValueError(
       f'distillation.unlabelled: no images in {tree.location}; looked for '
-      f'{", ".join(transforms.SUFFIXES)}'
+      f'files ending in {transforms.ENDINGS}'
     )
+  kinds = walk.count_left_out(left_out)
+  for line in facts.left_out_lines(kinds):
+    logging.info('distillation.unlabelled: left out %s', line)
   digest = hashlib.sha256(tree.location.encode('utf-8', 'replace'))
   for file in files:
     digest.update(f'{file.name}:{file.size}:{file.stamp}'.encode())
@@ -94,4 +105,5 @@ def _source(tree: walk.Tree, first_index: int) -> Source:
     first_index + np.arange(len(files), dtype=np.int64),
     lambda position: walk.read_image(tree, files[position]),
     digest.hexdigest(),
+    np.full(len(files), NO_DIGEST, np.uint64),
   )

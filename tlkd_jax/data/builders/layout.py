@@ -137,7 +137,7 @@ def check_classes(listing: Listing) -> list[str]:
       place = '' if split == 'unsplit' else f' in {split}'
       raise ValueError(
         f'{where}: class {_names(empty)}{place} holds no images (files ending '
-        f'in {", ".join(transforms.SUFFIXES)})'
+        f'in {transforms.ENDINGS})'
       )
   if len(class_names) < 2:
     raise ValueError(f'{where}: one class only ({class_names[0]!r})')
@@ -222,7 +222,7 @@ class _Reading:
   def _no_classes(self) -> ValueError:
     return ValueError(
       f'{self._where}: no class folders; expected train/<class>/<image> or '
-      f'<class>/<image>, images ending in {", ".join(transforms.SUFFIXES)}'
+      f'<class>/<image>, images ending in {transforms.ENDINGS}'
     )
 
   def _filled(self, folder: Parts) -> list[str]:
@@ -287,7 +287,10 @@ class _Reading:
         'split: move them elsewhere (distillation.unlabelled can use them) or '
         'give them labels'
       )
-    self._check_twice({n: s for n, s in meant.items()})
+    if not others and len(meant) == 1:
+      inside = self._meant(bases[deep[0]])
+      self._check_flat(inside, list(inside), [*self._children[bases[deep[0]]]])
+    self._check_twice(meant)
     self._check_others(top, meant, classes, others)
     homes = {
       (*base, name): (meant[split_folder], _class_name(name))
@@ -302,7 +305,7 @@ class _Reading:
       )
     notes = [
       f'{name}/ is read as {split}'
-      for name, split in meant.items()
+      for name, split in sorted(meant.items(), key=lambda pair: pair[1])
       if name != split
     ]
     return _Plan(top, homes, notes)
@@ -356,6 +359,12 @@ class _Reading:
     if len(set(meant.values())) > 1 and not alike:
       return
     doubtful = alike or plain
+    if alike and len(set(meant.values())) > 1:
+      raise ValueError(
+        f'{self._where}: {_slashed(alike)} has class folders as '
+        f'{_slashed(meant)} has, and its name is no split that is known. '
+        'Rename it to train, validation or test, or move it elsewhere'
+      )
     if doubtful:
       raise ValueError(
         f'{self._where}: {_slashed(meant)} can be read as a split with the '
@@ -370,8 +379,12 @@ class _Reading:
     classes = self._filled(top)
     inside = {}
     for name in classes:
-      found = {n: split_words.read(n) for n in self._filled((*top, name))}
-      inside[name] = {n: m.split for n, m in found.items() if m and not m.rest}
+      found = self._filled((*top, name))
+      pairs = {n: s for group in _families(found).values() for n, s in group}
+      plain = {n: split_words.read(n) for n in found}
+      inside[name] = pairs | {
+        n: m.split for n, m in plain.items() if m and not m.rest
+      }
     whole = [
       name
       for name in classes
@@ -421,6 +434,12 @@ class _Reading:
   def _classes(self, top: Parts) -> _Plan:
     """Class folders; what is missing is cut."""
     names = self._children[top]
+    for group in _families(names).values():
+      raise ValueError(
+        f'{self._where}: {_slashed(n for n, _ in group)} look like splits of '
+        'one class. Put their images into train/<class>/ and test/<class>/, or '
+        'rename them'
+      )
     below = [frozenset(self._filled((*top, name))) for name in names]
     notes = []
     direct = any(self._direct[(*top, name)] for name in names)
@@ -438,6 +457,20 @@ class _Reading:
         notes.append(f'{text}; the outer folders are read as the classes')
     homes = {(*top, n): ('unsplit', _class_name(n)) for n in names}
     return _Plan(top, homes, notes)
+
+
+def _families(names) -> dict[tuple[str, ...], list[tuple[str, str]]]:
+  """Words -> [(name, split)] of names that differ in the split alone."""
+  found = collections.defaultdict(list)
+  for name in names:
+    means = split_words.read(name)
+    if means and means.rest:
+      found[means.rest].append((name, means.split))
+  return {
+    rest: group
+    for rest, group in found.items()
+    if len({split for _, split in group}) > 1
+  }
 
 
 def _class_name(name: str) -> str:

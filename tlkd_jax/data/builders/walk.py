@@ -11,7 +11,7 @@ import dataclasses
 import os
 import pathlib
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tlkd_jax.data import transforms
@@ -37,6 +37,7 @@ _TOOLS = frozenset(
 MAX_FILE_BYTES = 512 << 20
 
 _SNIFFED = 32
+_MOST_KINDS = 20
 
 Parts = tuple[str, ...]
 
@@ -143,6 +144,20 @@ def images(tree: Tree) -> tuple[list[File], list[LeftOut]]:
   return found, others
 
 
+def count_left_out(left_out: Iterable[LeftOut]) -> list[dict[str, Any]]:
+  """What was left out by its kind: 'why', 'count' and one 'example'."""
+  kinds: dict[str, dict[str, Any]] = {}
+  for one in left_out:
+    new = {'why': one.why, 'count': 0, 'example': one.name}
+    kinds.setdefault(one.why, new)['count'] += 1
+  ordered = sorted(kinds.values(), key=lambda kind: -kind['count'])
+  shown, rest = ordered[:_MOST_KINDS], ordered[_MOST_KINDS:]
+  if rest:
+    count = sum(kind['count'] for kind in rest)
+    shown.append(rest[0] | {'why': 'of other kinds', 'count': count})
+  return shown
+
+
 def read_image(tree: Tree, file: File) -> bytes:
   """The bytes of an image file, or in their place why there are none.
 
@@ -213,7 +228,7 @@ class _Walk:
 
   def __init__(self, tree: Tree, root: pathlib.Path):
     self._tree = tree
-    self._root = os.path.realpath(root)
+    self._root = os.fspath(root)
     self._waiting: list[tuple[str, Parts]] = []
     self._seen: dict[tuple[int, int], str] = {}
     self._odd_names: list[str] = []
