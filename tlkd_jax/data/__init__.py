@@ -174,7 +174,7 @@ def load_splits(
   seed, likewise for fractions; validation and test depend on neither.
 
   Args:
-    name: 'digits', 'folder:PATH' (a folder or a zip), the name of what
+    name: 'digits', 'folder:PATH' (a folder, a zip or a tar), the name of what
       `Dataset.from_arrays` gave, or a TFDS data set that `python -m
       tlkd_jax.data.prepare` has prepared.
     image_size: side of the images that the model shall see.

@@ -430,7 +430,11 @@ def _read_index(
   """Names, labels and digests, from `index` if an earlier run wrote it."""
   if index.exists():
     try:
-      with np.load(index, allow_pickle=False) as stored:
+      # Opened here: numpy leaves a damaged file open.
+      with (
+        index.open('rb') as file,
+        np.load(file, allow_pickle=False) as stored,
+      ):
         arrays_of_it = [stored[key] for key in ('names', 'labels', 'digests')]
       if {array.shape for array in arrays_of_it} == {(len(records),)}:
         return arrays_of_it[0].tolist(), *arrays_of_it[1:]

@@ -48,6 +48,7 @@ _READ_METHODS = {
   zipfile.ZIP_BZIP2,
   zipfile.ZIP_LZMA,
 } | ({93} if hasattr(zipfile, 'ZIP_ZSTANDARD') else set())
+_BLOCK = 1 << 16
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 _LOCAL_HEADER = struct.Struct('<26x2H')
 
@@ -58,6 +59,11 @@ _OPENERS = {
   b'\x5d\0\0': lzma.open,
 }
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+# bz2 reports damage as OSError, zipfile what it lacks as RuntimeError.
+_ZIP_DAMAGE = (
+  *(zipfile.BadZipFile, *_DAMAGE, OSError, struct.error, ValueError),
+  *(RuntimeError, NotImplementedError, OverflowError),
+)
 
 
 @contextlib.contextmanager
@@ -118,7 +124,7 @@ def _no_archive(path: str) -> ValueError:
 def _open_zip(path: str, root: pathlib.Path) -> Iterator[Tree]:
   try:
     archive = zipfile.ZipFile(root)
-  except (zipfile.BadZipFile, *_DAMAGE, ValueError) as error:
+  except _ZIP_DAMAGE as error:
     raise ValueError(f'folder:{path}: a damaged zip file: {error}') from error
   with archive:
     reader = _ZipReader(archive)
@@ -134,7 +140,7 @@ def _open_zip(path: str, root: pathlib.Path) -> Iterator[Tree]:
       )
     for name, info in members:
       kind = stat.S_IFMT(info.external_attr >> 16)
-      is_folder = name.endswith('/') or info.is_dir()
+      is_folder = name.endswith('/')
       odd = kind not in (0, stat.S_IFREG, stat.S_IFDIR)
       file = File(name.strip('/'), info.file_size, info.CRC, info)
       _add(tree, file, is_folder, odd)
@@ -164,7 +170,7 @@ def _clean(name: str) -> str:
   """Folders as we name them; a final slash is kept."""
   name = name.replace('\\', '/')
   name = re.sub(r'^[A-Za-z]:(?=/)', '', name)
-  name = name.encode('utf-8', 'backslashreplace').decode()
+  name = walk.printable(name.encode('utf-8', 'surrogateescape'))
   parts = [p for p in name.split('/') if p not in ('', '.', '..')]
   return '/'.join(parts) + '/' * name.endswith('/')
 
@@ -267,11 +273,7 @@ class _ZipReader:
         return self._read_deflate64(info)[: count if count >= 0 else None]
       with self._archive.open(self._as_written(info)) as stream:
         return stream.read(count)
-    # bz2 reports damage as OSError, zipfile what it lacks as RuntimeError.
-    except (
-      *(zipfile.BadZipFile, *_DAMAGE, OSError, struct.error),
-      *(RuntimeError, NotImplementedError, ValueError),
-    ) as error:
+    except _ZIP_DAMAGE as error:
       raise DamagedError(f'damaged in the zip: {error}') from error
 
   def _header(self, info: zipfile.ZipInfo) -> tuple[bytes, int]:
@@ -306,10 +308,15 @@ class _ZipReader:
       _, start = self._header(info)
       file.seek(start)
       packed = file.read(info.compress_size)
-    data = package.Inflater().inflate(packed)[: info.file_size]
+    inflater, data = package.Inflater(), bytearray()
+    # Bit by bit: what a lying header does not announce never fills the memory.
+    for at in range(0, len(packed), _BLOCK):
+      data += inflater.inflate(packed[at : at + _BLOCK])
+      if len(data) > info.file_size:
+        raise zipfile.BadZipFile('it is longer than announced')
     if zlib.crc32(data) != info.CRC:
       raise zipfile.BadZipFile('its checksum differs')
-    return data
+    return bytes(data)
 
 
 @contextlib.contextmanager
@@ -330,8 +337,7 @@ def _open_tar(
     reader = _TarReader(file)
     tree = Tree(path, 'tar', reader.read)
     for member in _members(path, file):
-      name = member.name.encode('utf-8', 'surrogateescape')
-      name = _clean(name.decode('utf-8', 'backslashreplace'))
+      name = _clean(member.name)
       plain = member.isreg() and not member.issparse()
       place = (member.offset_data, member.size)
       entry = File(name.strip('/'), member.size, int(member.mtime), place)

@@ -85,7 +85,12 @@ def arrange(tree: Tree) -> Listing:
       ways; the message names both.
   """
   files, left_out = walk.images(tree)
-  plan = _Reading(tree, files).plan()
+  try:
+    plan = _Reading(tree, files).plan()
+  except ValueError as error:
+    # What a link leads to is counted elsewhere, and may be what is missing.
+    links = [_said(*link) for link in sorted(tree.links.items())[:_SHOWN]]
+    raise ValueError('. '.join([str(error), *links])) from error
   _check_hidden(tree, plan)
   _check_links(tree, plan)
   found: dict[str, dict[str, list]] = {}
@@ -183,11 +188,15 @@ def _check_links(tree: Tree, plan: _Plan) -> None:
   places = {home[:-1] for home in plan.homes} | {plan.top}
   for parts, target in sorted(tree.links.items()):
     if parts[:-1] in places:
-      name = '/'.join(parts)
       raise ValueError(
-        f'folder:{tree.location}: {name}/ is a link to {target}/, whose images '
-        'are counted there. Take the link away, or put copies in its place'
+        f'folder:{tree.location}: {_said(parts, target)}. Take the link away, '
+        'or put copies in its place'
       )
+
+
+def _said(parts: Parts, target: str) -> str:
+  link = '/'.join(parts)
+  return f'{link}/ is a link to {target}/, whose images are counted there'
 
 
 class _Reading:

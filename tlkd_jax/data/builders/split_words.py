@@ -8,6 +8,15 @@ import dataclasses
 import re
 import unicodedata
 
+
+def _plain(name: str) -> str:
+  """Lower case, without accents."""
+  spread = unicodedata.normalize('NFKD', name).casefold()
+  bare = ''.join(c for c in spread if not unicodedata.combining(c))
+  # Kana and Hangul are composed again.
+  return unicodedata.normalize('NFC', bare)
+
+
 _WORDS = {
   'train': (
     *('train', 'training', 'trainings', 'trn', 'trainval', 'learn'),
@@ -30,15 +39,18 @@ _WORDS = {
     *('тестирование', 'тестовая', '测试', '測試', 'テスト', '테스트', '시험'),
   ),
 }  # fmt: skip
-_SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words}
+_SPLIT_OF = {
+  _plain(word): split for split, words in _WORDS.items() for word in words
+}
 
 # What may stand beside such a word without a meaning of its own.
-_FILLERS = (
+_BESIDE = (
   *('set', 'sets', 'data', 'dataset', 'datasets', 'images', 'image', 'imgs'),
   *('img', 'pictures', 'pics', 'photos', 'split', 'folder', 'dir', 'files'),
   *('samples', 'examples', 'classes', '集', '数据集', '数据', 'データ'),
   '데이터',
 )  # fmt: skip
+_FILLERS = tuple(map(_plain, _BESIDE))
 _GLUED = re.compile(
   f'({"|".join(sorted(_SPLIT_OF, key=len, reverse=True))})'
   f'({"|".join(_FILLERS)})|({"|".join(_FILLERS)})'
@@ -105,14 +117,6 @@ def is_numbered_part(name: str) -> bool:
   return bool(_PARTS & set(words)) and all(
     word in _PARTS or len(word) == 1 for word in words
   )
-
-
-def _plain(name: str) -> str:
-  """Lower case, without accents."""
-  spread = unicodedata.normalize('NFKD', name).casefold()
-  bare = ''.join(c for c in spread if not unicodedata.combining(c))
-  # Kana and Hangul are composed again.
-  return unicodedata.normalize('NFC', bare)
 
 
 def _words(name: str) -> list[str]:

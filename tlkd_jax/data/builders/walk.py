@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -38,6 +39,8 @@ MAX_FILE_BYTES = 512 << 20
 
 _SNIFFED = 32
 _MOST_KINDS = 20
+
+_CONTROLS = re.compile(r'[\x00-\x1f\x7f\x85\u2028\u2029]')
 
 Parts = tuple[str, ...]
 
@@ -218,9 +221,10 @@ def _named(error: OSError, what: str) -> OSError:
   return type(error)(f'{what}: {error.strerror or error}')
 
 
-def printable(name: str) -> str:
-  r"""A name from the system; bytes that are no UTF-8 become \xNN."""
-  return os.fsencode(name).decode('utf-8', 'backslashreplace')
+def printable(name: bytes) -> str:
+  r"""A name from the system; control characters and no UTF-8 become \xNN."""
+  text = name.decode('utf-8', 'backslashreplace')
+  return _CONTROLS.sub(lambda found: f'\\x{ord(found[0]):02x}', text)
 
 
 class _Walk:
@@ -230,7 +234,7 @@ class _Walk:
     self._tree = tree
     self._root = os.fspath(root)
     self._waiting: list[tuple[str, Parts]] = []
-    self._seen: dict[tuple[int, int], str] = {}
+    self._seen: dict[tuple[int, int | str], str] = {}
     self._odd_names: list[str] = []
 
   def run(self) -> None:
@@ -238,34 +242,36 @@ class _Walk:
     while self._waiting:
       path, parts = self._waiting.pop(0)
       target = os.path.realpath(path)
-      about = os.stat(path)
-      known = self._seen.get((about.st_dev, about.st_ino))
-      name = '/'.join(parts)
       if _holds(target, os.path.realpath(os.path.dirname(path))):
         why = 'link to a folder that it lies in'
+        name = '/'.join(parts)
         self._tree.left_out.append(LeftOut(f'{name}/', why))
-      elif known is not None:
-        why = 'link to a folder that is counted where it is'
-        self._tree.left_out.append(LeftOut(f'{name}/', why))
-        self._tree.links[parts] = known or '.'
       else:
         self._enter(path, parts)
     if self._odd_names:
       self._tree.notes.append(
-        f'{len(self._odd_names)} names are not UTF-8, such as '
-        f'{self._odd_names[0]}'
+        f'{len(self._odd_names)} names hold control characters or are not '
+        f'UTF-8, such as {self._odd_names[0]}'
       )
 
   def _enter(self, path: str, parts: Parts) -> None:
     below = [(path, parts)]
     while below:
       path, parts = below.pop()
+      name = '/'.join(parts)
       entries = _entries(path)
       about = os.stat(path)
-      self._seen[about.st_dev, about.st_ino] = '/'.join(parts)
+      # Some network file systems give every folder the number 0.
+      number = about.st_ino or os.path.realpath(path)
+      known = self._seen.setdefault((about.st_dev, number), name)
+      if known != name:
+        why = 'link to a folder that is counted where it is'
+        self._tree.left_out.append(LeftOut(f'{name}/', why))
+        self._tree.links[parts] = known or '.'
+        continue
       self._tree.folders.add(parts)
       for entry in entries:
-        name = printable(entry.name)
+        name = printable(os.fsencode(entry.name))
         if name != entry.name:
           self._odd_names.append('/'.join((*parts, name)))
         if self._entry(entry, (*parts, name)):
