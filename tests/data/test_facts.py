@@ -8,7 +8,7 @@ import pytest
 from pictures import encode, make_classes, picture
 from sklearn.datasets import load_digits
 
-from tlkd_jax.data import facts, sources, transforms
+from tlkd_jax.data import facts, prepared, sources, transforms
 from tlkd_jax.data.builders import walk
 from tlkd_jax.data.builders.walk import LeftOut
 
@@ -215,7 +215,7 @@ def test_a_damaged_index_is_made_again(load, tmp_path):
 def test_no_space_for_a_copy(load, tmp_path, monkeypatch):
   make_classes(tmp_path / 'images', {'a': 6, 'b': 6})
   full = shutil._ntuple_diskusage(10**9, 10**9, 5)
-  monkeypatch.setattr(sources.shutil, 'disk_usage', lambda path: full)
+  monkeypatch.setattr(prepared.shutil, 'disk_usage', lambda path: full)
   with pytest.raises(OSError, match='are needed for a copy of folder:'):
     load(f'folder:{tmp_path / "images"}', cache_dir=tmp_path / 'cache')
 

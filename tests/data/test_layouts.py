@@ -210,6 +210,14 @@ REFUSED = {
     'train/cat/*3 train/dog/*3 test/*3',
     ['test/ holds images without class folders', 'unlabelled'],
   ),
+  'images of a split in one folder': (
+    'train/n1/images/*3 train/n2/images/*3 val/images/*3 val/notes.txt',
+    ['val/ holds images without class folders'],
+  ),
+  'images of all splits in one folder each': (
+    'train/images/*3 train/labels/1.txt val/images/*3 val/labels/1.txt',
+    ['no class folders in train/, val/'],
+  ),
   'an empty test': (
     'train/cat/*3 train/dog/*3 test/',
     ['test/ beside train/ holds no image'],
@@ -265,6 +273,14 @@ REFUSED = {
   'split and class in one name': (
     'train_cat/*3 train_dog/*3 test_cat/*1 test_dog/*1',
     ['train_cat/', 'look like splits of one class'],
+  ),
+  'a split of one class alone': (
+    'cat/train/*3 cat/test/*1 dog/test/*1',
+    ["class 'dog' is in test but not in train"],
+  ),
+  'an empty split in a class': (
+    'cat/train/*3 cat/test/ dog/train/*3 dog/test/*1',
+    ["class 'cat' in test holds no images"],
   ),
   'two data sets': (
     'A/train/cat/*3 A/test/cat/*1 B/train/cat/*3 B/test/cat/*1',

@@ -10,7 +10,7 @@ from pictures import encode, make_classes, picture
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tlkd_jax.data import decode, sources, transforms
+from tlkd_jax.data import decode, prepared, transforms
 from tlkd_jax.data.builders import folder, layout, walk
 
 
@@ -296,7 +296,7 @@ def test_nothing_half_written_is_used(tmp_path):
     raise OSError('disk full')
 
   with pytest.raises(OSError, match='disk full'):
-    sources._prepare_once(tmp_path, 'key', failing)
+    prepared.once(tmp_path, 'key', failing)
   assert list((tmp_path / 'prepared').glob('*')) == []
 
 
@@ -313,7 +313,7 @@ def test_runs_that_start_together_share_what_the_first_wrote(tmp_path):
       (tmp_path / 'prepared' / 'key' / 'theirs').touch()
 
   for _ in range(2):
-    builder = sources._prepare_once(tmp_path, 'key', Builder)
+    builder = prepared.once(tmp_path, 'key', Builder)
     assert builder.data_dir == tmp_path / 'prepared' / 'key'
   left = [file.name for file in (tmp_path / 'prepared').rglob('*')]
   assert sorted(left) == ['key', 'theirs']

@@ -9,13 +9,9 @@ without TensorFlow.
 import contextlib
 import dataclasses
 import hashlib
-import io
-import json
 import os
 import pathlib
 import re
-import shutil
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -23,16 +19,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from tlkd_jax.data import subsets, transforms
+from tlkd_jax.data import prepared, subsets, transforms
 from tlkd_jax.data.builders import (
   archives,
   arrays,
   digits,
   folder,
   layout,
-  walk,
 )
-from tlkd_jax.runtime.atomic import replace_arrays, replace_text
+from tlkd_jax.runtime.atomic import replace_arrays
 from tlkd_jax.runtime.errors import nearest
 
 # Sets whose meaning a left-right flip destroys.
@@ -46,9 +41,6 @@ _NOT_FLIPPABLE = frozenset(
 _TFDS_NAME = re.compile(r'\w+(/[\w.-]+)?(:[\w.*]+)?')
 
 _RECORDS_AT_ONCE = 256
-
-# Beside the records of a prepared copy: what its folder held that is not in it.
-_BESIDE = 'folder.json'
 
 # The digest of a file that could not be read, so that it is like no other.
 NO_DIGEST = 0
@@ -125,7 +117,7 @@ def digits_builder(path: str, cache_dir: pathlib.Path):
   if path:
     raise ValueError(f'digits takes no path, got digits:{path}')
   key = f'digits-{digits.Digits.VERSION}'
-  return _prepare_once(
+  return prepared.once(
     cache_dir, key, lambda data_dir: digits.Digits(data_dir=data_dir)
   )
 
@@ -135,7 +127,7 @@ def folder_builder(path: str, cache_dir: pathlib.Path):
   if not path:
     raise ValueError('folder needs a path: folder:PATH')
   root = pathlib.Path(path).expanduser()
-  key = f'folder-{_plain(root)}-{folder.FolderImages.VERSION}'
+  key = f'folder-{prepared.plain_name(root)}-{folder.FolderImages.VERSION}'
   if archives.is_tar(root):
     # Its members are not listed again as long as the file is the same.
     about = root.stat()
@@ -143,72 +135,14 @@ def folder_builder(path: str, cache_dir: pathlib.Path):
     digest = hashlib.sha256(text.encode('utf-8', 'replace'))
     key += f'-tar-{digest.hexdigest()[:16]}'
     found = cache_dir / 'prepared' / key
-    if (found / _BESIDE).exists():
-      return _prepared(folder.FolderImages.name, found)
+    if prepared.is_described(found):
+      return prepared.open_copy(folder.FolderImages.name, found)
   with archives.open_tree(path, cache_dir / 'spool') as tree:
     listing = layout.arrange(tree)
     layout.check_classes(listing)
     if tree.kind != 'tar':
       key += f'-{listing.fingerprint}'
-    return prepare_listing(listing, cache_dir, key)
-
-
-def prepare_listing(listing: layout.Listing, cache_dir: pathlib.Path, key: str):
-  """The prepared TFDS builder of a listing.
-
-  Args:
-    listing: images with splits and classes.
-    cache_dir: where own copies are kept.
-    key: the copy's name, another one for other images.
-  """
-  path = cache_dir / 'prepared' / key / _BESIDE
-  if not path.parent.is_dir():
-    _check_space(cache_dir, listing)
-  builder = _prepare_once(
-    cache_dir,
-    key,
-    lambda data_dir: folder.FolderImages(listing, data_dir=data_dir),
-  )
-  beside = {
-    'left_out': walk.count_left_out(listing.left_out),
-    'notes': listing.notes,
-  }
-  text = json.dumps(beside)
-  # The copy may be older than a file beside the images.
-  if not path.exists() or path.read_text() != text:
-    replace_text(path, text)
-  return builder
-
-
-def _check_space(cache_dir: pathlib.Path, listing: layout.Listing) -> None:
-  cache_dir.mkdir(parents=True, exist_ok=True)
-  needed, free = listing.num_bytes, shutil.disk_usage(cache_dir).free
-  if needed > free:
-    raise OSError(
-      f'{cache_dir}: {needed / 1e9:.1f} GB are needed for a copy of '
-      f'folder:{listing.location} and {free / 1e9:.1f} GB are free; choose '
-      'another folder with data.cache_dir'
-    )
-
-
-def _read_beside(builder) -> tuple[list[dict[str, Any]], list[str]]:
-  """(what was left out, notes) of a prepared copy, nothing where none is."""
-  for above in pathlib.Path(builder.data_path).parents[:2]:
-    if (above / _BESIDE).exists():
-      stored = json.loads((above / _BESIDE).read_text())
-      return stored['left_out'], stored['notes']
-  return [], []
-
-
-def _plain(path: pathlib.Path) -> str:
-  """A folder's name as part of a file name."""
-  return re.sub(r'[^A-Za-z0-9_.-]+', '_', path.resolve().stem)[:40]
-
-
-def _prepared(name: str, folder_of_it: pathlib.Path):
-  return tfds.core.read_only_builder.builder_from_files(
-    name, data_dir=str(folder_of_it)
-  )
+    return prepared.from_listing(listing, cache_dir, key)
 
 
 def arrays_builder(path: str, cache_dir: pathlib.Path):
@@ -220,7 +154,7 @@ def arrays_builder(path: str, cache_dir: pathlib.Path):
       'tlkd_jax.data.Dataset.from_arrays stores arrays there and gives their '
       'name'
     )
-  return _prepared(arrays.ArrayImages.name, found)
+  return prepared.open_copy(arrays.ArrayImages.name, found)
 
 
 def store_arrays(
@@ -236,7 +170,7 @@ def store_arrays(
     The data set's name, which `open_sources` takes: 'arrays:KEY'.
   """
   cache = pathlib.Path(cache_dir or default_cache_dir()).expanduser()
-  _prepare_once(
+  prepared.once(
     cache,
     f'arrays-{given.key}',
     lambda data_dir: arrays.ArrayImages(given, data_dir=data_dir),
@@ -296,31 +230,10 @@ def open_sources(
   splits, notes = _complete(
     found, class_names, validation_fraction, test_fraction
   )
-  left_out, more = _read_beside(builder)
+  left_out, more = prepared.read_beside(builder)
   _check_labels(name, splits, class_names)
   flip_ok = builder.info.name not in _NOT_FLIPPABLE
   return Sources(list(class_names), splits, flip_ok, [*more, *notes], left_out)
-
-
-def _prepare_once(cache_dir: pathlib.Path, key: str, make_builder):
-  """Writes a builder's files unless an earlier run did."""
-  final = cache_dir / 'prepared' / key
-  if not final.is_dir():
-    # Written aside and renamed, so that runs that start at the same time or
-    # die half-way never see a part.
-    aside = final.with_name(f'.{key}-{uuid.uuid4().hex}')
-    logging.info('Preparing %s in %s', key, final)
-    tfds.disable_progress_bar()
-    try:
-      with contextlib.redirect_stdout(io.StringIO()):
-        make_builder(str(aside)).download_and_prepare()
-      aside.rename(final)
-    except OSError:
-      if not final.is_dir():
-        raise
-    finally:
-      shutil.rmtree(aside, ignore_errors=True)
-  return make_builder(str(final))
 
 
 def _open_tfds(name: str, data_dir: pathlib.Path):

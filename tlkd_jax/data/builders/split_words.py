@@ -67,7 +67,7 @@ CONTAINERS = frozenset(
 # Folders of images without labels, as competitions add them.
 UNLABELLED = frozenset(
   ('unlabelled', 'unlabeled', 'unsup', 'unsupervised', 'pred', 'predict')
-  + ('prediction', 'predictions', 'samples', 'sample')
+  + ('prediction', 'predictions', 'sample')
 )
 
 _PARTS = frozenset(
