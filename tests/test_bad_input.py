@@ -521,6 +521,9 @@ def test_run_on_a_folder_with_bad_images(
   assert [name for name, _ in skipped['train']] == ['train/cat/2.png']
   assert [name for name, _ in skipped['test']] == ['test/owl/1.png']
   assert summary['student']['test']['count'] == 13
+  held = summary['data']['splits']
+  assert held['train']['used'] == held['train']['images'] - 1 == 13
+  assert held['test']['smallest'] == ['owl', 3]
   assert 'TL' in capsys.readouterr().out
 
   # The same pictures, decoded and resized for prediction alone.

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -187,3 +188,22 @@ def test_a_workdir_by_another_path_is_the_same_run(
     summaries = arms.run(config, link, sharding.make_mesh())
   saved = json.loads((compare_run / 'kd' / 'summary.json').read_text())
   assert summaries['kd'] == saved
+
+
+def test_predict_walks_as_training_does(tmp_path, caplog):
+  """Links that loop, fifos and links to nothing end nothing."""
+  png = b'\x89PNG\r\n\x1a\n'
+  for name in ('a.png', 'deep/b.JPG', 'deep/c.avif', '@eaDir/a.png', 'd.txt'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(png)
+  (tmp_path / 'folder.png').mkdir()
+  (tmp_path / 'gone.png').symlink_to('nowhere.png')
+  (tmp_path / 'deep' / 'up').symlink_to('..')
+  os.mkfifo(tmp_path / 'pipe.png')
+  found = inference._image_files(tmp_path)
+  assert [str(path.relative_to(tmp_path)) for path in found] == [
+    'a.png',
+    'deep/b.JPG',
+    'deep/c.avif',
+    'gone.png',
+  ]

@@ -58,8 +58,7 @@ def run(
         checkpoints.read_description(finished)
     dataset = inputs.load_dataset(settings)
     _check_loading(settings, plan, dataset.class_names)
-  for note in dataset.notes:
-    logging.info('%s: %s', settings.dataset, note)
+  logging.info('%s', dataset.describe())
   summaries = {}
   for part in plan:
     if len(plan) > 1:

@@ -16,7 +16,8 @@ from absl import logging
 from jax.sharding import Mesh
 from PIL import Image
 
-from tlkd_jax.data import Dataset, transforms
+from tlkd_jax.data import Dataset, facts, transforms
+from tlkd_jax.data.builders import walk
 from tlkd_jax.evaluation import suites
 from tlkd_jax.evaluation.predictions import softmax
 from tlkd_jax.evaluation.subject import Subject
@@ -327,7 +328,7 @@ def predict_images(
     for path in files:
       try:
         square = predictor.square(transforms.decode_image(path.read_bytes()))
-      except transforms.BadImageError as error:
+      except (transforms.BadImageError, OSError) as error:
         logging.warning('%s: skipped, %s', path, error)
         continue
       read.append(path)
@@ -348,11 +349,13 @@ def _image_files(source: pathlib.Path) -> list[pathlib.Path]:
     return [source]
   if not source.is_dir():
     raise FileNotFoundError(f'--input {source}: no such file or folder')
-  accepted = transforms.SUFFIXES
-  files = sorted(p for p in source.rglob('*') if p.suffix.lower() in accepted)
+  with walk.open_folder(source) as tree:
+    files, left_out = walk.images(tree)
+  for line in facts.left_out_lines(walk.count_left_out(left_out)):
+    logging.info('--input: left out %s', line)
   if not files:
-    raise ValueError(f'--input {source} holds no image ({", ".join(accepted)})')
-  return files
+    raise ValueError(f'--input {source} holds no image ({transforms.ENDINGS})')
+  return [pathlib.Path(file.origin) for file in files]
 
 
 def _check_output(path: pathlib.Path) -> None:

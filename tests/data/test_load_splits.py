@@ -10,8 +10,8 @@ from pictures import encode, make_classes, picture
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tlkd_jax.data import decode, sources, transforms
-from tlkd_jax.data.builders import folder
+from tlkd_jax.data import decode, prepared, transforms
+from tlkd_jax.data.builders import folder, layout, walk
 
 
 def _per_class(split, num_classes):
@@ -185,7 +185,8 @@ def test_changed_folder_is_noticed(load, tmp_path):
 def test_large_splits_are_written_in_parts(monkeypatch, load, tmp_path):
   make_classes(tmp_path, {'a': 12, 'b': 12})
   monkeypatch.setattr(folder, 'MAX_PART_BYTES', 2000)
-  listing = folder.list_images(str(tmp_path))
+  with walk.open_folder(tmp_path) as tree:
+    listing = layout.arrange(tree)
   parts = folder._parts('unsplit', listing.files['unsplit'])
   assert len(parts) > 3 and sum(map(len, parts.values())) == 24
   dataset = load(f'folder:{tmp_path}')
@@ -295,7 +296,7 @@ def test_nothing_half_written_is_used(tmp_path):
     raise OSError('disk full')
 
   with pytest.raises(OSError, match='disk full'):
-    sources._prepare_once(tmp_path, 'key', failing)
+    prepared.once(tmp_path, 'key', failing)
   assert list((tmp_path / 'prepared').glob('*')) == []
 
 
@@ -312,7 +313,7 @@ def test_runs_that_start_together_share_what_the_first_wrote(tmp_path):
       (tmp_path / 'prepared' / 'key' / 'theirs').touch()
 
   for _ in range(2):
-    builder = sources._prepare_once(tmp_path, 'key', Builder)
+    builder = prepared.once(tmp_path, 'key', Builder)
     assert builder.data_dir == tmp_path / 'prepared' / 'key'
   left = [file.name for file in (tmp_path / 'prepared').rglob('*')]
   assert sorted(left) == ['key', 'theirs']

@@ -179,7 +179,7 @@ def test_own_sets_are_prepared_in_the_cache(tmp_path, three_splits):
 @pytest.mark.parametrize(
   'name, code, text',
   [
-    ('digits', 0, 'digits is prepared in'),
+    ('digits', 0, 'train: 1169 images, 113 (8) to 119 (1) of a class'),
     ('cifar1O', 2, "error: unknown data set 'cifar1O'. Did you mean 'cifar10'"),
   ],
 )

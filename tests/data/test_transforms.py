@@ -1,4 +1,5 @@
 import io
+import struct
 import zipfile
 import zlib
 
@@ -44,6 +45,14 @@ def _assert_near(actual, expected, tolerance):
     ('JPEG', {'quality': 95, 'subsampling': 0}, 6),
     ('GIF', {}, 0),
     ('TIFF', {}, 0),
+    ('AVIF', {'quality': 95}, 14),
+    ('JPEG2000', {}, 0),
+    ('TGA', {}, 0),
+    ('PPM', {}, 0),
+    ('PCX', {}, 0),
+    ('SGI', {}, 0),
+    ('QOI', {}, 0),
+    ('DDS', {}, 0),
   ],
 )
 def test_formats(colours, file_format, options, tolerance):
@@ -114,6 +123,128 @@ def test_sixteen_bits_are_scaled_not_clipped():
   assert Image.open(io.BytesIO(data)).mode.startswith('I')
   decoded = _decode(data)
   np.testing.assert_array_equal(decoded[0, :, 0], np.arange(16) * 16)
+
+
+def _tiff(pixels):
+  return encode(Image.fromarray(pixels), 'TIFF')
+
+
+@pytest.mark.parametrize('dtype', [np.uint16, np.dtype('>u2')])
+def test_sixteen_bit_tiff_is_scaled(dtype):
+  wide = (np.arange(16, dtype=np.uint16)[None] * 4096 + 255).repeat(4, 0)
+  decoded = _decode(_tiff(wide.astype(dtype)))
+  np.testing.assert_array_equal(decoded[0, :, 0], np.arange(16) * 16)
+
+
+def test_floats_from_0_to_1_are_scaled():
+  grey = np.linspace(0, 1, 16, dtype=np.float32)[None].repeat(4, 0)
+  decoded = _decode(_tiff(grey))
+  np.testing.assert_array_equal(decoded[0, :, 1], np.arange(16) * 17)
+  # What a cubic filter adds is cut.
+  grey[0, 0], grey[0, 15] = -0.0005, 1.0005
+  np.testing.assert_array_equal(
+    _decode(_tiff(grey))[0, :, 1], np.arange(16) * 17
+  )
+
+
+@pytest.mark.parametrize(
+  'pixels, said',
+  [
+    (np.full((4, 4), 200, np.float32), 'float pixels from 200 to 200'),
+    (np.linspace(0, 255, 16, dtype=np.float32).reshape(4, 4), 'from 0 to 255'),
+    (np.linspace(-1, 1, 16, dtype=np.float32).reshape(4, 4), 'from -1 to 1'),
+    (np.full((4, 4), np.nan, np.float32), 'from nan'),
+    (np.full((4, 4), np.inf, np.float32), 'to inf'),
+    (np.full((4, 4), 70000, np.int32), '32-bit whole numbers'),
+    (np.full((4, 4), 3, np.int32), '32-bit whole numbers'),
+    (np.full((4, 4), -3, np.int32), '32-bit whole numbers'),
+  ],
+)
+def test_numbers_of_unknown_range_are_refused(pixels, said):
+  with pytest.raises(transforms.BadImageError, match=said):
+    transforms.decode_image(_tiff(pixels))
+
+
+def test_wide_pgm_is_scaled():
+  header = b'P5 16 1 65535\n'
+  wide = (np.arange(16) * 4096 + 255).astype('>u2').tobytes()
+  decoded = _decode(header + wide)
+  np.testing.assert_array_equal(decoded[0, :, 0], np.arange(16) * 16)
+
+
+def _png(width, height, colour=2, bits=8):
+  """A PNG that says so and holds ten bytes."""
+
+  def chunk(kind, data):
+    checksum = zlib.crc32(kind + data)
+    return (
+      struct.pack('>I', len(data)) + kind + data + struct.pack('>I', checksum)
+    )
+
+  header = struct.pack('>IIBBBBB', width, height, bits, colour, 0, 0, 0)
+  return (
+    b'\x89PNG\r\n\x1a\n'
+    + chunk(b'IHDR', header)
+    + chunk(b'PLTE', bytes(3)) * (colour == 3)
+    + chunk(b'IDAT', zlib.compress(bytes(10)))
+    + chunk(b'IEND', b'')
+  )
+
+
+@pytest.mark.parametrize(
+  'width, height, colour, said',
+  [
+    (1, 2**27, 2, 'at most 65535 a side'),
+    (1, 2**27, 0, 'at most 65535 a side'),
+    (2**20, 1, 3, 'at most 65535 a side'),
+    (1, 65000 * 20, 6, 'at most 65535 a side'),
+    (9000, 9000, 0, 'cannot be in this file'),
+    (1000, 1000, 3, 'cannot be in this file'),
+    (5000, 2000, 6, 'cannot be in this file'),
+    (15000, 15000, 0, 'exceeds limit|decompression bomb|at most'),
+  ],
+)
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+def test_images_that_cannot_be_are_refused_at_once(width, height, colour, said):
+  with pytest.raises(transforms.BadImageError, match=said):
+    transforms.decode_image(_png(width, height, colour))
+
+
+def test_long_strips_are_whole():
+  strip = np.zeros((20000, 3, 3), np.uint8)
+  strip[:, 1] = 200
+  assert _decode(encode(Image.fromarray(strip), 'PNG')).shape == (20000, 3, 3)
+  for mode in ('L', '1', 'P'):
+    blank = encode(Image.new(mode, (1500, 1500)), 'PNG')
+    assert _decode(blank).shape == (1500, 1500, 3)
+
+
+@pytest.mark.parametrize(
+  'file_format',
+  [
+    'PNG',
+    'JPEG',
+    'BMP',
+    'WEBP',
+    'GIF',
+    'TIFF',
+    'AVIF',
+    'JPEG2000',
+    'PPM',
+    'QOI',
+  ],
+)
+def test_files_are_known_by_their_beginning(file_format):
+  data = encode(Image.new('RGB', (9, 7)), file_format)
+  assert transforms.is_image(data[:32])
+  assert not transforms.is_image(b'')
+  assert not transforms.is_image(b'BMW is a car, and this is text.')
+
+
+def test_zeros_and_text_are_no_tga():
+  for data in (bytes(100), bytes(3000), b'not an image' * 20, b'\0\0\x02' * 60):
+    with pytest.raises(transforms.BadImageError):
+      transforms.decode_image(data)
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))

@@ -12,7 +12,14 @@ COUNT = 60
 
 
 def write_run(
-  folder, arm, seed=0, accuracy=0.6, per_class=10, teacher=None, **changes
+  folder,
+  arm,
+  seed=0,
+  accuracy=0.6,
+  per_class=10,
+  teacher=None,
+  data=None,
+  **changes,
 ):
   """A run whose share `accuracy` of the test images is right, exactly."""
   config = settings.config_of(arm, 'smoke')
@@ -27,6 +34,8 @@ def write_run(
   role = 'teacher' if arm == 'teacher' else 'student'
   rng = np.random.default_rng([seed, len(arm)])
   summary = {role: {}, 'num_train': 3 * per_class, 'seconds': 12.5}
+  if data is not None:
+    summary['data'] = data
   for split in ('validation', 'test'):
     labels = np.arange(COUNT) % len(CLASSES)
     answers = labels.copy()

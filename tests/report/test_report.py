@@ -84,6 +84,34 @@ def test_what_is_missing_is_said_with_the_command(single):
   assert '--checkpoint' in text and 'compare_run' in text
 
 
+def test_the_page_says_what_the_data_hold(tmp_path):
+  counts = {'images': 30, 'used': 27, 'smallest': ['ant', 8]}
+  held = {
+    'classes': 3,
+    'first_classes': ['ant', '<b>', 'cat'],
+    'splits': {'test': counts | {'largest': ['<b>', 10]}},
+    'left_out': [{'why': '.raw', 'count': 4, 'example': 'ant/<i>.raw'}],
+    'copies': [
+      {
+        'what': 'across',
+        'split': 'test',
+        'count': 5,
+        'example': ['test/a.png', 'train/a.png'],
+      }
+    ],
+  }
+  for arm in ('tl', 'kd'):
+    synthetic.write_run(tmp_path / arm, arm, data=held)
+  page.write([tmp_path], tmp_path / 'report', replicates=20)
+  (row,) = named(tables(tmp_path / 'report')['Images by split'])
+  assert (row['split'], row['images'], row['used']) == ('test', 30, 27)
+  assert (row['smallest class'], row['largest class']) == ('ant: 8', '<b>: 10')
+  text = (tmp_path / 'report' / 'index.html').read_text()
+  assert '5 of 30 images of test are exact copies of images of train' in text
+  assert 'left out 4 (.raw), such as ant/&lt;i&gt;.raw' in text
+  assert '<b>:' not in text and '<i>.raw' not in text
+
+
 def test_one_seed_is_inconclusive(single):
   said = data(single)['answer']
   assert said.startswith('One seed: inconclusive.')

@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 
 from tlkd_jax.data import decode, subsets, transforms
+from tlkd_jax.data import facts as _facts
 from tlkd_jax.data import sources as _sources
 from tlkd_jax.data.builders import arrays as _arrays
 from tlkd_jax.data.sources import DATASETS
@@ -74,6 +75,7 @@ class Dataset:
     flip_ok: whether a mirrored image keeps its class.
     skipped: split -> (name, reason) of each image that was left out.
     notes: what was decided about missing splits, one sentence each.
+    facts: classes, counts, what was left out, exact copies; facts.collect.
   """
 
   name: str
@@ -83,6 +85,11 @@ class Dataset:
   flip_ok: bool
   skipped: dict[str, list[tuple[str, str]]]
   notes: list[str]
+  facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def describe(self) -> str:
+    """What it holds and what was left out, a line each."""
+    return '\n  '.join(_facts.lines(self.name, self.facts, self.notes))
 
   @classmethod
   def from_arrays(
@@ -167,7 +174,7 @@ def load_splits(
   seed, likewise for fractions; validation and test depend on neither.
 
   Args:
-    name: 'digits', 'folder:PATH' (a folder or a zip), the name of what
+    name: 'digits', 'folder:PATH' (a folder, a zip or a tar), the name of what
       `Dataset.from_arrays` gave, or a TFDS data set that `python -m
       tlkd_jax.data.prepare` has prepared.
     image_size: side of the images that the model shall see.
@@ -250,6 +257,7 @@ def load_splits(
     found.flip_ok,
     skipped,
     found.notes,
+    _facts.collect(found, {s: split.labels for s, split in splits.items()}),
   )
 
 

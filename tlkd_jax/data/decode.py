@@ -251,7 +251,8 @@ def _bad_message(description: str, skipped: list[tuple[str, str]]) -> str:
 
 def _key(source: sources.Source, choice: Choice, geometry: Geometry) -> str:
   digest = hashlib.sha256()
-  about = [source.fingerprint, geometry, choice.exact, PIL.__version__]
+  about = [source.fingerprint, geometry, choice.exact]
+  about += [PIL.__version__, transforms.RULES]
   digest.update(repr(about).encode())
   digest.update(np.asarray(choice.counts, np.int64).tobytes())
   for rows in choice.candidates:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import tensorflow_datasets as tfds
 from absl import flags, logging
 
-from tlkd_jax.data import sources
+from tlkd_jax.data import facts, sources
 from tlkd_jax.runtime import command_line
 
 _DATASET = flags.DEFINE_string(
@@ -83,6 +83,23 @@ def prepare(
   return pathlib.Path(builder.data_path)
 
 
+def describe(
+  name: str, *, cache_dir: str | os.PathLike | None = None
+) -> list[str]:
+  """What an own data set holds, in lines, as each run of it begins.
+
+  Args:
+    name: as in `prepare`, no TFDS name.
+    cache_dir: likewise.
+
+  Raises:
+    ValueError: a class has too few images for the splits that are missing.
+  """
+  found = sources.open_sources(name, cache_dir=cache_dir)
+  labels = {split: source.labels for split, source in found.splits.items()}
+  return facts.lines(name, facts.collect(found, labels), found.notes)
+
+
 def _lacks_tensorflow(error: BaseException | None) -> bool:
   while error is not None:
     if isinstance(error, ModuleNotFoundError):
@@ -108,12 +125,15 @@ def main(argv: Sequence[str]) -> None:
     )
   try:
     folder = prepare(name, data_dir=_DATA_DIR.value, cache_dir=_CACHE_DIR.value)
+    described = describe(name, cache_dir=_CACHE_DIR.value) if own else []
   except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
   except OSError as error:
     print(f'error: {name} could not be written: {error}', file=sys.stderr)
     sys.exit(1)
+  if own:
+    print('\n  '.join(described))
   print(f'{name} is prepared in {folder}')
 
 

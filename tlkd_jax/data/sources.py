@@ -9,20 +9,25 @@ without TensorFlow.
 import contextlib
 import dataclasses
 import hashlib
-import io
 import os
 import pathlib
 import re
-import shutil
-import uuid
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from tlkd_jax.data import subsets
-from tlkd_jax.data.builders import arrays, digits, folder
+from tlkd_jax.data import prepared, subsets, transforms
+from tlkd_jax.data.builders import (
+  archives,
+  arrays,
+  digits,
+  folder,
+  layout,
+)
+from tlkd_jax.runtime.atomic import replace_arrays
 from tlkd_jax.runtime.errors import nearest
 
 # Sets whose meaning a left-right flip destroys.
@@ -37,6 +42,9 @@ _TFDS_NAME = re.compile(r'\w+(/[\w.-]+)?(:[\w.*]+)?')
 
 _RECORDS_AT_ONCE = 256
 
+# The digest of a file that could not be read, so that it is like no other.
+NO_DIGEST = 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -48,6 +56,7 @@ class Source:
     indices: int64[N], a number for each example that no subset changes.
     read: position -> the bytes of that image file; safe to call from threads.
     fingerprint: identifies the content.
+    digests: uint64[N], of the bytes of each image file; NO_DIGEST for none.
   """
 
   names: list[str]
@@ -55,6 +64,7 @@ class Source:
   indices: np.ndarray
   read: Callable[[int], bytes]
   fingerprint: str
+  digests: np.ndarray
 
   def take(self, rows: np.ndarray) -> 'Source':
     """Returns the examples at `rows`, in that order."""
@@ -67,6 +77,7 @@ class Source:
       self.indices[rows],
       lambda position: self.read(kept[position]),
       digest.hexdigest(),
+      self.digests[rows],
     )
 
 
@@ -79,12 +90,14 @@ class Sources:
     splits: 'train', 'validation' and 'test'.
     flip_ok: whether a mirrored image keeps its class.
     notes: what was decided about splits, one sentence each.
+    left_out: what its folder holds and is not read; walk.count_left_out.
   """
 
   class_names: list[str]
   splits: dict[str, Source]
   flip_ok: bool
   notes: list[str]
+  left_out: list[dict[str, Any]]
 
 
 def default_cache_dir() -> pathlib.Path:
@@ -104,7 +117,7 @@ def digits_builder(path: str, cache_dir: pathlib.Path):
   if path:
     raise ValueError(f'digits takes no path, got digits:{path}')
   key = f'digits-{digits.Digits.VERSION}'
-  return _prepare_once(
+  return prepared.once(
     cache_dir, key, lambda data_dir: digits.Digits(data_dir=data_dir)
   )
 
@@ -113,15 +126,23 @@ def folder_builder(path: str, cache_dir: pathlib.Path):
   """The prepared TFDS builder of `folder:PATH`."""
   if not path:
     raise ValueError('folder needs a path: folder:PATH')
-  listing = folder.list_images(path)
-  folder.check_classes(listing)
-  name = pathlib.Path(path).resolve().stem
-  key = f'folder-{name}-{listing.fingerprint}'
-  return _prepare_once(
-    cache_dir,
-    key,
-    lambda data_dir: folder.FolderImages(listing, data_dir=data_dir),
-  )
+  root = pathlib.Path(path).expanduser()
+  key = f'folder-{prepared.plain_name(root)}-{folder.FolderImages.VERSION}'
+  if archives.is_tar(root):
+    # Its members are not listed again as long as the file is the same.
+    about = root.stat()
+    text = f'{root.resolve()} {about.st_size} {about.st_mtime_ns}'
+    digest = hashlib.sha256(text.encode('utf-8', 'replace'))
+    key += f'-tar-{digest.hexdigest()[:16]}'
+    found = cache_dir / 'prepared' / key
+    if prepared.is_described(found):
+      return prepared.open_copy(folder.FolderImages.name, found)
+  with archives.open_tree(path, cache_dir / 'spool') as tree:
+    listing = layout.arrange(tree)
+    layout.check_classes(listing)
+    if tree.kind != 'tar':
+      key += f'-{listing.fingerprint}'
+    return prepared.from_listing(listing, cache_dir, key)
 
 
 def arrays_builder(path: str, cache_dir: pathlib.Path):
@@ -133,9 +154,7 @@ def arrays_builder(path: str, cache_dir: pathlib.Path):
       'tlkd_jax.data.Dataset.from_arrays stores arrays there and gives their '
       'name'
     )
-  return tfds.core.read_only_builder.builder_from_files(
-    arrays.ArrayImages.name, data_dir=str(found)
-  )
+  return prepared.open_copy(arrays.ArrayImages.name, found)
 
 
 def store_arrays(
@@ -151,7 +170,7 @@ def store_arrays(
     The data set's name, which `open_sources` takes: 'arrays:KEY'.
   """
   cache = pathlib.Path(cache_dir or default_cache_dir()).expanduser()
-  _prepare_once(
+  prepared.once(
     cache,
     f'arrays-{given.key}',
     lambda data_dir: arrays.ArrayImages(given, data_dir=data_dir),
@@ -211,32 +230,10 @@ def open_sources(
   splits, notes = _complete(
     found, class_names, validation_fraction, test_fraction
   )
-  for note in notes:
-    logging.info('%s: %s', name, note)
+  left_out, more = prepared.read_beside(builder)
   _check_labels(name, splits, class_names)
   flip_ok = builder.info.name not in _NOT_FLIPPABLE
-  return Sources(list(class_names), splits, flip_ok, notes)
-
-
-def _prepare_once(cache_dir: pathlib.Path, key: str, make_builder):
-  """Writes a builder's files unless an earlier run did."""
-  final = cache_dir / 'prepared' / key
-  if not final.is_dir():
-    # Written aside and renamed, so that runs that start at the same time or
-    # die half-way never see a part.
-    aside = final.with_name(f'.{key}-{uuid.uuid4().hex}')
-    logging.info('Preparing %s in %s', key, final)
-    tfds.disable_progress_bar()
-    try:
-      with contextlib.redirect_stdout(io.StringIO()):
-        make_builder(str(aside)).download_and_prepare()
-      aside.rename(final)
-    except OSError:
-      if not final.is_dir():
-        raise
-    finally:
-      shutil.rmtree(aside, ignore_errors=True)
-  return make_builder(str(final))
+  return Sources(list(class_names), splits, flip_ok, [*more, *notes], left_out)
 
 
 def _open_tfds(name: str, data_dir: pathlib.Path):
@@ -327,33 +324,60 @@ def _open_split(
   identity = f'{info_file.resolve()} {info_file.stat().st_mtime_ns} {split}'
   fingerprint = hashlib.sha256(identity.encode()).hexdigest()
   index = cache / 'index' / f'{fingerprint[:24]}.npz'
-  names, labels = _read_index(records, split, label_key, index)
+  names, labels, digests = _read_index(
+    records, split, image_key, label_key, index
+  )
   return Source(
     names,
     labels,
     np.arange(labels.size, dtype=np.int64),
     lambda position: records[position][image_key],
     fingerprint,
+    digests,
   )
 
 
-def _read_index(records, split: str, label_key: str, index: pathlib.Path):
-  """Names and labels, from `index` if an earlier run has written it."""
+def _read_index(
+  records, split: str, image_key: str, label_key: str, index: pathlib.Path
+):
+  """Names, labels and digests, from `index` if an earlier run wrote it."""
   if index.exists():
-    with np.load(index, allow_pickle=False) as stored:
-      return stored['names'].tolist(), stored['labels']
-  names, labels = [], []
+    try:
+      # Opened here: numpy leaves a damaged file open.
+      with (
+        index.open('rb') as file,
+        np.load(file, allow_pickle=False) as stored,
+      ):
+        arrays_of_it = [stored[key] for key in ('names', 'labels', 'digests')]
+      if {array.shape for array in arrays_of_it} == {(len(records),)}:
+        return arrays_of_it[0].tolist(), *arrays_of_it[1:]
+    # What a damaged .npz raises depends on where the damage is.
+    except Exception as error:
+      logging.warning('%s is damaged (%s) and made again', index, error)
+  names, labels, digests = [], [], []
   for start in range(0, len(records), _RECORDS_AT_ONCE):
     stop = min(start + _RECORDS_AT_ONCE, len(records))
     for record in records.__getitems__(list(range(start, stop))):
       names.append(_name(record, f'{split}-{len(names):07d}'))
       labels.append(record[label_key])
+      digests.append(_digest(record[image_key]))
   label_array = np.asarray(labels, np.int32)
-  index.parent.mkdir(parents=True, exist_ok=True)
-  aside = index.with_name(f'.{uuid.uuid4().hex}.npz')
-  np.savez(aside, names=np.asarray(names, np.str_), labels=label_array)
-  aside.replace(index)
-  return names, label_array
+  digest_array = np.asarray(digests, np.uint64)
+  replace_arrays(
+    index,
+    {
+      'names': np.asarray(names, np.str_),
+      'labels': label_array,
+      'digests': digest_array,
+    },
+  )
+  return names, label_array, digest_array
+
+
+def _digest(data: bytes) -> int:
+  if not data or transforms.is_unreadable(data):
+    return NO_DIGEST
+  return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'big')
 
 
 def _name(record: dict, default: str) -> str:

@@ -2,13 +2,21 @@
 
 import dataclasses
 import hashlib
-import os
 import pathlib
 
 import numpy as np
+from absl import logging
 
-from tlkd_jax.data import Dataset, Split, decode, default_crop, transforms
-from tlkd_jax.data.sources import Source
+from tlkd_jax.data import (
+  Dataset,
+  Split,
+  decode,
+  default_crop,
+  facts,
+  transforms,
+)
+from tlkd_jax.data.builders import archives, walk
+from tlkd_jax.data.sources import NO_DIGEST, Source
 
 NO_LABEL = -1
 
@@ -24,7 +32,7 @@ def extend(
   """Adds a folder's images, with label -1, to the training images.
 
   Both are held in memory together. Sub-folders are searched; their names mean
-  nothing.
+  nothing. An archive will do as well.
 
   Args:
     dataset: as load_splits gives it.
@@ -49,14 +57,17 @@ def extend(
   crop = crop_fraction or default_crop(dataset.name)
   short_side = transforms.resize_size(dataset.image_size, crop)
   geometry = decode.Geometry(short_side, train.images.shape[1], interpolation)
-  source = _source(pathlib.Path(path), int(train.indices.max()) + 1)
-  decoded = decode.decode(
-    source,
-    decode.whole(source, 1),
-    geometry,
-    description=f'{place} without labels',
-    on_bad_image=on_bad_image,
-  )
+  if not pathlib.Path(path).expanduser().exists():
+    raise FileNotFoundError(f'distillation.unlabelled: no folder {path}')
+  with archives.open_tree(path) as tree:
+    source = _source(tree, int(train.indices.max()) + 1)
+    decoded = decode.decode(
+      source,
+      decode.whole(source, 1),
+      geometry,
+      description=f'{place} without labels',
+      on_bad_image=on_bad_image,
+    )
   images = np.concatenate([train.images, decoded.images])
   images.flags.writeable = False
   count = len(decoded.images)
@@ -75,25 +86,24 @@ def extend(
   )
 
 
-def _source(folder: pathlib.Path, first_index: int) -> Source:
-  if not folder.is_dir():
-    raise FileNotFoundError(f'distillation.unlabelled: no folder {folder}')
-  files = sorted(
-    p for p in folder.rglob('*') if p.suffix.lower() in transforms.SUFFIXES
-  )
+def _source(tree: walk.Tree, first_index: int) -> Source:
+  files, left_out = walk.images(tree)
   if not files:
     raise ValueError(
-      f'distillation.unlabelled: no images in {folder}; looked for '
-      f'{", ".join(transforms.SUFFIXES)}'
+      f'distillation.unlabelled: no images in {tree.location}; looked for '
+      f'files ending in {transforms.ENDINGS}'
     )
-  digest = hashlib.sha256()
+  kinds = walk.count_left_out(left_out)
+  for line in facts.left_out_lines(kinds):
+    logging.info('distillation.unlabelled: left out %s', line)
+  digest = hashlib.sha256(tree.location.encode('utf-8', 'replace'))
   for file in files:
-    about = os.stat(file)
-    digest.update(f'{file}:{about.st_size}:{about.st_mtime_ns}'.encode())
+    digest.update(f'{file.name}:{file.size}:{file.stamp}'.encode())
   return Source(
-    [str(file.relative_to(folder)) for file in files],
+    [file.name for file in files],
     np.zeros(len(files), np.int32),
     first_index + np.arange(len(files), dtype=np.int64),
-    lambda position: files[position].read_bytes(),
+    lambda position: walk.read_image(tree, files[position]),
     digest.hexdigest(),
+    np.full(len(files), NO_DIGEST, np.uint64),
   )

@@ -12,6 +12,7 @@ from tlkd_jax.report import (
   confidence,
   context,
   degraded,
+  holdings,
   html,
   markdown,
   pairing,
@@ -65,6 +66,8 @@ def write(
   sections = [
     verdict_section.section(conclusions, paired, detail, found, notes, out)
   ]
+  held = holdings.section(found, out)
+  sections += [held] if held else []
   if detail:
     sections += _detail(detail, replicates)
   title = 'TL and TL+KD compared' if detail else 'Runs'

@@ -245,6 +245,5 @@ class Loader:
       self._dataset = None
       self._dataset = inputs.load_dataset(config)
       self._key = key
-      for note in self._dataset.notes:
-        logging.info('%s: %s', config.dataset, note)
+      logging.info('%s', self._dataset.describe())
     return self._dataset

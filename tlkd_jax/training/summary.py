@@ -57,6 +57,7 @@ def finish(run: Run, progress) -> dict[str, Any]:
     'num_train': int(np.sum(run.dataset.splits['train'].labels >= 0)),
     'skipped_images': run.dataset.skipped,
     'notes': list(run.dataset.notes),
+    'data': run.dataset.facts,
   }
   if sharding.is_lead():
     path = run.workdir / 'summary.json'

@@ -1,0 +1,112 @@
+"""Copies of data sets in the cache folder: written once, read by all runs."""
+
+import contextlib
+import io
+import json
+import pathlib
+import re
+import shutil
+import uuid
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from tlkd_jax.data.builders import folder, layout, walk
+from tlkd_jax.runtime.atomic import replace_text
+
+# Beside the records: what the folder held that is not in them.
+_BESIDE = 'folder.json'
+
+
+def once(cache_dir: pathlib.Path, key: str, make_builder):
+  """Writes a builder's files unless an earlier run did."""
+  final = cache_dir / 'prepared' / key
+  if not final.is_dir():
+    # Written aside and renamed, so that runs that start at the same time or
+    # die half-way never see a part.
+    aside = final.with_name(f'.{key}-{uuid.uuid4().hex}')
+    logging.info('Preparing %s in %s', key, final)
+    tfds.disable_progress_bar()
+    try:
+      with contextlib.redirect_stdout(io.StringIO()):
+        make_builder(str(aside)).download_and_prepare()
+      aside.rename(final)
+    except OSError:
+      if not final.is_dir():
+        raise
+    finally:
+      shutil.rmtree(aside, ignore_errors=True)
+  return make_builder(str(final))
+
+
+def from_listing(listing: layout.Listing, cache_dir: pathlib.Path, key: str):
+  """The prepared TFDS builder of a listing.
+
+  Args:
+    listing: images with splits and classes.
+    cache_dir: where own copies are kept.
+    key: the copy's name, another one for other images.
+  """
+  path = cache_dir / 'prepared' / key / _BESIDE
+  if not path.parent.is_dir():
+    _check_space(cache_dir, listing)
+  builder = once(
+    cache_dir,
+    key,
+    lambda data_dir: folder.FolderImages(listing, data_dir=data_dir),
+  )
+  beside = {
+    'left_out': walk.count_left_out(listing.left_out),
+    'notes': listing.notes,
+  }
+  text = json.dumps(beside)
+  # The copy may be older than a file beside the images.
+  if _stored_beside(path) != beside:
+    replace_text(path, text)
+  return builder
+
+
+def _check_space(cache_dir: pathlib.Path, listing: layout.Listing) -> None:
+  cache_dir.mkdir(parents=True, exist_ok=True)
+  needed, free = listing.num_bytes, shutil.disk_usage(cache_dir).free
+  if needed > free:
+    raise OSError(
+      f'{cache_dir}: {needed / 1e9:.1f} GB are needed for a copy of '
+      f'folder:{listing.location} and {free / 1e9:.1f} GB are free; choose '
+      'another folder with data.cache_dir'
+    )
+
+
+def read_beside(builder) -> tuple[list[dict[str, Any]], list[str]]:
+  """(what was left out, notes) of a prepared copy, nothing where none is."""
+  path = pathlib.Path(builder.data_path).parents[1] / _BESIDE
+  stored = _stored_beside(path) or {'left_out': [], 'notes': []}
+  return stored['left_out'], stored['notes']
+
+
+def is_described(copy: pathlib.Path) -> bool:
+  """Whether a copy is there with what was said of its folder."""
+  return _stored_beside(copy / _BESIDE) is not None
+
+
+def _stored_beside(path: pathlib.Path) -> dict[str, Any] | None:
+  """None where there is none, or a damaged one."""
+  try:
+    stored = json.loads(path.read_text())
+  except (FileNotFoundError, ValueError):
+    return None
+  whole = isinstance(stored, dict) and {'left_out', 'notes'} <= stored.keys()
+  return stored if whole else None
+
+
+def open_copy(name: str, copy: pathlib.Path):
+  """The builder, of that TFDS name, of a copy that is there."""
+  return tfds.core.read_only_builder.builder_from_files(
+    name, data_dir=str(copy)
+  )
+
+
+def plain_name(path: pathlib.Path) -> str:
+  """A folder's name as part of a file name."""
+  return re.sub(r'[^A-Za-z0-9_.-]+', '_', path.resolve().stem)[:40]
