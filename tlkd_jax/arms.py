@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from tlkd_jax import protocols
 from tlkd_jax.protocols import Part
 from tlkd_jax.report import tables
+from tlkd_jax.runtime import devices
 from tlkd_jax.runtime.errors import UserError, as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
@@ -45,6 +46,7 @@ def run(
       f'arm is {settings.arm!r}; accepted: {", ".join(_RUNS)}; a study is run '
       'by python -m tlkd_jax.study'
     )
+  devices.say(mesh)
   with as_user_errors():
     plan = protocols.plan(settings, workdir)
     for part in plan:
