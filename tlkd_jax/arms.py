@@ -16,6 +16,7 @@ from tlkd_jax.runtime import devices
 from tlkd_jax.runtime.errors import UserError, as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
+  balance,
   checkpoints,
   inputs,
   networks,
@@ -59,8 +60,9 @@ def run(
       if finished:
         checkpoints.read_description(finished)
     dataset = inputs.load_dataset(settings)
+    about_classes = balance.lines(settings, dataset)
     _check_loading(settings, plan, dataset.class_names)
-  logging.info('%s', dataset.describe())
+  logging.info('%s', '\n  '.join([dataset.describe(), *about_classes]))
   summaries = {}
   for part in plan:
     if len(plan) > 1:

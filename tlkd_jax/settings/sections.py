@@ -19,6 +19,7 @@ from tlkd_jax.settings.rules import (
 )
 
 OPTIMIZERS = ('sgd', 'adamw')
+BALANCES = ('none', 'sampling', 'logit_adjustment')
 FLIPS = ('auto', 'on', 'off')
 TARGET_MODES = ('online', 'cached')
 TARGET_DTYPES = ('float16', 'float32')
@@ -31,7 +32,7 @@ _RATE = number(0, 1, below=True)
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """How images are found, decoded and cut."""
+  """How images are found, decoded, cut and drawn."""
 
   data_dir: str | None = key(
     None,
@@ -68,6 +69,14 @@ class Data:
     'Of resizing, while images are decoded.',
     one_of(transforms.INTERPOLATIONS),
   )
+  balance: str = key(
+    'none',
+    'Against classes of unequal size, for whatever learns from labels: '
+    "'sampling' draws each class equally often, 'logit_adjustment' adds "
+    'balance_tau log prior to the logits in the hard loss.',
+    one_of(BALANCES),
+  )
+  balance_tau: float = key(1.0, 'Of logit_adjustment.', number(0))
 
   def __post_init__(self):
     refuse(settle(self, 'data'))

@@ -104,6 +104,11 @@ def make_mixing(settings: Settings) -> Mixing | None:
   return functools.partial(mixing.mix, mixup_alpha=mixup, cutmix_alpha=cutmix)
 
 
+def is_balanced(settings: Settings) -> bool:
+  """Whether a run draws classes equally often, rather than images."""
+  return settings.data.balance == 'sampling'
+
+
 def train_batches(
   settings: Settings,
   dataset: data.Dataset,
@@ -125,6 +130,7 @@ def train_batches(
     seed=settings.seed,
     num_batches=num_steps,
     num_views=views,
+    balanced=is_balanced(settings),
     targets=targets,
     **sharding.this_process(),
   )

@@ -52,6 +52,7 @@ def finish(run: Run, progress) -> dict[str, Any]:
         evaluate.save(folder / f'teacher_{split}.npz', teacher)
   summary |= {
     'best_step': progress.best_step,
+    'best_metric': run.best_metric,
     'device': devices.describe(run.mesh),
     'seconds': progress.seconds,
     'images_per_second': progress.images / max(progress.seconds, 1e-9),
