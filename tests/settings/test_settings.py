@@ -94,6 +94,14 @@ WRONG = [
   ),
   ('data.balance', 'weighted', 'none, sampling, logit_adjustment'),
   ('data.balance_tau', -0.5, 'a number >= 0'),
+  ('data.label_column', '', 'a text, or None'),
+  (
+    'data.pattern',
+    '*.jpg',
+    "a name with {class} and *, such as '{class}.*.jpg'",
+  ),
+  ('data.pattern', '(', 'or a regular expression with a group (?P<class>...)'),
+  ('data.pattern', 'cat_dog', 'with a group (?P<class>...), or None'),
   # augment
   ('augment.scale', (0.9, 0.1), 'two numbers, the smaller first'),
   ('augment.scale', (0.1, 0.5, 0.9), 'two numbers'),
@@ -153,6 +161,7 @@ def test_a_wrong_value_is_named_with_what_is_accepted(key, value, accepted):
 # Texts of which only the disk or the data set can say whether they are right.
 FREE = {
   *('dataset', 'data.data_dir', 'data.cache_dir', 'targets.dir'),
+  *('data.image_column', 'data.label_column', 'data.split_column'),
   *('student.weights', 'student.checkpoint'),
   *('teacher.weights', 'teacher.checkpoint', 'distillation.more_teachers'),
 }

@@ -4,8 +4,10 @@ import dataclasses
 
 from tlkd_jax import models
 from tlkd_jax.data import augment, transforms
+from tlkd_jax.data.builders import patterns
 from tlkd_jax.models.weights import surgery
 from tlkd_jax.settings.rules import (
+  Rule,
   interval,
   key,
   number,
@@ -28,6 +30,22 @@ TRANSFER_TERMS = ('l2_sp', 'l2_sp_head', 'delta', 'bss', 'lwf', 'co_tuning')
 
 _FRACTION = number(0, 1)
 _RATE = number(0, 1, below=True)
+
+
+def _pattern() -> Rule:
+  """How names of images hold their class."""
+
+  def accept(value):
+    if not isinstance(value, str):
+      raise TypeError
+    patterns.compile_pattern(value)
+    return value
+
+  words = (
+    "a name with {class} and *, such as '{class}.*.jpg', or a regular "
+    'expression with a group (?P<class>...)'
+  )
+  return Rule(str, accept, words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +86,26 @@ class Data:
     'bicubic',
     'Of resizing, while images are decoded.',
     one_of(transforms.INTERPOLATIONS),
+  )
+  image_column: str | None = key(
+    None,
+    'Of csv:, imagefolder: and parquet:, the column of paths or images; None '
+    'is the one with a usual name.',
+    optional(text()),
+  )
+  label_column: str | None = key(
+    None, 'Likewise, the column of classes.', optional(text())
+  )
+  split_column: str | None = key(
+    None,
+    "Likewise, the column of splits ('train', 'test', ...), if there is one.",
+    optional(text()),
+  )
+  pattern: str | None = key(
+    None,
+    "Of folder:, where the class is in the file's name: '{class}.*.jpg', or a "
+    'regular expression with a group (?P<class>...).',
+    optional(_pattern()),
   )
   balance: str = key(
     'none',

@@ -56,8 +56,8 @@ class Settings:
   )
   dataset: str = key(
     'digits',
-    "'digits' | 'folder:PATH' | TFDS name | 'arrays:KEY', of "
-    'data.Dataset.from_arrays.',
+    "'digits' | 'folder:PATH' | 'csv:PATH' | 'imagefolder:PATH' | "
+    "'parquet:PATH' | TFDS name | 'arrays:KEY', of data.Dataset.from_arrays.",
     text(),
   )
   image_size: int = key(64, "Side of the student's images, pixels.", whole(8))
