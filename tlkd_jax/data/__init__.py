@@ -8,7 +8,7 @@ A batch is {'image': uint8[B,H,W,3], 'label': int32[B], 'mask': float32[B],
 around the `image_size` pixels that `augment.augment` crops on the device;
 validation and test images have exactly `image_size` pixels.
 
-To add a data set, write a builder in `builders/` and a line in `kinds.DATASETS`.
+To add a data set, write a builder in `builders/` and a line in `kinds.py`.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from tlkd_jax.data import decode, subsets, transforms
 from tlkd_jax.data import facts as _facts
 from tlkd_jax.data import sources as _sources
 from tlkd_jax.data.builders import arrays as _arrays
-from tlkd_jax.data.builders.labels import Labelling
+from tlkd_jax.data.builders.headers import Labelling
 from tlkd_jax.data.kinds import DATASETS
 from tlkd_jax.runtime.errors import as_user_errors
 

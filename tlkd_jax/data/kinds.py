@@ -21,7 +21,8 @@ from tlkd_jax.data.builders import (
   table_files,
   walk,
 )
-from tlkd_jax.data.builders.labels import Labelled, Labelling
+from tlkd_jax.data.builders.headers import Labelling
+from tlkd_jax.data.builders.labels import Labelled
 
 # Endings of tables -> the kind of data set that they are.
 _TABLE_KINDS = {

@@ -21,7 +21,7 @@ from absl import flags, logging
 
 from tlkd_jax.data import facts, sources
 from tlkd_jax.data.builders import patterns
-from tlkd_jax.data.builders.labels import Labelling
+from tlkd_jax.data.builders.headers import Labelling
 from tlkd_jax.runtime import command_line
 
 _DATASET = flags.DEFINE_string(

@@ -21,7 +21,7 @@ from absl import logging
 
 from tlkd_jax.data import prepared, subsets, transforms
 from tlkd_jax.data.builders import arrays
-from tlkd_jax.data.builders.labels import Labelling
+from tlkd_jax.data.builders.headers import Labelling
 from tlkd_jax.data.kinds import DATASETS, IN_PARTS, check_used
 from tlkd_jax.runtime.atomic import replace_arrays
 from tlkd_jax.runtime.errors import nearest

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tlkd_jax.data import transforms
-from tlkd_jax.data.builders import labels, tables, walk
-from tlkd_jax.data.builders.labels import Labelled, Labelling, Row
+from tlkd_jax.data.builders import headers, labels, tables, walk
+from tlkd_jax.data.builders.headers import Labelling
+from tlkd_jax.data.builders.labels import Labelled, Row
 from tlkd_jax.data.builders.tables import Table, shown
 from tlkd_jax.data.builders.walk import File, LeftOut
 
@@ -140,12 +141,12 @@ def _place(file: File) -> _Place:
   stem = shard.group(1) if shard else stem
   split, rest = None, []
   before, _, ending = stem.rpartition('-')
-  if labels.read_split(stem):
+  if headers.read_split(stem):
     split = stem
-  elif labels.read_split(ending):
+  elif headers.read_split(ending):
     split, rest = ending, [before]
   for name in reversed(folders):
-    if split is None and labels.read_split(name):
+    if split is None and headers.read_split(name):
       split = name
     else:
       rest.append(name)
@@ -242,10 +243,10 @@ def _choose(where: str, schema, labelling: Labelling) -> _Columns:
   image = labelling.image_column or _only(
     where, 'image', _image_columns(schema, features)
   )
-  image = labels.need_column(table, 'image', image)
+  image = headers.need(table, 'image', image)
   named = [n for n, f in features.items() if f.get('_type') == 'ClassLabel']
   label = labelling.label_column or _only(where, 'label', named)
-  label = labels.need_column(table, 'label', label)
+  label = headers.need(table, 'label', label)
   kind = str(schema.field(label).type)
   feature = features.get(label)
   if 'list' in kind or not isinstance(feature, dict | None):
@@ -304,9 +305,7 @@ def _rows(
 ) -> list[Row]:
   """One for each image of a file; labels are read, images are not."""
   table = Table(where, {name: [] for name in part.schema.names}, [])
-  own = (
-    labels.split_column(table, labelling.split_column) if not split else None
-  )
+  own = headers.of_splits(table, labelling.split_column) if not split else None
   wanted = [columns.label, *([own] if own else [])]
   kind = str(part.schema.field(columns.image).type)
   inner = f'{columns.image}.path'

@@ -12,8 +12,9 @@ import stat
 from collections.abc import Iterable, Iterator
 
 from tlkd_jax.data import transforms
-from tlkd_jax.data.builders import labels, tables, walk
-from tlkd_jax.data.builders.labels import Labelled, Labelling, Row
+from tlkd_jax.data.builders import headers, labels, tables, walk
+from tlkd_jax.data.builders.headers import Labelling
+from tlkd_jax.data.builders.labels import Labelled, Row
 from tlkd_jax.data.builders.walk import File, LeftOut, Tree
 
 # Names of metadata files, in lower case.
@@ -49,7 +50,7 @@ def read_table_files(path: str, labelling: Labelling) -> Labelled:
   for file, split in files.items():
     about = where if file == root else f'{where}/{file.name}'
     table = tables.read(about, file.name, file.read_bytes())
-    columns = labels.choose_columns(table, labelling)
+    columns = headers.choose(table, labelling)
     notes += _notes(table, columns)
     total += len(table)
     for row in _rows(table, columns, split):
@@ -93,7 +94,7 @@ def arrange_image_folder(
     table = tables.read(
       f'{where}/{file.name}', file.parts[-1], tree.read(file, -1)
     )
-    columns = labels.choose_columns(table, labelling)
+    columns = headers.choose(table, labelling)
     notes += _notes(table, columns)
     total += len(table)
     for row in _rows(table, columns, None):
@@ -132,7 +133,7 @@ def _of_splits(
   for file in sorted(folder.iterdir()):
     if file.suffix.lower() not in tables.SUFFIXES or not file.is_file():
       continue
-    if labels.read_split(file.stem):
+    if headers.read_split(file.stem):
       files[file] = file.stem
     else:
       left_out.append(LeftOut(file.name, 'a table that is named as no split'))
@@ -145,7 +146,7 @@ def _of_splits(
 
 
 def _rows(
-  table: tables.Table, columns: labels.Columns, split: str | None
+  table: tables.Table, columns: headers.Columns, split: str | None
 ) -> Iterator[Row]:
   """The lines of a table; names as they stand there, files unknown."""
   of_split = table.columns[columns.split] if columns.split else None
@@ -164,7 +165,7 @@ def _rows(
     yield Row(f'line {line}', name.strip(), label, split, nothing)
 
 
-def _notes(table: tables.Table, columns: labels.Columns) -> list[str]:
+def _notes(table: tables.Table, columns: headers.Columns) -> list[str]:
   used = [c for c in (columns.image, columns.label, columns.split) if c]
   others = [name for name in table.columns if name not in used]
   note = f'{table.where}: images from {used[0]!r}, labels from {used[1]!r}'
