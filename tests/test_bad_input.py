@@ -289,6 +289,34 @@ def not_an_image(place):
   return place.train()
 
 
+def table(place, *rows: str) -> list[str]:
+  place.images()
+  path = place.folder / 'images' / 'labels.csv'
+  path.write_text('\n'.join(['path,label', *rows]))
+  return place.train(dataset=f'csv:{path}')
+
+
+@case('labels.csv', '2 of 3 images are not there: line 2 a.png, line 4 c.png')
+def images_of_a_table_missing(place):
+  return table(place, 'a.png,cat', 'train/dog/0.png,dog', 'c.png,cat')
+
+
+@case("such as 'cat|dog' in line 4", 'Multi-label')
+def several_labels_in_a_cell(place):
+  rows = [f'train/{name}/0.png,{name}' for name in ('cat', 'dog')]
+  return table(place, *rows, 'train/owl/0.png,cat|dog')
+
+
+@case('imagefolder:', 'no such folder')
+def image_folder_missing(place):
+  return place.train(dataset=f'imagefolder:{place.folder}/nowhere')
+
+
+@case("data.pattern is '*.png'", '{class}')
+def pattern_without_a_class(place):
+  return place.train(data__pattern='*.png')
+
+
 @case('nowhere', 'no checkpoint')
 def teacher_checkpoint_missing(place):
   return place.digits('kd', teacher__checkpoint=f'{place.folder}/nowhere')

@@ -41,6 +41,10 @@ _OTHERS = {
   'data.cache_dir': 'elsewhere',
   'data.interpolation': 'lanczos',
   'data.on_bad_image': 'skip',
+  'data.image_column': 'file',
+  'data.label_column': 'species',
+  'data.split_column': 'fold',
+  'data.pattern': '{class}_*',
   'distillation.more_teachers': ('a larger one',),
 }
 

@@ -93,7 +93,7 @@ def make_settings(
     arm: 'teacher', 'tl', 'kd' (which has its teacher fine-tuned first) or
       'compare' (all three).
     overrides: key -> value; docs/configs.md has the keys.
-    dataset: 'digits', 'folder:PATH', a TFDS name, or what Dataset.from_arrays
+    dataset: a name of docs/data.md such as 'folder:PATH', or what from_arrays
       gave.
     student: a key of models.MODELS.
     teacher: likewise; '' is efficientnet_lite2, or the student if `smoke`.

@@ -12,9 +12,11 @@ from jax.sharding import Mesh
 from tlkd_jax import protocols
 from tlkd_jax.protocols import Part
 from tlkd_jax.report import tables
+from tlkd_jax.runtime import devices
 from tlkd_jax.runtime.errors import UserError, as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
+  balance,
   checkpoints,
   inputs,
   networks,
@@ -45,6 +47,7 @@ def run(
       f'arm is {settings.arm!r}; accepted: {", ".join(_RUNS)}; a study is run '
       'by python -m tlkd_jax.study'
     )
+  devices.say(mesh)
   with as_user_errors():
     plan = protocols.plan(settings, workdir)
     for part in plan:
@@ -57,8 +60,9 @@ def run(
       if finished:
         checkpoints.read_description(finished)
     dataset = inputs.load_dataset(settings)
+    about_classes = balance.lines(settings, dataset)
     _check_loading(settings, plan, dataset.class_names)
-  logging.info('%s', dataset.describe())
+  logging.info('%s', '\n  '.join([dataset.describe(), *about_classes]))
   summaries = {}
   for part in plan:
     if len(plan) > 1:

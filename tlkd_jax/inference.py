@@ -23,7 +23,7 @@ from tlkd_jax.evaluation.predictions import softmax
 from tlkd_jax.evaluation.subject import Subject
 from tlkd_jax.models.network import make_eval_step
 from tlkd_jax.report import tables
-from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime import devices, sharding
 from tlkd_jax.runtime.errors import as_user_errors, unknown_name
 from tlkd_jax.settings import from_config
 from tlkd_jax.training import checkpoints, finished, inputs, networks
@@ -69,6 +69,8 @@ def evaluate_run(
     if len(folders) > 1:
       logging.info('%s', folder)
     subject = _subject(folder, mesh, datasets, ood_dataset, max_images)
+    if folder == folders[0]:
+      devices.say(mesh)
     for name in names:
       if len(names) > 1:
         logging.info('suite %s', name)
@@ -321,6 +323,7 @@ def predict_images(
     if output:
       _check_output(pathlib.Path(output))
   predictor = load_predictor(workdir, mesh)
+  devices.say(mesh)
   names = predictor.description.class_names
   read: list[pathlib.Path] = []
 

@@ -11,6 +11,9 @@ from tlkd_jax.answer.labels import dataset_name
     ('digits', 'digits'),
     ('folder:data/trashnet.zip', 'trashnet'),
     ('folder:/a/b/photos/', 'photos'),
+    ('csv:birds/labels.csv', 'labels'),
+    ('imagefolder:a/pets', 'pets'),
+    ('parquet:hub/cifar10', 'cifar10'),
     ('oxford_iiit_pet:4.*.*', 'oxford_iiit_pet'),
   ],
 )

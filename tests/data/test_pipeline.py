@@ -16,14 +16,21 @@ DTYPES = {
 }
 
 
-def _split(size):
-  """Examples whose pixels, label, index and name all tell which they are."""
+def _split(size, sizes=None):
+  """Examples whose pixels, label, index and name all tell which they are.
+
+  With `sizes`, {label: count}, the labels are in a random order.
+  """
   numbers = np.arange(size)
   images = np.zeros((size, 4, 4, 3), np.uint8)
   images[:, 0, 0, 0], images[:, 0, 0, 1] = numbers % 256, numbers // 256
+  labels = numbers % 7
+  if sizes:
+    labels = np.repeat([*sizes], [*sizes.values()])
+    labels = np.random.default_rng(0).permutation(labels)
   return Split(
     images,
-    (numbers % 7).astype(np.int32),
+    labels.astype(np.int32),
     numbers + 1000,
     [str(n) for n in numbers],
   )
@@ -115,6 +122,117 @@ def test_resumed_order_is_the_uninterrupted_one():
   next(resumed)
   resumed.set_state(state)
   _assert_equal(_take(resumed, 5), whole[7:])
+
+
+UNEQUAL = {0: 30, 1: 7, 2: 2, 3: 1}
+# Sizes, batch size, number of batches.
+BALANCED = [
+  (UNEQUAL, 16, 40),
+  (UNEQUAL, 3, 50),
+  ({0: 5, 1: 5}, 16, 9),
+  # More classes than a batch has places, and a label that is missing.
+  (dict.fromkeys([*range(10), *range(11, 31)], 3) | {0: 60}, 8, 60),
+]
+
+
+def _balanced(sizes, batch_size, steps, seed=4, **options):
+  split = _split(sum(sizes.values()), sizes)
+  made = pipeline.train_iterator(
+    split, batch_size, seed, balanced=True, num_batches=steps, **options
+  )
+  return split, list(made)
+
+
+@pytest.mark.parametrize('sizes, batch_size, steps', BALANCED)
+def test_balanced_draws_are_of_every_class_alike(sizes, batch_size, steps):
+  split, batches = _balanced(sizes, batch_size, steps)
+  numbers = np.concatenate([b['index'] for b in batches]) - 1000
+  labels = np.concatenate([b['label'] for b in batches])
+  views = np.concatenate([b['view'] for b in batches])
+  np.testing.assert_array_equal(labels, split.labels[numbers])
+  # A round of all classes after another.
+  rounds = [
+    labels[start : start + len(sizes)].tolist()
+    for start in range(0, labels.size, len(sizes))
+  ]
+  assert all(sorted(drawn) == sorted(sizes) for drawn in rounds[:-1])
+  assert len(set(map(tuple, rounds[:-1]))) > 1
+  # And of a class an epoch of its examples after another; `view` is the
+  # number of earlier draws of the same example.
+  drawn = {}
+  for number, view in zip(numbers.tolist(), views.tolist(), strict=True):
+    assert view == drawn.get(number, 0)
+    drawn[number] = view + 1
+  for label in sizes:
+    own = [drawn.get(n, 0) for n in np.flatnonzero(split.labels == label)]
+    assert max(own) - min(own) <= 1
+  most = pipeline.most_views(split, batch_size, steps, balanced=True)
+  assert most == views.max() + 1
+
+
+def test_classes_of_one_size_have_orders_of_their_own():
+  _, batches = _balanced({0: 12, 1: 12}, 24, 1)
+  places = [
+    np.argsort(batches[0]['index'][batches[0]['label'] == c]) for c in (0, 1)
+  ]
+  assert (places[0] != places[1]).any()
+
+
+def test_balanced_order_is_of_seed_and_step_alone():
+  first, again, other, threads = (
+    _balanced(UNEQUAL, 16, 12, seed=seed, **options)[1]
+    for seed, options in [
+      (3, {}),
+      (3, {}),
+      (4, {}),
+      (3, {'num_threads': 4, 'prefetch': 16}),
+    ]
+  )
+  _assert_equal(first, again)
+  _assert_equal(first, threads)
+  assert (first[0]['index'] != other[0]['index']).any()
+  # A longer run begins as a shorter one.
+  _assert_equal(_balanced(UNEQUAL, 16, 20, seed=3)[1][:12], first)
+  split = _split(40, UNEQUAL)
+  iterator = pipeline.train_iterator(split, 16, 3, balanced=True)
+  for _ in range(7):
+    next(iterator)
+  state = json.loads(json.dumps(iterator.get_state()))
+  iterator.close()
+  resumed = pipeline.train_iterator(split, 16, 3, balanced=True)
+  resumed.set_state(state)
+  _assert_equal(_take(resumed, 5), first[7:])
+  parts = [
+    _balanced(UNEQUAL, 16, 12, seed=3, process_index=i, process_count=4)[1]
+    for i in range(4)
+  ]
+  joined = [
+    {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+    for batches in zip(*parts, strict=True)
+  ]
+  _assert_equal(joined, first)
+
+
+def test_balanced_draws_cycle_through_views():
+  _, endless = _balanced(UNEQUAL, 16, 12)
+  _, cycled = _balanced(UNEQUAL, 16, 12, num_views=3)
+  for one, other in zip(endless, cycled, strict=True):
+    np.testing.assert_array_equal(one['view'] % 3, other['view'])
+    np.testing.assert_array_equal(one['index'], other['index'])
+
+
+@pytest.mark.parametrize(
+  'size, batch_size, steps', [(50, 16, 3), (50, 16, 4), (5, 16, 3), (64, 16, 4)]
+)
+def test_views_that_a_run_draws(size, batch_size, steps):
+  made = pipeline.train_iterator(_split(size), batch_size, 0, num_batches=steps)
+  drawn = max(batch['view'].max() for batch in made) + 1
+  assert pipeline.most_views(_split(size), batch_size, steps) == drawn
+
+
+def test_images_without_a_class_cannot_be_balanced():
+  with pytest.raises(ValueError, match='an example has no class'):
+    _balanced({-1: 3, 0: 5, 1: 5}, 4, 2)
 
 
 @pytest.mark.parametrize('count', [2, 4])

@@ -101,6 +101,11 @@ CONFLICTS = [
     "distillation.options.stages names 'stage5'; vgg11_bn has stage1, stage2",
   ),
   (
+    {'data.balance': 'sampling'},
+    {'distillation.unlabelled': 'folder:x'},
+    "data.balance is 'sampling', which draws images by their class: not with",
+  ),
+  (
     {'optimizer.accumulate_steps': 4},
     {'num_steps': 3},
     'optimizer.accumulate_steps is 4, so that 3 steps (num_steps)',

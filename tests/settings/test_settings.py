@@ -80,13 +80,28 @@ WRONG = [
   ('batch_norm', 'frosen', 'frozen, train, stochastic; did you mean frozen?'),
   ('memory_check', 1, 'true or false'),
   ('remat', 'block', 'none, blocks; did you mean blocks?'),
-  ('best_metric', 'top2', 'did you mean top5, top1?'),
+  ('best_metric', 'top2', 'did you mean top5, top1, auto?'),
   ('early_stopping', -1, 'a whole number >= 0'),
   # data
   ('data.on_bad_image', 'ignore', 'error, skip'),
   ('data.crop', 0.0, 'a number in (0, 1], or None'),
   ('data.interpolation', 'bicubik', 'did you mean bicubic'),
   ('data.cache_dir', '', 'a text, or None'),
+  (
+    'data.balance',
+    'sample',
+    'none, sampling, logit_adjustment; did you mean s',
+  ),
+  ('data.balance', 'weighted', 'none, sampling, logit_adjustment'),
+  ('data.balance_tau', -0.5, 'a number >= 0'),
+  ('data.label_column', '', 'a text, or None'),
+  (
+    'data.pattern',
+    '*.jpg',
+    "a name with {class} and *, such as '{class}.*.jpg'",
+  ),
+  ('data.pattern', '(', 'or a regular expression with a group (?P<class>...)'),
+  ('data.pattern', 'cat_dog', 'with a group (?P<class>...), or None'),
   # augment
   ('augment.scale', (0.9, 0.1), 'two numbers, the smaller first'),
   ('augment.scale', (0.1, 0.5, 0.9), 'two numbers'),
@@ -146,6 +161,7 @@ def test_a_wrong_value_is_named_with_what_is_accepted(key, value, accepted):
 # Texts of which only the disk or the data set can say whether they are right.
 FREE = {
   *('dataset', 'data.data_dir', 'data.cache_dir', 'targets.dir'),
+  *('data.image_column', 'data.label_column', 'data.split_column'),
   *('student.weights', 'student.checkpoint'),
   *('teacher.weights', 'teacher.checkpoint', 'distillation.more_teachers'),
 }
@@ -337,6 +353,19 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
   assert settings.from_config(json.loads(text)) == config
   (tmp_path / 'config.json').write_text(text)
   workdir.check(tmp_path, config)
+
+
+def test_a_run_of_a_version_that_lacked_keys_is_resumed(tmp_path):
+  old = json.loads((FIXTURES / 'config.json').read_text())
+  del old['data']['balance'], old['data']['balance_tau'], old['remat']
+  (tmp_path / 'config.json').write_text(json.dumps(old))
+  workdir.check(tmp_path, settings.make('kd'))
+  changed = settings.with_values(
+    settings.make('kd'), {'data.balance': 'sampling'}
+  )
+  message = "data.balance: 'none' there, 'sampling' now"
+  with pytest.raises(ValueError, match=message):
+    workdir.check(tmp_path, changed)
 
 
 def test_a_study_stands_the_way_out_and_in():

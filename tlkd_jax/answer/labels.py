@@ -11,6 +11,10 @@ LABELS = {
 }
 
 
+# Kinds of data sets that are named by their file or folder.
+_PATHS = ('folder', 'csv', 'imagefolder', 'parquet')
+
+
 def dataset_name(dataset: str) -> str:
   """Short name of config.dataset: 'folder:data/trashnet.zip' is 'trashnet'.
 
@@ -20,4 +24,4 @@ def dataset_name(dataset: str) -> str:
   kind, _, path = dataset.partition(':')
   if kind == 'arrays':
     return path
-  return pathlib.Path(path).stem if kind == 'folder' else kind
+  return pathlib.Path(path).stem if kind in _PATHS else kind

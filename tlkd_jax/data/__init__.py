@@ -8,7 +8,7 @@ A batch is {'image': uint8[B,H,W,3], 'label': int32[B], 'mask': float32[B],
 around the `image_size` pixels that `augment.augment` crops on the device;
 validation and test images have exactly `image_size` pixels.
 
-To add a data set, write a builder in `builders/` and one line in `DATASETS`.
+To add a data set, write a builder in `builders/` and a line in `kinds.py`.
 """
 
 import dataclasses
@@ -25,10 +25,11 @@ from tlkd_jax.data import decode, subsets, transforms
 from tlkd_jax.data import facts as _facts
 from tlkd_jax.data import sources as _sources
 from tlkd_jax.data.builders import arrays as _arrays
-from tlkd_jax.data.sources import DATASETS
+from tlkd_jax.data.builders.headers import Labelling
+from tlkd_jax.data.kinds import DATASETS
 from tlkd_jax.runtime.errors import as_user_errors
 
-__all__ = ['DATASETS', 'Dataset', 'Split', 'load_splits']
+__all__ = ['DATASETS', 'Dataset', 'Labelling', 'Split', 'load_splits']
 
 _EVAL_SALT = 'evaluation'
 
@@ -161,6 +162,7 @@ def load_splits(
   crop_fraction: float | None = None,
   train_size: int | None = None,
   interpolation: str = 'bicubic',
+  labelling: Labelling | None = None,
   validation_fraction: float = 0.1,
   test_fraction: float = 0.2,
   num_threads: int | None = None,
@@ -174,9 +176,10 @@ def load_splits(
   seed, likewise for fractions; validation and test depend on neither.
 
   Args:
-    name: 'digits', 'folder:PATH' (a folder, a zip or a tar), the name of what
-      `Dataset.from_arrays` gave, or a TFDS data set that `python -m
-      tlkd_jax.data.prepare` has prepared.
+    name: 'digits', 'folder:PATH' (a folder, a zip or a tar), 'csv:PATH',
+      'imagefolder:PATH', 'parquet:PATH', the name of what `Dataset.from_arrays`
+      gave, or a TFDS data set that `python -m tlkd_jax.data.prepare` has
+      prepared.
     image_size: side of the images that the model shall see.
     num_train_per_class: so many train examples of each class, or None.
     train_fraction: this share of each class of train, in (0, 1].
@@ -193,6 +196,7 @@ def load_splits(
     train_size: stored side of train images, at least image_size; by default
       image_size / crop_fraction.
     interpolation: a key of `transforms.INTERPOLATIONS`.
+    labelling: how labels are found in tables and names; None is by usual names.
     validation_fraction: share of each class that becomes validation where
       the data set has none.
     test_fraction: the same for test.
@@ -217,6 +221,7 @@ def load_splits(
     name,
     data_dir=data_dir,
     cache_dir=cache_dir,
+    labelling=labelling,
     validation_fraction=validation_fraction,
     test_fraction=test_fraction,
   )

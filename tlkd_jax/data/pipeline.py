@@ -15,6 +15,8 @@ A batch is a dict of
 B is the global batch size divided by the number of processes.
 """
 
+import functools
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +26,8 @@ import numpy as np
 from tlkd_jax.data import Split
 
 Batch = dict[str, Any]
+# Number of a draw of the run -> (row of the split, view).
+Draw = Callable[[int], tuple[int, int]]
 # (rows of the split, views) -> what is stored of them.
 Lookup = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
@@ -35,6 +39,7 @@ def train_iterator(
   *,
   num_batches: int | None = None,
   num_views: int = 0,
+  balanced: bool = False,
   targets: Mapping[str, Lookup] | None = None,
   process_index: int = 0,
   process_count: int = 1,
@@ -49,6 +54,10 @@ def train_iterator(
   batch, and every example is drawn equally often. `view` is the epoch, or with
   `num_views` the epoch modulo that.
 
+  With `balanced` every class is drawn equally often instead, see
+  `_balanced_draw`, and `view` is the epoch of the example's class. Either way
+  draw number n is a function of the seed and n alone.
+
   Args:
     split: N examples.
     batch_size: global, over all processes.
@@ -56,6 +65,7 @@ def train_iterator(
     num_batches: length of the run; None is endless.
     num_views: an example cycles through so many views; 0 is a new one each
       epoch.
+    balanced: whether classes are drawn equally often, rather than examples.
     targets: by name, for each teacher whose outputs are stored, read in the
       prefetching threads; those of the views of `num_batches` batches.
     process_index: this process; it yields its slice of each global batch.
@@ -71,24 +81,73 @@ def train_iterator(
     ValueError: empty split, or a batch size that the processes cannot share.
   """
   local = _local_slice(split, batch_size, process_index, process_count)
-  size = len(split)
+  draw = _balanced_draw(split, seed) if balanced else _draw(split, seed)
 
-  def gather(step: int, rows: np.ndarray) -> Batch:
+  def gather(step: int) -> Batch:
     first = step * batch_size
-    views = np.arange(first + local.start, first + local.stop) // size
+    drawn = [draw(first + place) for place in range(local.start, local.stop)]
+    rows, views = np.asarray(drawn, np.int64).T
     if num_views:
-      views %= num_views
-    batch = _gather(split, rows[local], views)
+      views = views % num_views
+    batch = _gather(split, rows, views)
     if targets:
       batch['targets'] = {
-        name: stored(rows[local], views) for name, stored in targets.items()
+        name: stored(rows, views) for name, stored in targets.items()
       }
     return batch
 
-  order = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
   # Cut, as otherwise the threads read ahead beyond the end.
-  batches = order.batch(batch_size)[:num_batches].map_with_index(gather)
-  return iter(_prefetched(batches, num_threads, prefetch))
+  length = sys.maxsize if num_batches is None else num_batches
+  steps = grain.MapDataset.range(length)
+  return iter(_prefetched(steps.map(gather), num_threads, prefetch))
+
+
+def most_views(
+  split: Split, batch_size: int, num_batches: int, *, balanced: bool = False
+) -> int:
+  """How many views `train_iterator` draws of its most frequent example."""
+  draws, smallest = num_batches * batch_size, len(split)
+  if balanced:
+    sizes = np.unique(split.labels, return_counts=True)[1]
+    draws, smallest = -(-draws // sizes.size), int(sizes.min())
+  return -(-draws // smallest)
+
+
+def _draw(split: Split, seed: int) -> Draw:
+  """One epoch after another, each a permutation of its own."""
+  size = len(split)
+  order: Any = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+  return lambda number: (order[number], number // size)
+
+
+def _balanced_draw(split: Split, seed: int) -> Draw:
+  """Rounds of the classes, each in an order of its own.
+
+  A class draws its examples in epochs, each a permutation of its own.
+
+  Raises:
+    ValueError: an example has no class.
+  """
+  if split.labels.min() < 0:
+    raise ValueError('an example has no class, and draws are to be balanced')
+  classes = np.unique(split.labels)
+  rows = [np.flatnonzero(split.labels == label) for label in classes]
+  count = classes.size
+
+  # Grain's shuffle of a handful takes milliseconds. The threads look at few
+  # epochs at a time.
+  @functools.lru_cache(maxsize=4 * (count + 1))
+  def permutation(which: int, epoch: int) -> np.ndarray:
+    size = count if which == count else rows[which].size
+    return np.random.default_rng((seed, which, epoch)).permutation(size)
+
+  def draw(number: int) -> tuple[int, int]:
+    turn, place = divmod(number, count)
+    which = int(permutation(count, turn)[place])
+    epoch, place = divmod(turn, rows[which].size)
+    return int(rows[which][permutation(which, epoch)[place]]), epoch
+
+  return draw
 
 
 def eval_batches(

@@ -20,11 +20,26 @@ import tensorflow_datasets as tfds
 from absl import flags, logging
 
 from tlkd_jax.data import facts, sources
+from tlkd_jax.data.builders import patterns
+from tlkd_jax.data.builders.headers import Labelling
 from tlkd_jax.runtime import command_line
 
 _DATASET = flags.DEFINE_string(
-  'dataset', None, 'digits, folder:PATH or a TFDS name; must be given.'
+  'dataset',
+  None,
+  'digits, folder:PATH, csv:PATH, imagefolder:PATH, parquet:PATH or a TFDS '
+  'name; must be given.',
 )
+_IMAGE_COLUMN = flags.DEFINE_string(
+  'image_column', None, 'As data.image_column of a run.'
+)
+_LABEL_COLUMN = flags.DEFINE_string(
+  'label_column', None, 'As data.label_column of a run.'
+)
+_SPLIT_COLUMN = flags.DEFINE_string(
+  'split_column', None, 'As data.split_column of a run.'
+)
+_PATTERN = flags.DEFINE_string('pattern', None, 'As data.pattern of a run.')
 _DATA_DIR = flags.DEFINE_string(
   'data_dir', None, 'Where TFDS sets are written; by default as in TFDS.'
 )
@@ -44,14 +59,16 @@ def prepare(
   *,
   data_dir: str | os.PathLike | None = None,
   cache_dir: str | os.PathLike | None = None,
+  labelling: Labelling | None = None,
 ) -> pathlib.Path:
   """Prepares a data set unless it is prepared already.
 
   Args:
-    name: 'digits', 'folder:PATH' or a TFDS name, also with a config, as in
-      'name/config'.
+    name: 'digits', 'folder:PATH' or another own kind, or a TFDS name, also with
+      a config, as in 'name/config'.
     data_dir: where TFDS sets are written; `sources.default_data_dir` if None.
     cache_dir: where own sets are written; `sources.default_cache_dir` if None.
+    labelling: how labels are found; None is by usual names.
 
   Returns:
     The folder of the files.
@@ -63,7 +80,9 @@ def prepare(
   kind, _, path = name.partition(':')
   if kind in sources.DATASETS:
     cache = pathlib.Path(cache_dir or sources.default_cache_dir())
-    builder = sources.DATASETS[kind](path, cache.expanduser())
+    builder = sources.DATASETS[kind](
+      path, cache.expanduser(), labelling or Labelling()
+    )
     return pathlib.Path(builder.data_path)
   target = pathlib.Path(data_dir or sources.default_data_dir()).expanduser()
   sources.check_tfds_name(name)
@@ -84,18 +103,22 @@ def prepare(
 
 
 def describe(
-  name: str, *, cache_dir: str | os.PathLike | None = None
+  name: str,
+  *,
+  cache_dir: str | os.PathLike | None = None,
+  labelling: Labelling | None = None,
 ) -> list[str]:
   """What an own data set holds, in lines, as each run of it begins.
 
   Args:
     name: as in `prepare`, no TFDS name.
     cache_dir: likewise.
+    labelling: likewise.
 
   Raises:
     ValueError: a class has too few images for the splits that are missing.
   """
-  found = sources.open_sources(name, cache_dir=cache_dir)
+  found = sources.open_sources(name, cache_dir=cache_dir, labelling=labelling)
   labels = {split: source.labels for split, source in found.splits.items()}
   return facts.lines(name, facts.collect(found, labels), found.notes)
 
@@ -124,8 +147,9 @@ def main(argv: Sequence[str]) -> None:
       _HOW_TO_GET_TENSORFLOW,
     )
   try:
-    folder = prepare(name, data_dir=_DATA_DIR.value, cache_dir=_CACHE_DIR.value)
-    described = describe(name, cache_dir=_CACHE_DIR.value) if own else []
+    own_options = {'cache_dir': _CACHE_DIR.value, 'labelling': _labelling()}
+    described = describe(name, **own_options) if own else []
+    folder = prepare(name, data_dir=_DATA_DIR.value, **own_options)
   except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
@@ -135,6 +159,17 @@ def main(argv: Sequence[str]) -> None:
   if own:
     print('\n  '.join(described))
   print(f'{name} is prepared in {folder}')
+
+
+def _labelling() -> Labelling:
+  if _PATTERN.value is not None:
+    patterns.compile_pattern(_PATTERN.value)
+  return Labelling(
+    image_column=_IMAGE_COLUMN.value,
+    label_column=_LABEL_COLUMN.value,
+    split_column=_SPLIT_COLUMN.value,
+    pattern=_PATTERN.value,
+  )
 
 
 def run() -> None:

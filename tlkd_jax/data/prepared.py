@@ -12,7 +12,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from tlkd_jax.data.builders import folder, layout, walk
+from tlkd_jax.data.builders import folder, labelled, layout, walk
+from tlkd_jax.data.builders.labels import Labelled
 from tlkd_jax.runtime.atomic import replace_text
 
 # Beside the records: what the folder held that is not in them.
@@ -48,17 +49,40 @@ def from_listing(listing: layout.Listing, cache_dir: pathlib.Path, key: str):
     cache_dir: where own copies are kept.
     key: the copy's name, another one for other images.
   """
-  path = cache_dir / 'prepared' / key / _BESIDE
-  if not path.parent.is_dir():
-    _check_space(cache_dir, listing)
-  builder = once(
+  return _with_beside(
+    listing,
+    f'folder:{listing.location}',
     cache_dir,
     key,
     lambda data_dir: folder.FolderImages(listing, data_dir=data_dir),
   )
+
+
+def from_labelled(found: Labelled, cache_dir: pathlib.Path, key: str):
+  """The same of images that a table or their names label."""
+  return _with_beside(
+    found,
+    found.where,
+    cache_dir,
+    key,
+    lambda data_dir: labelled.LabelledImages(found, data_dir=data_dir),
+  )
+
+
+def _with_beside(
+  found: layout.Listing | Labelled,
+  where: str,
+  cache_dir: pathlib.Path,
+  key: str,
+  make_builder,
+):
+  path = cache_dir / 'prepared' / key / _BESIDE
+  if not path.parent.is_dir():
+    _check_space(cache_dir, found.num_bytes, where)
+  builder = once(cache_dir, key, make_builder)
   beside = {
-    'left_out': walk.count_left_out(listing.left_out),
-    'notes': listing.notes,
+    'left_out': walk.count_left_out(found.left_out),
+    'notes': found.notes,
   }
   text = json.dumps(beside)
   # The copy may be older than a file beside the images.
@@ -67,14 +91,14 @@ def from_listing(listing: layout.Listing, cache_dir: pathlib.Path, key: str):
   return builder
 
 
-def _check_space(cache_dir: pathlib.Path, listing: layout.Listing) -> None:
+def _check_space(cache_dir: pathlib.Path, needed: int, where: str) -> None:
   cache_dir.mkdir(parents=True, exist_ok=True)
-  needed, free = listing.num_bytes, shutil.disk_usage(cache_dir).free
+  free = shutil.disk_usage(cache_dir).free
   if needed > free:
     raise OSError(
       f'{cache_dir}: {needed / 1e9:.1f} GB are needed for a copy of '
-      f'folder:{listing.location} and {free / 1e9:.1f} GB are free; choose '
-      'another folder with data.cache_dir'
+      f'{where} and {free / 1e9:.1f} GB are free; choose another folder with '
+      'data.cache_dir'
     )
 
 

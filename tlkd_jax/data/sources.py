@@ -1,9 +1,9 @@
 """Finds a data set by name and gives its splits as raw, undecoded records.
 
-`digits`, `folder:PATH` and the arrays of a program are written once as
-array_record files into the cache folder; any other name is a TFDS data set
-that `python -m tlkd_jax.data.prepare` wrote. All are then read the same way,
-without TensorFlow.
+`digits`, images of a user (`folder:PATH` and other kinds) and the arrays of a
+program are written once as array_record files into the cache folder; any other
+name is a TFDS data set that `python -m tlkd_jax.data.prepare` wrote. All are
+then read the same way, without TensorFlow.
 """
 
 import contextlib
@@ -20,13 +20,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from tlkd_jax.data import prepared, subsets, transforms
-from tlkd_jax.data.builders import (
-  archives,
-  arrays,
-  digits,
-  folder,
-  layout,
-)
+from tlkd_jax.data.builders import arrays
+from tlkd_jax.data.builders.headers import Labelling
+from tlkd_jax.data.kinds import DATASETS, IN_PARTS, check_used
 from tlkd_jax.runtime.atomic import replace_arrays
 from tlkd_jax.runtime.errors import nearest
 
@@ -112,51 +108,6 @@ def default_data_dir() -> pathlib.Path:
   return pathlib.Path(given or pathlib.Path.home() / 'tensorflow_datasets')
 
 
-def digits_builder(path: str, cache_dir: pathlib.Path):
-  """The prepared TFDS builder of `digits`; `path` must be empty."""
-  if path:
-    raise ValueError(f'digits takes no path, got digits:{path}')
-  key = f'digits-{digits.Digits.VERSION}'
-  return prepared.once(
-    cache_dir, key, lambda data_dir: digits.Digits(data_dir=data_dir)
-  )
-
-
-def folder_builder(path: str, cache_dir: pathlib.Path):
-  """The prepared TFDS builder of `folder:PATH`."""
-  if not path:
-    raise ValueError('folder needs a path: folder:PATH')
-  root = pathlib.Path(path).expanduser()
-  key = f'folder-{prepared.plain_name(root)}-{folder.FolderImages.VERSION}'
-  if archives.is_tar(root):
-    # Its members are not listed again as long as the file is the same.
-    about = root.stat()
-    text = f'{root.resolve()} {about.st_size} {about.st_mtime_ns}'
-    digest = hashlib.sha256(text.encode('utf-8', 'replace'))
-    key += f'-tar-{digest.hexdigest()[:16]}'
-    found = cache_dir / 'prepared' / key
-    if prepared.is_described(found):
-      return prepared.open_copy(folder.FolderImages.name, found)
-  with archives.open_tree(path, cache_dir / 'spool') as tree:
-    listing = layout.arrange(tree)
-    layout.check_classes(listing)
-    if tree.kind != 'tar':
-      key += f'-{listing.fingerprint}'
-    return prepared.from_listing(listing, cache_dir, key)
-
-
-def arrays_builder(path: str, cache_dir: pathlib.Path):
-  """The TFDS builder of `arrays:KEY`, which `store_arrays` has prepared."""
-  found = cache_dir / 'prepared' / f'arrays-{path}'
-  if not path or not found.is_dir():
-    raise FileNotFoundError(
-      f'data set arrays:{path} is not in {cache_dir}; '
-      'tlkd_jax.data.Dataset.from_arrays stores arrays there and gives their '
-      'name'
-    )
-  return prepared.open_copy(arrays.ArrayImages.name, found)
-
-
 def store_arrays(
   given: arrays.Arrays, cache_dir: str | os.PathLike | None = None
 ) -> str:
@@ -178,18 +129,12 @@ def store_arrays(
   return f'arrays:{given.key}'
 
 
-DATASETS = {
-  'digits': digits_builder,
-  'folder': folder_builder,
-  'arrays': arrays_builder,
-}
-
-
 def open_sources(
   name: str,
   *,
   data_dir: str | os.PathLike | None = None,
   cache_dir: str | os.PathLike | None = None,
+  labelling: Labelling | None = None,
   validation_fraction: float = 0.1,
   test_fraction: float = 0.2,
 ) -> Sources:
@@ -200,9 +145,10 @@ def open_sources(
   train; a set with train alone is cut in three.
 
   Args:
-    name: 'digits', 'folder:PATH', 'arrays:KEY' or a prepared TFDS name.
+    name: 'digits', 'KIND:PATH' with a key of DATASETS, or a prepared TFDS name.
     data_dir: where TFDS sets are prepared; `default_data_dir` if None.
     cache_dir: where own copies are kept; `default_cache_dir` if None.
+    labelling: how labels are found; None is by usual names.
     validation_fraction: share of each class cut for validation, if needed.
     test_fraction: share of each class cut for test, if needed.
 
@@ -217,8 +163,10 @@ def open_sources(
   """
   kind, _, path = name.partition(':')
   cache = pathlib.Path(cache_dir or default_cache_dir()).expanduser()
+  labelling = labelling or Labelling()
+  check_used(name, labelling)
   if kind in DATASETS:
-    builder = DATASETS[kind](path, cache)
+    builder = DATASETS[kind](path, cache, labelling)
   else:
     builder = _open_tfds(name, pathlib.Path(data_dir or default_data_dir()))
   image_key, label_key = _find_keys(name, builder.info)
@@ -261,8 +209,8 @@ def check_tfds_name(name: str) -> None:
     near = nearest(kind, {*DATASETS, *known})
     hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
     raise ValueError(
-      f'unknown data set {name!r}.{hint} Accepted: digits, folder:PATH or '
-      'the name of a TFDS data set.'
+      f'unknown data set {name!r}.{hint} Accepted: digits, folder:PATH, '
+      'csv:PATH, imagefolder:PATH, parquet:PATH or the name of a TFDS data set.'
     )
 
 
@@ -287,7 +235,7 @@ def _find_keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
 def _own_splits(name: str, info: tfds.core.DatasetInfo) -> dict[str, list[str]]:
   """Which TFDS splits, in which order, make up each of our splits."""
   available = list(info.splits)
-  if info.name in (folder.FolderImages.name, arrays.ArrayImages.name):
+  if info.name in IN_PARTS:
     parts = {}
     for split in sorted(available, key=lambda split: (len(split), split)):
       parts.setdefault(split.partition('_')[0], []).append(split)

@@ -28,14 +28,17 @@ def export_run(
 
   Raises:
     UserError: an unknown format, a wrong suffix, folded norms as safetensors,
-      no student there, or a converter that is not installed.
+      no student there, a converter that is not installed, or a device that
+      JAX was told to use and does not find.
     RuntimeError: the written model does not give the student's logits; the
       file is not there.
   """
   # Here and not above: whoever imports the package need not wait for JAX.
   from tlkd_jax.export import formats, student
+  from tlkd_jax.runtime import devices
 
   out = pathlib.Path(out)
+  devices.available()
   with as_user_errors():
     formats.check(format, out, fold_norm)
     loaded = student.load_student(checkpoint, fold_norm=fold_norm)

@@ -49,6 +49,25 @@ def soft_cross_entropy(
   return total / jnp.where(mass > 0, mass, 1.0)
 
 
+def adjusted(logits: jax.Array, offsets: jax.Array) -> jax.Array:
+  """Logits as the loss sees them where classes are of unequal size.
+
+  With offsets tau log pi, pi the share of each class in the training images,
+  the cross-entropy of the sum is the logit adjusted one of Menon et al., ICLR
+  2021, arXiv:2007.07314. The model's own logits are then those of balanced
+  classes, so that nothing is added when it is used.
+
+  Args:
+    logits: [B, K], any floating precision.
+    offsets: [K].
+
+  Returns:
+    [B, K] float32.
+  """
+  offsets = jnp.asarray(offsets, jnp.float32)[None, :]
+  return as_float32(logits, LOGIT_LIMIT) + offsets
+
+
 def soft_labels(
   labels: jax.Array, num_classes: int, label_smoothing: float = 0.0
 ) -> jax.Array:

@@ -24,6 +24,15 @@ from tlkd_jax.runtime.errors import (
   unknown_name,
 )
 
+# Loggers of what brings devices to JAX.
+_STARTING_DEVICES = (
+  'jax._src.xla_bridge',
+  'jax._src.hardware_utils',
+  'jax._src.distributed',
+  'jax._src.clusters',
+  'jax_plugins',
+)
+
 # Those of absl that list every flag of every library stay its own.
 _HELP = frozenset({'-h', '-?', '-help', '--help', '--helpshort'})
 
@@ -90,21 +99,27 @@ def use_compilation_cache(folder: str | None) -> None:
 
 
 def start_logging() -> None:
-  """Our messages with the time; of the libraries, errors only."""
+  """Our messages with the time; of the libraries, errors only.
+
+  And what JAX warns of in starting devices, such as a GPU that it cannot use.
+  """
   logging.set_verbosity(logging.INFO)
-  package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   handler = logging.get_absl_handler()
-  handler.addFilter(
-    lambda record: (
-      record.pathname.startswith(package)
-      # What Orbax cannot do, `checkpoints` says in one line.
-      or record.levelno >= stdlib_logging.ERROR
-      and '/orbax/' not in record.pathname
-    )
-  )
+  handler.addFilter(_is_shown)
   handler.setFormatter(
     stdlib_logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S')
   )
+
+
+def _is_shown(record: stdlib_logging.LogRecord) -> bool:
+  if record.name.startswith(_STARTING_DEVICES):
+    return record.levelno >= stdlib_logging.WARNING
+  package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  if record.pathname.startswith(package):
+    return True
+  # What Orbax cannot do, `checkpoints` says in one line.
+  orbax = '/orbax/' in record.pathname
+  return record.levelno >= stdlib_logging.ERROR and not orbax
 
 
 def parse_flags(argv: list[str]) -> list[str]:

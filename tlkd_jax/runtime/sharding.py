@@ -7,12 +7,18 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tlkd_jax.runtime.devices import available
+
 Batch = dict[str, np.ndarray]
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
-  """A ("data",) mesh over the first `num_devices` of all processes' devices."""
-  devices = jax.devices()[:num_devices]
+  """A ("data",) mesh over the first `num_devices` of all processes' devices.
+
+  Raises:
+    UserError: see devices.available.
+  """
+  devices = available()[:num_devices]
   return jax.make_mesh(
     (len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices
   )

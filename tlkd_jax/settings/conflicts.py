@@ -9,6 +9,7 @@ from tlkd_jax import losses, models
 from tlkd_jax.settings.distillation import Distillation
 from tlkd_jax.settings.sections import (
   Augment,
+  Data,
   Optimizer,
   Student,
   Targets,
@@ -175,6 +176,17 @@ def of_transfer(
         f'{heads}'
       )
   return lines
+
+
+def of_balance(section: Data, distillation: Distillation) -> list[str]:
+  """Balanced draws are of classes, which some images do not have."""
+  if section.balance == 'sampling' and distillation.unlabelled:
+    return [
+      "data.balance is 'sampling', which draws images by their class: not with "
+      'distillation.unlabelled, which adds images without; accepted: none, '
+      'logit_adjustment'
+    ]
+  return []
 
 
 def of_steps(

@@ -36,7 +36,7 @@ def make(
   Args:
     arm: what the run trains: 'teacher', 'tl', 'kd', 'compare' (all three), or
       'study', which adds the section `study`.
-    dataset: 'digits', 'folder:PATH' or a TFDS name.
+    dataset: a name of docs/data.md: 'digits', 'folder:PATH', 'csv:PATH', ...
     student: a key of models.MODELS.
     teacher: likewise; '' is efficientnet_lite2, or the student if `smoke`.
     loss: a key of losses.LOSSES, which brings its published

@@ -4,8 +4,10 @@ import dataclasses
 
 from tlkd_jax import models
 from tlkd_jax.data import augment, transforms
+from tlkd_jax.data.builders import patterns
 from tlkd_jax.models.weights import surgery
 from tlkd_jax.settings.rules import (
+  Rule,
   interval,
   key,
   number,
@@ -19,6 +21,7 @@ from tlkd_jax.settings.rules import (
 )
 
 OPTIMIZERS = ('sgd', 'adamw')
+BALANCES = ('none', 'sampling', 'logit_adjustment')
 FLIPS = ('auto', 'on', 'off')
 TARGET_MODES = ('online', 'cached')
 TARGET_DTYPES = ('float16', 'float32')
@@ -29,9 +32,25 @@ _FRACTION = number(0, 1)
 _RATE = number(0, 1, below=True)
 
 
+def _pattern() -> Rule:
+  """How names of images hold their class."""
+
+  def accept(value):
+    if not isinstance(value, str):
+      raise TypeError
+    patterns.compile_pattern(value)
+    return value
+
+  words = (
+    "a name with {class} and *, such as '{class}.*.jpg', or a regular "
+    'expression with a group (?P<class>...)'
+  )
+  return Rule(str, accept, words)
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """How images are found, decoded and cut."""
+  """How images are found, decoded, cut and drawn."""
 
   data_dir: str | None = key(
     None,
@@ -68,6 +87,34 @@ class Data:
     'Of resizing, while images are decoded.',
     one_of(transforms.INTERPOLATIONS),
   )
+  image_column: str | None = key(
+    None,
+    'Of csv:, imagefolder: and parquet:, the column of paths or images; None '
+    'is the one with a usual name.',
+    optional(text()),
+  )
+  label_column: str | None = key(
+    None, 'Likewise, the column of classes.', optional(text())
+  )
+  split_column: str | None = key(
+    None,
+    "Likewise, the column of splits ('train', 'test', ...), if there is one.",
+    optional(text()),
+  )
+  pattern: str | None = key(
+    None,
+    "Of folder:, where the class is in the file's name: '{class}.*.jpg', or a "
+    'regular expression with a group (?P<class>...).',
+    optional(_pattern()),
+  )
+  balance: str = key(
+    'none',
+    'Against classes of unequal size, for whatever learns from labels: '
+    "'sampling' draws each class equally often, 'logit_adjustment' adds "
+    'balance_tau log prior to the logits in the hard loss.',
+    one_of(BALANCES),
+  )
+  balance_tau: float = key(1.0, 'Of logit_adjustment.', number(0))
 
   def __post_init__(self):
     refuse(settle(self, 'data'))

@@ -32,6 +32,8 @@ from tlkd_jax.settings.study import Study
 
 RUNS = ('teacher', 'tl', 'kd', 'compare', 'study')
 BATCH_NORMS = ('frozen', 'train', 'stochastic')
+# Of best_metric: chosen by the data, see training/balance.py.
+AUTOMATIC = 'auto'
 REMAT = ('none', 'blocks')
 
 
@@ -54,8 +56,8 @@ class Settings:
   )
   dataset: str = key(
     'digits',
-    "'digits' | 'folder:PATH' | TFDS name | 'arrays:KEY', of "
-    'data.Dataset.from_arrays.',
+    "'digits' | 'folder:PATH' | 'csv:PATH' | 'imagefolder:PATH' | "
+    "'parquet:PATH' | TFDS name | 'arrays:KEY', of data.Dataset.from_arrays.",
     text(),
   )
   image_size: int = key(64, "Side of the student's images, pixels.", whole(8))
@@ -108,9 +110,11 @@ class Settings:
     0, 'Evaluations without gain before stopping; 0 off.', whole(0)
   )
   best_metric: str = key(
-    'top1',
-    'Validation metric (evaluation.metrics); ties keep the earlier.',
-    one_of(METRICS),
+    AUTOMATIC,
+    'Validation metric (evaluation.metrics); ties keep the earlier. '
+    "'auto' is top1, and macro_f1 where the largest class has more than ten "
+    'times the images of the smallest, in train or in validation.',
+    one_of((AUTOMATIC, *METRICS)),
   )
   data: Data = section(Data)
   augment: Augment = section(Augment)
@@ -141,6 +145,7 @@ class Settings:
     lines += conflicts.of_transfer(
       self.transfer, guides, mixing, student, self.batch_size
     )
+    lines += conflicts.of_balance(self.data, guides)
     lines += conflicts.of_steps(
       self.optimizer, self.num_steps, teacher, self.transfer
     )

@@ -32,6 +32,7 @@ class CellRow(Row):
     model: name of the network.
     image_size: in pixels.
     best_step: chosen on validation.
+    best_metric: by which it was chosen.
     validation: metric -> value on validation.
     curve: (step, seconds, validation accuracy) of each evaluation.
     seconds: of training.
@@ -49,6 +50,7 @@ class CellRow(Row):
   model: str
   image_size: int
   best_step: int
+  best_metric: NotRequired[str]
   validation: dict[str, float | None]
   curve: NotRequired[list[list[float]]]
   seconds: float

@@ -15,8 +15,9 @@ from tlkd_jax.evaluation import evaluate, records
 from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, compute_metrics
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
+from tlkd_jax.settings.top import AUTOMATIC
 from tlkd_jax.study.matrix import Cell, make_config
-from tlkd_jax.training import inputs, networks
+from tlkd_jax.training import balance, inputs, networks
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.loop import fine_tune
 from tlkd_jax.training.metric_writers import read_rows
@@ -57,7 +58,15 @@ def needed(cell: Cell, matrix: list[Cell]) -> list[Cell]:
 
 
 def best_trial(records: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-  """The record with the best validation metric; ties keep the first."""
+  """The record with the best validation metric; ties keep the first.
+
+  Args:
+    records: trials of one cell.
+    metric: config.best_metric; where it was chosen by the data, it is the one
+      by which the records' own steps were chosen.
+  """
+  if metric == AUTOMATIC:
+    metric = records[0].get('best_metric', 'top1')
   sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
   return max(records, key=lambda r: sign * r['validation'][metric])
 
@@ -165,6 +174,7 @@ def _record(
     'image_size': networks.image_size(config, role),
     'num_train': summary['num_train'],
     'best_step': summary['best_step'],
+    'best_metric': summary.get('best_metric', 'top1'),
     'validation': _scalars(folder, 'validation'),
     'test': _scalars(folder, 'test'),
     'curve': [
@@ -194,7 +204,9 @@ def _teacher_images(config: Settings, images: int, num_train: int) -> int:
   """Images that each teacher sees; stored targets are counted once a run."""
   if config.targets.mode == 'online':
     return images
-  return min(images, config.targets.views * num_train)
+  stored = config.targets.views * num_train
+  # Of a small class all views may be drawn before others have been seen once.
+  return stored if inputs.is_balanced(config) else min(images, stored)
 
 
 def _scalars(folder: pathlib.Path, split: str) -> dict[str, float | None]:
@@ -245,5 +257,7 @@ class Loader:
       self._dataset = None
       self._dataset = inputs.load_dataset(config)
       self._key = key
-      logging.info('%s', self._dataset.describe())
+      about = balance.lines(config, self._dataset)
+      text = '\n  '.join([self._dataset.describe(), *about])
+      logging.info('%s', text)
     return self._dataset

@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime import devices, sharding
 from tlkd_jax.runtime.errors import RunError, as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.study import cells, pages, results, workers
@@ -56,6 +56,7 @@ def run_shard(
     Interrupted: the process was asked to stop.
   """
   mesh, load = sharding.make_mesh(), cells.Loader()
+  devices.say(mesh)
   if worker:
     workers.end_with_parent(os.getppid())
     report = None

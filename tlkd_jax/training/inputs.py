@@ -26,11 +26,13 @@ def data_key(settings: Settings) -> str:
 
 def load_dataset(settings: Settings) -> data.Dataset:
   """Decodes the data set of a run, large enough for all its networks."""
-  return data.load_splits(**_data_options(settings))
+  options = _data_options(settings)
+  labelling = data.Labelling(**options.pop('labelling'))
+  return data.load_splits(labelling=labelling, **options)
 
 
 def _data_options(settings: Settings) -> dict[str, Any]:
-  """All that the settings say of the data, as load_splits takes it."""
+  """All that the settings say of the data, as JSON takes it."""
   more = [
     checkpoints.read_description(run).image_size
     for run in settings.distillation.more_teachers
@@ -41,6 +43,12 @@ def _data_options(settings: Settings) -> dict[str, Any]:
     'image_size': max(settings.image_size, settings.teacher.image_size, *more),
     'crop_fraction': section.crop,
     'interpolation': section.interpolation,
+    'labelling': {
+      'image_column': section.image_column,
+      'label_column': section.label_column,
+      'split_column': section.split_column,
+      'pattern': section.pattern,
+    },
     'num_train_per_class': settings.num_train_per_class or None,
     'train_fraction': settings.train_fraction,
     'num_eval_per_class': section.num_eval_per_class or None,
@@ -104,6 +112,11 @@ def make_mixing(settings: Settings) -> Mixing | None:
   return functools.partial(mixing.mix, mixup_alpha=mixup, cutmix_alpha=cutmix)
 
 
+def is_balanced(settings: Settings) -> bool:
+  """Whether a run draws classes equally often, rather than images."""
+  return settings.data.balance == 'sampling'
+
+
 def train_batches(
   settings: Settings,
   dataset: data.Dataset,
@@ -125,6 +138,7 @@ def train_batches(
     seed=settings.seed,
     num_batches=num_steps,
     num_views=views,
+    balanced=is_balanced(settings),
     targets=targets,
     **sharding.this_process(),
   )

@@ -14,7 +14,7 @@ from tlkd_jax import data, losses
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Loaded, Network, output_shapes
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import networks, optimizers
+from tlkd_jax.training import balance, networks, optimizers
 from tlkd_jax.training import start as starts
 from tlkd_jax.training.objective import Objective, Term
 from tlkd_jax.training.state import Beginning
@@ -37,11 +37,15 @@ def make_objective(
 
   Args:
     settings: of the run.
-    dataset: for losses that remember examples; None where there are none.
+    dataset: for losses that remember examples, and the classes' sizes; None
+      where neither is needed.
     guided: whether the network has guides.
   """
+  adjustment = balance.adjustment(settings, dataset)
   if not guided:
-    return Objective(label_smoothing=settings.label_smoothing)
+    return Objective(
+      label_smoothing=settings.label_smoothing, adjustment=adjustment
+    )
   section = settings.distillation
   terms = [_make_term(settings, section.loss, section, section.soft_weight)]
   for name, extra in section.extra.items():
@@ -54,6 +58,7 @@ def make_objective(
       for term in terms
     ),
     ensemble=section.ensemble,
+    adjustment=adjustment,
   )
 
 

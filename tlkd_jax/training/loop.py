@@ -237,10 +237,8 @@ def _evaluate(run, state, position, number, writer, checkpoints, shown):
   scalars = {k: v for k, v in summary.items() if isinstance(v, float)}
   _write(writer, number, 'validation', scalars)
   shown.message(number, scalars)
-  value = METRICS[run.settings.best_metric](
-    predictions.logits, predictions.labels
-  )
-  sign = -1.0 if run.settings.best_metric in LOWER_IS_BETTER else 1.0
+  value = METRICS[run.best_metric](predictions.logits, predictions.labels)
+  sign = -1.0 if run.best_metric in LOWER_IS_BETTER else 1.0
   if position.best_value is None or sign * value > sign * position.best_value:
     position.best_value = value
     position.best_step = number

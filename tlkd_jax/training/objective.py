@@ -57,12 +57,15 @@ class Objective:
     label_smoothing: of the cross-entropy.
     terms: losses beside the cross-entropy, () without guides.
     ensemble: of several guides, 'losses' or 'probabilities'.
+    adjustment: float32[K], what the hard loss alone adds to the logits, see
+      balance.adjustment; None is nothing.
   """
 
   hard_weight: float = 1.0
   label_smoothing: float = 0.0
   terms: tuple[Term, ...] = ()
   ensemble: str = 'probabilities'
+  adjustment: np.ndarray | None = None
 
 
 def evaluate(
@@ -95,7 +98,10 @@ def evaluate(
     'NAME_loss' of each further term}).
   """
   logits = outputs['logits']
-  hard = supervised.soft_cross_entropy(logits, soft_labels)
+  judged = logits
+  if objective.adjustment is not None:
+    judged = supervised.adjusted(logits, objective.adjustment)
+  hard = supervised.soft_cross_entropy(judged, soft_labels)
   metrics = {'hard_loss': hard, 'accuracy': accuracy(logits, soft_labels)}
   loss = objective.hard_weight * hard
   memory = {name: dict(parts) for name, parts in learner.memory.items()}

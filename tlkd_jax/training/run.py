@@ -14,6 +14,7 @@ from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
+  balance,
   inputs,
   lessons,
   networks,
@@ -41,6 +42,7 @@ class Run:
     beginnings: each learner before the first update.
     start: constants of the guide 'start', {} where no term needs it.
     recipes: of the teachers whose outputs are stored.
+    best_metric: of validation, that chooses the best step.
     step: from step.make_step.
     eval_step: of the run's own network.
   """
@@ -56,6 +58,7 @@ class Run:
   beginnings: dict[str, Beginning]
   start: Tree
   recipes: dict[str, targets.Recipe]
+  best_metric: str
   step: Callable
   eval_step: Callable
 
@@ -121,6 +124,7 @@ def set_up(
     recipes=targets.recipes(
       settings, learned[own].objective, frozen, augmentation, dataset
     ),
+    best_metric=balance.best_metric(settings, dataset),
     step=step,
     eval_step=make_eval_step(first.network, mesh),
   )

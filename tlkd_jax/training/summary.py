@@ -8,7 +8,7 @@ import numpy as np
 from tlkd_jax.data import pipeline
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.models.network import Network, make_eval_step
-from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime import devices, sharding
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.training import networks
 from tlkd_jax.training.checkpoints import abstract_like, folder_of, read_model
@@ -52,6 +52,8 @@ def finish(run: Run, progress) -> dict[str, Any]:
         evaluate.save(folder / f'teacher_{split}.npz', teacher)
   summary |= {
     'best_step': progress.best_step,
+    'best_metric': run.best_metric,
+    'device': devices.describe(run.mesh),
     'seconds': progress.seconds,
     'images_per_second': progress.images / max(progress.seconds, 1e-9),
     'num_train': int(np.sum(run.dataset.splits['train'].labels >= 0)),

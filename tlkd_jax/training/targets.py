@@ -57,6 +57,7 @@ class Recipe:
     split: the training examples.
     num_views: V, of the run.
     batch_size: of the run.
+    balanced: whether the run draws classes equally often.
     dtype: a name in target_store.DTYPES.
     top_k: see target_store.Layout.
   """
@@ -68,6 +69,7 @@ class Recipe:
   split: Split
   num_views: int
   batch_size: int
+  balanced: bool
   dtype: str
   top_k: int
 
@@ -144,6 +146,7 @@ def recipes(
       dataset.splits['train'],
       section.views,
       settings.batch_size,
+      inputs.is_balanced(settings),
       section.dtype,
       section.top_k,
     )
@@ -173,8 +176,10 @@ def prepare(
     OSError: the files cannot be written.
   """
   size = len(recipe.split)
-  epochs = -(-num_steps * recipe.batch_size // size)
-  num_views = min(recipe.num_views, epochs)
+  drawn = pipeline.most_views(
+    recipe.split, recipe.batch_size, num_steps, balanced=recipe.balanced
+  )
+  num_views = min(recipe.num_views, drawn)
   layout = recipe.layout()
   store = Store(recipe.root, recipe.fingerprint(variables, mesh), layout, size)
   if sharding.is_lead():

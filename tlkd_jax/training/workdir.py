@@ -22,13 +22,17 @@ from tlkd_jax.settings import Settings
 def check(workdir: pathlib.Path, settings: Settings) -> None:
   """Checks that a run's folder is new or holds the same configuration.
 
+  Keys that an earlier version lacked have their defaults there.
+
   Raises:
     ValueError: the folder holds a run of another configuration; the message
       lists the differing keys.
   """
   if not (workdir / 'config.json').exists():
     return
-  old, new = flatten(read(workdir)), flatten(as_json(settings))
+  defaults = flatten(as_json(Settings()))
+  old = defaults | flatten(read(workdir))
+  new = flatten(as_json(settings))
   changed = [
     key
     for key in sorted(old | new)

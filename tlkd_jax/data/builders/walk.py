@@ -116,7 +116,7 @@ def open_folder(path: str | os.PathLike) -> Iterator[Tree]:
   Raises:
     OSError: a folder in it cannot be read; the message names it.
   """
-  tree = Tree(os.fspath(path), 'folder', _read)
+  tree = Tree(os.fspath(path), 'folder', read_file)
   _Walk(tree, pathlib.Path(path).expanduser()).run()
   tree.files.sort(key=lambda file: file.name)
   yield tree
@@ -208,7 +208,12 @@ def _is_image(tree: Tree, file: File) -> bool:
     return False
 
 
-def _read(file: File, count: int = -1) -> bytes:
+def read_file(file: File, count: int = -1) -> bytes:
+  """The first bytes of a file whose origin is a path; -1 is all.
+
+  Raises:
+    OSError: the message names the file.
+  """
   try:
     with open(file.origin, 'rb') as stream:
       return stream.read(count)

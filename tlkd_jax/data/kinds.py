@@ -1,0 +1,199 @@
+"""Kinds of own data sets: what a name such as 'folder:PATH' is read by.
+
+Each gives the TFDS builder of a copy in the cache folder, which is written if
+it is not there.
+"""
+
+import hashlib
+import os
+import pathlib
+
+from tlkd_jax.data import prepared
+from tlkd_jax.data.builders import (
+  archives,
+  arrays,
+  columnar,
+  digits,
+  folder,
+  labelled,
+  layout,
+  patterns,
+  table_files,
+  walk,
+)
+from tlkd_jax.data.builders.headers import Labelling
+from tlkd_jax.data.builders.labels import Labelled
+
+# Endings of tables -> the kind of data set that they are.
+_TABLE_KINDS = {
+  **dict.fromkeys(('.csv', '.tsv', '.jsonl', '.ndjson'), 'csv'),
+  **dict.fromkeys(('.parquet', '.arrow'), 'parquet'),
+}
+_COLUMNS = ('image_column', 'label_column', 'split_column')
+
+
+def digits_builder(path: str, cache_dir: pathlib.Path, labelling: Labelling):
+  """The prepared TFDS builder of `digits`; `path` must be empty."""
+  del labelling
+  if path:
+    raise ValueError(f'digits takes no path, got digits:{path}')
+  key = f'digits-{digits.Digits.VERSION}'
+  return prepared.once(
+    cache_dir, key, lambda data_dir: digits.Digits(data_dir=data_dir)
+  )
+
+
+def folder_builder(path: str, cache_dir: pathlib.Path, labelling: Labelling):
+  """The prepared TFDS builder of `folder:PATH`.
+
+  Classes are folders, or with `labelling.pattern` a part of names.
+  """
+  if not path:
+    raise ValueError('folder needs a path: folder:PATH')
+  if labelling.pattern is not None:
+    with archives.open_tree(path, cache_dir / 'spool') as tree:
+      found = patterns.arrange(f'folder:{path}', tree, labelling.pattern)
+      return _from_labelled(found, cache_dir, path)
+  root = pathlib.Path(path).expanduser()
+  key = f'folder-{prepared.plain_name(root)}-{folder.FolderImages.VERSION}'
+  if archives.is_tar(root):
+    # Its members are not listed again as long as the file is the same.
+    about = root.stat()
+    text = f'{root.resolve()} {about.st_size} {about.st_mtime_ns}'
+    digest = hashlib.sha256(text.encode('utf-8', 'replace'))
+    key += f'-tar-{digest.hexdigest()[:16]}'
+    found = cache_dir / 'prepared' / key
+    if prepared.is_described(found):
+      return prepared.open_copy(folder.FolderImages.name, found)
+  kind = _TABLE_KINDS.get(root.suffix.lower())
+  if kind and root.is_file():
+    raise ValueError(f'folder:{path} is a file; is it a table, {kind}:{path}?')
+  with archives.open_tree(path, cache_dir / 'spool') as tree:
+    try:
+      listing = layout.arrange(tree)
+    except ValueError as error:
+      raise ValueError(f'{error}{_other_kind(path, tree)}') from error
+    layout.check_classes(listing)
+    if tree.kind != 'tar':
+      key += f'-{listing.fingerprint}'
+    return prepared.from_listing(listing, cache_dir, key)
+
+
+def _other_kind(path: str, tree: walk.Tree) -> str:
+  """What a folder may be that has no class folders."""
+  if table_files.has_metadata(tree):
+    return f'. It holds metadata of images: imagefolder:{path}'
+  for file in tree.files:
+    kind = _TABLE_KINDS.get(os.path.splitext(file.name.lower())[1])
+    if kind == 'csv':
+      return f'. It holds a table: csv:{path}/{file.name}'
+    if kind == 'parquet':
+      return f'. It holds {file.name}: parquet:{path}'
+  if any(len(file.parts) == 1 for file in walk.images(tree)[0]):
+    return (
+      '. Where the class is in the name of a file, data.pattern says where: '
+      '{class}.*.jpg'
+    )
+  return ''
+
+
+def csv_builder(path: str, cache_dir: pathlib.Path, labelling: Labelling):
+  """The prepared TFDS builder of `csv:PATH`, a table of paths and labels."""
+  if not path:
+    raise ValueError('csv needs a path: csv:PATH')
+  found = table_files.read_table_files(path, labelling)
+  return _from_labelled(found, cache_dir, path)
+
+
+def imagefolder_builder(
+  path: str, cache_dir: pathlib.Path, labelling: Labelling
+):
+  """The prepared TFDS builder of `imagefolder:PATH`, images and metadata."""
+  if not path:
+    raise ValueError('imagefolder needs a path: imagefolder:PATH')
+  if not pathlib.Path(path).expanduser().exists():
+    raise FileNotFoundError(f'imagefolder:{path}: no such folder or archive')
+  with archives.open_tree(path, cache_dir / 'spool') as tree:
+    if table_files.has_metadata(tree):
+      where = f'imagefolder:{path}'
+      found = table_files.arrange_image_folder(where, tree, labelling)
+      return _from_labelled(found, cache_dir, path)
+  stated = [key for key in _COLUMNS if vars(labelling)[key] is not None]
+  if stated:
+    raise ValueError(
+      f'imagefolder:{path} holds none of {", ".join(table_files.METADATA)}, '
+      f'and data.{stated[0]} names a column of one'
+    )
+  return folder_builder(path, cache_dir, labelling)
+
+
+def parquet_builder(path: str, cache_dir: pathlib.Path, labelling: Labelling):
+  """The prepared TFDS builder of `parquet:PATH`, tables that hold images."""
+  if not path:
+    raise ValueError('parquet needs a path: parquet:PATH')
+  found = columnar.read_columnar(path, labelling)
+  return _from_labelled(found, cache_dir, path)
+
+
+def arrays_builder(path: str, cache_dir: pathlib.Path, labelling: Labelling):
+  """The TFDS builder of `arrays:KEY`, which sources.store_arrays prepared."""
+  del labelling
+  found = cache_dir / 'prepared' / f'arrays-{path}'
+  if not path or not found.is_dir():
+    raise FileNotFoundError(
+      f'data set arrays:{path} is not in {cache_dir}; '
+      'tlkd_jax.data.Dataset.from_arrays stores arrays there and gives their '
+      'name'
+    )
+  return prepared.open_copy(arrays.ArrayImages.name, found)
+
+
+DATASETS = {
+  'digits': digits_builder,
+  'folder': folder_builder,
+  'csv': csv_builder,
+  'imagefolder': imagefolder_builder,
+  'parquet': parquet_builder,
+  'arrays': arrays_builder,
+}
+# Names of builders that write a split in parts: train, train_1, ...
+IN_PARTS = frozenset(
+  builder.name
+  for builder in (
+    folder.FolderImages,
+    labelled.LabelledImages,
+    arrays.ArrayImages,
+  )
+)
+# What of a Labelling a kind uses.
+_USED = {
+  'folder': ('pattern',),
+  'csv': _COLUMNS,
+  'imagefolder': _COLUMNS,
+  'parquet': _COLUMNS,
+}
+
+
+def check_used(name: str, labelling: Labelling) -> None:
+  """Raises ValueError for what is stated and would not be looked at.
+
+  Args:
+    name: of a data set of any kind.
+    labelling: what is stated.
+  """
+  kind = name.partition(':')[0]
+  for key, value in vars(labelling).items():
+    if value is not None and key not in _USED.get(kind, ()):
+      others = [f'{k}:PATH' for k, used in _USED.items() if key in used]
+      raise ValueError(
+        f'data.{key} is {value!r}, which {name} does not use; it is for '
+        f'{" and ".join(others)}'
+      )
+
+
+def _from_labelled(found: Labelled, cache_dir: pathlib.Path, path: str):
+  kind = found.where.partition(':')[0]
+  name = prepared.plain_name(pathlib.Path(path).expanduser())
+  version = labelled.LabelledImages.VERSION
+  key = f'{kind}-{name}-labels-{version}-{found.fingerprint}'
+  return prepared.from_labelled(found, cache_dir, key)
