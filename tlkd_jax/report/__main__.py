@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run() -> None:
   """Entry point."""
-  sys.exit(main())
+  with command_line.reader_may_leave():
+    sys.exit(main())
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ from tlkd_jax.settings.rules import (
   Rule,
   interval,
   key,
+  location,
   number,
   one_of,
   optional,
@@ -55,12 +56,12 @@ class Data:
   data_dir: str | None = key(
     None,
     "Where prepared data sets lie; None is TFDS's own default.",
-    optional(text()),
+    optional(location()),
   )
   cache_dir: str | None = key(
     None,
     "Own copies of digits and folders; None is the user's cache folder.",
-    optional(text()),
+    optional(location()),
   )
   num_eval_per_class: int = key(
     0,
@@ -218,12 +219,12 @@ class Student:
     'pretrained',
     "'pretrained' (the variant's own source) | 'scratch' | a file | "
     "'hf-hub:..'.",
-    text(),
+    location(),
   )
   checkpoint: str | None = key(
     None,
     'A finished run (its workdir) to start from; replaces `weights`.',
-    optional(text()),
+    optional(location()),
   )
   head: str = key(
     'new',
@@ -303,7 +304,7 @@ class Targets:
   dir: str | None = key(
     None,
     "Where they lie; None is `targets` in the teacher's run.",
-    optional(text()),
+    optional(location()),
   )
 
   def __post_init__(self):
