@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import special
 
 from tests import tiny
+from tests.workdirs import change_description
 from tlkd_jax import main
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import command_line
@@ -361,14 +362,6 @@ def teacher_description_incomplete(place):
   for path in copy.glob('checkpoints/best/*/record/metadata'):
     path.write_text('{"model": "tiny_teacher"}')
   return place.digits('kd', teacher__checkpoint=str(copy))
-
-
-def change_description(run: pathlib.Path, **changes) -> None:
-  """Writes other values into a run's description; None leaves one out."""
-  (path,) = run.glob('checkpoints/best/*/record/metadata')
-  record = json.loads(path.read_text()) | changes
-  kept = {key: v for key, v in record.items() if v is not None}
-  path.write_text(json.dumps(kept))
 
 
 @case('corrupt', 'copy', 'lacks arm, step')

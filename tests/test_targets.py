@@ -290,7 +290,6 @@ def test_fingerprint_names_what_changed(change, named, cache_dir, compare_run):
       config,
       lessons.make_objective(config, dataset, guided=True),
       {name: teacher.network for name, teacher in teachers.items()},
-      inputs.make_augmentation(config, dataset),
       dataset,
     ).values()
     assert recipe.root == compare_run / 'teacher' / 'targets'

@@ -111,10 +111,10 @@ def _subject(
     description = checkpoints.read_description(folder)
     loaded = finished.restore(str(folder), description)
     settings = from_config(workdirs.read(folder))
-    key = inputs.data_key(settings)
+    key = f'{inputs.data_key(settings)} {description.look}'
     if key not in datasets:
       datasets.clear()
-      datasets[key] = inputs.load_dataset(settings)
+      datasets[key] = inputs.load_seen(settings, description.look)
     dataset = datasets[key]
     finished.check_classes(str(folder), description, dataset.class_names)
     sharding.check_batch_size(settings.batch_size, mesh)

@@ -126,7 +126,9 @@ def _taught_by(guided: Settings, name: str, workdir: pathlib.Path) -> Settings:
     {
       'teacher.name': name,
       'teacher.checkpoint': str(workdir),
-      # It was a student: it sees the student's size.
+      # It was a student: it sees the student's images.
       'teacher.image_size': 0,
+      'teacher.crop': None,
+      'teacher.interpolation': None,
     },
   )

@@ -174,7 +174,7 @@ def optional(rule: Rule) -> Rule:
   def accept(value):
     return None if value is None else rule.accept(value)
 
-  words = f'{rule.words}, or None'
+  words = 'None, or one of: ' if rule.names else f'{rule.words}, or None'
   return dataclasses.replace(rule, accept=accept, words=words, optional=True)
 
 

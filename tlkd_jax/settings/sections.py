@@ -269,7 +269,21 @@ class Teacher(Student):
     whole(0),
   )
   image_size: int = key(
-    0, "Side of the teacher's images; 0 is the student's.", whole(8, zero=True)
+    0,
+    "Side of the teacher's images; 0 is that of its own run where it is "
+    "finished, else the student's.",
+    whole(8, zero=True),
+  )
+  crop: float | None = key(
+    None,
+    "data.crop of the teacher's images; None is that of its own run where it "
+    "is finished, else the student's.",
+    optional(number(0, 1, above=True)),
+  )
+  interpolation: str | None = key(
+    None,
+    'The same, for data.interpolation.',
+    optional(one_of(transforms.INTERPOLATIONS)),
   )
 
   def __post_init__(self):

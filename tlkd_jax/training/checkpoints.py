@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from tlkd_jax.data import Look
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import DTYPES
 from tlkd_jax.runtime.errors import RunError
@@ -53,6 +54,11 @@ class Description:
   dataset: str
   arm: str
   step: int
+
+  @property
+  def look(self) -> Look:
+    """How its images are cut from the files."""
+    return Look(self.image_size, self.crop, self.interpolation)
 
 
 _FIELDS = dataclasses.fields(Learner)

@@ -13,14 +13,16 @@ from tlkd_jax.training.checkpoints import Description
 def describe(
   settings: Settings, network: Network, dataset: data.Dataset, step: int
 ) -> Description:
-  """What a checkpoint says of its model."""
+  """What a checkpoint says of its model; the network knows its look."""
+  look = network.look
+  assert look is not None
   return Description(
     model=network.model.name,
     num_classes=network.model.num_classes,
     class_names=tuple(dataset.class_names),
-    image_size=network.image_size,
-    crop=settings.data.crop or data.default_crop(settings.dataset),
-    interpolation=settings.data.interpolation,
+    image_size=look.image_size,
+    crop=look.crop,
+    interpolation=look.interpolation,
     dataset=settings.dataset,
     arm=settings.arm,
     compute_dtype=settings.compute_dtype,
@@ -34,7 +36,8 @@ def restore(run: str, description: Description) -> Loaded:
     description.model, num_classes=description.num_classes
   )
   dtype = DTYPES[description.compute_dtype]
-  network = Network(model, description.image_size, dtype)
+  look = description.look
+  network = Network(model, look.image_size, dtype, look)
   return Loaded(network, *_read(run, model))
 
 

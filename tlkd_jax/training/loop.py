@@ -113,7 +113,7 @@ def _loop(run: Run, state: State, position: Position, checkpoints):
   start = int(state.step)
   begun = time.monotonic()
   batches = inputs.train_batches(
-    run.settings, run.dataset, run.num_steps, stored_targets(run)
+    run.settings, run.dataset, run.num_steps, stored_targets(run), run.looks
   )
   if position.data is not None:
     batches.set_state(position.data)
