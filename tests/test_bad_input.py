@@ -323,6 +323,14 @@ def teacher_checkpoint_missing(place):
   return place.digits('kd', teacher__checkpoint=f'{place.folder}/nowhere')
 
 
+@case('stopped before its end', 'of 6', 'finish it with its own command')
+def teacher_that_was_stopped(place):
+  """Before TL is trained."""
+  copy = place.copy_of_run()
+  (copy / 'summary.json').unlink()
+  return place.digits('compare', teacher__checkpoint=str(copy))
+
+
 @case('10 classes', '3', 'cat')
 def teacher_of_other_classes(place):
   """Before TL is trained."""

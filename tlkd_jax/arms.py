@@ -18,6 +18,7 @@ from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
   balance,
   checkpoints,
+  finished,
   inputs,
   networks,
   start,
@@ -52,13 +53,14 @@ def run(
     plan = protocols.plan(settings, workdir)
     for part in plan:
       workdirs.check(part.workdir, part.settings)
-    for finished in (
+    for run_before in (
       settings.student.checkpoint,
       settings.teacher.checkpoint,
       *settings.distillation.more_teachers,
     ):
-      if finished:
-        checkpoints.read_description(finished)
+      if run_before:
+        checkpoints.read_description(run_before)
+        finished.check_finished(run_before)
     dataset = inputs.load_dataset(settings)
     about_classes = balance.lines(settings, dataset)
     _check_loading(settings, plan, dataset.class_names)

@@ -109,14 +109,14 @@ def _subject(
   """Opens a run; data sets that are described alike are decoded once."""
   with as_user_errors():
     description = checkpoints.read_description(folder)
-    loaded = finished.restore(str(folder), description)
     settings = from_config(workdirs.read(folder))
     key = f'{inputs.data_key(settings)} {description.look}'
     if key not in datasets:
       datasets.clear()
       datasets[key] = inputs.load_seen(settings, description.look)
     dataset = datasets[key]
-    finished.check_classes(str(folder), description, dataset.class_names)
+    loaded = finished.restore(str(folder), description, dataset.class_names)
+    _say_if_unfinished(folder)
     sharding.check_batch_size(settings.batch_size, mesh)
   runs = networks.teacher_runs(settings)
   return Subject(
@@ -133,6 +133,12 @@ def _subject(
     ood_dataset=ood_dataset,
     max_images=max_images or None,
   )
+
+
+def _say_if_unfinished(workdir: str | os.PathLike) -> None:
+  reason = finished.unfinished(pathlib.Path(workdir))
+  if reason:
+    logging.warning('%s', reason)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -263,6 +269,7 @@ def load_predictor(workdir: str | os.PathLike, mesh: Mesh) -> Predictor:
   with as_user_errors():
     description = checkpoints.read_description(workdir)
     loaded = finished.restore(str(workdir), description)
+    _say_if_unfinished(workdir)
   return Predictor(
     workdir=str(workdir),
     description=description,

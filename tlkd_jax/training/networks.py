@@ -186,7 +186,7 @@ def load_teachers(
 
   Raises:
     FileNotFoundError: a run has no checkpoint.
-    ValueError: it is corrupt, or of another model or class set.
+    ValueError: it is corrupt, not finished, or of another model or class set.
   """
   found = {}
   for name, run in teacher_runs(settings).items():
@@ -200,8 +200,8 @@ def load_teachers(
       found[name] = Loaded(network, *variables)
     else:
       description = checkpoints.read_description(run)
-      finished.check_classes(run, description, class_names)
-      found[name] = finished.restore(run, description)
+      finished.check_finished(run)
+      found[name] = finished.restore(run, description, class_names)
   return found
 
 

@@ -22,6 +22,7 @@ from tlkd_jax.training import (
   targets,
 )
 from tlkd_jax.training import start as starts
+from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.state import Beginning
 from tlkd_jax.training.step import Lesson, Mode, as_int32, make_step
 
@@ -87,9 +88,7 @@ def set_up(
   dataset = inputs.training_data(settings, dataset)
   learners = networks.load_learners(settings, dataset.class_names)
   teachers = networks.load_teachers(settings, dataset.class_names)
-  num_steps = settings.num_steps
-  if settings.arm == 'teacher':
-    num_steps = settings.teacher.num_steps or num_steps
+  num_steps = workdirs.num_steps(settings)
   schedule = optimizers.learning_rate_schedule(
     settings.optimizer.learning_rate,
     num_steps,

@@ -71,6 +71,12 @@ def write(workdir: pathlib.Path, settings: Settings) -> None:
     replace_text(path, json.dumps(as_json(settings), indent=1))
 
 
+def num_steps(settings: Settings) -> int:
+  """The length of a run."""
+  own = settings.teacher.num_steps if settings.arm == 'teacher' else 0
+  return own or settings.num_steps
+
+
 def as_json(settings: Settings) -> dict[str, Any]:
   """What config.json holds: plain nested dicts, lists and numbers."""
   return json.loads(settings_.to_json(settings))
