@@ -1,5 +1,6 @@
 """What bad input gets: one readable message and an exit code, before work."""
 
+import gzip
 import io
 import json
 import pathlib
@@ -406,10 +407,38 @@ def no_weights_known(place):
   return place.digits(student__weights='pretrained')
 
 
-@case('another configuration', 'num_steps: 6 there, 7 now', '--workdir')
+@case(
+  'another configuration',
+  'num_steps: 6 there, 7 now',
+  'it is finished',
+  '/run/config.json --config.num_steps=7 --config.student.checkpoint=',
+  '--workdir=ANOTHER',
+)
+def workdir_of_a_shorter_run(place):
+  shutil.copytree(place.runs / 'tl', place.workdir)
+  return place.digits(num_steps=7)
+
+
+@case(
+  'teacher.num_steps: 0 there, 9 now',
+  '--config.teacher.num_steps=9 --config.teacher.checkpoint=',
+)
+def workdir_of_a_teacher_with_fewer_steps_of_its_own(place):
+  shutil.copytree(place.runs / 'teacher', place.workdir)
+  return place.digits('teacher', teacher__num_steps=9)
+
+
+@case('num_steps: 6 there, 7 now', 'the number it was begun with finishes it')
+def workdir_of_a_shorter_run_that_was_stopped(place):
+  place.workdir = place.copy_of_run('tl')
+  (place.workdir / 'summary.json').unlink()
+  return place.digits(num_steps=7)
+
+
+@case('another configuration', 'num_steps: 6 there, 5 now', '--workdir')
 def workdir_of_another_config(place):
   place.workdir = place.copy_of_run('tl')
-  return place.digits(num_steps=7)
+  return place.digits(num_steps=5)
 
 
 @case('another configuration', 'num_steps: 6 there, 7 now')
@@ -417,6 +446,41 @@ def workdir_of_another_kd_run(place):
   """Before the teacher is trained."""
   shutil.copytree(place.runs / 'kd', place.workdir)
   return place.digits('kd', num_steps=7)
+
+
+@case(
+  'the data are not those that',
+  'train: ',
+  '2 new: ',
+  'put them back as they were, or use another --workdir',
+)
+def workdir_of_other_data(place):
+  """Also of a run that is finished, and before another one of the command."""
+  shutil.copytree(place.runs / 'tl', place.workdir / 'tl')
+  path = place.workdir / 'tl' / 'data.json.gz'
+  record = json.loads(gzip.decompress(path.read_bytes()))
+  for values in record['files']['train'].values():
+    del values[:2]
+  path.write_bytes(gzip.compress(json.dumps(record).encode()))
+  return place.digits('compare')
+
+
+@case('the data are not those that', 'evaluated on other data', '--dataset')
+def evaluate_on_data_that_changed(place):
+  copy = place.copy_of_run('tl')
+  path = copy / 'data.json.gz'
+  record = json.loads(gzip.decompress(path.read_bytes()))
+  record['files']['test']['digests'][3] += 1
+  path.write_bytes(gzip.compress(json.dumps(record).encode()))
+  return ['--mode=evaluate', f'--checkpoint={copy}']
+
+
+@case('data.json.gz is damaged')
+def workdir_record_of_data_damaged(place):
+  shutil.copytree(place.runs / 'tl', place.workdir)
+  path = place.workdir / 'data.json.gz'
+  path.write_bytes(path.read_bytes()[:100])
+  return place.digits()
 
 
 @case('config.json is damaged')

@@ -18,6 +18,7 @@ from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
   balance,
   checkpoints,
+  data_record,
   finished,
   inputs,
   networks,
@@ -51,7 +52,8 @@ def run(
   devices.say(mesh)
   with as_user_errors():
     plan = protocols.plan(settings, workdir)
-    for part in plan:
+    # What comes last says most of what was meant.
+    for part in reversed(plan):
       workdirs.check(part.workdir, part.settings)
     for run_before in (
       settings.student.checkpoint,
@@ -63,6 +65,9 @@ def run(
         finished.check_finished(run_before)
     dataset = inputs.load_dataset(settings)
     about_classes = balance.lines(settings, dataset)
+    record = data_record.of_labelled(dataset)
+    for part in plan:
+      data_record.check(part.workdir, record)
     _check_loading(settings, plan, dataset.class_names)
   logging.info('%s', '\n  '.join([dataset.describe(), *about_classes]))
   summaries = {}

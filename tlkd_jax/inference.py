@@ -26,7 +26,13 @@ from tlkd_jax.report import tables
 from tlkd_jax.runtime import devices, sharding
 from tlkd_jax.runtime.errors import as_user_errors, unknown_name
 from tlkd_jax.settings import from_config
-from tlkd_jax.training import checkpoints, finished, inputs, networks
+from tlkd_jax.training import (
+  checkpoints,
+  data_record,
+  finished,
+  inputs,
+  networks,
+)
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.checkpoints import Description
 
@@ -115,6 +121,7 @@ def _subject(
       datasets.clear()
       datasets[key] = inputs.load_seen(settings, description.look)
     dataset = datasets[key]
+    data_record.check(folder, data_record.of_labelled(dataset))
     loaded = finished.restore(str(folder), description, dataset.class_names)
     _say_if_unfinished(folder)
     sharding.check_batch_size(settings.batch_size, mesh)

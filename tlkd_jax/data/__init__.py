@@ -90,6 +90,21 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
+class Files:
+  """All examples of a split, chosen or not, by what tells them apart.
+
+  Attributes:
+    names: N names.
+    labels: int32[N].
+    digests: uint64[N], of the bytes of each file.
+  """
+
+  names: list[str]
+  labels: np.ndarray
+  digests: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Dataset:
   """A data set ready for training.
 
@@ -102,6 +117,7 @@ class Dataset:
     skipped: split -> (name, reason) of each image that was left out.
     notes: what was decided about missing splits, one sentence each.
     facts: classes, counts, what was left out, exact copies; facts.collect.
+    files: split -> what it was chosen from; {} if that is not known.
     look: how the images were cut; None if that is not known.
     others: the same examples in the same order, cut for networks that look
       otherwise.
@@ -115,6 +131,7 @@ class Dataset:
   skipped: dict[str, list[tuple[str, str]]]
   notes: list[str]
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  files: dict[str, Files] = dataclasses.field(default_factory=dict)
   look: Look | None = None
   others: tuple['Dataset', ...] = ()
 
@@ -299,6 +316,10 @@ def load_splits(
     skipped,
     found.notes,
     _facts.collect(found, {s: split.labels for s, split in splits.items()}),
+    {
+      split: Files(source.names, source.labels, source.digests)
+      for split, source in found.splits.items()
+    },
     Look(image_size, crop_fraction, interpolation),
   )
 

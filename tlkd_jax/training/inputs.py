@@ -100,19 +100,23 @@ def _examples(settings: Settings) -> dict[str, Any]:
   }
 
 
+def learns_without_labels(settings: Settings) -> bool:
+  """Whether images without labels are among a run's training images."""
+  return settings.arm == 'kd' and settings.distillation.unlabelled != ''
+
+
 def training_data(settings: Settings, dataset: data.Dataset) -> data.Dataset:
   """The data of one run: under a teacher, unlabelled images too.
 
   Raises:
     ValueError, FileNotFoundError: see unlabelled.extend.
   """
-  place = settings.distillation.unlabelled
-  if settings.arm != 'kd' or not place:
+  if not learns_without_labels(settings):
     return dataset
   assert dataset.look is not None
   extended = unlabelled.extend(
     dataset,
-    place,
+    settings.distillation.unlabelled,
     crop_fraction=dataset.look.crop,
     interpolation=dataset.look.interpolation,
     on_bad_image=settings.data.on_bad_image,
