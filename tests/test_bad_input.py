@@ -506,6 +506,117 @@ def workdir_is_below_a_file(place):
   return place.digits()
 
 
+# Mode -> what it needs, and flags that it does not read.
+OTHERS = {
+  'train': [
+    '--checkpoint=a',
+    '--dataset=digits',
+    '--suite=all',
+    '--suite=clean',
+    '--ood_dataset=digits',
+    '--max_images=3',
+    '--input=a',
+    '--output=a.csv',
+  ],
+  'evaluate': [
+    '--config=configs/tl.py',
+    '--config=configs/tl.py:dataset=folder:other',
+    '--workdir=a',
+    '--compare',
+    '--nocompare',
+    '--input=a',
+    '--output=a.csv',
+  ],
+  'predict': [
+    '--config=configs/tl.py',
+    '--workdir=a',
+    '--compare',
+    '--dataset=digits',
+    '--suite=clean',
+    '--ood_dataset=digits',
+    '--max_images=3',
+  ],
+}
+
+
+def needed(mode: str, place) -> list[str]:
+  run = f'--checkpoint={place.runs}/tl'
+  return {
+    'train': place.digits(),
+    'evaluate': [run],
+    'predict': [run, f'--input={place.folder}'],
+  }[mode]
+
+
+def flag_of_another_mode(mode, flag):
+  return lambda place: [*needed(mode, place), f'--mode={mode}', flag]
+
+
+for _mode, _flags in OTHERS.items():
+  for _flag in _flags:
+    _name = _flag.partition('=')[0].replace('--no', '--')
+    _said = (f'{_name} is not read with --mode={_mode}: ',)
+    CASES[f'{_mode}{_flag}'] = flag_of_another_mode(_mode, _flag), _said, 2
+
+
+@case('--dataset names other data', "--checkpoint's own configuration")
+def evaluate_on_the_data_of_a_configuration(place):
+  config = '--config=configs/tl.py:dataset=folder:other'
+  return [*needed('evaluate', place), '--mode=evaluate', config]
+
+
+@case('--ood_dataset is not read by --suite=clean', '--suite=ood')
+def evaluate_clean_on_ood(place):
+  return [*needed('evaluate', place), '--mode=evaluate', '--ood_dataset=a']
+
+
+@case('--max_images is not read by --suite=calibration', 'corruptions')
+def evaluate_calibration_on_a_part(place):
+  flags_ = ['--mode=evaluate', '--suite=calibration', '--max_images=3']
+  return [*needed('evaluate', place), *flags_]
+
+
+@case('--dataset is not read by --suite=all', '--suite=clean')
+def evaluate_all_on_other_data(place):
+  flags_ = ['--mode=evaluate', '--suite=all', '--dataset=folder:a']
+  return [*needed('evaluate', place), *flags_]
+
+
+@case('--process_id is not read without --distributed')
+def process_of_none(place):
+  return [*place.digits(), '--process_id=0']
+
+
+def on_other(place, name: str) -> list[str]:
+  return [*needed('evaluate', place), '--mode=evaluate', f'--dataset={name}']
+
+
+@case("--dataset digits is the run's own data set", 'without --dataset')
+def evaluate_on_its_own_data_as_others(place):
+  return on_other(place, 'digits')
+
+
+@case("'nothing'", 'Accepted: digits, folder:PATH')
+def evaluate_on_unknown_data(place):
+  return on_other(place, 'nothing')
+
+
+@case('no such folder')
+def evaluate_on_no_folder(place):
+  return on_other(place, f'folder:{place.folder}/nowhere')
+
+
+@case(
+  '3 classes that the network does not know',
+  "'cat'",
+  'it knows 0, 1, 2',
+  'matched by name',
+)
+def evaluate_on_other_classes(place):
+  place.images()
+  return on_other(place, f'folder:{place.folder}/images')
+
+
 @case('--checkpoint')
 def evaluate_what(place):
   return ['--mode=evaluate']

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests import tiny
-from tlkd_jax.data import load_splits
+from tlkd_jax.data import Dataset, Files, load_splits
 from tlkd_jax.training import data_record, inputs, workdir
 from tlkd_jax.training.loop import fine_tune
 
@@ -240,6 +240,20 @@ def test_images_without_labels_have_a_record_of_their_own(folder, cache_dir):
   (line,) = data_record.changes(before, record())
   assert line.startswith('unlabelled: 24 images there, 29 now; 5 new: ')
   assert '1 other bytes: ' in line
+
+
+@pytest.mark.parametrize(
+  ('digests', 'copies'),
+  [([11, 11, 15, 99], 3), ([98, 99], 0), ([0, 0, 2**64 - 1], 0)],
+)
+def test_other_data_that_the_run_was_trained_on(digests, copies, tmp_path):
+  """0 is no digest, and the run's own test images are none of these."""
+  files = Files([], np.zeros(0, np.int32), np.asarray(digests, np.uint64))
+  other = Dataset('other', [], {}, 8, True, {}, [], files={'test': files})
+  assert data_record.copies_of_training(tmp_path, other) == 0
+  record = changed(lambda train, _: train['digests'].__setitem__(0, 0))
+  data_record.write(tmp_path, record)
+  assert data_record.copies_of_training(tmp_path, other) == copies
 
 
 def test_a_run_records_its_data_and_is_resumed_without_a_word(

@@ -23,6 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     help='bootstrap resamples',
   )
   args = parser.parse_args(argv)
+  if args.replicates < 1:
+    parser.error(f'--replicates is {args.replicates}; accepted: at least 1')
   try:
     index = page.write(args.runs, args.out, args.replicates)
   except (OSError, ValueError) as error:

@@ -124,6 +124,7 @@ def use_compilation_cache(folder: str | None) -> None:
     return
   home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   folder = folder or os.path.join(home, 'tlkd_jax', 'compiled')
+  folder = os.path.expanduser(folder)
   jax.config.update('jax_compilation_cache_dir', folder)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 

@@ -12,11 +12,12 @@ def expanded(path: str | os.PathLike) -> pathlib.Path:
   Raises:
     ValueError: there is no such home.
   """
-  try:
-    return pathlib.Path(path).expanduser()
-  except RuntimeError as error:
-    home = pathlib.Path(path).parts[0]
+  text = os.fspath(path)
+  found = os.path.expanduser(text)
+  if text.startswith('~') and found == text:
+    home = text.partition('/')[0]
     raise ValueError(
-      f'{os.fspath(path)}: no home folder {home} is known; a folder of that '
-      f'name is ./{home}'
-    ) from error
+      f'{text}: no home folder {home} is known; a folder of that name is '
+      f'./{home}'
+    )
+  return pathlib.Path(found)

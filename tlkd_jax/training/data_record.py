@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tlkd_jax.data import Dataset
+from tlkd_jax.data.sources import NO_DIGEST
 from tlkd_jax.data.unlabelled import NO_LABEL
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.atomic import replacing
@@ -88,6 +89,27 @@ def write(workdir: pathlib.Path, record: Record, name: str = LABELLED) -> None:
   with replacing(path) as temporary:
     text = json.dumps(record).encode()
     temporary.write_bytes(gzip.compress(text, mtime=0))
+
+
+def copies_of_training(workdir: pathlib.Path, dataset: Dataset) -> int:
+  """Images of other data that are, byte for byte, a run's training images.
+
+  0 where the run has no record.
+
+  Raises:
+    ValueError: the record is damaged.
+  """
+  path = workdir / LABELLED
+  if not path.exists():
+    return 0
+  try:
+    record = json.loads(gzip.decompress(path.read_bytes()))
+    digests = record['files']['train']['digests']
+  except (*_DAMAGED, ValueError, LookupError, TypeError) as error:
+    raise ValueError(f'{path} is damaged: {error}') from error
+  known = set(digests) - {int(NO_DIGEST)}
+  test = dataset.files['test'].digests.tolist()
+  return sum(digest in known for digest in test)
 
 
 def changes(old: Record, new: Record) -> list[str]:

@@ -68,13 +68,22 @@ def load_seen(
   """
   options = _examples(settings)
   options['memory_budget_bytes'] //= shared_by
-  labelling = data.Labelling(**options.pop('labelling'))
   return data.load_splits(
-    **options,
-    labelling=labelling,
+    **options | {'labelling': labelling(settings)},
     image_size=look.image_size,
     crop_fraction=look.crop,
     interpolation=look.interpolation,
+  )
+
+
+def labelling(settings: Settings) -> data.Labelling:
+  """What the settings say of how labels are found."""
+  section = settings.data
+  return data.Labelling(
+    image_column=section.image_column,
+    label_column=section.label_column,
+    split_column=section.split_column,
+    pattern=section.pattern,
   )
 
 
@@ -83,12 +92,7 @@ def _examples(settings: Settings) -> dict[str, Any]:
   section = settings.data
   return {
     'name': settings.dataset,
-    'labelling': {
-      'image_column': section.image_column,
-      'label_column': section.label_column,
-      'split_column': section.split_column,
-      'pattern': section.pattern,
-    },
+    'labelling': dataclasses.asdict(labelling(settings)),
     'num_train_per_class': settings.num_train_per_class or None,
     'train_fraction': settings.train_fraction,
     'num_eval_per_class': section.num_eval_per_class or None,
