@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.workdirs import change_description
 from tlkd_jax import inference
-from tlkd_jax.data import Look, labelled, load_splits
+from tlkd_jax.data import Look, load_splits, other
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import UserError
@@ -92,7 +92,7 @@ def test_the_answers_are_those_to_the_same_pictures(
   said = f'its split {"test" if split == "test" else "validation"}; train is'
   assert (said if split else 'all its images') in text
   absent = len(NAMES) - len(classes)
-  assert (f'{absent} of the 10 classes of the network' in text) == (absent > 0)
+  assert (f"without {absent} of the network's 10" in text) == (absent > 0)
   about = json.loads((place / 'data.json').read_text())
   assert about['dataset'] == f'folder:{folder}' and about['notes']
 
@@ -160,7 +160,7 @@ def test_classes_that_the_network_does_not_know(classes, message, tmp_path):
       path = tmp_path / 'other' / name / f'{i}.png'
       Image.new('RGB', (9, 9), (i, 0, 0)).save(path)
   with pytest.raises(ValueError, match=message):
-    labelled.load(
+    other.load(
       f'folder:{tmp_path}/other',
       ['cat', 'dog', 'owl'],
       Look(8, 1.0, 'bicubic'),

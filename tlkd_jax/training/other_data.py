@@ -6,7 +6,7 @@ import re
 
 from absl import logging
 
-from tlkd_jax.data import DATASETS, Dataset, labelled
+from tlkd_jax.data import DATASETS, Dataset, other
 from tlkd_jax.runtime.paths import expanded
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import data_record, inputs
@@ -22,8 +22,8 @@ def load(name: str, settings: Settings, description: Description) -> Dataset:
     description: of its checkpoint.
 
   Raises:
-    ValueError: the run's own data, or as labelled.load.
-    FileNotFoundError: as labelled.load.
+    ValueError: the run's own data, or as other.load.
+    FileNotFoundError: as other.load.
   """
   if _located(name) == _located(settings.dataset):
     raise ValueError(
@@ -33,7 +33,7 @@ def load(name: str, settings: Settings, description: Description) -> Dataset:
   section = settings.data
   # Names of columns mean nothing in data of another kind.
   alike = name.partition(':')[0] == settings.dataset.partition(':')[0]
-  dataset = labelled.load(
+  dataset = other.load(
     name,
     description.class_names,
     description.look,

@@ -81,8 +81,8 @@ def load(
   if absent:
     dots = ', ...' * (len(absent) > 5)
     notes.append(
-      f'{len(absent)} of the {len(class_names)} classes of the network are not '
-      f'in it: {", ".join(absent[:5])}{dots}; it may still answer with them'
+      f"without {len(absent)} of the network's {len(class_names)} classes, with "
+      f'which it may still answer: {", ".join(absent[:5])}{dots}'
     )
   found = dataclasses.replace(
     found, class_names=list(class_names), splits={'test': source}
