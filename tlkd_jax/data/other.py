@@ -81,8 +81,8 @@ def load(
   if absent:
     dots = ', ...' * (len(absent) > 5)
     notes.append(
-      f"without {len(absent)} of the network's {len(class_names)} classes, with "
-      f'which it may still answer: {", ".join(absent[:5])}{dots}'
+      f"without {len(absent)} of the network's {len(class_names)} classes, "
+      f'with which it may still answer: {", ".join(absent[:5])}{dots}'
     )
   found = dataclasses.replace(
     found, class_names=list(class_names), splits={'test': source}
