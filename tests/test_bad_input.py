@@ -1,5 +1,6 @@
 """What bad input gets: one readable message and an exit code, before work."""
 
+import gzip
 import io
 import json
 import pathlib
@@ -15,6 +16,7 @@ from PIL import Image
 from scipy import special
 
 from tests import tiny
+from tests.workdirs import change_description
 from tlkd_jax import main
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import command_line
@@ -322,6 +324,14 @@ def teacher_checkpoint_missing(place):
   return place.digits('kd', teacher__checkpoint=f'{place.folder}/nowhere')
 
 
+@case('stopped before its end', 'of 6', 'finish it with its own command')
+def teacher_that_was_stopped(place):
+  """Before TL is trained."""
+  copy = place.copy_of_run()
+  (copy / 'summary.json').unlink()
+  return place.digits('compare', teacher__checkpoint=str(copy))
+
+
 @case('10 classes', '3', 'cat')
 def teacher_of_other_classes(place):
   """Before TL is trained."""
@@ -363,14 +373,6 @@ def teacher_description_incomplete(place):
   return place.digits('kd', teacher__checkpoint=str(copy))
 
 
-def change_description(run: pathlib.Path, **changes) -> None:
-  """Writes other values into a run's description; None leaves one out."""
-  (path,) = run.glob('checkpoints/best/*/record/metadata')
-  record = json.loads(path.read_text()) | changes
-  kept = {key: v for key, v in record.items() if v is not None}
-  path.write_text(json.dumps(kept))
-
-
 @case('corrupt', 'copy', 'lacks arm, step')
 def evaluate_without_arm_and_step(place):
   copy = place.copy_of_run()
@@ -405,10 +407,38 @@ def no_weights_known(place):
   return place.digits(student__weights='pretrained')
 
 
-@case('another configuration', 'num_steps: 6 there, 7 now', '--workdir')
+@case(
+  'another configuration',
+  'num_steps: 6 there, 7 now',
+  'it is finished',
+  '/run/config.json --config.num_steps=7 --config.student.checkpoint=',
+  '--workdir=ANOTHER',
+)
+def workdir_of_a_shorter_run(place):
+  shutil.copytree(place.runs / 'tl', place.workdir)
+  return place.digits(num_steps=7)
+
+
+@case(
+  'teacher.num_steps: 0 there, 9 now',
+  '--config.teacher.num_steps=9 --config.teacher.checkpoint=',
+)
+def workdir_of_a_teacher_with_fewer_steps_of_its_own(place):
+  shutil.copytree(place.runs / 'teacher', place.workdir)
+  return place.digits('teacher', teacher__num_steps=9)
+
+
+@case('num_steps: 6 there, 7 now', 'the number it was begun with finishes it')
+def workdir_of_a_shorter_run_that_was_stopped(place):
+  place.workdir = place.copy_of_run('tl')
+  (place.workdir / 'summary.json').unlink()
+  return place.digits(num_steps=7)
+
+
+@case('another configuration', 'num_steps: 6 there, 5 now', '--workdir')
 def workdir_of_another_config(place):
   place.workdir = place.copy_of_run('tl')
-  return place.digits(num_steps=7)
+  return place.digits(num_steps=5)
 
 
 @case('another configuration', 'num_steps: 6 there, 7 now')
@@ -416,6 +446,41 @@ def workdir_of_another_kd_run(place):
   """Before the teacher is trained."""
   shutil.copytree(place.runs / 'kd', place.workdir)
   return place.digits('kd', num_steps=7)
+
+
+@case(
+  'the data are not those that',
+  'train: ',
+  '2 new: ',
+  'put them back as they were, or use another --workdir',
+)
+def workdir_of_other_data(place):
+  """Also of a run that is finished, and before another one of the command."""
+  shutil.copytree(place.runs / 'tl', place.workdir / 'tl')
+  path = place.workdir / 'tl' / 'data.json.gz'
+  record = json.loads(gzip.decompress(path.read_bytes()))
+  for values in record['files']['train'].values():
+    del values[:2]
+  path.write_bytes(gzip.compress(json.dumps(record).encode()))
+  return place.digits('compare')
+
+
+@case('the data are not those that', 'evaluated on other data', '--dataset')
+def evaluate_on_data_that_changed(place):
+  copy = place.copy_of_run('tl')
+  path = copy / 'data.json.gz'
+  record = json.loads(gzip.decompress(path.read_bytes()))
+  record['files']['test']['digests'][3] += 1
+  path.write_bytes(gzip.compress(json.dumps(record).encode()))
+  return ['--mode=evaluate', f'--checkpoint={copy}']
+
+
+@case('data.json.gz is damaged')
+def workdir_record_of_data_damaged(place):
+  shutil.copytree(place.runs / 'tl', place.workdir)
+  path = place.workdir / 'data.json.gz'
+  path.write_bytes(path.read_bytes()[:100])
+  return place.digits()
 
 
 @case('config.json is damaged')
@@ -439,6 +504,117 @@ def workdir_is_below_a_file(place):
   place.workdir = place.folder / 'file' / 'run'
   place.workdir.parent.write_text('')
   return place.digits()
+
+
+# Mode -> what it needs, and flags that it does not read.
+OTHERS = {
+  'train': [
+    '--checkpoint=a',
+    '--dataset=digits',
+    '--suite=all',
+    '--suite=clean',
+    '--ood_dataset=digits',
+    '--max_images=3',
+    '--input=a',
+    '--output=a.csv',
+  ],
+  'evaluate': [
+    '--config=configs/tl.py',
+    '--config=configs/tl.py:dataset=folder:other',
+    '--workdir=a',
+    '--compare',
+    '--nocompare',
+    '--input=a',
+    '--output=a.csv',
+  ],
+  'predict': [
+    '--config=configs/tl.py',
+    '--workdir=a',
+    '--compare',
+    '--dataset=digits',
+    '--suite=clean',
+    '--ood_dataset=digits',
+    '--max_images=3',
+  ],
+}
+
+
+def needed(mode: str, place) -> list[str]:
+  run = f'--checkpoint={place.runs}/tl'
+  return {
+    'train': place.digits(),
+    'evaluate': [run],
+    'predict': [run, f'--input={place.folder}'],
+  }[mode]
+
+
+def flag_of_another_mode(mode, flag):
+  return lambda place: [*needed(mode, place), f'--mode={mode}', flag]
+
+
+for _mode, _flags in OTHERS.items():
+  for _flag in _flags:
+    _name = _flag.partition('=')[0].replace('--no', '--')
+    _said = (f'{_name} is not read with --mode={_mode}: ',)
+    CASES[f'{_mode}{_flag}'] = flag_of_another_mode(_mode, _flag), _said, 2
+
+
+@case('--dataset names other data', "--checkpoint's own configuration")
+def evaluate_on_the_data_of_a_configuration(place):
+  config = '--config=configs/tl.py:dataset=folder:other'
+  return [*needed('evaluate', place), '--mode=evaluate', config]
+
+
+@case('--ood_dataset is not read by --suite=clean', '--suite=ood')
+def evaluate_clean_on_ood(place):
+  return [*needed('evaluate', place), '--mode=evaluate', '--ood_dataset=a']
+
+
+@case('--max_images is not read by --suite=calibration', 'corruptions')
+def evaluate_calibration_on_a_part(place):
+  flags_ = ['--mode=evaluate', '--suite=calibration', '--max_images=3']
+  return [*needed('evaluate', place), *flags_]
+
+
+@case('--dataset is not read by --suite=all', '--suite=clean')
+def evaluate_all_on_other_data(place):
+  flags_ = ['--mode=evaluate', '--suite=all', '--dataset=folder:a']
+  return [*needed('evaluate', place), *flags_]
+
+
+@case('--process_id is not read without --distributed')
+def process_of_none(place):
+  return [*place.digits(), '--process_id=0']
+
+
+def on_other(place, name: str) -> list[str]:
+  return [*needed('evaluate', place), '--mode=evaluate', f'--dataset={name}']
+
+
+@case("--dataset digits is the run's own data set", 'without --dataset')
+def evaluate_on_its_own_data_as_others(place):
+  return on_other(place, 'digits')
+
+
+@case("'nothing'", 'Accepted: digits, folder:PATH')
+def evaluate_on_unknown_data(place):
+  return on_other(place, 'nothing')
+
+
+@case('no such folder')
+def evaluate_on_no_folder(place):
+  return on_other(place, f'folder:{place.folder}/nowhere')
+
+
+@case(
+  '3 classes that the network does not know',
+  "'cat'",
+  'it knows 0, 1, 2',
+  'matched by name',
+)
+def evaluate_on_other_classes(place):
+  place.images()
+  return on_other(place, f'folder:{place.folder}/images')
 
 
 @case('--checkpoint')

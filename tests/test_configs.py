@@ -52,6 +52,36 @@ def test_parse_arg_is_strict(arg, message):
     settings.parse_arg(arg, name='a', count=1, flag=False)
 
 
+@pytest.mark.parametrize(
+  ('arg', 'name'),
+  [
+    ('name=folder:{}/a,b', 'folder:{}/a,b'),
+    ('flag,name=folder:{}/a,b,count=2', 'folder:{}/a,b'),
+    ('name=folder:{}/a,b,c,d', 'folder:{}/a,b,c,d'),
+    ('name=folder:{}/x,y=1,flag', 'folder:{}/x,y=1'),
+    (r'name=folder:{}/c\,flag', 'folder:{}/c,flag'),
+    (r'name=not\, there', 'not, there'),
+    ('name=folder:{}/c,flag', 'folder:{}/c'),
+    ('name=zip:{}/c,d.zip', 'zip:{}/c,d.zip'),
+  ],
+)
+def test_a_path_with_commas(arg, name, tmp_path):
+  for made in ('a,b', 'a,b,c,d', 'x,y=1', 'c,flag'):
+    (tmp_path / made).mkdir()
+  (tmp_path / 'c,d.zip').touch()
+  given = arg.format(tmp_path)
+  values = settings.parse_arg(given, name='a', count=1, flag=False)
+  assert values['name'] == name.format(tmp_path)
+  assert values['flag'] == (
+    ',flag' in arg and '\\' not in arg or 'flag,' in arg
+  )
+
+
+def test_a_path_with_a_comma_that_is_not_there():
+  with pytest.raises(ValueError, match=r"'b'; accepted.*written \\,"):
+    settings.parse_arg('name=folder:/nowhere/a,b', name='a')
+
+
 @pytest.mark.parametrize('arg', [None, 'smoke', 'student=resnet18,loss=dkd'])
 def test_files_differ_in_the_arm_alone(arg):
   configs = {name: file.get_config(arg) for name, file in FILES.items()}

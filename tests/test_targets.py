@@ -267,7 +267,8 @@ def test_losses_on_embeddings_of_several_teachers(start, tmp_path, compare_run):
     ({'augment__flip': 'on'}, 'augmentation'),
     ({'seed': 1}, 'augmentation'),
     ({'num_train_per_class': 3}, 'data'),
-    ({'data__interpolation': 'bilinear'}, 'data'),
+    ({'teacher__interpolation': 'bilinear'}, 'data'),
+    ({'teacher__crop': 0.5}, 'data'),
     ({'batch_size': 20}, 'batches'),
     ({'compute_dtype': 'bfloat16'}, 'preprocessing'),
     ({'teacher__image_size': 24}, 'preprocessing'),
@@ -290,7 +291,6 @@ def test_fingerprint_names_what_changed(change, named, cache_dir, compare_run):
       config,
       lessons.make_objective(config, dataset, guided=True),
       {name: teacher.network for name, teacher in teachers.items()},
-      inputs.make_augmentation(config, dataset),
       dataset,
     ).values()
     assert recipe.root == compare_run / 'teacher' / 'targets'

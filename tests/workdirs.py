@@ -1,5 +1,7 @@
 """What a run has written, read without the package."""
 
+import json
+import pathlib
 import time
 
 import numpy as np
@@ -20,6 +22,14 @@ def arrays(workdir, kind: str = 'latest') -> dict[str, np.ndarray]:
     .result()
     for name in names
   }
+
+
+def change_description(run: pathlib.Path, **changes) -> None:
+  """Writes other values into a run's description; None leaves one out."""
+  (path,) = run.glob('checkpoints/best/*/record/metadata')
+  record = json.loads(path.read_text()) | changes
+  kept = {key: v for key, v in record.items() if v is not None}
+  path.write_text(json.dumps(kept))
 
 
 def wait_for_step(workdir, process, least: int) -> int:

@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tlkd_jax.runtime.errors import as_user_errors
+from tlkd_jax.runtime.paths import expanded
 
 if TYPE_CHECKING:
   from tlkd_jax.data import Dataset
@@ -187,7 +188,8 @@ def fine_tune(settings: 'Settings', workdir: str | os.PathLike) -> Result:
   from tlkd_jax import arms, protocols
   from tlkd_jax.runtime import sharding
 
-  root = pathlib.Path(workdir)
+  with as_user_errors():
+    root = expanded(workdir)
   summaries = arms.run(settings, root, sharding.make_mesh())
   parts = protocols.plan(settings, root)
   workdirs = {part.key: part.workdir for part in parts}
@@ -238,7 +240,8 @@ def run_study(settings: 'Settings', workdir: str | os.PathLike) -> StudyResult:
   _prepare()
   from tlkd_jax.study import conduct
 
-  root = pathlib.Path(workdir)
+  with as_user_errors():
+    root = expanded(workdir)
   rows, answer = conduct.run(settings, root)
   return StudyResult(rows, answer, root / 'index.html')
 

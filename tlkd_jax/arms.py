@@ -18,6 +18,8 @@ from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
   balance,
   checkpoints,
+  data_record,
+  finished,
   inputs,
   networks,
   start,
@@ -50,17 +52,22 @@ def run(
   devices.say(mesh)
   with as_user_errors():
     plan = protocols.plan(settings, workdir)
-    for part in plan:
+    # What comes last says most of what was meant.
+    for part in reversed(plan):
       workdirs.check(part.workdir, part.settings)
-    for finished in (
+    for run_before in (
       settings.student.checkpoint,
       settings.teacher.checkpoint,
       *settings.distillation.more_teachers,
     ):
-      if finished:
-        checkpoints.read_description(finished)
+      if run_before:
+        checkpoints.read_description(run_before)
+        finished.check_finished(run_before)
     dataset = inputs.load_dataset(settings)
     about_classes = balance.lines(settings, dataset)
+    record = data_record.of_labelled(dataset)
+    for part in plan:
+      data_record.check(part.workdir, record)
     _check_loading(settings, plan, dataset.class_names)
   logging.info('%s', '\n  '.join([dataset.describe(), *about_classes]))
   summaries = {}

@@ -18,15 +18,23 @@ from PIL import Image
 
 from tlkd_jax.data import Dataset, facts, transforms
 from tlkd_jax.data.builders import walk
-from tlkd_jax.evaluation import suites
+from tlkd_jax.evaluation import records, suites
 from tlkd_jax.evaluation.predictions import softmax
 from tlkd_jax.evaluation.subject import Subject
 from tlkd_jax.models.network import make_eval_step
 from tlkd_jax.report import tables
 from tlkd_jax.runtime import devices, sharding
 from tlkd_jax.runtime.errors import as_user_errors, unknown_name
+from tlkd_jax.runtime.paths import expanded
 from tlkd_jax.settings import from_config
-from tlkd_jax.training import checkpoints, finished, inputs, networks
+from tlkd_jax.training import (
+  checkpoints,
+  data_record,
+  finished,
+  inputs,
+  networks,
+  other_data,
+)
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.checkpoints import Description
 
@@ -40,6 +48,7 @@ def evaluate_run(
   suite: str = 'clean',
   ood_dataset: str | None = None,
   max_images: int | None = None,
+  dataset: str | None = None,
 ) -> str:
   """Restores a run's best model and runs a suite; fills WORKDIR/evaluation.
 
@@ -51,6 +60,8 @@ def evaluate_run(
     ood_dataset: for the suite 'ood', what is out of distribution.
     max_images: at most so many test images for 'corruptions', 'ood' and
       'qualitative', the same ones for every run; None or 0: all.
+    dataset: other labelled data than the runs' own, for the suite 'clean';
+      WORKDIR/evaluation/on_NAME is filled.
 
   Returns:
     The text to print.
@@ -61,14 +72,19 @@ def evaluate_run(
   with as_user_errors():
     if suite != 'all' and suite not in suites.SUITES:
       raise unknown_name('suite', suite, [*suites.SUITES, 'all'])
-    folders = _runs_in(pathlib.Path(workdir))
+    if dataset and suite != 'clean':
+      raise ValueError(
+        f'--suite={suite} is of the own data of a run; with --dataset only the '
+        'suite clean is accepted'
+      )
+    folders = _runs_in(expanded(workdir))
   names = list(suites.SUITES) if suite == 'all' else [suite]
   datasets: dict[str, Dataset] = {}
   rows, lines = [], []
   for folder in folders:
     if len(folders) > 1:
       logging.info('%s', folder)
-    subject = _subject(folder, mesh, datasets, ood_dataset, max_images)
+    subject = _subject(folder, mesh, datasets, ood_dataset, max_images, dataset)
     if folder == folders[0]:
       devices.say(mesh)
     for name in names:
@@ -78,10 +94,12 @@ def evaluate_run(
       if name == 'clean':
         clean = json.loads((subject.folder / 'clean.json').read_text())
         rows.append((_label(folder, subject, len(folders)), clean))
+        if dataset:
+          lines += _about_other(folder, subject)
       else:
         lines.append(f'{folder.name}, {name}: {text}')
   table = [tables.closing_table(rows)] if rows else []
-  return '\n'.join(table + lines)
+  return '\n'.join([*table, *dict.fromkeys(lines)])
 
 
 def _label(folder: pathlib.Path, subject: Subject, runs: int) -> str:
@@ -105,18 +123,27 @@ def _subject(
   datasets: dict[str, Dataset],
   ood_dataset: str | None,
   max_images: int | None,
+  other: str | None = None,
 ) -> Subject:
   """Opens a run; data sets that are described alike are decoded once."""
   with as_user_errors():
     description = checkpoints.read_description(folder)
-    loaded = finished.restore(str(folder), description)
     settings = from_config(workdirs.read(folder))
-    key = inputs.data_key(settings)
+    key = f'{inputs.data_key(settings)} {description.look}'
+    if other:
+      key = f'{other} {description.look} {description.class_names}'
     if key not in datasets:
       datasets.clear()
-      datasets[key] = inputs.load_dataset(settings)
+      datasets[key] = (
+        other_data.load(other, settings, description)
+        if other
+        else inputs.load_seen(settings, description.look)
+      )
     dataset = datasets[key]
-    finished.check_classes(str(folder), description, dataset.class_names)
+    if not other:
+      data_record.check(folder, data_record.of_labelled(dataset))
+    loaded = finished.restore(str(folder), description, dataset.class_names)
+    _say_if_unfinished(folder)
     sharding.check_batch_size(settings.batch_size, mesh)
   runs = networks.teacher_runs(settings)
   return Subject(
@@ -132,7 +159,26 @@ def _subject(
     teacher=pathlib.Path(runs['teacher']) if runs else None,
     ood_dataset=ood_dataset,
     max_images=max_images or None,
+    place=other_data.place(other) if other else '',
   )
+
+
+def _about_other(folder: pathlib.Path, subject: Subject) -> list[str]:
+  """What must be known of a run's numbers on other data; also written."""
+  with as_user_errors():
+    notes = other_data.notes(folder, subject.dataset)
+  if sharding.is_lead():
+    about = {'dataset': subject.dataset.name, 'notes': notes}
+    facts_of_it = {'data': subject.dataset.facts}
+    records.write_json(subject.folder / 'data.json', about | facts_of_it)
+  lines = [f'{subject.dataset.name}: {note}' for note in notes]
+  return [*lines, f'more in {subject.folder}']
+
+
+def _say_if_unfinished(workdir: str | os.PathLike) -> None:
+  reason = finished.unfinished(pathlib.Path(workdir))
+  if reason:
+    logging.warning('%s', reason)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -261,8 +307,10 @@ def load_predictor(workdir: str | os.PathLike, mesh: Mesh) -> Predictor:
     UserError: no run there, or its checkpoint cannot be read.
   """
   with as_user_errors():
+    workdir = expanded(workdir)
     description = checkpoints.read_description(workdir)
     loaded = finished.restore(str(workdir), description)
+    _say_if_unfinished(workdir)
   return Predictor(
     workdir=str(workdir),
     description=description,
@@ -319,8 +367,9 @@ def predict_images(
     UserError: no run there, no images, or an unknown output format.
   """
   with as_user_errors():
-    files = _image_files(pathlib.Path(source))
+    files = _image_files(expanded(source))
     if output:
+      output = str(expanded(output))
       _check_output(pathlib.Path(output))
   predictor = load_predictor(workdir, mesh)
   devices.say(mesh)

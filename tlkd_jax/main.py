@@ -3,14 +3,13 @@
 Exit codes are those of `command_line`.
 """
 
-import pathlib
-
 from absl import flags
 from ml_collections.config_flags import config_flags
 
 from tlkd_jax.runtime import allocator, command_line
 from tlkd_jax.runtime.command_line import fail
 from tlkd_jax.runtime.errors import UserError, as_user_errors
+from tlkd_jax.runtime.paths import expanded
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'configs/{compare,kd,tl,teacher}.py[:dataset=NAME,smoke]'
@@ -34,6 +33,12 @@ _CHECKPOINT = flags.DEFINE_string(
 _SUITES = ('clean', 'calibration', 'corruptions', 'ood', 'qualitative', 'all')
 _SUITE = flags.DEFINE_enum(
   'suite', 'clean', _SUITES, 'For evaluate: what to fill in RUN/evaluation.'
+)
+_DATASET = flags.DEFINE_string(
+  'dataset',
+  None,
+  'For evaluate: other labelled data than the own of the run, such as '
+  'folder:PATH; classes are matched by name. Fills RUN/evaluation/on_NAME.',
 )
 _OOD_DATASET = flags.DEFINE_string(
   'ood_dataset',
@@ -69,6 +74,34 @@ _CACHE = flags.DEFINE_string(
 )
 
 
+# Mode -> the flags that it reads; all others are for every mode.
+_READ = {
+  'train': {'config', 'workdir', 'compare'},
+  'evaluate': {'checkpoint', 'suite', 'dataset', 'ood_dataset', 'max_images'},
+  'predict': {'checkpoint', 'input', 'output'},
+}
+# What to do instead, where that is not plain.
+_INSTEAD = {
+  ('train', 'checkpoint'): 'a run is resumed by its --workdir, and started '
+  'from another one with --config.student.checkpoint',
+  ('train', 'dataset'): 'data to train on are --config FILE:dataset=NAME',
+  ('evaluate', 'config'): "what is evaluated is --checkpoint's own "
+  'configuration, and --dataset names other data',
+  ('evaluate', 'workdir'): 'the run is named by --checkpoint',
+  ('evaluate', 'input'): 'images with labels are named by --dataset, others '
+  'are for --mode=predict',
+  ('predict', 'config'): "what predicts is --checkpoint's own configuration",
+  ('predict', 'workdir'): 'the run is named by --checkpoint',
+  ('predict', 'dataset'): 'images are named by --input',
+}
+# Suites of evaluate that read a flag.
+_SUITES_READING = {
+  'ood_dataset': ('ood', 'all'),
+  'max_images': ('corruptions', 'ood', 'qualitative', 'all'),
+  'dataset': ('clean',),
+}
+
+
 def main(argv: list[str]) -> None:
   """Runs what the flags say."""
   if len(argv) > 1:
@@ -93,7 +126,7 @@ def _run() -> None:
       settings = from_config(_CONFIG.value)
       if _COMPARE.value:
         settings = with_values(settings, {'arm': 'compare'})
-    workdir = pathlib.Path(_WORKDIR.value or f'runs/{settings.arm}')
+      workdir = expanded(_WORKDIR.value or f'runs/{settings.arm}')
     summaries = arms.run(settings, workdir, mesh)
     if sharding.is_lead():
       print(arms.table(summaries))
@@ -104,6 +137,7 @@ def _run() -> None:
       suite=_SUITE.value,
       ood_dataset=_OOD_DATASET.value,
       max_images=_MAX_IMAGES.value,
+      dataset=_DATASET.value,
     )
     if sharding.is_lead():
       print(table)
@@ -129,15 +163,30 @@ def _start_jax() -> None:
 
 
 def _check_flags() -> None:
+  mode = _MODE.value
+  for name in sorted(set().union(*_READ.values()) - _READ[mode]):
+    if flags.FLAGS[name].present:
+      others = [f'--mode={m}' for m in _READ if name in _READ[m]]
+      instead = _INSTEAD.get((mode, name), f'it is for {" and ".join(others)}')
+      fail(f'--{name} is not read with --mode={mode}: {instead}')
+  for name, suites in _SUITES_READING.items():
+    if flags.FLAGS[name].present and _SUITE.value not in suites:
+      fail(
+        f'--{name} is not read by --suite={_SUITE.value}; it is for '
+        f'--suite={" and --suite=".join(suites)}'
+      )
+  for name in ('coordinator', 'num_processes', 'process_id'):
+    if flags.FLAGS[name].present and not _DISTRIBUTED.value:
+      fail(f'--{name} is not read without --distributed')
   needed = {
     'train': ('config',),
     'evaluate': ('checkpoint',),
     'predict': ('checkpoint', 'input'),
   }
-  for name in needed[_MODE.value]:
+  for name in needed[mode]:
     if flags.FLAGS[name].value is None:
       example = ', e.g. --config configs/compare.py' * (name == 'config')
-      fail(f'--mode={_MODE.value} needs --{name}{example}')
+      fail(f'--mode={mode} needs --{name}{example}')
 
 
 def run() -> None:

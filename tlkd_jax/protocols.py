@@ -80,12 +80,16 @@ def _probe(
       'arm': 'tl',
       'optimizer.train_only': 'head',
       'optimizer.freeze_until_step': 0,
+      'transfer.probe_steps': 0,
       'num_steps': settings.transfer.probe_steps,
       **{f'transfer.{name}': 0.0 for name in TRANSFER_TERMS},
     },
   )
   folder = workdir / 'probe'
-  tuned = with_values(settings, {'student.checkpoint': str(folder)})
+  tuned = with_values(
+    settings,
+    {'student.checkpoint': str(folder), 'transfer.probe_steps': 0},
+  )
   return [Part('probe', folder, probe)], tuned
 
 
@@ -111,13 +115,20 @@ def _before_the_last(
       guided, {'student.name': name, 'student.checkpoint': None}
     )
     key = f'assistant{number}'
-    parts.append(Part(key, workdir / key, assistant))
+    parts.append(Part(key, workdir / key, _alone(assistant)))
     guided = _taught_by(guided, name, workdir / key)
   for number in range(1, settings.distillation.generations):
     key = f'generation{number}'
-    parts.append(Part(key, workdir / key, guided))
+    parts.append(Part(key, workdir / key, _alone(guided)))
     guided = _taught_by(guided, settings.student.name, workdir / key)
-  return parts, guided
+  return parts, _alone(guided)
+
+
+def _alone(settings: Settings) -> Settings:
+  """Of one run of a chain: its record, taken as it is, repeats that run."""
+  return with_values(
+    settings, {'distillation.assistants': (), 'distillation.generations': 1}
+  )
 
 
 def _taught_by(guided: Settings, name: str, workdir: pathlib.Path) -> Settings:
@@ -126,7 +137,9 @@ def _taught_by(guided: Settings, name: str, workdir: pathlib.Path) -> Settings:
     {
       'teacher.name': name,
       'teacher.checkpoint': str(workdir),
-      # It was a student: it sees the student's size.
+      # It was a student: it sees the student's images.
       'teacher.image_size': 0,
+      'teacher.crop': None,
+      'teacher.interpolation': None,
     },
   )

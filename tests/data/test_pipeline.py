@@ -235,6 +235,17 @@ def test_images_without_a_class_cannot_be_balanced():
     _balanced({-1: 3, 0: 5, 1: 5}, 4, 2)
 
 
+@pytest.mark.parametrize('batch_size', [1, 3, 16, 100])
+def test_the_order_is_that_of_the_draws_whatever_the_batch(batch_size):
+  """Also in batches of one; and a run's end changes nothing before it."""
+  draws = _take(pipeline.train_iterator(_split(7), 1, 5), 3 * batch_size)
+  endless = _take(pipeline.train_iterator(_split(7), batch_size, 5), 3)
+  ended = list(pipeline.train_iterator(_split(7), batch_size, 5, num_batches=3))
+  _assert_equal(endless, ended)
+  joined = np.concatenate([batch['index'] for batch in ended])
+  assert joined.tolist() == [int(draw['index'][0]) for draw in draws]
+
+
 @pytest.mark.parametrize('count', [2, 4])
 def test_processes_share_each_global_batch(count):
   def joined(make, steps):

@@ -121,6 +121,21 @@ CONFLICTS = [
     'optimizer.accumulate_steps is 4, so that 1 steps (transfer.probe_steps)',
   ),
   (
+    {'optimizer.freeze_until_step': 7},
+    {'num_steps': 7},
+    'optimizer.freeze_until_step is 7, so that in 7 steps (num_steps) nothing',
+  ),
+  (
+    {'distillation.hard_weight': 0},
+    {'distillation.soft_weight': 0},
+    'distillation.hard_weight is 0.0, and so are distillation.soft_weight',
+  ),
+  (
+    {'distillation.hard_weight': 0, 'distillation.extra.at.weight': 1.0},
+    {'distillation.soft_weight': 0, 'distillation.extra.at.weight': 0.0},
+    'distillation.hard_weight is 0.0, and so are distillation.soft_weight',
+  ),
+  (
     {'train_fraction': 0.5, 'num_train_per_class': 0},
     {'num_train_per_class': 5},
     'train_fraction is 0.5 and num_train_per_class is 5: give one',
@@ -145,6 +160,24 @@ def test_what_excludes_each_other_is_one_line(first, second, start):
     settings.with_values(Settings(), first | second)
   (line,) = error.value.problems
   assert line.startswith(start), line
+
+
+@pytest.mark.parametrize(
+  'values',
+  [
+    {'arm': 'tl'},
+    {'distillation.schedule': 'linear', 'distillation.end_weight': 1.0},
+    {'distillation.extra.at.weight': 1.0},
+    {'distillation.extra.at': {'weight': 0, 'schedule': 'cosine'}},
+  ],
+)
+def test_weights_of_which_one_is_above_0_at_some_step(values):
+  zeros = {'distillation.hard_weight': 0, 'distillation.soft_weight': 0}
+  if isinstance(values.get('distillation.extra.at'), dict):
+    with pytest.raises(WrongSettings, match='nothing would be learned'):
+      settings.with_values(Settings(), zeros | values)
+    values['distillation.extra.at']['end_weight'] = 2.0
+  settings.with_values(Settings(), zeros | values)
 
 
 def test_stages_of_chains_are_not_judged_by_their_ends():

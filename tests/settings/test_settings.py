@@ -68,6 +68,26 @@ WRONG = [
   ('optimizer.clip_norm', -1, 'a number >= 0'),
   ('optimizer.layer_decay', -1, 'a number in (0, 1]'),
   ('augment.scale', (2, 3), 'two numbers, the smaller first, each a number in'),
+  # Once run to the end, or until a number was not finite.
+  ('distillation.soft_weight', -1, 'a number >= 0'),
+  ('distillation.extra.at.weight', -0.5, 'a number >= 0'),
+  ('distillation.end_temperature', -2.0, 'a number > 0'),
+  ('distillation.temperature', math.nan, 'a number > 0'),
+  # 0 and infinity in float32.
+  ('distillation.temperature', 1e-300, 'a number > 0'),
+  ('optimizer.learning_rate', 1e300, 'a number >= 0'),
+  ('label_smoothing', 1.5, 'a number in [0, 1)'),
+  ('augment.scale', (0, 0), 'two numbers, the smaller first, each a number in'),
+  ('augment.scale', (0.5, 0.2), 'two numbers, the smaller first, each a numb'),
+  ('augment.ratio', (0, 1), 'two numbers, the smaller first, each a number >'),
+  ('augment.mixup_alpha', -0.2, 'a number >= 0'),
+  ('optimizer.weight_decay', -1, 'a number >= 0'),
+  ('optimizer.head_multiplier', -1, 'a number >= 0'),
+  ('transfer.l2_sp', -1, 'a number >= 0'),
+  ('student.dropout', 1.0, 'a number in [0, 1), or None'),
+  ('seed', -1, 'a whole number in [0, 2147483647]'),
+  ('batch_size', 2**31, 'a whole number >= 1'),
+  ('num_steps', 10**12, 'a whole number >= 1'),
   # The run.
   ('arm', 'kdd', 'teacher, tl, kd, compare, study; did you mean kd?'),
   ('seed', 2**31, 'a whole number in [0, 2147483647]'),
@@ -252,6 +272,37 @@ def test_keys_that_an_older_version_lacked_have_their_defaults():
     section.pop('extra', None)
   del old['transfer']
   assert settings.from_config(old) == settings.make('kd')
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'kept'),
+  [
+    ('dataset', 'folder:~/birds', 'folder:{home}/birds'),
+    ('dataset', 'folder:a/~/b', 'folder:a/~/b'),
+    ('dataset', 'digits', 'digits'),
+    ('data.cache_dir', '~', '{home}'),
+    ('data.data_dir', '~/x y', '{home}/x y'),
+    ('targets.dir', './~', './~'),
+    ('student.weights', '~/w.pth', '{home}/w.pth'),
+    ('student.weights', 'hf-hub:timm/a~b', 'hf-hub:timm/a~b'),
+    ('student.checkpoint', '~/runs/tl', '{home}/runs/tl'),
+    ('teacher.checkpoint', '~/runs/teacher', '{home}/runs/teacher'),
+    ('distillation.more_teachers', ('~/a', 'b'), ('{home}/a', 'b')),
+    ('distillation.unlabelled', 'folder:~/u', 'folder:{home}/u'),
+  ],
+)
+def test_a_tilde_is_a_home(key, value, kept, monkeypatch):
+  """A shell leaves it as it is after `--config.KEY=`."""
+  monkeypatch.setenv('HOME', '/home/me')
+  config = settings.with_values(Settings(), {key: value})
+  found = flatten(settings.to_dict(config))[key]
+  many = kept if isinstance(kept, tuple) else (kept,)
+  expected = tuple(text.format(home='/home/me') for text in many)
+  assert found == (expected if isinstance(kept, tuple) else expected[0])
+
+
+def test_a_home_that_is_not_there():
+  assert problem('data.cache_dir', '~no-such-user/x') == 'a text, or None'
 
 
 def test_values_are_kept_in_their_types():

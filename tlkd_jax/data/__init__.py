@@ -29,9 +29,34 @@ from tlkd_jax.data.builders.headers import Labelling
 from tlkd_jax.data.kinds import DATASETS
 from tlkd_jax.runtime.errors import as_user_errors
 
-__all__ = ['DATASETS', 'Dataset', 'Labelling', 'Split', 'load_splits']
+__all__ = [
+  'DATASETS',
+  'Dataset',
+  'Labelling',
+  'Look',
+  'Split',
+  'load_splits',
+]
 
 _EVAL_SALT = 'evaluation'
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """How a network's images are cut from the files.
+
+  Attributes:
+    image_size: their side in pixels.
+    crop: share of the short side that the centre crop keeps.
+    interpolation: of resizing, a key of `transforms.INTERPOLATIONS`.
+  """
+
+  image_size: int
+  crop: float
+  interpolation: str
+
+  def __str__(self) -> str:
+    return f'{self.image_size} px, crop {self.crop:g}, {self.interpolation}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +90,21 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
+class Files:
+  """All examples of a split, chosen or not, by what tells them apart.
+
+  Attributes:
+    names: N names.
+    labels: int32[N].
+    digests: uint64[N], of the bytes of each file.
+  """
+
+  names: list[str]
+  labels: np.ndarray
+  digests: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Dataset:
   """A data set ready for training.
 
@@ -77,6 +117,10 @@ class Dataset:
     skipped: split -> (name, reason) of each image that was left out.
     notes: what was decided about missing splits, one sentence each.
     facts: classes, counts, what was left out, exact copies; facts.collect.
+    files: split -> what it was chosen from; {} if that is not known.
+    look: how the images were cut; None if that is not known.
+    others: the same examples in the same order, cut for networks that look
+      otherwise.
   """
 
   name: str
@@ -87,10 +131,19 @@ class Dataset:
   skipped: dict[str, list[tuple[str, str]]]
   notes: list[str]
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  files: dict[str, Files] = dataclasses.field(default_factory=dict)
+  look: Look | None = None
+  others: tuple['Dataset', ...] = ()
 
   def describe(self) -> str:
     """What it holds and what was left out, a line each."""
     return '\n  '.join(_facts.lines(self.name, self.facts, self.notes))
+
+  def seen(self, look: Look | None) -> 'Dataset':
+    """The images as a network of this look sees them; None takes these."""
+    if look in (None, self.look):
+      return self
+    return next(other for other in self.others if other.look == look)
 
   @classmethod
   def from_arrays(
@@ -263,6 +316,11 @@ def load_splits(
     skipped,
     found.notes,
     _facts.collect(found, {s: split.labels for s, split in splits.items()}),
+    {
+      split: Files(source.names, source.labels, source.digests)
+      for split, source in found.splits.items()
+    },
+    Look(image_size, crop_fraction, interpolation),
   )
 
 

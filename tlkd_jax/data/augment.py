@@ -155,7 +155,9 @@ def _random(
   del scale, ratio
   image = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
   room = jnp.asarray(image.shape[:2]) - size + 1
-  top, left = jax.random.randint(key, (2,), 0, room)
+  # A share of the room, so that it is one place whatever the stored size.
+  share = jax.random.uniform(key, (2,))
+  top, left = jnp.minimum(jnp.floor(share * room).astype(int), room - 1)
   return jax.lax.dynamic_slice(image, (top, left, 0), (size, size, 3))
 
 

@@ -10,6 +10,8 @@ A batch is a dict of
   index: int64[B], the example's number in its split; -1 where padded
   view: int32[B], which of the example's views; with the index it keys the
     augmentation
+  others: where some networks look otherwise than the run's own, by the name of
+    their look the same examples as they see them, uint8[B, S', S', 3]
   targets: where teachers' outputs are stored, for each of them by name a dict
     of arrays [B, ...]; see training/targets.py
 B is the global batch size divided by the number of processes.
@@ -41,6 +43,7 @@ def train_iterator(
   num_views: int = 0,
   balanced: bool = False,
   targets: Mapping[str, Lookup] | None = None,
+  others: Mapping[str, Split] | None = None,
   process_index: int = 0,
   process_count: int = 1,
   num_threads: int = 2,
@@ -68,6 +71,7 @@ def train_iterator(
     balanced: whether classes are drawn equally often, rather than examples.
     targets: by name, for each teacher whose outputs are stored, read in the
       prefetching threads; those of the views of `num_batches` batches.
+    others: by the name of a look, the same examples in the same order.
     process_index: this process; it yields its slice of each global batch.
     process_count: number of processes.
     num_threads: prefetching threads.
@@ -90,6 +94,10 @@ def train_iterator(
     if num_views:
       views = views % num_views
     batch = _gather(split, rows, views)
+    if others:
+      batch['others'] = {
+        name: np.asarray(other.images[rows]) for name, other in others.items()
+      }
     if targets:
       batch['targets'] = {
         name: stored(rows, views) for name, stored in targets.items()

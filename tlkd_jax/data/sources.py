@@ -161,6 +161,60 @@ def open_sources(
     FileNotFoundError: a folder that does not exist, a TFDS set that has not
       been prepared.
   """
+  builder, class_names, found = _open(name, data_dir, cache_dir, labelling)
+  splits, notes = _complete(
+    found, class_names, validation_fraction, test_fraction
+  )
+  left_out, more = prepared.read_beside(builder)
+  _check_labels(name, splits, class_names)
+  flip_ok = builder.info.name not in _NOT_FLIPPABLE
+  return Sources(list(class_names), splits, flip_ok, [*more, *notes], left_out)
+
+
+def open_test(
+  name: str,
+  *,
+  data_dir: str | os.PathLike | None = None,
+  cache_dir: str | os.PathLike | None = None,
+  labelling: Labelling | None = None,
+) -> Sources:
+  """Opens what a data set has for a test alone, of which nothing is trained.
+
+  That is its test split, else its validation split, else all its images.
+
+  Args:
+    name: as of `open_sources`.
+    data_dir: likewise.
+    cache_dir: likewise.
+    labelling: likewise.
+
+  Returns:
+    The data set with the one split 'test', and a note on what that is.
+
+  Raises:
+    ValueError, FileNotFoundError: as `open_sources`.
+  """
+  builder, class_names, found = _open(name, data_dir, cache_dir, labelling)
+  split = next(s for s in ('test', 'validation', *found) if s in found)
+  source = found[split]
+  if source.labels.min(initial=0) < 0:
+    raise ValueError(f'data set {name!r}: split {split} is not labelled')
+  rest = [other for other in found if other != split]
+  what = f'its split {split}' if rest else 'all its images'
+  note = f'{what}; {", ".join(rest)} is left out' if rest else what
+  left_out, more = prepared.read_beside(builder)
+  flip_ok = builder.info.name not in _NOT_FLIPPABLE
+  notes = [*more, note]
+  return Sources(list(class_names), {'test': source}, flip_ok, notes, left_out)
+
+
+def _open(
+  name: str,
+  data_dir: str | os.PathLike | None,
+  cache_dir: str | os.PathLike | None,
+  labelling: Labelling | None,
+):
+  """The builder of a data set, its class names, its own splits."""
   kind, _, path = name.partition(':')
   cache = pathlib.Path(cache_dir or default_cache_dir()).expanduser()
   labelling = labelling or Labelling()
@@ -170,18 +224,11 @@ def open_sources(
   else:
     builder = _open_tfds(name, pathlib.Path(data_dir or default_data_dir()))
   image_key, label_key = _find_keys(name, builder.info)
-  class_names = builder.info.features[label_key].names
   found = {
     split: _open_split(builder, parts, image_key, label_key, cache)
     for split, parts in _own_splits(name, builder.info).items()
   }
-  splits, notes = _complete(
-    found, class_names, validation_fraction, test_fraction
-  )
-  left_out, more = prepared.read_beside(builder)
-  _check_labels(name, splits, class_names)
-  flip_ok = builder.info.name not in _NOT_FLIPPABLE
-  return Sources(list(class_names), splits, flip_ok, [*more, *notes], left_out)
+  return builder, builder.info.features[label_key].names, found
 
 
 def _open_tfds(name: str, data_dir: pathlib.Path):

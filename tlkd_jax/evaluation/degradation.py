@@ -2,8 +2,9 @@
 
 RUN/evaluation/corruptions/NAME_SEVERITY.npz holds one cell (logits, labels,
 indices); `none_0` the images as they are. An interrupted suite computes only
-the cells that are missing. Images, corruptions and keys depend on the data
-alone, so all runs on one data set answer to the same corrupted images.
+the cells that are missing. Images, corruptions and keys depend on the data and
+how they are cut alone, so all runs on one data set whose networks look alike
+answer to the same corrupted images.
 """
 
 import pathlib

@@ -25,13 +25,14 @@ class Subject:
     network: the model and how it looks at images.
     variables: (params, model_state), on the mesh.
     eval_step: from network.make_eval_step.
-    dataset: the run's own data.
+    dataset: the run's own data, or others with the split 'test'.
     batch_size: global.
     mesh: devices.
     teacher: workdir of the run's teacher; None where it has none.
     ood_dataset: what `ood` takes for out-of-distribution; None: its default.
     max_images: at most so many images for the suites that need the model more
       than once per image; None: all.
+    place: '' for the run's own data; for others the folder below `evaluation`.
   """
 
   workdir: pathlib.Path
@@ -46,11 +47,17 @@ class Subject:
   teacher: pathlib.Path | None = None
   ood_dataset: str | None = None
   max_images: int | None = None
+  place: str = ''
 
   @property
   def folder(self) -> pathlib.Path:
     """Where the suites write."""
-    return self.workdir / 'evaluation'
+    return self.workdir / 'evaluation' / self.place
+
+  @property
+  def predictions(self) -> pathlib.Path:
+    """Where predictions on whole splits are kept."""
+    return (self.folder if self.place else self.workdir) / 'predictions'
 
   def batches(self, split: Split) -> Iterable[dict[str, np.ndarray]]:
     """This process's share of each batch of a split, in order."""

@@ -37,15 +37,17 @@ _NUM_CROPS = 500
 
 
 def clean(subject: Subject) -> str:
-  """All METRICS and FIDELITY on validation and test: clean.json."""
+  """All METRICS and FIDELITY on validation and test: clean.json.
+
+  Other data than the run's own have the test alone, and no teacher's answers.
+  """
   summary: dict[str, Any] = {}
-  for split in SPLITS:
+  for split in (s for s in SPLITS if s in subject.dataset.splits):
     predictions = subject.predict(subject.dataset.splits[split])
-    teacher = _teacher_predictions(subject.workdir, split, predictions)
+    teacher = _teacher_predictions(subject.predictions, split, predictions)
     summary[split] = describe(predictions, teacher, subject.dataset.class_names)
     if sharding.is_lead():
-      folder = subject.workdir / 'predictions'
-      evaluate.save(folder / f'{split}.npz', predictions)
+      evaluate.save(subject.predictions / f'{split}.npz', predictions)
   if sharding.is_lead():
     records.write_json(subject.folder / 'clean.json', summary)
   test = summary['test']
@@ -172,7 +174,7 @@ def photographs(size: int, count: int) -> Split:
 
 
 def _stored(subject: Subject, split: str) -> evaluate.Predictions:
-  path = subject.workdir / 'predictions' / f'{split}.npz'
+  path = subject.predictions / f'{split}.npz'
   if not path.exists():
     logging.info('%s is missing; the clean suite runs first', path)
     clean(subject)
@@ -180,10 +182,10 @@ def _stored(subject: Subject, split: str) -> evaluate.Predictions:
 
 
 def _teacher_predictions(
-  workdir: pathlib.Path, split: str, student: evaluate.Predictions
+  folder: pathlib.Path, split: str, student: evaluate.Predictions
 ) -> evaluate.Predictions | None:
   """The teacher's stored answers, where they are to the same images."""
-  path = workdir / 'predictions' / f'teacher_{split}.npz'
+  path = folder / f'teacher_{split}.npz'
   if not path.exists():
     return None
   teacher = evaluate.load(path)

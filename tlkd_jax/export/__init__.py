@@ -1,9 +1,9 @@
 """Takes a fine-tuned student out of the package; see docs/export.md."""
 
 import os
-import pathlib
 
 from tlkd_jax.runtime.errors import as_user_errors
+from tlkd_jax.runtime.paths import expanded
 
 
 def export_run(
@@ -37,9 +37,9 @@ def export_run(
   from tlkd_jax.export import formats, student
   from tlkd_jax.runtime import devices
 
-  out = pathlib.Path(out)
   devices.available()
   with as_user_errors():
+    out = expanded(out)
     formats.check(format, out, fold_norm)
-    loaded = student.load_student(checkpoint, fold_norm=fold_norm)
+    loaded = student.load_student(expanded(checkpoint), fold_norm=fold_norm)
   return formats.write(loaded, format, out)

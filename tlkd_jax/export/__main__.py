@@ -49,7 +49,8 @@ def run() -> None:
   """Entry point."""
   # Here, so that callers of `main` keep their own log level.
   logging.set_verbosity(logging.ERROR)
-  main()
+  with command_line.reader_may_leave():
+    main()
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from tlkd_jax.models import MODELS
 from tlkd_jax.models.describe import describe
+from tlkd_jax.runtime import command_line
 
 _COLUMNS = '{:44}  {:34}  {:>10}  {:>9}  {:>4}  {}'
 
@@ -61,4 +62,5 @@ def _row(name: str, others: list[str]) -> str:
 
 
 if __name__ == '__main__':
-  main()
+  with command_line.reader_may_leave():
+    main()

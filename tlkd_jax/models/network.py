@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tlkd_jax.data import augment
+from tlkd_jax.data import Look, augment
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.runtime import sharding
 
@@ -19,11 +19,20 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """A model and the images it wants: side in pixels, dtype of the compute."""
+  """A model and the images it wants.
+
+  Attributes:
+    model: the model.
+    image_size: side of its images in pixels.
+    dtype: of the compute.
+    look: how its images are cut from the files; None where it takes those of
+      another network, resized.
+  """
 
   model: Model
   image_size: int
   dtype: Any
+  look: Look | None = None
 
   def prepare(self, images: Array) -> Array:
     """Float images [B, S, S, 3] in 0..255 -> normalised, this model's size."""

@@ -23,6 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     help='bootstrap resamples',
   )
   args = parser.parse_args(argv)
+  if args.replicates < 1:
+    parser.error(f'--replicates is {args.replicates}; accepted: at least 1')
   try:
     index = page.write(args.runs, args.out, args.replicates)
   except (OSError, ValueError) as error:
@@ -34,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run() -> None:
   """Entry point."""
-  sys.exit(main())
+  with command_line.reader_may_leave():
+    sys.exit(main())
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ from tlkd_jax.report import (
   verdict_section,
 )
 from tlkd_jax.report.blocks import Section
+from tlkd_jax.runtime.paths import expanded
 
 REPLICATES = 1000
 
@@ -52,8 +53,8 @@ def write(
     FileNotFoundError: a folder does not exist or holds no finished run.
     ValueError: a damaged file, or a pair measured on different examples.
   """
-  out = pathlib.Path(out)
-  found, notes = runs.collect(paths)
+  out = expanded(out)
+  found, notes = runs.collect([expanded(path) for path in paths])
   paired = pairing.pair(found, notes)
   conclusions = [
     answers.draw(

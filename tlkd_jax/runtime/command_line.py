@@ -2,16 +2,17 @@
 
 Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the run
 failed; 2 a mistake in the command, the configuration or a file it names; 130
-stopped at once by Ctrl-C.
+stopped at once by Ctrl-C; 141 who reads the output has left.
 """
 
+import contextlib
 import logging as stdlib_logging
 import os
 import pathlib
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -23,6 +24,7 @@ from tlkd_jax.runtime.errors import (
   UserError,
   unknown_name,
 )
+from tlkd_jax.runtime.paths import expanded
 
 # Loggers of what brings devices to JAX.
 _STARTING_DEVICES = (
@@ -47,11 +49,30 @@ def run_command(
     flag: one of the command's own; help shows those of the same module.
   """
   start_logging()
-  if not _HELP.isdisjoint(sys.argv[1:]):
-    module = flags.FLAGS.find_module_defining_flag(flag.name)
-    print(f'usage: {name()} [flags]\n{flags.FLAGS.module_help(module)}')
-    sys.exit()
-  app.run(main, flags_parser=parse_flags)
+  with reader_may_leave():
+    if not _HELP.isdisjoint(sys.argv[1:]):
+      module = flags.FLAGS.find_module_defining_flag(flag.name)
+      print(f'usage: {name()} [flags]\n{flags.FLAGS.module_help(module)}')
+      sys.exit()
+    app.run(main, flags_parser=parse_flags)
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+  """Ends the process quietly where who reads its output reads no more.
+
+  As with `python -m tlkd_jax.models | head`; the exit code is a shell's for
+  SIGPIPE.
+  """
+  try:
+    try:
+      yield
+    finally:
+      # What is kept back would be written when the interpreter ends.
+      print(end='', flush=True)
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def name() -> str:
@@ -72,6 +93,15 @@ def run_or_fail(work: Callable[[], None]) -> None:
     fail(str(error))
   except RunError as error:
     fail(str(error), code=1)
+  except BrokenPipeError:
+    raise
+  except MemoryError as error:
+    what = f': {error}' if str(error) else ''
+    fail(
+      f'there is not enough memory{what}; a smaller batch_size, image_size or '
+      'data.memory_budget_mib may help',
+      code=1,
+    )
   except OSError as error:
     fail(f'{error}; resume with the same command when it is mended', code=1)
   except Interrupted as stop:
@@ -94,6 +124,7 @@ def use_compilation_cache(folder: str | None) -> None:
     return
   home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   folder = folder or os.path.join(home, 'tlkd_jax', 'compiled')
+  folder = os.path.expanduser(folder)
   jax.config.update('jax_compilation_cache_dir', folder)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
@@ -137,25 +168,43 @@ def find_config(value: str) -> str:
 
   Args:
     value: a file; or the name of one that the package brings, with or without
-      `configs/` and `.py`, where no such file lies here.
+      `configs/` and `.py`, where no such file lies here; or a run, its folder
+      or its config.json, without ARG.
 
   Returns:
     The value with the file's path.
 
   Raises:
-    FileNotFoundError: neither is there.
+    FileNotFoundError: none of these is there.
+    ValueError: a run with ARG.
   """
+  run = expanded(value)
+  if run.suffix == '.json' and run.is_file():
+    return _recorded(run)
   file, colon, arg = value.partition(':')
-  if os.path.isfile(file):
-    return value
+  path = expanded(file)
+  if path.suffix == '.json' and path.is_file():
+    raise ValueError(
+      f'--config {value}: a recorded configuration takes no argument; set '
+      'single keys with --config.KEY=VALUE'
+    )
+  if path.is_file():
+    return f'{path}{colon}{arg}'
   own = {path.stem: path for path in _packaged_configs().glob('[!_]*.py')}
   *folders, stem = pathlib.PurePath(file.removesuffix('.py')).parts or ['']
   if stem in own and folders in ([], ['configs']):
     return f'{own[stem]}{colon}{arg}'
+  if (run / 'config.json').is_file():
+    return _recorded(run / 'config.json')
   raise FileNotFoundError(
-    f'--config {file}: no such file here, nor a configuration of the package: '
-    f'{", ".join(sorted(own))}'
+    f'--config {file}: no such file here, no run with a config.json, nor a '
+    f'configuration of the package: {", ".join(sorted(own))}'
   )
+
+
+def _recorded(path: pathlib.Path) -> str:
+  reader = pathlib.Path(__file__).resolve().parents[1] / 'settings/recorded.py'
+  return f'{reader}:{path}'
 
 
 def _packaged_configs() -> pathlib.Path:

@@ -6,6 +6,7 @@ python -m tlkd_jax.settings > docs/configs.md
 import dataclasses
 from typing import Any
 
+from tlkd_jax.runtime import command_line
 from tlkd_jax.settings.make import make
 from tlkd_jax.settings.rules import MOST_NAMES, Rule
 from tlkd_jax.settings.sections import Teacher
@@ -76,4 +77,5 @@ def _accepted(rule: Rule) -> str:
 
 
 if __name__ == '__main__':
-  print(make_text(), end='')
+  with command_line.reader_may_leave():
+    print(make_text(), end='')

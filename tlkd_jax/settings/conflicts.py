@@ -121,6 +121,23 @@ def of_mutual(
   return lines
 
 
+def of_weights(section: Distillation) -> list[str]:
+  """Weights of which none is ever above 0."""
+  terms = [(section.soft_weight, section)]
+  terms += [(extra.weight, extra) for extra in section.extra.values()]
+  used = any(
+    weight > 0 or (term.schedule != 'constant' and term.end_weight > 0)
+    for weight, term in terms
+  )
+  if used or section.hard_weight > 0:
+    return []
+  return [
+    'distillation.hard_weight is 0.0, and so are distillation.soft_weight and '
+    'the weights of all further losses: nothing would be learned; accepted: '
+    'one of them above 0'
+  ]
+
+
 def of_targets(
   targets: Targets, section: Distillation, augment: Augment
 ) -> list[str]:
@@ -195,16 +212,24 @@ def of_steps(
   teacher: Teacher,
   transfer: Transfer,
 ) -> list[str]:
-  """Runs that are shorter than one update."""
+  """Runs that end before an update, or before all that learns may move."""
   least = optimizer.accumulate_steps
   lengths = {
     'num_steps': num_steps,
     'teacher.num_steps': teacher.num_steps,
     'transfer.probe_steps': transfer.probe_steps,
   }
-  return [
+  lines = [
     f'optimizer.accumulate_steps is {least}, so that {count} steps ({name}) '
     f'make no update; accepted: at most {count}'
     for name, count in lengths.items()
     if 0 < count < least
   ]
+  frozen = optimizer.freeze_until_step
+  if frozen >= num_steps and optimizer.train_only != 'head':
+    lines.append(
+      f'optimizer.freeze_until_step is {frozen}, so that in {num_steps} steps '
+      '(num_steps) nothing but the head would move; accepted: a whole number '
+      "below that, or optimizer.train_only='head', which says so"
+    )
+  return lines

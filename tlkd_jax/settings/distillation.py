@@ -9,6 +9,7 @@ from tlkd_jax.settings.options import check_options
 from tlkd_jax.settings.rules import (
   flag,
   key,
+  location,
   mapping,
   number,
   one_of,
@@ -17,7 +18,6 @@ from tlkd_jax.settings.rules import (
   refuse,
   settle,
   several,
-  text,
   whole,
 )
 from tlkd_jax.settings.sections import TRANSFER_TERMS
@@ -99,12 +99,12 @@ class Distillation:
     '',
     'Images without labels that the student learns from beside the training '
     "images, by the teacher alone: 'folder:PATH'; '' is none.",
-    text(empty=True, start='folder:'),
+    location(empty=True, start='folder:'),
   )
   more_teachers: tuple[str, ...] = key(
     (),
     'Finished runs (workdirs) that teach beside config.teacher.',
-    several(text()),
+    several(location()),
   )
   ensemble: str = key(
     'probabilities',

@@ -1,5 +1,8 @@
 """Settings by arm and a few names; the argument of a configuration file."""
 
+import os
+import re
+from collections.abc import Collection
 from typing import Any
 
 import ml_collections
@@ -119,7 +122,8 @@ def parse_arg(arg: str | None, **defaults) -> dict:
   """Parses 'name=value,flag' strictly against typed defaults.
 
   Args:
-    arg: what follows the colon of `--config FILE:ARG`; None or '' is empty.
+    arg: what follows the colon of `--config FILE:ARG`; None or '' is empty. A
+      comma in a path is written `\\,`, or plainly if the path exists.
     **defaults: every accepted name with its default. The default's type is the
       value's type; a bool may be given bare (`smoke`).
 
@@ -131,7 +135,7 @@ def parse_arg(arg: str | None, **defaults) -> dict:
   """
   values = dict(defaults)
   seen = set()
-  for item in filter(None, (arg or '').split(',')):
+  for item in _items(arg or '', defaults):
     name, given, text = item.partition('=')
     if name not in defaults:
       near = nearest(name, defaults)
@@ -139,12 +143,34 @@ def parse_arg(arg: str | None, **defaults) -> dict:
         f'unknown config argument {name!r}'
         + (f', did you mean {" or ".join(near)}?' if near else ';')
         + f' accepted: {", ".join(defaults)}'
+        + r'; a comma in a path is written \,' * (':' in (arg or ''))
       )
     if name in seen:
       raise ValueError(f'config argument {name!r} is given twice')
     seen.add(name)
     values[name] = _convert(name, text if given else None, defaults[name])
   return values
+
+
+def _items(arg: str, names: Collection[str]) -> list[str]:
+  """'name=value' and flags; a value KIND:PATH may have commas.
+
+  A comma is part of the path where the longer path is there and what follows
+  the comma names no argument; and everywhere after a backslash.
+  """
+  pieces = [p.replace(r'\,', ',') for p in re.split(r'(?<!\\),', arg)]
+  items = []
+  while pieces:
+    item = pieces.pop(0)
+    path = item.partition('=')[2].partition(':')[2]
+    named = [n for n, p in enumerate(pieces) if p.partition('=')[0] in names]
+    for count in range(min([*named, len(pieces)]) if path else 0, 0, -1):
+      rest = ','.join(['', *pieces[:count]])
+      if os.path.exists(os.path.expanduser(path + rest)):
+        item, pieces = item + rest, pieces[count:]
+        break
+    items.append(item)
+  return [item for item in items if item]
 
 
 def _convert(name: str, text: str | None, default):

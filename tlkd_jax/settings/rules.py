@@ -7,13 +7,21 @@ and rule stand in one place. Its `__post_init__` calls `settle`.
 import dataclasses
 import math
 import numbers
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import numpy as np
+
 from tlkd_jax.runtime.errors import nearest, unknown_name
+from tlkd_jax.runtime.paths import expanded
 
 # A longer list of names is not read.
 MOST_NAMES = 12
+# Of float32, in which numbers are computed with; and of int32.
+_LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST = float(np.finfo(np.float32).tiny)
+_MOST = 2**31 - 1
 
 
 class WrongSettings(ValueError):
@@ -63,13 +71,16 @@ def flag() -> Rule:
 
 
 def whole(least: int = 0, most: int | None = None, *, zero=False) -> Rule:
-  """An int in least..most; with `zero`, 0 beside them."""
+  """An int in least..most; with `zero`, 0 beside them.
+
+  Without `most` it is one that int32 holds.
+  """
 
   def accept(value):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
       raise TypeError
     value = int(value)
-    inside = least <= value and (most is None or value <= most)
+    inside = least <= value <= (_MOST if most is None else most)
     if not (inside or zero and value == 0):
       raise ValueError
     return value
@@ -87,13 +98,18 @@ def number(
   above: bool = False,
   below: bool = False,
 ) -> Rule:
-  """A finite number in low..high, without `low` if above, `high` if below."""
+  """A finite number in low..high, without `low` if above, `high` if below.
+
+  What float32 would make infinite, or 0 of another number, is not accepted.
+  """
 
   def accept(value):
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
       raise TypeError
     value = float(value)
-    if not math.isfinite(value):
+    if not math.isfinite(value) or abs(value) > _LARGEST:
+      raise ValueError
+    if 0 < abs(value) < _SMALLEST:
       raise ValueError
     if value < low or value > high:
       raise ValueError
@@ -125,6 +141,20 @@ def text(*, empty: bool = False, start: str = '') -> Rule:
   return Rule(str, accept, words + " or ''" * empty)
 
 
+def location(*, empty: bool = False, start: str = '') -> Rule:
+  """A text that is or may be a path, or KIND:PATH: `~` becomes a home."""
+  plain = text(empty=empty, start=start)
+
+  def accept(value):
+    value = plain.accept(value)
+    kind, tilde, path = value.partition('~')
+    if not tilde or not re.fullmatch(r'(\w+:)?', kind):
+      return value
+    return f'{kind}{expanded(tilde + path)}'
+
+  return dataclasses.replace(plain, accept=accept)
+
+
 def one_of(names: Collection[str]) -> Rule:
   """A text of `names`, which may be a dict that grows later."""
 
@@ -144,7 +174,7 @@ def optional(rule: Rule) -> Rule:
   def accept(value):
     return None if value is None else rule.accept(value)
 
-  words = f'{rule.words}, or None'
+  words = 'None, or one of: ' if rule.names else f'{rule.words}, or None'
   return dataclasses.replace(rule, accept=accept, words=words, optional=True)
 
 

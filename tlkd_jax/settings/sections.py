@@ -10,6 +10,7 @@ from tlkd_jax.settings.rules import (
   Rule,
   interval,
   key,
+  location,
   number,
   one_of,
   optional,
@@ -55,12 +56,12 @@ class Data:
   data_dir: str | None = key(
     None,
     "Where prepared data sets lie; None is TFDS's own default.",
-    optional(text()),
+    optional(location()),
   )
   cache_dir: str | None = key(
     None,
     "Own copies of digits and folders; None is the user's cache folder.",
-    optional(text()),
+    optional(location()),
   )
   num_eval_per_class: int = key(
     0,
@@ -218,12 +219,12 @@ class Student:
     'pretrained',
     "'pretrained' (the variant's own source) | 'scratch' | a file | "
     "'hf-hub:..'.",
-    text(),
+    location(),
   )
   checkpoint: str | None = key(
     None,
     'A finished run (its workdir) to start from; replaces `weights`.',
-    optional(text()),
+    optional(location()),
   )
   head: str = key(
     'new',
@@ -268,7 +269,21 @@ class Teacher(Student):
     whole(0),
   )
   image_size: int = key(
-    0, "Side of the teacher's images; 0 is the student's.", whole(8, zero=True)
+    0,
+    "Side of the teacher's images; 0 is that of its own run where it is "
+    "finished, else the student's.",
+    whole(8, zero=True),
+  )
+  crop: float | None = key(
+    None,
+    "data.crop of the teacher's images; None is that of its own run where it "
+    "is finished, else the student's.",
+    optional(number(0, 1, above=True)),
+  )
+  interpolation: str | None = key(
+    None,
+    'The same, for data.interpolation.',
+    optional(one_of(transforms.INTERPOLATIONS)),
   )
 
   def __post_init__(self):
@@ -303,7 +318,7 @@ class Targets:
   dir: str | None = key(
     None,
     "Where they lie; None is `targets` in the teacher's run.",
-    optional(text()),
+    optional(location()),
   )
 
   def __post_init__(self):

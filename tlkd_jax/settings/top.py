@@ -11,12 +11,12 @@ from tlkd_jax.settings.rules import (
   flag,
   key,
   keys_of,
+  location,
   number,
   one_of,
   refuse,
   section,
   settle,
-  text,
   whole,
 )
 from tlkd_jax.settings.sections import (
@@ -58,7 +58,7 @@ class Settings:
     'digits',
     "'digits' | 'folder:PATH' | 'csv:PATH' | 'imagefolder:PATH' | "
     "'parquet:PATH' | TFDS name | 'arrays:KEY', of data.Dataset.from_arrays.",
-    text(),
+    location(),
   )
   image_size: int = key(64, "Side of the student's images, pixels.", whole(8))
   num_train_per_class: int = key(
@@ -141,6 +141,8 @@ class Settings:
     lines += conflicts.of_stages(guides, self.transfer, student, teacher)
     lines += conflicts.of_protocols(guides)
     lines += conflicts.of_mutual(guides, self.targets, teacher)
+    if self.arm in ('kd', 'compare', 'study'):
+      lines += conflicts.of_weights(guides)
     lines += conflicts.of_targets(self.targets, guides, mixing)
     lines += conflicts.of_transfer(
       self.transfer, guides, mixing, student, self.batch_size

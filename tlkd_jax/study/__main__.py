@@ -9,6 +9,7 @@ from ml_collections.config_flags import config_flags
 from tlkd_jax.runtime import allocator, command_line
 from tlkd_jax.runtime.command_line import fail
 from tlkd_jax.runtime.errors import RunError, as_user_errors
+from tlkd_jax.runtime.paths import expanded
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'configs/study.py[:dataset=NAME,arms=all|grid,smoke]'
@@ -39,6 +40,8 @@ def main(argv: list[str]) -> None:
     fail(f'unexpected arguments: {" ".join(argv[1:])}')
   if _CONFIG.value is None:
     fail('--config is needed, e.g. --config configs/study.py')
+  if _ONLY_REPORT.value and flags.FLAGS['jobs'].present:
+    fail('--jobs is not read with --only_report, which runs nothing')
   command_line.run_or_fail(_study)
 
 
@@ -59,8 +62,8 @@ def _study() -> None:
   from tlkd_jax.study import conduct, workers
   from tlkd_jax.study.matrix import check, make_matrix
 
-  root = pathlib.Path(_WORKDIR.value)
   with as_user_errors():
+    root = expanded(_WORKDIR.value)
     index, count = _parse_shard(_SHARD.value)
     config = settings.from_config(_CONFIG.value)
     matrix = make_matrix(config)

@@ -1,5 +1,6 @@
 """One cell of a study: its run, and the record that says it is finished."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -171,7 +172,7 @@ def _record(
     'changes': {k: v for k, v in cell.changes if k not in _PLACES},
     'teachers': list(cell.teachers),
     'model': config.network(role).name,
-    'image_size': networks.image_size(config, role),
+    'image_size': networks.look(config, role).image_size,
     'num_train': summary['num_train'],
     'best_step': summary['best_step'],
     'best_metric': summary.get('best_metric', 'top1'),
@@ -247,17 +248,21 @@ class Loader:
 
   def __init__(self):
     self._key: str | None = None
-    self._dataset: data.Dataset | None = None
+    self._known: dict[data.Look, data.Dataset] = {}
 
   def __call__(self, config: Settings) -> data.Dataset:
     """The data of a run, see inputs.load_dataset."""
-    key = inputs.data_key(config)
-    if self._dataset is None or key != self._key:
-      # Not both at once in memory.
-      self._dataset = None
-      self._dataset = inputs.load_dataset(config)
-      self._key = key
-      about = balance.lines(config, self._dataset)
-      text = '\n  '.join([self._dataset.describe(), *about])
+    key, looks = inputs.data_key(config), networks.looks(config)
+    # What this run does not need is not kept in memory beside what it needs.
+    kept = self._known if key == self._key else {}
+    self._known = {look: kept[look] for look in looks if look in kept}
+    kept = {}
+    dataset = inputs.load_dataset(config, self._known)
+    if not self._known:
+      about = balance.lines(config, dataset)
+      text = '\n  '.join([dataset.describe(), *about])
       logging.info('%s', text)
-    return self._dataset
+    own = dataclasses.replace(dataset, others=())
+    self._known = dict(zip(looks, (own, *dataset.others), strict=True))
+    self._key = key
+    return dataset

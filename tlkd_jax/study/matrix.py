@@ -161,7 +161,7 @@ def make_config(
   its_cell = next(c for c in matrix if (c.group, c.arm) == (cell.group, first))
   theirs = _without_teachers(config, its_cell)
   role = 'teacher' if its_cell.kind == 'teacher' else 'student'
-  size = networks.image_size(theirs, role)
+  size = networks.look(theirs, role).image_size
   guides = {
     'teacher.name': theirs.network(role).name,
     'teacher.image_size': 0 if size == own.image_size else size,

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from tlkd_jax.data import Look
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import DTYPES
 from tlkd_jax.runtime.errors import RunError
@@ -54,7 +55,14 @@ class Description:
   arm: str
   step: int
 
+  @property
+  def look(self) -> Look:
+    """How its images are cut from the files."""
+    return Look(self.image_size, self.crop, self.interpolation)
 
+
+# Of the runs of a command, as seen from its workdir.
+_BEST_BELOW = '*/checkpoints/best'
 _FIELDS = dataclasses.fields(Learner)
 
 
@@ -243,9 +251,11 @@ def _best_step(workdir: str | pathlib.Path) -> pathlib.Path:
     [p for p in root.glob('*') if p.name.isdigit()] if root.exists() else []
   )
   if not steps:
+    below = sorted(p.parents[1] for p in root.parents[1].glob(_BEST_BELOW))
+    near = f'; below it are {", ".join(map(str, below))}' if below else ''
     raise FileNotFoundError(
       f'no checkpoint in {workdir}: expected the --workdir of a finished run '
-      '(with checkpoints/best/STEP)'
+      f'(with checkpoints/best/STEP){near}'
     )
   return max(steps, key=lambda p: int(p.name))
 

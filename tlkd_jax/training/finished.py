@@ -1,26 +1,33 @@
 """The network of a finished run: described, checked, rebuilt."""
 
+import pathlib
+from collections.abc import Sequence
+
 import jax
+import numpy as np
+from absl import logging
 
 from tlkd_jax import data, models
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.models.network import DTYPES, Loaded, Network
-from tlkd_jax.settings import Settings
-from tlkd_jax.training import checkpoints
+from tlkd_jax.settings import Settings, from_config
+from tlkd_jax.training import checkpoints, workdir
 from tlkd_jax.training.checkpoints import Description
 
 
 def describe(
   settings: Settings, network: Network, dataset: data.Dataset, step: int
 ) -> Description:
-  """What a checkpoint says of its model."""
+  """What a checkpoint says of its model; the network knows its look."""
+  look = network.look
+  assert look is not None
   return Description(
     model=network.model.name,
     num_classes=network.model.num_classes,
     class_names=tuple(dataset.class_names),
-    image_size=network.image_size,
-    crop=settings.data.crop or data.default_crop(settings.dataset),
-    interpolation=settings.data.interpolation,
+    image_size=look.image_size,
+    crop=look.crop,
+    interpolation=look.interpolation,
     dataset=settings.dataset,
     arm=settings.arm,
     compute_dtype=settings.compute_dtype,
@@ -28,23 +35,91 @@ def describe(
   )
 
 
-def restore(run: str, description: Description) -> Loaded:
-  """The best model of a run, rebuilt from its own description."""
+def restore(
+  run: str, description: Description, class_names: Sequence[str] | None = None
+) -> Loaded:
+  """The best model of a run, rebuilt from its own description.
+
+  Args:
+    run: its workdir.
+    description: of its checkpoint.
+    class_names: of the data, in the order that the logits shall have; None is
+      the run's own.
+
+  Raises:
+    ValueError: the files are corrupt, or the classes are others.
+  """
   model = models.create_model(
     description.model, num_classes=description.num_classes
   )
   dtype = DTYPES[description.compute_dtype]
-  network = Network(model, description.image_size, dtype)
-  return Loaded(network, *_read(run, model))
+  look = description.look
+  network = Network(model, look.image_size, dtype, look)
+  order = class_order(run, description, class_names or description.class_names)
+  return Loaded(network, *_read(run, model, order))
 
 
-def check_classes(
-  run: str, description: Description, class_names: list[str]
-) -> None:
-  """Raises ValueError where a run's classes are not those of the data."""
+def check_finished(run: str) -> None:
+  """Raises ValueError where a run was stopped before its end."""
+  reason = unfinished(run)
+  if reason:
+    raise ValueError(
+      f'checkpoint {reason}; finish it with its own command, or name one that '
+      'is finished'
+    )
+
+
+def unfinished(run: str | pathlib.Path) -> str | None:
+  """What is to be said of a run that has no end yet; None of a finished one.
+
+  A folder of another network of a run is as finished as the run.
+  """
+  folder = pathlib.Path(run).absolute()
+  if not (folder / 'config.json').exists():
+    folder = folder.parent
+  config = folder / 'config.json'
+  if not config.exists() or (folder / 'summary.json').exists():
+    return None
+  step = checkpoints.read_description(run).step
+  settings = from_config(workdir.read(folder))
+  return (
+    f'{run} is of a run that was stopped before its end: the best so far is '
+    f'step {step} of {workdir.num_steps(settings)}'
+  )
+
+
+def class_order(
+  run: str, description: Description, class_names: Sequence[str]
+) -> np.ndarray | None:
+  """Where each class of the data is among a run's; None: in its own place.
+
+  Args:
+    run: its workdir, for messages.
+    description: of its checkpoint.
+    class_names: of the data.
+
+  Returns:
+    int[K]; the difference is logged.
+
+  Raises:
+    ValueError: the classes are not the same; the message names which.
+  """
   theirs = list(description.class_names)
   if theirs == list(class_names):
-    return
+    return None
+  if sorted(theirs) != sorted(class_names):
+    raise ValueError(_other_classes(run, theirs, class_names))
+  logging.info(
+    '%s has the classes of the data in another order (%s there, %s here); '
+    'they are matched by name',
+    *(run, _listed(theirs), _listed(class_names)),
+  )
+  return np.asarray([theirs.index(name) for name in class_names])
+
+
+def _other_classes(
+  run: str, theirs: Sequence[str], class_names: Sequence[str]
+) -> str:
   message = (
     f'checkpoint {run} was trained on {len(theirs)} classes, the data has '
     f'{len(class_names)}'
@@ -55,35 +130,54 @@ def check_classes(
   ):
     only = [name for name in ours if name not in set(other)]
     if only:
-      dots = ', ...' if len(only) > 5 else ''
-      message += f'; only in {place}: {", ".join(only[:5])}{dots}'
-  raise ValueError(message)
+      message += f'; only in {place}: {_listed(only)}'
+  return message
+
+
+def _listed(names: Sequence[str]) -> str:
+  return ', '.join(names[:5]) + ', ...' * (len(names) > 5)
 
 
 def read_as(
   run: str, model: Model, class_names: list[str]
 ) -> tuple[Tree, Tree]:
-  """The best (params, model_state) of a run that must be of this model.
+  """The best (params, model_state) of a finished run of this model.
+
+  Its logits have the order of `class_names`.
 
   Raises:
     FileNotFoundError: the run has no checkpoint.
-    ValueError: it is corrupt, or of another model or class set.
+    ValueError: it is corrupt, not finished, or of another model or class set.
   """
   description = checkpoints.read_description(run)
+  check_finished(run)
   if description.model != model.name:
     raise ValueError(
       f'checkpoint {run} holds a {description.model}, the configuration names '
       f'{model.name}'
     )
-  check_classes(run, description, class_names)
-  return _read(run, model)
+  return _read(run, model, class_order(run, description, class_names))
 
 
-def _read(run: str, model: Model) -> tuple[Tree, Tree]:
+def _read(
+  run: str, model: Model, order: np.ndarray | None
+) -> tuple[Tree, Tree]:
   device = jax.local_devices()[0]
   abstract = checkpoints.abstract_like(
     {'params': model.params_shape, 'model_state': model.model_state_shape},
     jax.sharding.SingleDeviceSharding(device),
   )
   restored = checkpoints.read_model(run, abstract)
-  return restored['params'], restored['model_state']
+  params = restored['params']
+  if order is not None:
+    for head in model.spec.head:
+      params = _with_order(params, head.split('.'), order)
+  return params, restored['model_state']
+
+
+def _with_order(params: Tree, path: list[str], order: np.ndarray) -> Tree:
+  """The last axis of what is at `path` in another order."""
+  if not path:
+    return jax.tree.map(lambda x: x[..., order], params)
+  name, *rest = path
+  return params | {name: _with_order(params[name], rest, order)}

@@ -24,7 +24,7 @@ Guide = dict[str, Any]
 def frozen(
   networks: Mapping[str, Network],
   constants: Mapping[str, Tree],
-  images: Array,
+  images: Mapping[str, Array],
   stored: Mapping[str, Tree],
 ) -> dict[str, Guide]:
   """The guides that do not learn.
@@ -33,7 +33,8 @@ def frozen(
     networks: name -> network.
     constants: name -> {'params', 'model_state', ...}; of one whose outputs are
       stored the last layer alone is read.
-    images: float [B, S, S, 3] in 0..255, the views that the learners see.
+    images: name -> float [B, S, S, 3] in 0..255, the views that the learners
+      see, cut as the network looks at them.
     stored: name -> outputs of these views, where they were computed before.
   """
   found = {}
@@ -42,7 +43,7 @@ def frozen(
     if name in stored:
       found[name] = from_outputs(network, given, stored[name])
     else:
-      found[name] = speak(network, given, images)
+      found[name] = speak(network, given, images[name])
   return found
 
 

@@ -1,54 +1,98 @@
 """From settings to batches: data sets, random views, what a step is given."""
 
+import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from tlkd_jax import data
-from tlkd_jax.data import augment, mixing, pipeline, unlabelled
+from tlkd_jax.data import Look, augment, mixing, pipeline, unlabelled
 from tlkd_jax.runtime import sharding
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import checkpoints
+from tlkd_jax.training import networks
 from tlkd_jax.training.step import Mixing
 
 
 def data_key(settings: Settings) -> str:
-  """Two runs of one key have the same data, down to the pixel.
+  """Two runs of one key have the same examples, whatever their looks."""
+  return json.dumps(_examples(settings))
+
+
+def load_dataset(
+  settings: Settings, known: Mapping[Look, data.Dataset] | None = None
+) -> data.Dataset:
+  """Decodes the data set of a run, for each of its networks as it looks.
+
+  Args:
+    settings: of a run, or of 'compare'.
+    known: what is decoded already, of settings with the same `data_key`.
+
+  Returns:
+    The images of the run's own network, with `others` for the rest.
 
   Raises:
-    FileNotFoundError, ValueError: a further teacher is not a finished run.
+    ValueError, FileNotFoundError: see data.load_splits, networks.look.
   """
-  return json.dumps(_data_options(settings))
-
-
-def load_dataset(settings: Settings) -> data.Dataset:
-  """Decodes the data set of a run, large enough for all its networks."""
-  options = _data_options(settings)
-  labelling = data.Labelling(**options.pop('labelling'))
-  return data.load_splits(labelling=labelling, **options)
-
-
-def _data_options(settings: Settings) -> dict[str, Any]:
-  """All that the settings say of the data, as JSON takes it."""
-  more = [
-    checkpoints.read_description(run).image_size
-    for run in settings.distillation.more_teachers
+  looks = networks.looks(settings)
+  found = [
+    (known or {}).get(look) or load_seen(settings, look, len(looks))
+    for look in looks
   ]
+  for other in found[1:]:
+    for split, examples in other.splits.items():
+      same = found[0].splits[split].indices
+      if not np.array_equal(examples.indices, same):
+        raise ValueError(
+          f'{settings.dataset}: {split} was decoded twice, and other images '
+          'could be read the second time; is something writing there?'
+        )
+  return dataclasses.replace(found[0], others=tuple(found[1:]))
+
+
+def load_seen(
+  settings: Settings, look: Look, shared_by: int = 1
+) -> data.Dataset:
+  """Decodes the data set of a run as a network of this look sees it.
+
+  Args:
+    settings: of the run.
+    look: of the network.
+    shared_by: so many looks share the memory that images may take.
+
+  Raises:
+    ValueError, FileNotFoundError: see data.load_splits.
+  """
+  options = _examples(settings)
+  options['memory_budget_bytes'] //= shared_by
+  return data.load_splits(
+    **options | {'labelling': labelling(settings)},
+    image_size=look.image_size,
+    crop_fraction=look.crop,
+    interpolation=look.interpolation,
+  )
+
+
+def labelling(settings: Settings) -> data.Labelling:
+  """What the settings say of how labels are found."""
+  section = settings.data
+  return data.Labelling(
+    image_column=section.image_column,
+    label_column=section.label_column,
+    split_column=section.split_column,
+    pattern=section.pattern,
+  )
+
+
+def _examples(settings: Settings) -> dict[str, Any]:
+  """Which examples a run has, as JSON takes it."""
   section = settings.data
   return {
     'name': settings.dataset,
-    'image_size': max(settings.image_size, settings.teacher.image_size, *more),
-    'crop_fraction': section.crop,
-    'interpolation': section.interpolation,
-    'labelling': {
-      'image_column': section.image_column,
-      'label_column': section.label_column,
-      'split_column': section.split_column,
-      'pattern': section.pattern,
-    },
+    'labelling': dataclasses.asdict(labelling(settings)),
     'num_train_per_class': settings.num_train_per_class or None,
     'train_fraction': settings.train_fraction,
     'num_eval_per_class': section.num_eval_per_class or None,
@@ -60,22 +104,29 @@ def _data_options(settings: Settings) -> dict[str, Any]:
   }
 
 
+def learns_without_labels(settings: Settings) -> bool:
+  """Whether images without labels are among a run's training images."""
+  return settings.arm == 'kd' and settings.distillation.unlabelled != ''
+
+
 def training_data(settings: Settings, dataset: data.Dataset) -> data.Dataset:
   """The data of one run: under a teacher, unlabelled images too.
 
   Raises:
     ValueError, FileNotFoundError: see unlabelled.extend.
   """
-  place = settings.distillation.unlabelled
-  if settings.arm != 'kd' or not place:
+  if not learns_without_labels(settings):
     return dataset
-  return unlabelled.extend(
+  assert dataset.look is not None
+  extended = unlabelled.extend(
     dataset,
-    place,
-    crop_fraction=settings.data.crop,
-    interpolation=settings.data.interpolation,
+    settings.distillation.unlabelled,
+    crop_fraction=dataset.look.crop,
+    interpolation=dataset.look.interpolation,
     on_bad_image=settings.data.on_bad_image,
   )
+  others = tuple(training_data(settings, other) for other in dataset.others)
+  return dataclasses.replace(extended, others=others)
 
 
 def make_augmentation(
@@ -122,6 +173,7 @@ def train_batches(
   dataset: data.Dataset,
   num_steps: int,
   targets: Mapping[str, Callable],
+  looks: Iterable[Look] = (),
 ):
   """The batches of a run, in an order that can be resumed exactly.
 
@@ -130,6 +182,7 @@ def train_batches(
     dataset: from `training_data`.
     num_steps: length of the run.
     targets: name of a teacher -> its stored outputs, () where it is online.
+    looks: of networks that see other images than the run's own.
   """
   views = 0 if settings.arm == 'teacher' else settings.targets.views
   return pipeline.train_iterator(
@@ -140,6 +193,7 @@ def train_batches(
     num_views=views,
     balanced=is_balanced(settings),
     targets=targets,
+    others={str(look): dataset.seen(look).splits['train'] for look in looks},
     **sharding.this_process(),
   )
 

@@ -21,7 +21,7 @@ from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, METRICS
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, RunError, as_user_errors
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import finished, inputs, memory
+from tlkd_jax.training import data_record, finished, inputs, memory
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.checkpoints import Checkpoints, abstract_like
 from tlkd_jax.training.metric_writers import MetricWriter
@@ -73,12 +73,19 @@ def fine_tune(
   """
   with as_user_errors():
     workdirs.check(workdir, settings)
+    record = data_record.of_labelled(dataset)
+    data_record.check(workdir, record)
     workdirs.write(workdir, settings)
+    data_record.write(workdir, record)
     summary_path = workdir / 'summary.json'
     if summary_path.exists():
       logging.info('%s is finished; its summary is returned', workdir)
       return json.loads(summary_path.read_text())
     run = set_up(settings, workdir, dataset, mesh)
+    if inputs.learns_without_labels(settings):
+      more = data_record.of_unlabelled(run.dataset)
+      data_record.check(workdir, more, data_record.UNLABELLED)
+      data_record.write(workdir, more, data_record.UNLABELLED)
   checkpoints = Checkpoints(workdir, settings.keep_checkpoints)
   try:
     state, position = _start(run, checkpoints)
@@ -113,7 +120,7 @@ def _loop(run: Run, state: State, position: Position, checkpoints):
   start = int(state.step)
   begun = time.monotonic()
   batches = inputs.train_batches(
-    run.settings, run.dataset, run.num_steps, stored_targets(run)
+    run.settings, run.dataset, run.num_steps, stored_targets(run), run.looks
   )
   if position.data is not None:
     batches.set_state(position.data)

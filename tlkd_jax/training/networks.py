@@ -13,11 +13,12 @@ import jax
 import numpy as np
 from absl import logging
 
-from tlkd_jax import models
+from tlkd_jax import data, models
+from tlkd_jax.data import Look
 from tlkd_jax.models.functional import Model
 from tlkd_jax.models.network import DTYPES, Loaded, Network
 from tlkd_jax.models.weights import loading
-from tlkd_jax.settings import Settings
+from tlkd_jax.settings import Settings, with_values
 from tlkd_jax.training import checkpoints, finished
 
 # Sets what is drawn for further learners apart from the first one's.
@@ -61,10 +62,46 @@ def seed_of(settings: Settings, name: str) -> int:
   return settings.seed ^ (_OTHER_SEED + number) if number else settings.seed
 
 
-def image_size(settings: Settings, name: str) -> int:
-  """Side of the images that a network sees."""
-  own = settings.teacher.image_size if role(name) == 'teacher' else 0
-  return own or settings.image_size
+def look(settings: Settings, name: str) -> Look:
+  """How a network's images are cut from the files.
+
+  Those of a finished teacher are cut as in its own run, where config.teacher
+  leaves that open; all others as the run's.
+
+  Raises:
+    FileNotFoundError, ValueError: a teacher that is no finished run.
+  """
+  section = settings.data
+  crop = section.crop or data.default_crop(settings.dataset)
+  found = Look(settings.image_size, crop, section.interpolation)
+  run = teacher_runs(settings).get(name)
+  if run is not None:
+    found = checkpoints.read_description(run).look
+  if name not in ('teacher', 'peer'):
+    return found
+  teacher = settings.teacher
+  return Look(
+    teacher.image_size or found.image_size,
+    teacher.crop or found.crop,
+    teacher.interpolation or found.interpolation,
+  )
+
+
+def looks(settings: Settings) -> tuple[Look, ...]:
+  """Those of all networks of a run, each once, its own network's first.
+
+  Of 'compare', which consists of several runs, the student's are first.
+
+  Raises:
+    FileNotFoundError, ValueError: as `look`.
+  """
+  if settings.arm == 'compare':
+    settings = with_values(settings, {'arm': 'kd'})
+  names = [*learner_names(settings), *teacher_runs(settings)]
+  if settings.arm == 'kd' and 'peer' not in names:
+    # One that is not there is fine-tuned before, on the same data.
+    names.append('teacher')
+  return tuple(dict.fromkeys(look(settings, name) for name in names))
 
 
 def load_learners(
@@ -144,12 +181,12 @@ def load_teachers(
 ) -> dict[str, Loaded]:
   """The frozen teachers, from the finished runs that the settings name.
 
-  The first is what config.teacher says, in model and size; the further ones
-  are what their own descriptions say.
+  The first is the model that config.teacher says, the further ones are what
+  their own descriptions say; see `look` for how they look at images.
 
   Raises:
     FileNotFoundError: a run has no checkpoint.
-    ValueError: it is corrupt, or of another model or class set.
+    ValueError: it is corrupt, not finished, or of another model or class set.
   """
   found = {}
   for name, run in teacher_runs(settings).items():
@@ -158,23 +195,26 @@ def load_teachers(
         settings.teacher.name, num_classes=len(class_names)
       )
       variables = finished.read_as(run, model, class_names)
-      found[name] = Loaded(make_network(settings, name, model), *variables)
+      network = make_network(settings, name, model)
+      logging.info('%s sees %s, as in %s', name, network.look, run)
+      found[name] = Loaded(network, *variables)
     else:
       description = checkpoints.read_description(run)
-      finished.check_classes(run, description, class_names)
-      found[name] = finished.restore(run, description)
+      finished.check_finished(run)
+      found[name] = finished.restore(run, description, class_names)
   return found
 
 
 def make_network(settings: Settings, name: str, model: Model) -> Network:
   """How a model of this run looks at images."""
+  own = look(settings, name)
   dtype = DTYPES[settings.compute_dtype]
-  return Network(model, image_size(settings, name), dtype)
+  return Network(model, own.image_size, dtype, own)
 
 
 def _alike(first: Loaded, other: Loaded) -> bool:
   both = first.network, other.network
-  if len({(network.model.name, network.image_size) for network in both}) > 1:
+  if len({(network.model.name, network.look) for network in both}) > 1:
     return False
   same = jax.tree.map(np.array_equal, first.params, other.params)
   return all(jax.tree.leaves(same))

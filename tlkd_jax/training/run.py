@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from tlkd_jax.data import Dataset
+from tlkd_jax.data import Dataset, Look
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Loaded, Network, head_alone, make_eval_step
 from tlkd_jax.runtime import sharding
@@ -22,6 +22,7 @@ from tlkd_jax.training import (
   targets,
 )
 from tlkd_jax.training import start as starts
+from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.state import Beginning
 from tlkd_jax.training.step import Lesson, Mode, as_int32, make_step
 
@@ -43,6 +44,7 @@ class Run:
     start: constants of the guide 'start', {} where no term needs it.
     recipes: of the teachers whose outputs are stored.
     best_metric: of validation, that chooses the best step.
+    looks: of the other networks in the step that see images of their own.
     step: from step.make_step.
     eval_step: of the run's own network.
   """
@@ -59,6 +61,7 @@ class Run:
   start: Tree
   recipes: dict[str, targets.Recipe]
   best_metric: str
+  looks: tuple[Look, ...]
   step: Callable
   eval_step: Callable
 
@@ -85,9 +88,7 @@ def set_up(
   dataset = inputs.training_data(settings, dataset)
   learners = networks.load_learners(settings, dataset.class_names)
   teachers = networks.load_teachers(settings, dataset.class_names)
-  num_steps = settings.num_steps
-  if settings.arm == 'teacher':
-    num_steps = settings.teacher.num_steps or num_steps
+  num_steps = workdirs.num_steps(settings)
   schedule = optimizers.learning_rate_schedule(
     settings.optimizer.learning_rate,
     num_steps,
@@ -96,17 +97,26 @@ def set_up(
   )
   learned = lessons.make_lessons(settings, learners, dataset, schedule)
   own, first = next(iter(learners.items()))
+  dataset = dataset.seen(first.network.look)
   kept = lessons.start_terms(learned[own])
   start = starts.load(settings, kept, first, dataset, mesh) if kept else {}
   frozen = {name: teacher.network for name, teacher in teachers.items()}
-  augmentation = inputs.make_augmentation(settings, dataset)
+  recipes = targets.recipes(settings, learned[own].objective, frozen, dataset)
+  online = [learner.network for learner in learners.values()]
+  online += [network for n, network in frozen.items() if n not in recipes]
+  looks = dict.fromkeys(network.look for network in online)
+  del looks[first.network.look]
   step = make_step(
     learned,
     frozen | ({starts.NAME: first.network} if kept else {}),
-    augmentation,
+    inputs.make_augmentation(settings, dataset),
     schedule,
     make_mode(settings),
     mesh,
+    {
+      look: inputs.make_augmentation(settings, dataset.seen(look))
+      for look in looks
+    },
   )
   return Run(
     settings=settings,
@@ -121,10 +131,9 @@ def set_up(
       settings, learned, learners | teachers, dataset, start
     ),
     start=start,
-    recipes=targets.recipes(
-      settings, learned[own].objective, frozen, augmentation, dataset
-    ),
+    recipes=recipes,
     best_metric=balance.best_metric(settings, dataset),
+    looks=tuple(looks),
     step=step,
     eval_step=make_eval_step(first.network, mesh),
   )

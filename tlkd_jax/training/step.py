@@ -5,8 +5,9 @@ frozen, or their outputs are stored. Every network runs once on the batch; what
 a learner says is a constant in the loss of another that it guides, so that
 none is ahead of the others and their order does not matter.
 
-The batch is uint8; augmentation, resizing and each model's own normalisation
-happen on the device inside the step, so all see the same view. Frozen networks
+The batch is uint8; augmentation and each model's own normalisation happen on
+the device inside the step. All see the same view, each in pixels that were cut
+from the files for it. Frozen networks
 run in evaluation mode; their variables are an argument of their own, never
 donated and never part of the state.
 """
@@ -21,6 +22,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from tlkd_jax.data import Look
 from tlkd_jax.losses import supervised
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.models.network import Network
@@ -84,6 +86,7 @@ def make_step(
   schedule: optax.Schedule,
   mode: Mode,
   mesh: Mesh,
+  others: Mapping[Look, Callable[..., Array]] | None = None,
 ) -> Callable:
   """Builds the update.
 
@@ -94,6 +97,8 @@ def make_step(
     schedule: step -> learning rate, for the metrics.
     mode: of all learners.
     mesh: devices.
+    others: likewise `augmentation`, of the looks of networks that have images
+      of their own in the batch.
 
   Returns:
     step(state, constants, batch) -> (state, metrics): state donated;
@@ -103,6 +108,7 @@ def make_step(
     of every learner but the first with its name before them.
   """
   own = next(iter(lessons.values()))
+  networks = {name: lesson.network for name, lesson in lessons.items()}
 
   def loss_fn(params, state, guides, images, soft_labels, batch, root):
     if mode.head_only:
@@ -116,7 +122,7 @@ def make_step(
       outputs[name], model_states[name] = lesson.network.model.apply(
         params[name]['weights'],
         state.learners[name].model_state,
-        lesson.network.prepare(images),
+        lesson.network.prepare(images[name]),
         train=True,
         norm_train=mode.norm_train,
         # 1 is the losses' own.
@@ -149,9 +155,7 @@ def make_step(
 
   def step(state: State, constants, batch):
     root = constants['seed']
-    images = augmentation(
-      batch['image'], batch['index'], batch['view'], seed=root
-    )
+    views = draw_views(batch, augmentation, others or {}, root)
     soft_labels = supervised.soft_labels(
       batch['label'],
       own.network.model.num_classes,
@@ -163,7 +167,16 @@ def make_step(
         raise ValueError('stored targets are not those of mixed images')
       key = jax.random.fold_in(jax.random.key(root), _MIXING)
       key = jax.random.fold_in(key, state.step)
-      images, soft_labels = mode.mixing(images, soft_labels, key)
+      mixed = {
+        look: mode.mixing(images, soft_labels, key)
+        for look, images in views.items()
+      }
+      views = {look: images for look, (images, _) in mixed.items()}
+      _, soft_labels = mixed[None]
+    images = {
+      name: views.get(network.look, views[None])
+      for name, network in (*networks.items(), *frozen.items())
+    }
     guides = guidance.frozen(frozen, constants['guides'], images, stored)
     params = {name: part.params for name, part in state.learners.items()}
     grads, (model_states, memories, metrics) = jax.grad(loss_fn, has_aux=True)(
@@ -196,6 +209,23 @@ def make_step(
     in_shardings=(copied, copied, split),
     out_shardings=(copied, copied),
   )
+
+
+def draw_views(
+  batch: Mapping[str, Any],
+  augmentation: Callable[..., Array],
+  others: Mapping[Look, Callable[..., Array]],
+  seed: Array,
+) -> dict[Look | None, Array]:
+  """One view of each example, for each look; None is that of the run's own."""
+
+  def draw(augmentation, images):
+    return augmentation(images, batch['index'], batch['view'], seed=seed)
+
+  views: dict[Look | None, Array] = {None: draw(augmentation, batch['image'])}
+  for look, other in others.items():
+    views[look] = draw(other, batch['others'][str(look)])
+  return views
 
 
 def as_int32(seed: int) -> np.ndarray:

@@ -42,7 +42,7 @@ def finish(run: Run, progress) -> dict[str, Any]:
     predictions = predict(run, run.eval_step, variables, split)
     teacher = None
     if guide_step is not None:
-      teacher = predict(run, guide_step, theirs, split)
+      teacher = predict(run, guide_step, theirs, split, guide)
       summary['teacher'][split] = evaluate.summarize(teacher)
     summary[own][split] = evaluate.summarize(predictions, teacher)
     if sharding.is_lead():
@@ -67,10 +67,13 @@ def finish(run: Run, progress) -> dict[str, Any]:
   return summary
 
 
-def predict(run: Run, eval_step, variables, split: str) -> evaluate.Predictions:
-  """Predictions on a split of the run's data."""
+def predict(
+  run: Run, eval_step, variables, split: str, name: str = ''
+) -> evaluate.Predictions:
+  """Predictions of a network, by default the run's own, on a split."""
+  loaded = (run.learners | run.teachers)[name or run.own]
   batches = pipeline.eval_batches(
-    run.dataset.splits[split],
+    run.dataset.seen(loaded.network.look).splits[split],
     run.settings.batch_size,
     **sharding.this_process(),
   )

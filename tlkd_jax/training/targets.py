@@ -127,7 +127,6 @@ def recipes(
   settings: Settings,
   objective: Objective,
   teachers: Mapping[str, Network],
-  augmentation: functools.partial,
   dataset: Dataset,
 ) -> dict[str, Recipe]:
   """What is to be stored of each teacher; {} where they are online."""
@@ -142,8 +141,8 @@ def recipes(
       ).expanduser(),
       teacher,
       outputs_read(objective),
-      augmentation,
-      dataset.splits['train'],
+      inputs.make_augmentation(settings, dataset.seen(teacher.look)),
+      dataset.seen(teacher.look).splits['train'],
       section.views,
       settings.batch_size,
       inputs.is_balanced(settings),

@@ -1,6 +1,7 @@
 """A run's folder and its record of the settings.
 
 config.json        every setting
+data.json.gz       the files, classes and splits that it began with
 summary.json       written when the run is finished
 metrics.jsonl      the course of training, tensorboard/ beside it
 predictions/       logits, labels, indices of validation and test
@@ -26,7 +27,7 @@ def check(workdir: pathlib.Path, settings: Settings) -> None:
 
   Raises:
     ValueError: the folder holds a run of another configuration; the message
-      lists the differing keys.
+      lists the differing keys, and says what becomes of a longer run.
   """
   if not (workdir / 'config.json').exists():
     return
@@ -40,7 +41,29 @@ def check(workdir: pathlib.Path, settings: Settings) -> None:
     != _as_compared(key, new.get(key, '-'))
   ]
   if changed:
-    raise another_configuration(workdir, old, new, changed, 'that one')
+    error = another_configuration(workdir, old, new, changed, 'that one')
+    longer = _length(new) > _length(old)
+    if longer and set(changed) <= {'num_steps', 'teacher.num_steps'}:
+      raise ValueError(f'{error}\n{_how_to_go_on(workdir, settings)}')
+    raise error
+
+
+def _how_to_go_on(workdir: pathlib.Path, settings: Settings) -> str:
+  """What to do for a run of more steps than the one that is there."""
+  if not (workdir / 'summary.json').exists():
+    return (
+      'its learning rate falls to the end of its own steps, so that it cannot '
+      'be made longer; the number it was begun with finishes it'
+    )
+  section = 'teacher' if settings.arm == 'teacher' else 'student'
+  own = settings.arm == 'teacher' and settings.teacher.num_steps
+  steps = f'{"teacher." if own else ""}num_steps={num_steps(settings)}'
+  return (
+    'it is finished, and its learning rate has fallen to its end. More steps '
+    'are a run of their own, with a schedule of their own, from its best '
+    f'state:\n  --config={workdir}/config.json --config.{steps} '
+    f'--config.{section}.checkpoint={workdir} --workdir=ANOTHER'
+  )
 
 
 def another_configuration(
@@ -69,6 +92,16 @@ def write(workdir: pathlib.Path, settings: Settings) -> None:
   if sharding.is_lead() and not path.exists():
     workdir.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps(as_json(settings), indent=1))
+
+
+def num_steps(settings: Settings) -> int:
+  """The length of a run."""
+  return _length(flatten(as_json(settings)))
+
+
+def _length(flat: dict[str, Any]) -> int:
+  own = flat['teacher.num_steps'] if flat['arm'] == 'teacher' else 0
+  return own or flat['num_steps']
 
 
 def as_json(settings: Settings) -> dict[str, Any]:

@@ -1,0 +1,29 @@
+"""The configuration that a run has recorded: `--config RUN/config.json`.
+
+A file for `--config` like those of `configs/`; its argument is the record.
+"""
+
+import json
+import pathlib
+
+import ml_collections
+
+from tlkd_jax.settings.door import from_config, to_config_dict
+
+
+def get_config(arg: str) -> ml_collections.ConfigDict:
+  """The configuration in a config.json.
+
+  Args:
+    arg: the file.
+
+  Raises:
+    ValueError: it is damaged, or holds no configuration.
+  """
+  try:
+    recorded = json.loads(pathlib.Path(arg).read_text())
+  except ValueError as error:
+    raise ValueError(f'{arg} is damaged: {error}') from error
+  if not isinstance(recorded, dict) or 'arm' not in recorded:
+    raise ValueError(f"{arg} is no run's config.json: it names no arm")
+  return to_config_dict(from_config(recorded))
