@@ -8,7 +8,7 @@ import pytest
 from tests import tiny
 from tests.workdirs import arrays
 from tlkd_jax import arms
-from tlkd_jax.evaluation import calibration, metrics
+from tlkd_jax.evaluation import calibration, metrics, teaching
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import UserError
 from tlkd_jax.training import folds, inputs, logistic, loop, networks, probes
@@ -208,3 +208,40 @@ def test_a_class_of_one_image_has_no_folds(cache_dir, tmp_path):
   )
   with pytest.raises(UserError, match='class 0 has 1 training image'):
     arms.run(config, tmp_path, sharding.make_mesh())
+
+
+def test_what_the_teacher_says_is_measured(teacher, student, cache_dir):
+  """On the first view of the training images by the head that speaks there."""
+  config, workdir = teacher
+  summary = json.loads((student['online'] / 'summary.json').read_text())
+  said = summary['teacher_says']['teacher']
+  settings = tiny.make_config(
+    'kd',
+    cache_dir,
+    teacher__checkpoint=str(workdir),
+    augment__crop='random_resized',
+  )
+  dataset = inputs.load_dataset(settings)
+  split = dataset.splits['train']
+  run = run_parts.set_up(config, workdir, dataset, sharding.make_mesh())
+  features = probes.compute_features(run, 1)[:, 1]
+  (loaded,) = networks.load_teachers(settings, dataset.class_names).values()
+  if loaded.folds is None:
+    layer = loaded.params['head']
+    logits = features @ np.asarray(layer['kernel']) + np.asarray(layer['bias'])
+  else:
+    placed = folds.place(loaded.folds, split)
+    logits = np.asarray(folds.logits(placed, features, split.indices))
+  expected = teaching.describe(logits, split.labels, 2.0)
+  assert said['training views'] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+  assert said['temperature'] == 2.0
+  assert 0 < said['validation']['p_label'] < 1
+
+
+def test_what_is_said_is_measured_once(student):
+  """Bitwise the same summary, however the targets came."""
+  online, cached = (
+    json.loads((student[mode] / 'teacher_says.json').read_text())
+    for mode in ('online', 'cached')
+  )
+  assert online == cached

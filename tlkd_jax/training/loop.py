@@ -21,7 +21,7 @@ from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, METRICS
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, RunError, as_user_errors
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import data_record, finished, inputs, memory, probes
+from tlkd_jax.training import data_record, finished, inputs, memory, probes, says
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.checkpoints import Checkpoints, abstract_like
 from tlkd_jax.training.metric_writers import MetricWriter
@@ -91,6 +91,7 @@ def fine_tune(
   checkpoints = Checkpoints(workdir, settings.keep_checkpoints)
   try:
     state, position = _start(run, checkpoints)
+    says.measure(run)
     if int(state.step) < run.num_steps and not _stalled(settings, position):
       state, position = _loop(run, state, position, checkpoints)
     return finish(run, position)
