@@ -21,7 +21,14 @@ from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, METRICS
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, RunError, as_user_errors
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import data_record, finished, inputs, memory, probes, says
+from tlkd_jax.training import (
+  data_record,
+  finished,
+  inputs,
+  memory,
+  probes,
+  says,
+)
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.checkpoints import Checkpoints, abstract_like
 from tlkd_jax.training.metric_writers import MetricWriter
