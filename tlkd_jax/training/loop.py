@@ -98,7 +98,6 @@ def fine_tune(
   checkpoints = Checkpoints(workdir, settings.keep_checkpoints)
   try:
     state, position = _start(run, checkpoints)
-    says.measure(run)
     if int(state.step) < run.num_steps and not _stalled(settings, position):
       state, position = _loop(run, state, position, checkpoints)
     return finish(run, position)
@@ -129,13 +128,15 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[State, Position]:
 def _loop(run: Run, state: State, position: Position, checkpoints):
   start = int(state.step)
   begun = time.monotonic()
+  stored = stored_targets(run)
   batches = inputs.train_batches(
-    run.settings, run.dataset, run.num_steps, stored_targets(run), run.looks
+    run.settings, run.dataset, run.num_steps, stored, run.looks
   )
   if position.data is not None:
     batches.set_state(position.data)
   # The teacher's stored targets are part of what the run costs.
   position.seconds += time.monotonic() - begun
+  says.measure(run, stored)
   writer = MetricWriter(run.workdir, start) if sharding.is_lead() else None
   shown = Progress(run.settings.arm, start, run.num_steps)
   try:
