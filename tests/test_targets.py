@@ -294,7 +294,7 @@ def test_fingerprint_names_what_changed(change, named, cache_dir, compare_run):
       dataset,
     ).values()
     assert recipe.root == compare_run / 'teacher' / 'targets'
-    variables = teacher.params, teacher.model_state
+    variables = run_parts.constants(teacher, dataset.splits['train'])
     return json.loads(json.dumps(recipe.fingerprint(variables, mesh)))
 
   old, new = fingerprint(), fingerprint(**change)
@@ -323,15 +323,16 @@ def test_weights_decide_the_digest():
   """Values, shapes, names, and which are parameters."""
   ones = np.ones((2, 3), np.float32)
   trees = [
-    ({'a': {'kernel': ones}}, {}),
-    ({'a': {'kernel': ones.reshape(3, 2)}}, {}),
-    ({'a': {'scale': ones}}, {}),
-    ({'a': {'kernel': np.nextafter(ones, 2)}}, {}),
-    ({}, {'a': {'kernel': ones}}),
+    {'params': {'a': {'kernel': ones}}},
+    {'params': {'a': {'kernel': ones.reshape(3, 2)}}},
+    {'params': {'a': {'scale': ones}}},
+    {'params': {'a': {'kernel': np.nextafter(ones, 2)}}},
+    {'params': {}, 'model_state': {'a': {'kernel': ones}}},
+    {'params': {'a': {'kernel': ones}}, 'folds': {'bias': ones}},
   ]
-  assert len({targets._digest(variables) for variables in trees}) == 5
+  assert len({targets._digest(variables) for variables in trees}) == 6
   assert targets._digest(trees[0]) == targets._digest(
-    ({'a': {'kernel': ones.copy()}}, {})
+    {'params': {'a': {'kernel': ones.copy()}}}
   )
 
 

@@ -49,6 +49,8 @@ class Loaded:
   network: Network
   params: Tree
   model_state: Tree
+  # Of a cross-fitted teacher; see training/folds.py.
+  folds: Tree | None = None
 
 
 def make_eval_step(network: Network, mesh: Mesh) -> Callable:
@@ -87,6 +89,17 @@ def head_alone(model: Model, params: Tree) -> Tree:
   for name in reversed(model.spec.head[0].split('.')):
     cut = {name: cut}
   return cut
+
+
+def with_last_layer(model: Model, params: Tree, layer: Tree) -> Tree:
+  """The parameters with another {'kernel', 'bias'} in their head."""
+
+  def replaced(tree, path):
+    if not path:
+      return layer
+    return tree | {path[0]: replaced(tree[path[0]], path[1:])}
+
+  return replaced(params, model.spec.head[0].split('.'))
 
 
 def output_shapes(network: Network, image_size: int) -> dict[str, Any]:

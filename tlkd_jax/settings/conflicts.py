@@ -94,6 +94,16 @@ def of_protocols(section: Distillation) -> list[str]:
   return []
 
 
+def of_fits(arm: str, student: Student) -> list[str]:
+  """A student that no teacher guides."""
+  if student.fit == 'finetuned' or arm in ('teacher', 'tl'):
+    return []
+  return [
+    f'student.fit is {student.fit!r}, which learns from labels alone, of arm '
+    f'tl; arm is {arm!r}; accepted: finetuned'
+  ]
+
+
 def of_mutual(
   section: Distillation, targets: Targets, teacher: Teacher
 ) -> list[str]:
@@ -106,6 +116,8 @@ def of_mutual(
     'distillation.generations': (section.generations, 1),
     'targets.mode': (targets.mode, 'online'),
     'teacher.num_steps': (teacher.num_steps, 0),
+    'teacher.fit': (teacher.fit, 'finetuned'),
+    'teacher.label_smoothing': (teacher.label_smoothing, 0.0),
   }
   lines = [
     f'{name} is {value!r}, and with distillation.mutual the teacher learns '

@@ -23,6 +23,8 @@ from tlkd_jax.settings.rules import (
 
 OPTIMIZERS = ('sgd', 'adamw')
 BALANCES = ('none', 'sampling', 'logit_adjustment')
+STUDENT_FITS = ('finetuned', 'probed')
+TEACHER_FITS = ('finetuned', 'early', 'probed', 'crossfitted')
 FLIPS = ('auto', 'on', 'off')
 TARGET_MODES = ('online', 'cached')
 TARGET_DTYPES = ('float16', 'float32')
@@ -239,6 +241,22 @@ class Student:
   )
   dropout: float | None = key(None, 'None: as published.', optional(_RATE))
   drop_path: float = key(0.0, 'Stochastic depth of the deepest block.', _RATE)
+  fit: str = key(
+    'finetuned',
+    "'probed' leaves the backbone as it starts and fits the last layer by "
+    'logistic regression; of arm tl.',
+    one_of(STUDENT_FITS),
+  )
+  probe_views: int = key(
+    4,
+    'Of a probe: random views of each image, beside the image as evaluated.',
+    whole(0),
+  )
+  probe_folds: int = key(
+    5,
+    'Of a probe: folds of the cross-validation that chooses its strength.',
+    whole(3),
+  )
 
   def __post_init__(self):
     refuse(settle(self, 'student') or self._wrong('student'))
@@ -285,6 +303,15 @@ class Teacher(Student):
     'The same, for data.interpolation.',
     optional(one_of(transforms.INTERPOLATIONS)),
   )
+  fit: str = key(
+    'finetuned',
+    "How it learns: 'finetuned'; 'early', the step with the least validation "
+    "NLL after temperature scaling; 'probed', logistic regression on its "
+    "frozen features; 'crossfitted', a probe for each of probe_folds, of which "
+    'the one that never saw an image speaks of it.',
+    one_of(TEACHER_FITS),
+  )
+  label_smoothing: float = key(0.0, "Of the teacher's own fine-tuning.", _RATE)
 
   def __post_init__(self):
     refuse(settle(self, 'teacher') or self._wrong('teacher'))

@@ -134,12 +134,19 @@ class Settings:
     """The section of a network: 'student' or 'teacher'."""
     return {'student': self.student, 'teacher': self.teacher}[role]
 
+  @property
+  def fit(self) -> str:
+    """How the run's own network learns."""
+    fits = {'teacher': self.teacher.fit, 'tl': self.student.fit}
+    return fits.get(self.arm, 'finetuned')
+
   def _conflicts(self) -> list[str]:
     guides, mixing = self.distillation, self.augment
     student, teacher = self.student, self.teacher
     lines = conflicts.of_losses(guides, mixing)
     lines += conflicts.of_stages(guides, self.transfer, student, teacher)
     lines += conflicts.of_protocols(guides)
+    lines += conflicts.of_fits(self.arm, student)
     lines += conflicts.of_mutual(guides, self.targets, teacher)
     if self.arm in ('kd', 'compare', 'study'):
       lines += conflicts.of_weights(guides)

@@ -17,7 +17,8 @@ GRID_DEFAULT = 'kd_T2_w1'
 
 _TEACHER = StudyArm('teacher', 'teacher')
 _TL = StudyArm('tl', 'TL')
-_PROBE = {'optimizer.train_only': 'head', 'optimizer.learning_rate': 1e-2}
+# The floor: logistic regression on the features of the pretrained network.
+_PROBE = {'student.fit': 'probed'}
 _L2_SP = {'transfer.l2_sp': 0.1, 'transfer.l2_sp_head': 0.01}
 
 
@@ -51,6 +52,36 @@ def _of_losses() -> dict[str, StudyArm]:
   return arms
 
 
+def _fitted(fit: str, label: str) -> StudyArm:
+  return StudyArm('teacher', label, (), {'teacher.fit': fit})
+
+
+def _kinds_of_teacher() -> dict[str, StudyArm]:
+  """Every kind alone and with its students, beside TL in two forms."""
+  smoothed = {'teacher.label_smoothing': 0.1}
+  teachers = {
+    'finetuned': _TEACHER,
+    'smoothed': StudyArm('teacher', 'smoothed teacher', (), smoothed),
+    'early': _fitted('early', 'early teacher'),
+    'probed': _fitted('probed', 'probed teacher'),
+    'crossfitted': _fitted('crossfitted', 'cross-fitted teacher'),
+  }
+  arms = {
+    'tl': _TL,
+    'tl_label_smoothing': StudyArm(
+      'tl', 'TL + label smoothing', (), {'label_smoothing': 0.1}
+    ),
+    'linear_probe': StudyArm('tl', 'linear probe', (), _PROBE),
+  }
+  for fit, teacher in teachers.items():
+    name = 'teacher' if teacher is _TEACHER else f'teacher_{fit}'
+    arms[name] = teacher
+    student = 'kd' if teacher is _TEACHER else f'kd_{fit}_teacher'
+    label = 'TL+KD' if teacher is _TEACHER else f'TL+KD, {teacher.label}'
+    arms[student] = StudyArm('kd', label, (name,))
+  return arms
+
+
 # Group of `configs/study.py:arms=GROUP` -> name -> arm.
 ARMS: dict[str, dict[str, StudyArm]] = {
   # Does the teacher help?
@@ -65,9 +96,10 @@ ARMS: dict[str, dict[str, StudyArm]] = {
     # Born again: the teacher is the finished TL student of the same seed.
     'tl_self_distillation': StudyArm('kd', 'TL + self-distillation', ('tl',)),
     'kd': StudyArm('kd', 'TL+KD', ('teacher',)),
-    # A linear probe of the same network.
-    'teacher_weak': StudyArm('teacher', 'weak teacher', (), _PROBE),
-    'kd_weak_teacher': StudyArm('kd', 'TL+KD, weak teacher', ('teacher_weak',)),
+    'teacher_probed': _fitted('probed', 'probed teacher'),
+    'kd_probed_teacher': StudyArm(
+      'kd', 'TL+KD, probed teacher', ('teacher_probed',)
+    ),
     # Its image size is HIGH_RESOLUTION times the student's, see `make_arms`.
     'teacher_high_res': StudyArm('teacher', 'high-resolution teacher'),
     'kd_high_res_teacher': StudyArm(
@@ -78,6 +110,8 @@ ARMS: dict[str, dict[str, StudyArm]] = {
       'kd', 'TL+KD, three teachers', ('teacher', 'teacher_high_res', 'tl')
     ),
   },
+  # Which kind of teacher has something to say?
+  'teachers': _kinds_of_teacher(),
   # Temperature x soft weight.
   'grid': _grid(),
   # Baselines; `make_arms` adds every loss. Weights of the transfer terms were

@@ -11,7 +11,7 @@ from tlkd_jax import data, models
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.models.network import DTYPES, Loaded, Network
 from tlkd_jax.settings import Settings, from_config
-from tlkd_jax.training import checkpoints, workdir
+from tlkd_jax.training import checkpoints, folds, workdir
 from tlkd_jax.training.checkpoints import Description
 
 
@@ -56,7 +56,8 @@ def restore(
   look = description.look
   network = Network(model, look.image_size, dtype, look)
   order = class_order(run, description, class_names or description.class_names)
-  return Loaded(network, *_read(run, model, order))
+  variables = _read(run, model, order)
+  return Loaded(network, *variables, folds.read(run, order))
 
 
 def check_finished(run: str) -> None:
@@ -157,6 +158,16 @@ def read_as(
       f'{model.name}'
     )
   return _read(run, model, class_order(run, description, class_names))
+
+
+def read_folds(run: str, class_names: list[str]) -> Tree | None:
+  """The heads of a cross-fitted run; None of another.
+
+  Raises:
+    FileNotFoundError, ValueError: as `read_as`.
+  """
+  description = checkpoints.read_description(run)
+  return folds.read(run, class_order(run, description, class_names))
 
 
 def _read(

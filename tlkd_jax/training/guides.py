@@ -16,6 +16,7 @@ import jax
 
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Network, last_layer
+from tlkd_jax.training import folds
 
 Array = jax.Array
 Guide = dict[str, Any]
@@ -26,6 +27,7 @@ def frozen(
   constants: Mapping[str, Tree],
   images: Mapping[str, Array],
   stored: Mapping[str, Tree],
+  index: Array,
 ) -> dict[str, Guide]:
   """The guides that do not learn.
 
@@ -36,6 +38,7 @@ def frozen(
     images: name -> float [B, S, S, 3] in 0..255, the views that the learners
       see, cut as the network looks at them.
     stored: name -> outputs of these views, where they were computed before.
+    index: int [B], of the images in their split.
   """
   found = {}
   for name, network in networks.items():
@@ -43,15 +46,21 @@ def frozen(
     if name in stored:
       found[name] = from_outputs(network, given, stored[name])
     else:
-      found[name] = speak(network, given, images[name])
+      found[name] = speak(network, given, images[name], index)
   return found
 
 
-def speak(network: Network, constants: Tree, images: Array) -> Guide:
+def speak(
+  network: Network, constants: Tree, images: Array, index: Array
+) -> Guide:
   """What a frozen network says of a batch."""
   outputs, _ = network.model.apply(
     constants['params'], constants['model_state'], network.prepare(images)
   )
+  if 'folds' in constants:
+    pre_logits = outputs['pre_logits']
+    said = folds.logits(constants['folds'], pre_logits, index)
+    outputs = outputs | {'logits': said}
   return from_outputs(network, constants, outputs)
 
 

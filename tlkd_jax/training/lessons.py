@@ -43,9 +43,8 @@ def make_objective(
   """
   adjustment = balance.adjustment(settings, dataset)
   if not guided:
-    return Objective(
-      label_smoothing=settings.label_smoothing, adjustment=adjustment
-    )
+    own = settings.teacher if settings.arm == 'teacher' else settings
+    return Objective(label_smoothing=own.label_smoothing, adjustment=adjustment)
   section = settings.distillation
   terms = [_make_term(settings, section.loss, section, section.soft_weight)]
   for name, extra in section.extra.items():

@@ -16,12 +16,19 @@ from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax.data import Dataset
-from tlkd_jax.evaluation import evaluate
+from tlkd_jax.evaluation import calibration, evaluate
 from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, METRICS
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, RunError, as_user_errors
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import data_record, finished, inputs, memory
+from tlkd_jax.training import (
+  data_record,
+  finished,
+  inputs,
+  memory,
+  probes,
+  says,
+)
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.checkpoints import Checkpoints, abstract_like
 from tlkd_jax.training.metric_writers import MetricWriter
@@ -86,6 +93,8 @@ def fine_tune(
       more = data_record.of_unlabelled(run.dataset)
       data_record.check(workdir, more, data_record.UNLABELLED)
       data_record.write(workdir, more, data_record.UNLABELLED)
+  if settings.fit in probes.KINDS:
+    return probes.fit(run)
   checkpoints = Checkpoints(workdir, settings.keep_checkpoints)
   try:
     state, position = _start(run, checkpoints)
@@ -119,13 +128,15 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[State, Position]:
 def _loop(run: Run, state: State, position: Position, checkpoints):
   start = int(state.step)
   begun = time.monotonic()
+  stored = stored_targets(run)
   batches = inputs.train_batches(
-    run.settings, run.dataset, run.num_steps, stored_targets(run), run.looks
+    run.settings, run.dataset, run.num_steps, stored, run.looks
   )
   if position.data is not None:
     batches.set_state(position.data)
   # The teacher's stored targets are part of what the run costs.
   position.seconds += time.monotonic() - begun
+  says.measure(run, stored)
   writer = MetricWriter(run.workdir, start) if sharding.is_lead() else None
   shown = Progress(run.settings.arm, start, run.num_steps)
   try:
@@ -244,8 +255,12 @@ def _evaluate(run, state, position, number, writer, checkpoints, shown):
   scalars = {k: v for k, v in summary.items() if isinstance(v, float)}
   _write(writer, number, 'validation', scalars)
   shown.message(number, scalars)
-  value = METRICS[run.best_metric](predictions.logits, predictions.labels)
-  sign = -1.0 if run.best_metric in LOWER_IS_BETTER else 1.0
+  metric, logits = run.best_metric, predictions.logits
+  if run.settings.fit == 'early':
+    metric = 'nll'
+    logits = logits / calibration.fit_temperature(logits, predictions.labels)
+  value = METRICS[metric](logits, predictions.labels)
+  sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
   if position.best_value is None or sign * value > sign * position.best_value:
     position.best_value = value
     position.best_step = number

@@ -197,7 +197,8 @@ def load_teachers(
       variables = finished.read_as(run, model, class_names)
       network = make_network(settings, name, model)
       logging.info('%s sees %s, as in %s', name, network.look, run)
-      found[name] = Loaded(network, *variables)
+      folds = finished.read_folds(run, class_names)
+      found[name] = Loaded(network, *variables, folds)
     else:
       description = checkpoints.read_description(run)
       finished.check_finished(run)

@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from tlkd_jax.data import Dataset, Look
+from tlkd_jax.data import Dataset, Look, Split
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Loaded, Network, head_alone, make_eval_step
 from tlkd_jax.runtime import sharding
@@ -15,6 +15,7 @@ from tlkd_jax.runtime.errors import as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
   balance,
+  folds,
   inputs,
   lessons,
   networks,
@@ -161,7 +162,7 @@ def stored_targets(run: Run) -> dict[str, targets.Targets]:
     return {
       name: targets.prepare(
         recipe,
-        (run.teachers[name].params, run.teachers[name].model_state),
+        constants(run.teachers[name], run.dataset.splits['train']),
         run.num_steps,
         run.mesh,
       )
@@ -171,8 +172,9 @@ def stored_targets(run: Run) -> dict[str, targets.Targets]:
 
 def make_constants(run: Run) -> dict[str, Any]:
   """What the step reads beside state and batch, on the devices."""
+  split = run.dataset.splits['train']
   guides = {
-    name: constants(teacher, head_only=name in run.recipes)
+    name: constants(teacher, split, head_only=name in run.recipes)
     for name, teacher in run.teachers.items()
   }
   if run.start:
@@ -181,9 +183,12 @@ def make_constants(run: Run) -> dict[str, Any]:
   return sharding.replicate({'guides': guides, 'seed': seed}, run.mesh)
 
 
-def constants(loaded: Loaded, *, head_only: bool = False) -> Tree:
-  """A frozen network among the constants of a step."""
+def constants(loaded: Loaded, split: Split, *, head_only: bool = False) -> Tree:
+  """A frozen network among the constants of a step on a split."""
   if head_only:
     params = head_alone(loaded.network.model, loaded.params)
     return {'params': params, 'model_state': {}}
-  return {'params': loaded.params, 'model_state': loaded.model_state}
+  found = {'params': loaded.params, 'model_state': loaded.model_state}
+  if loaded.folds is not None:
+    found['folds'] = folds.place(loaded.folds, split)
+  return found

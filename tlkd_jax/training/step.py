@@ -177,7 +177,9 @@ def make_step(
       name: views.get(network.look, views[None])
       for name, network in (*networks.items(), *frozen.items())
     }
-    guides = guidance.frozen(frozen, constants['guides'], images, stored)
+    guides = guidance.frozen(
+      frozen, constants['guides'], images, stored, batch['index']
+    )
     params = {name: part.params for name, part in state.learners.items()}
     grads, (model_states, memories, metrics) = jax.grad(loss_fn, has_aux=True)(
       params, state, guides, images, soft_labels, batch, root

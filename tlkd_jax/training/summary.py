@@ -15,6 +15,8 @@ from tlkd_jax.training.checkpoints import abstract_like, folder_of, read_model
 from tlkd_jax.training.run import Run
 
 SPLITS = ('validation', 'test')
+# What says.py measures of the teachers before a run.
+SAYS = 'teacher_says.json'
 
 
 def finish(run: Run, progress) -> dict[str, Any]:
@@ -61,6 +63,9 @@ def finish(run: Run, progress) -> dict[str, Any]:
     'notes': list(run.dataset.notes),
     'data': run.dataset.facts,
   }
+  said = run.workdir / SAYS
+  if said.exists():
+    summary['teacher_says'] = json.loads(said.read_text())
   if sharding.is_lead():
     path = run.workdir / 'summary.json'
     replace_text(path, json.dumps(summary, indent=1))

@@ -79,7 +79,7 @@ class Recipe:
     widths = {name: shapes[name].shape[-1] for name in self.outputs}
     return Layout(widths, self.dtype, self.top_k)
 
-  def fingerprint(self, variables: tuple[Tree, Tree], mesh: Mesh) -> dict:
+  def fingerprint(self, variables: Tree, mesh: Mesh) -> dict:
     """JSON-able; differs wherever the stored numbers may differ."""
     spec = self.teacher.model.spec
     options = {k: repr(v) for k, v in self.augmentation.keywords.items()}
@@ -155,7 +155,7 @@ def recipes(
 
 def prepare(
   recipe: Recipe,
-  variables: tuple[Tree, Tree],
+  variables: Tree,
   num_steps: int,
   mesh: Mesh,
 ) -> Targets:
@@ -166,7 +166,7 @@ def prepare(
 
   Args:
     recipe: what the targets are of.
-    variables: the teacher's (params, model_state), on the host.
+    variables: the teacher's, on the host; from run.constants.
     num_steps: batches of the run.
     mesh: devices.
 
@@ -213,8 +213,7 @@ def _fill(store, recipe, variables, first, layout, mesh) -> None:
     return
   compute = make_compute(recipe, mesh)
   seed = as_int32(recipe.augmentation.keywords['seed'])
-  given = dict(zip(('params', 'model_state'), variables, strict=True))
-  constants = sharding.replicate((given, seed), mesh)
+  constants = sharding.replicate((variables, seed), mesh)
   batches = bars.track(
     inputs.ahead(_computed(compute, constants, recipe, starts, mesh)),
     total,
@@ -264,7 +263,7 @@ def make_compute(recipe: Recipe, mesh: Mesh) -> Callable:
   def compute(constants, seed, batch):
     views = batch['image'], batch['index'], batch['view']
     images = recipe.augmentation(*views, seed=seed)
-    said = guides.speak(recipe.teacher, constants, images)
+    said = guides.speak(recipe.teacher, constants, images, batch['index'])
     return {name: said[name] for name in recipe.outputs}
 
   copied, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
@@ -273,9 +272,9 @@ def make_compute(recipe: Recipe, mesh: Mesh) -> Callable:
   )
 
 
-def _digest(variables: tuple[Tree, Tree]) -> str:
+def _digest(variables: Tree) -> str:
   digest = hashlib.blake2b(digest_size=16)
-  for kind, tree in zip(('params', 'model_state'), variables, strict=True):
+  for kind, tree in variables.items():
     for name, value in sorted(flatten(tree).items()):
       value = np.asarray(value)
       head = f'{kind} {name} {value.dtype} {value.shape}'

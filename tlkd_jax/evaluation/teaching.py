@@ -1,0 +1,77 @@
+"""What a teacher's targets hold beside the label: is there anything to learn?
+
+A teacher that was fitted to the very images that it teaches says little more
+than their labels, whatever it knows of others. So its targets are measured on
+training views and on validation images, at the temperature of the loss.
+"""
+
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+
+from tlkd_jax.evaluation import metrics, reliability
+
+# Mean p(label) on training views from which targets are labels, and how much
+# lower it is on validation where the teacher has merely seen the images.
+SATURATED = 0.95
+SEEN_BEFORE = 0.1
+
+
+def describe(logits, labels, temperature: float) -> dict[str, float]:
+  """How much targets say, and how right they are.
+
+  Args:
+    logits: [N, K] of the teacher.
+    labels: int [N].
+    temperature: of the softened probabilities p.
+
+  Returns:
+    `p_label`, the mean p of the label; `entropy` of p in nats, a mean;
+    `effective_classes`, exp of the mean entropy, in [1, K]; `agreement`, the
+    share of images whose largest p is the label's; `ece` and `nll` of p.
+  """
+  softened = np.asarray(logits, np.float64) / temperature
+  logs = log_softmax(softened, axis=-1)
+  picked = np.take_along_axis(logs, np.asarray(labels)[:, None], axis=-1)
+  entropy = float(-(np.exp(logs) * logs).sum(axis=-1).mean())
+  return {
+    'p_label': float(np.exp(picked).mean()),
+    'entropy': entropy,
+    'effective_classes': float(np.exp(entropy)),
+    'agreement': metrics.top1(softened, labels),
+    'ece': reliability.ece(softened, labels),
+    'nll': float(-picked.mean()),
+  }
+
+
+def warnings(
+  training: dict[str, float], validation: dict[str, float]
+) -> list[str]:
+  """What should worry whoever learns from these targets, with the remedy.
+
+  Args:
+    training: `describe` of training views.
+    validation: `describe` of validation images.
+  """
+  seen, unseen = training['p_label'], validation['p_label']
+  if seen <= SATURATED or seen - unseen < SEEN_BEFORE:
+    return []
+  return [
+    f'its targets on training views are little more than the labels (p(label) '
+    f'{seen:.3f}, on validation images {unseen:.3f}): it was fitted to these '
+    "images. teacher.fit='crossfitted' gives each image the target of a "
+    "teacher that never saw it, 'probed' one that fits less; or use a teacher "
+    'of other images of these classes'
+  ]
+
+
+def lines(said: dict[str, dict[str, Any]]) -> list[str]:
+  """One line for each place where targets were measured."""
+  return [
+    f'{place}: p(label) {values["p_label"]:.3f}, '
+    f'{values["effective_classes"]:.1f} classes in effect, agreement '
+    f'{values["agreement"]:.3f}, NLL {values["nll"]:.3f}, ECE '
+    f'{values["ece"]:.3f}'
+    for place, values in said.items()
+  ]
