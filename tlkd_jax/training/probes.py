@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tlkd_jax.data import pipeline
+from tlkd_jax.data import augment, pipeline
 from tlkd_jax.models.network import with_last_layer
 from tlkd_jax.runtime import bars, sharding
 from tlkd_jax.runtime.errors import as_user_errors
@@ -102,13 +102,15 @@ def compute_features(run: Run, num_views: int) -> np.ndarray:
   augmentation = inputs.make_augmentation(run.settings, run.dataset)
 
   def compute(variables, seed, batch):
-    images = batch['image'].astype(jnp.float32)
+    views = batch['image'], seed, batch['index'], batch['view']
+    images = augment.augment(
+      *views, image_size=network.image_size, crop='centre', flip=False
+    )
     if num_views:
-      views = augmentation(
-        batch['image'], batch['index'], batch['view'], seed=seed
-      )
-      clean = batch['view'][:, None, None, None] < 0
-      images = jnp.where(clean, images, views)
+      image, seed, index, view = views
+      drawn = augmentation(image, index, view, seed=seed)
+      evaluated = batch['view'][:, None, None, None] < 0
+      images = jnp.where(evaluated, images, drawn)
     params, model_state = variables
     outputs, _ = network.model.apply(
       params, model_state, network.prepare(images)
