@@ -20,7 +20,7 @@ from collections.abc import Callable
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
-from tlkd_jax.models.weights.torch_pickle import WeightsError
+from tlkd_jax.models.weights.torch_records import WeightsError
 from tlkd_jax.runtime.errors import nearest, unknown_name
 
 _LITE_FILES = {
