@@ -66,8 +66,12 @@ def find(folder: pathlib.Path) -> pathlib.Path:
   )
 
 
-def read_index(path: pathlib.Path) -> dict[str, list[str]]:
+def read_index(path: pathlib.Path, there: bool = True) -> dict[str, list[str]]:
   """Name of a file beside an index -> the tensors that are taken from it.
+
+  Args:
+    path: The index.
+    there: Whether the files must be there.
 
   Raises:
     WeightsError: The index is damaged, names a file elsewhere, or one that is
@@ -89,7 +93,7 @@ def read_index(path: pathlib.Path) -> dict[str, list[str]]:
   if not files:
     raise WeightsError('an index without tensors')
   missing = [file for file in files if not (path.parent / file).is_file()]
-  if missing:
+  if missing and there:
     raise WeightsError(
       f'{len(missing)} of its {len(files)} files are not there: '
       f'{listed(missing)}'

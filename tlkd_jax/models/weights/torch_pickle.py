@@ -42,7 +42,7 @@ def _read_persistent_id(persistent_id: object) -> Storage:
   It is ('storage', storage class, key, location, element count) and, in the
   legacy format, None or (view key, offset, element count).
   """
-  if isinstance(persistent_id, tuple) and persistent_id[:1] == ("module",):
+  if isinstance(persistent_id, tuple) and persistent_id[:1] == ('module',):
     # Legacy files of whole models have the source of each class.
     for part in persistent_id[1:2]:
       refuse_foreign(part)
