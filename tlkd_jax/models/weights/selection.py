@@ -133,10 +133,13 @@ def _nothing_in(entries: dict) -> WeightsError:
         f'{refusal(value.name)}'
       )
   names = ', '.join(repr(key)[:40] for key in list(entries)[:10])
-  return WeightsError(
+  message = (
     f'no state dict in it: its entries are {names or "none"}, and weights '
     f'are looked for there and under {", ".join(WRAPPERS)}'
   )
+  for name in foreign_names(entries):
+    return WeightsError(f'{message}; {refusal(name)}')
+  return WeightsError(message)
 
 
 def _told(entries: dict) -> tuple[str, ...]:
