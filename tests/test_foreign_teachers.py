@@ -14,7 +14,13 @@ from tlkd_jax.models.weights import pretrained, torch_files
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import UserError
 from tlkd_jax.settings import WrongSettings
-from tlkd_jax.training import checkpoints, finished, inputs, networks
+from tlkd_jax.training import (
+  checkpoints,
+  finished,
+  inputs,
+  networks,
+  workdir,
+)
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -204,6 +210,7 @@ def test_classes_are_matched_by_name(said, classes, order, folder, state_dict):
       'another network than tiny_teacher.*choose timm/resnet18',
     ),
     (SAID, {'teacher__head': 'new'}, 'with config.teacher.head=keep'),
+    (SAID, {'teacher__fit': 'probed'}, "teacher.fit is 'probed', and teacher"),
   ],
 )
 def test_what_cannot_teach_as_it_is(said, changes, message, folder):
@@ -295,6 +302,57 @@ def test_a_students_images_are_cut_as_its_weights_say(changes, look, folder):
   assert str(networks.look(config, 'student')) == look
 
 
+def test_all_runs_of_a_plan_see_the_students_images(folder):
+  """A probe that it starts from, assistants with weights of their own."""
+  config = tiny.make_config(
+    'kd',
+    dataset='folder:birds',
+    student__weights=str(folder),
+    student__name='tiny_teacher',
+    transfer__probe_steps=2,
+    distillation__assistants=('timm/tf_efficientnet_lite3', 'resnet18'),
+  )
+  looks = {
+    part.key: str(networks.look(part.settings, 'student'))
+    for part in protocols.plan(config, folder / 'run')
+    if part.key != 'teacher'
+  }
+  assert list(looks) == ['probe', 'assistant1', 'assistant2', 'kd']
+  assert set(looks.values()) == {'16 px, crop 0.9, bilinear'}
+  plain = settings.with_values(config, {'student.weights': 'pretrained'})
+  plain = settings.with_values(plain, {'student.name': 'resnet18'})
+  first = next(
+    part.settings
+    for part in protocols.plan(plain, folder / 'run')
+    if part.key == 'assistant1'
+  )
+  # Its published interpolation is bilinear.
+  assert first.data.interpolation == 'bicubic'
+
+
+@pytest.mark.parametrize(
+  ('there', 'now', 'same'),
+  [
+    ('bicubic', None, False),
+    ('bilinear', None, True),
+    (None, 'bilinear', True),
+    (None, 'box', False),
+  ],
+)
+def test_what_was_left_open_is_what_it_came_to(there, now, same, folder):
+  values = {'student__weights': str(folder), 'dataset': 'folder:birds'}
+  before, after = (
+    tiny.make_config('tl', data__interpolation=value, **values)
+    for value in (there, now)
+  )
+  workdir.write(folder / 'run', before)
+  if same:
+    workdir.check(folder / 'run', after)
+  else:
+    with pytest.raises(ValueError, match=r'data\.interpolation: '):
+      workdir.check(folder / 'run', after)
+
+
 def test_a_run_keeps_the_mean_and_std_of_its_weights(folder):
   config = tiny.make_config(
     'tl', student__name='tiny_teacher', student__weights=str(folder)
@@ -317,7 +375,7 @@ def test_look_alikes_are_compared_before_the_first_step(
   model = models.create_model('tiny_teacher', num_classes=10)
   variables = pretrained.from_torch(model, state_dict)
   network = networks.make_network(config, 'student', model)
-  learner = networks.Loaded(network, *variables, ('timm/other',))
+  learner = networks.Loaded(network, *variables, look_alikes=('timm/other',))
   caplog.set_level(logging.INFO)
   networks.compare_look_alikes({'student': learner}, dataset)
   said = 'of its weights, their BatchNorm statistics do not tell which'

@@ -21,7 +21,7 @@ from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.models.weights import hub
 from tlkd_jax.settings import Settings, with_values
 from tlkd_jax.settings.sections import TRANSFER_TERMS
-from tlkd_jax.training import networks
+from tlkd_jax.training import networks, preparation
 from tlkd_jax.training import workdir as workdirs
 
 
@@ -138,6 +138,11 @@ def _before_the_last(
     assistant = with_values(
       guided, {'student.name': name, 'student.checkpoint': None}
     )
+    look = preparation.look_of_data(settings)
+    if preparation.look_of_data(assistant) != look:
+      # Its own weights were trained otherwise; all see the student's images.
+      seen = {'data.crop': look.crop, 'data.interpolation': look.interpolation}
+      assistant = with_values(assistant, seen)
     key = f'assistant{number}'
     parts.append(Part(key, workdir / key, _alone(assistant)))
     guided = _taught_by(guided, name, workdir / key)

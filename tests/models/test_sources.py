@@ -333,6 +333,19 @@ class TestMustMatch:
       with pytest.raises(ValueError, match='another network than'):
         sources.check(name, sources.Source('config.json', config=config))
 
+  def test_what_variants_name_as_their_own_is_theirs(self):
+    named = {k: v.weights for k, v in models.MODELS.items() if v.weights}
+    assert len(named) > 100
+    for name, weights in named.items():
+      source = sources.of_name(weights)
+      assert source.known, weights
+      sources.check(name, source)
+
+  def test_a_name_is_judged_before_it_is_fetched(self, monkeypatch):
+    monkeypatch.setattr(sources.hub, 'resolve', lambda _: pytest.fail('asked'))
+    with pytest.raises(ValueError, match='choose timm/efficientnet_lite0'):
+      load('efficientnet_lite0', 'timm:efficientnet_lite0.ra_in1k')
+
   def test_every_regular_expression_has_variants(self):
     for networks in huggingface.NETWORKS.values():
       for network in networks:

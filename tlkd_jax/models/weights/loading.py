@@ -169,6 +169,8 @@ def _read(
   model: Model, source: str
 ) -> tuple[pathlib.Path, dict[str, np.ndarray], Source, tuple[str, ...]]:
   """(path, state dict under the variant's own keys, source, look-alikes)."""
+  # Before anything is fetched.
+  sources.check(model.name, sources.of_name(source))
   path = hub.resolve(source)
   found = sources.find(source, path)
   sources.check(model.name, found)
@@ -180,7 +182,9 @@ def _read(
     logging.info('%s: beside them and not read: %s', path, names)
   try:
     if not found.known and selected.told:
-      found = sources.told(f'its training script, in {path},', selected.told)
+      found = sources.told(
+        f'the training script that wrote {path}', selected.told
+      )
       sources.check(model.name, found)
 
     def arrange(state_dict):
