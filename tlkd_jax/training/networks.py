@@ -339,11 +339,11 @@ def load_teachers(
       model = models.create_model(
         settings.teacher.name, num_classes=len(class_names)
       )
-      model, *variables = finished.read_as(run, model, class_names)
+      model, params, model_state = finished.read_as(run, model, class_names)
       network = make_network(settings, name, model)
       logging.info('%s sees %s, as in %s', name, network.look, run)
       folds = finished.read_folds(run, class_names)
-      found[name] = Loaded(network, *variables, folds)
+      found[name] = Loaded(network, params, model_state, folds)
     else:
       description = checkpoints.read_description(run)
       finished.check_finished(run)
