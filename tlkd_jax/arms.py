@@ -10,6 +10,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax import protocols
+from tlkd_jax.models.weights import hub
 from tlkd_jax.protocols import Part
 from tlkd_jax.report import tables
 from tlkd_jax.runtime import devices
@@ -60,10 +61,10 @@ def run(
       settings.teacher.checkpoint,
       *settings.distillation.more_teachers,
     ):
-      if run_before:
+      if run_before and not hub.is_weights(run_before):
         checkpoints.read_description(run_before)
         finished.check_finished(run_before)
-    dataset = inputs.load_dataset(settings)
+    dataset = inputs.load_dataset(_as_planned(settings, plan))
     about_classes = balance.lines(settings, dataset)
     record = data_record.of_labelled(dataset)
     for part in plan:
@@ -91,6 +92,14 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
   return '\n'.join([tables.closing_table(rows), *tables.remarks(summaries)])
 
 
+def _as_planned(settings: Settings, plan: list[Part]) -> Settings:
+  """With the look of a teacher that is taken over from elsewhere."""
+  first = plan[0].settings
+  if not workdirs.is_adopted(first):
+    return settings
+  return protocols.with_arm(first, settings.arm)
+
+
 def _check_loading(
   settings: Settings, plan: list[Part], class_names: list[str]
 ) -> None:
@@ -110,5 +119,7 @@ def _check_loading(
   for part in plan:
     if part.key.startswith('assistant'):
       networks.load(part.settings, 'student', class_names)
-  if settings.teacher.checkpoint:
+  if workdirs.is_adopted(plan[0].settings):
+    networks.load(plan[0].settings, 'teacher', class_names)
+  elif settings.teacher.checkpoint:
     networks.load_teachers(own, class_names)

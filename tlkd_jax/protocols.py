@@ -2,8 +2,9 @@
 
 Every part is a run of its own in the workdir, resumed or skipped by itself:
 
-  WORKDIR/teacher       fine-tuned where config.teacher.checkpoint is not set;
-                        with distillation.mutual it is no run of its own
+  WORKDIR/teacher       fine-tuned where config.teacher.checkpoint is not set,
+                        evaluated as it is where that names weights; with
+                        distillation.mutual it is no run of its own
   WORKDIR/probe         the head alone, where config.transfer.probe_steps > 0
                         (LP-FT); student runs start from it
   WORKDIR/assistantN    distillation.assistants, taught by the one before
@@ -17,8 +18,11 @@ import pathlib
 import re
 
 from tlkd_jax.answer.labels import LABELS
+from tlkd_jax.models.weights import hub
 from tlkd_jax.settings import Settings, with_values
 from tlkd_jax.settings.sections import TRANSFER_TERMS
+from tlkd_jax.training import networks, preparation
+from tlkd_jax.training import workdir as workdirs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,10 @@ def plan(settings: Settings, workdir: pathlib.Path) -> list[Part]:
     settings: arm is 'teacher', 'tl', 'kd' or 'compare'.
     workdir: of the command.
   """
+  networks.check_checkpoints(settings)
   if settings.arm == 'teacher':
+    if workdirs.is_adopted(settings):
+      settings = networks.adopted(settings)
     return [Part('teacher', workdir, settings)]
   probe, settings = _probe(settings, workdir)
   if settings.arm == 'tl':
@@ -97,9 +104,26 @@ def _teacher(
   settings: Settings, workdir: pathlib.Path
 ) -> tuple[list[Part], Settings]:
   guided = with_arm(settings, 'kd')
-  if settings.teacher.checkpoint or settings.distillation.mutual:
-    return [], guided
+  place = settings.teacher.checkpoint
   folder = workdir / 'teacher'
+  if place and not settings.distillation.mutual and hub.is_weights(place):
+    own = networks.adopted(settings)
+    as_there = {
+      f'teacher.{name}': vars(own.teacher)[name]
+      for name in ('image_size', 'crop', 'interpolation')
+    }
+    guided = with_values(
+      guided,
+      as_there
+      | {
+        'teacher.checkpoint': str(folder),
+        'teacher.head': 'new',
+        'teacher.classes': (),
+      },
+    )
+    return [Part('teacher', folder, own)], guided
+  if place or settings.distillation.mutual:
+    return [], guided
   guided = with_values(guided, {'teacher.checkpoint': str(folder)})
   return [Part('teacher', folder, with_arm(settings, 'teacher'))], guided
 
@@ -114,6 +138,11 @@ def _before_the_last(
     assistant = with_values(
       guided, {'student.name': name, 'student.checkpoint': None}
     )
+    look = preparation.look_of_data(settings)
+    if preparation.look_of_data(assistant) != look:
+      # Its own weights were trained otherwise; all see the student's images.
+      seen = {'data.crop': look.crop, 'data.interpolation': look.interpolation}
+      assistant = with_values(assistant, seen)
     key = f'assistant{number}'
     parts.append(Part(key, workdir / key, _alone(assistant)))
     guided = _taught_by(guided, name, workdir / key)

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import json
 import pathlib
 
 import huggingface_hub
@@ -245,3 +246,77 @@ def test_the_real_hub_library_and_its_cache(tmp_path, monkeypatch):
   path.resolve().write_bytes(b'damaged')
   with pytest.raises(WeightsError, match='its checksum is'):
     hub.resolve('timm:net.tag')
+
+
+# --- Several files, and what lies beside ---
+
+
+def _add_parts(fake_hub, names=('p0.safetensors', 'p1.safetensors')):
+  places = {f'w{i}': name for i, name in enumerate(names)}
+  index = json.dumps({'weight_map': places}).encode()
+  digest = hashlib.sha256(index).hexdigest()
+  fake_hub.add('a/b', 'model.safetensors.index.json', index, digest)
+  return places
+
+
+def test_weights_in_several_files_are_fetched_whole(fake_hub):
+  for name in _add_parts(fake_hub).values():
+    blob = hashlib.sha256(name.encode()).hexdigest()
+    fake_hub.add('a/b', name, name.encode(), blob)
+  path = hub.resolve('hf-hub:a/b@main')
+  assert path.name == 'model.safetensors.index.json'
+  asked = [call[1] for call in fake_hub.calls]
+  assert asked[-2:] == ['p0.safetensors', 'p1.safetensors']
+  assert {call[2] for call in fake_hub.calls} == {'main'}
+  part = path.with_name('p1.safetensors').resolve()
+  part.write_bytes(b'damaged')
+  with pytest.raises(WeightsError, match='its checksum is'):
+    hub.resolve('hf-hub:a/b')
+
+
+def test_a_part_that_the_hub_does_not_give(fake_hub):
+  _add_parts(fake_hub)
+  with pytest.raises(WeightsError, match='does not give p0.safetensors, which'):
+    hub.resolve('hf-hub:a/b')
+
+
+@pytest.mark.parametrize('name', ['hf-hub:timm/net.tag', 'timm:net.tag'])
+def test_what_lies_beside_weights_on_the_hub(name, fake_hub):
+  fake_hub.add('timm/net.tag', 'model.safetensors', _CONTENT, _SHA256)
+  path = hub.resolve(name)
+  assert hub.companion(name, path, 'config.json') is None
+  fake_hub.add('timm/net.tag', 'config.json', b'{}', 'c' * 8)
+  found = hub.companion(name, path, 'config.json')
+  assert found.read_bytes() == b'{}'
+  # The file that is there is not asked for.
+  calls = len(fake_hub.calls)
+  assert hub.companion(name, path, 'config.json') == found
+  assert len(fake_hub.calls) == calls
+
+
+def test_beside_a_path_nothing_is_fetched(fake_hub, tmp_path):
+  (tmp_path / 'x.pth').touch()
+  for name in (str(tmp_path / 'x.pth'), 'pypi:efficientnet_lite0'):
+    assert hub.companion(name, tmp_path / 'x.pth', 'config.json') is None
+  assert fake_hub.calls == []
+
+
+@pytest.mark.parametrize(
+  ('place', 'expected'),
+  [
+    ('x.pth', True),
+    ('folder', True),
+    ('timm:resnet18.a1', True),
+    ('hf-hub:a/b', True),
+    ('run', False),
+    ('nowhere', False),
+    ('s3:bucket', False),
+  ],
+)
+def test_what_names_weights(place, expected, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'x.pth').touch()
+  for name in ('folder', 'run/checkpoints'):
+    (tmp_path / name).mkdir(parents=True)
+  (tmp_path / 'folder' / 'model.safetensors').touch()
+  assert hub.is_weights(place) == expected

@@ -10,7 +10,7 @@ import pytest
 from tests.fixtures import fill_rule
 from tests.models import parity
 from tlkd_jax import models
-from tlkd_jax.models.weights import pretrained
+from tlkd_jax.models.weights import pretrained, surgery
 from tlkd_jax.models.weights.aliases import canonical_keys
 
 FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'parity'
@@ -23,6 +23,15 @@ CASES = {
   'transformers__deit_tiny_distilled_p16_224': (
     'transformers/deit_tiny_distilled_patch16_224'
   ),
+  # By tests/fixtures/make_transformers.py.
+  'transformers__regnet_y_004': 'timm/regnety_004',
+  'transformers__regnet_x_004': 'timm/regnetx_004',
+  'transformers__efficientnet_b0': 'timm/tf_efficientnet_b0',
+  'transformers__mobilenet_v2_0.35_96': 'transformers/mobilenet_v2_0.35_96',
+  'transformers__convnextv2_atto': 'transformers/convnextv2_atto',
+  'transformers__deit_tiny_one_head': (
+    'transformers/deit_tiny_distilled_patch16_224'
+  ),
 }
 
 
@@ -33,8 +42,9 @@ def load(fixture):
 @pytest.mark.parametrize('fixture', CASES)
 def test_hugging_face_files_give_the_logits_of_transformers(fixture):
   meta, state_dict, arrays = load(fixture)
-  model = models.create_model(CASES[fixture])
+  model = models.create_model(CASES[fixture], num_classes=meta['num_classes'])
   canonical = canonical_keys(CASES[fixture], state_dict)
+  canonical = surgery.adapt_state_dict(model, canonical)
   variables = pretrained.from_torch(model, canonical)
   with jax.enable_x64(True):
     cast = functools.partial(jax.tree.map, lambda x: np.asarray(x, np.float64))
@@ -52,12 +62,14 @@ def test_hugging_face_files_give_the_logits_of_transformers(fixture):
     ('transformers__vit_tiny_p16_224', 'timm/vit_tiny_patch16_224'),
     ('transformers__convnext_tiny', 'timm/convnext_tiny'),
     ('transformers__convnext_tiny', 'convnext_tiny'),
+    ('transformers__regnet_y_004', 'torchvision/regnet_y_400mf'),
+    ('transformers__convnextv2_atto', 'timm/convnextv2_atto'),
   ],
 )
 def test_every_value_of_a_hugging_face_file_is_used_once(fixture, name):
-  _, state_dict, _ = load(fixture)
+  meta, state_dict, _ = load(fixture)
   canonical = canonical_keys(name, state_dict)
-  model = models.create_model(name)
+  model = models.create_model(name, num_classes=meta['num_classes'])
   params, model_state = pretrained.from_torch(model, canonical)
   back = pretrained.to_torch(model, params, model_state)
   for key, value in canonical.items():

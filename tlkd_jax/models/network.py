@@ -44,13 +44,21 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """A network with its weights on the host."""
+  """A network with its weights on the host.
+
+  Attributes:
+    network: the network.
+    params: its parameters.
+    model_state: its BatchNorm statistics.
+    look_alikes: variants that the weights may be of as well; see
+      weights.look_alikes.
+  """
 
   network: Network
   params: Tree
   model_state: Tree
-  # Of a cross-fitted teacher; see training/folds.py.
   folds: Tree | None = None
+  look_alikes: tuple[str, ...] = ()
 
 
 def make_eval_step(network: Network, mesh: Mesh) -> Callable:

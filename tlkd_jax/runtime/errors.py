@@ -42,6 +42,13 @@ def as_user_errors() -> Iterator[None]:
     raise RunError(str(error)) from error
 
 
+def listed(names: Iterable[str], most: int = 8) -> str:
+  """Names for a message, the rest of many counted."""
+  names = list(names)
+  more = f', ... ({len(names) - most} more)' if len(names) > most else ''
+  return ', '.join(name[:200] for name in names[:most]) + more
+
+
 def nearest(name: str, known: Iterable[str]) -> list[str]:
   """Known names that look like one that is not: three at most, best first."""
   return difflib.get_close_matches(name, _in_order(known), n=3, cutoff=0.4)

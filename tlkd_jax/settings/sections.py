@@ -82,13 +82,15 @@ class Data:
   )
   crop: float | None = key(
     None,
-    'image_size / resized short side; None is 1 for digits, else 0.875.',
+    'image_size / resized short side; None is 1 for digits, else what a file '
+    "beside the student's weights says, else 0.875.",
     optional(number(0, 1, above=True)),
   )
-  interpolation: str = key(
-    'bicubic',
-    'Of resizing, while images are decoded.',
-    one_of(transforms.INTERPOLATIONS),
+  interpolation: str | None = key(
+    None,
+    "Of resizing, while images are decoded; None is that of the student's "
+    "weights where it is known, else 'bicubic'.",
+    optional(one_of(transforms.INTERPOLATIONS)),
   )
   image_column: str | None = key(
     None,
@@ -234,6 +236,12 @@ class Student:
     "number of classes (in the data's order).",
     one_of(('new', 'keep')),
   )
+  classes: tuple[str, ...] = key(
+    (),
+    'Names of the classes of a head that is kept, in its order; () are those '
+    'that a file beside the weights has.',
+    several(text()),
+  )
   head_init: str = key(
     'zero',
     'Of a new head.',
@@ -269,6 +277,14 @@ class Student:
         f"{place}.head is 'keep', and weights from scratch have no head to "
         'keep; accepted: new'
       ]
+    if self.classes and self.head != 'keep':
+      return [
+        f'{place}.classes names the classes of a head that is kept; '
+        f"{place}.head is 'new'; accepted: keep"
+      ]
+    twice = {name for name in self.classes if self.classes.count(name) > 1}
+    if twice:
+      return [f'{place}.classes has {min(twice)!r} twice; accepted: each once']
     return []
 
 
@@ -280,6 +296,13 @@ class Teacher(Student):
     'efficientnet_lite2',
     'A key of tlkd_jax.models.MODELS.',
     one_of(models.MODELS),
+  )
+  checkpoint: str | None = key(
+    None,
+    'A finished run (its workdir). Or, with head=keep, weights that were '
+    "fine-tuned elsewhere (a file, a folder, 'hf-hub:..'): evaluated, and used "
+    'as they are.',
+    optional(location()),
   )
   num_steps: int = key(
     0,

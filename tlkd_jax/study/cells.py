@@ -136,10 +136,11 @@ def configure(
   own = make_config(config, cell, matrix, folders)
   folder = folder_of(root, cell)
   if (folder / 'config.json').exists():
-    old = flatten(workdirs.read(folder))
+    there = flatten(workdirs.read(folder))
     last = protocols.plan(own, folder)[-1].settings
-    new = flatten(workdirs.as_json(last))
-    shared = (old.keys() & new.keys()) - _PLACES
+    new = workdirs.comparable(flatten(workdirs.as_json(last)))
+    old = workdirs.comparable(new | there)
+    shared = (there.keys() & new.keys()) - _PLACES
     keys = sorted(k for k in shared if old[k] != new[k])
     if keys:
       raise workdirs.another_configuration(

@@ -42,6 +42,8 @@ class Description:
     dataset: that it was trained on, as the configuration names it.
     arm: of its run; of 'teacher' no student comes.
     step: updates before it.
+    mean: per channel, of its images in 0..255; () are the variant's own.
+    std: likewise.
   """
 
   model: str
@@ -54,6 +56,8 @@ class Description:
   dataset: str
   arm: str
   step: int
+  mean: tuple[float, ...] = ()
+  std: tuple[float, ...] = ()
 
   @property
   def look(self) -> Look:
@@ -180,8 +184,12 @@ def read_description(workdir: str | pathlib.Path) -> Description:
   faults = _faults(record)
   if faults:
     raise ValueError(f'corrupt checkpoint record {path}: {"; ".join(faults)}')
-  values = {f.name: record[f.name] for f in dataclasses.fields(Description)}
-  return Description(**values | {'class_names': tuple(record['class_names'])})
+  values = {}
+  for field in dataclasses.fields(Description):
+    if field.name in record:
+      value = record[field.name]
+      values[field.name] = tuple(value) if isinstance(value, list) else value
+  return Description(**values)
 
 
 def _faults(record: Any) -> list[str]:
@@ -189,12 +197,19 @@ def _faults(record: Any) -> list[str]:
   if not isinstance(record, dict):
     return ['it is not an object']
   fields = dataclasses.fields(Description)
-  missing = [field.name for field in fields if field.name not in record]
+  missing = [
+    field.name
+    for field in fields
+    # Records of older versions lack those with a default.
+    if field.name not in record and field.default is dataclasses.MISSING
+  ]
   if missing:
     return [f'it lacks {", ".join(missing)}']
   faults = []
   for field in fields:
     fits, kind = _KINDS[field.type]
+    if field.name not in record:
+      continue
     if not fits(record[field.name]):
       faults.append(f'{field.name} is {record[field.name]!r}, expected {kind}')
   if faults:
@@ -224,12 +239,19 @@ def _are_texts(value: Any) -> bool:
   return isinstance(value, list) and all(map(_is_text, value))
 
 
+def _are_numbers(value: Any) -> bool:
+  return isinstance(value, list) and all(
+    isinstance(v, int | float) and not isinstance(v, bool) for v in value
+  )
+
+
 # What JSON must hold for a field of this type, and its name in a message.
 _KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
   int: (_is_count, 'a count'),
   float: (_is_share, 'a number in (0, 1]'),
   str: (_is_text, 'a text'),
   tuple[str, ...]: (_are_texts, 'a list of texts'),
+  tuple[float, ...]: (_are_numbers, 'a list of numbers'),
 }
 
 

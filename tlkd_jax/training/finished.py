@@ -10,6 +10,7 @@ from absl import logging
 from tlkd_jax import data, models
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.models.network import DTYPES, Loaded, Network
+from tlkd_jax.models.weights import loading
 from tlkd_jax.settings import Settings, from_config
 from tlkd_jax.training import checkpoints, folds, workdir
 from tlkd_jax.training.checkpoints import Description
@@ -32,6 +33,8 @@ def describe(
     arm=settings.arm,
     compute_dtype=settings.compute_dtype,
     step=step,
+    mean=tuple(network.model.spec.mean),
+    std=tuple(network.model.spec.std),
   )
 
 
@@ -52,6 +55,7 @@ def restore(
   model = models.create_model(
     description.model, num_classes=description.num_classes
   )
+  model = _as_trained(model, description)
   dtype = DTYPES[description.compute_dtype]
   look = description.look
   network = Network(model, look.image_size, dtype, look)
@@ -139,12 +143,19 @@ def _listed(names: Sequence[str]) -> str:
   return ', '.join(names[:5]) + ', ...' * (len(names) > 5)
 
 
+def _as_trained(model: Model, description: Description) -> Model:
+  """The model with the mean and the standard deviation of a run's images."""
+  mean, std = description.mean or None, description.std or None
+  return loading.with_preprocessing(model, mean, std)
+
+
 def read_as(
   run: str, model: Model, class_names: list[str]
-) -> tuple[Tree, Tree]:
-  """The best (params, model_state) of a finished run of this model.
+) -> tuple[Model, Tree, Tree]:
+  """The best (model, params, model_state) of a finished run of this model.
 
-  Its logits have the order of `class_names`.
+  Its logits have the order of `class_names`; the model normalises images as it
+  did in the run.
 
   Raises:
     FileNotFoundError: the run has no checkpoint.
@@ -157,7 +168,8 @@ def read_as(
       f'checkpoint {run} holds a {description.model}, the configuration names '
       f'{model.name}'
     )
-  return _read(run, model, class_order(run, description, class_names))
+  order = class_order(run, description, class_names)
+  return _as_trained(model, description), *_read(run, model, order)
 
 
 def read_folds(run: str, class_names: list[str]) -> Tree | None:

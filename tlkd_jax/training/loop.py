@@ -26,6 +26,7 @@ from tlkd_jax.training import (
   finished,
   inputs,
   memory,
+  networks,
   probes,
   says,
 )
@@ -36,7 +37,7 @@ from tlkd_jax.training.progress import Progress
 from tlkd_jax.training.run import Run, make_constants, set_up, stored_targets
 from tlkd_jax.training.signals import StopRequest
 from tlkd_jax.training.state import State, create
-from tlkd_jax.training.summary import finish, predict
+from tlkd_jax.training.summary import SPLITS, finish, predict
 
 
 @dataclasses.dataclass
@@ -98,11 +99,39 @@ def fine_tune(
   checkpoints = Checkpoints(workdir, settings.keep_checkpoints)
   try:
     state, position = _start(run, checkpoints)
+    if not run.num_steps:
+      return _as_it_is(run, state, position, checkpoints)
     if int(state.step) < run.num_steps and not _stalled(settings, position):
       state, position = _loop(run, state, position, checkpoints)
     return finish(run, position)
   finally:
     checkpoints.close()
+
+
+def _as_it_is(run: Run, state: State, position: Position, checkpoints):
+  """Keeps and evaluates a network that does not learn."""
+  writer = MetricWriter(run.workdir, 0) if sharding.is_lead() else None
+  shown = Progress(run.settings.arm, 0, 1)
+  try:
+    _evaluate(run, state, position, 0, writer, checkpoints, shown)
+  finally:
+    shown.close()
+    if writer is not None:
+      writer.close()
+  summary = finish(run, position)
+  found = [summary[run.own][split]['top1'] for split in SPLITS]
+  logging.info(
+    '%s, used as it is: top-1 %.3f on validation, %.3f on test',
+    *(run.own, *found),
+  )
+  chance = 1 / len(run.dataset.class_names)
+  if max(found) <= 1.5 * chance:
+    logging.warning(
+      '%s is hardly better than chance (%.3f): are its classes in the order '
+      'that was said, and its images prepared as in its training?',
+      *(run.own, chance),
+    )
+  return summary
 
 
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[State, Position]:
@@ -116,6 +145,7 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[State, Position]:
   copied = sharding.replicated(run.mesh)
   if step is None:
     # The jitted copy owns its buffers, so that donating them is safe.
+    networks.compare_look_alikes(run.learners, run.dataset)
     on_device = sharding.replicate(run.beginnings, run.mesh)
     return jax.jit(begin, out_shardings=copied)(on_device), Position()
   logging.info('resumes from step %d of %s', step, run.workdir)

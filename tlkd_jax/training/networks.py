@@ -9,6 +9,8 @@ Mutual learning is that of Zhang et al. 2018, "Deep Mutual Learning", arXiv
 1706.00384: config.teacher describes the peer, a student in all respects.
 """
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 from absl import logging
@@ -17,10 +19,12 @@ from tlkd_jax import data, models
 from tlkd_jax.data import Look
 from tlkd_jax.models.functional import Model
 from tlkd_jax.models.network import DTYPES, Loaded, Network
-from tlkd_jax.models.weights import loading
+from tlkd_jax.models.weights import hub, loading, look_alikes
 from tlkd_jax.settings import Settings, with_values
-from tlkd_jax.training import checkpoints, finished
+from tlkd_jax.training import checkpoints, finished, preparation
+from tlkd_jax.training import workdir as workdirs
 
+_IMAGES_LOOKED_AT = 32
 # Sets what is drawn for further learners apart from the first one's.
 _OTHER_SEED = 2**30 - 1
 
@@ -71,11 +75,9 @@ def look(settings: Settings, name: str) -> Look:
   Raises:
     FileNotFoundError, ValueError: a teacher that is no finished run.
   """
-  section = settings.data
-  crop = section.crop or data.default_crop(settings.dataset)
-  found = Look(settings.image_size, crop, section.interpolation)
+  found = preparation.look_of_data(settings)
   run = teacher_runs(settings).get(name)
-  if run is not None:
+  if run is not None and not hub.is_weights(run):
     found = checkpoints.read_description(run).look
   if name not in ('teacher', 'peer'):
     return found
@@ -146,34 +148,177 @@ def load(settings: Settings, name: str, class_names: list[str]) -> Loaded:
     dropout=section.dropout,
     drop_path=section.drop_path,
   )
-  network = make_network(settings, name, model)
+  if section.checkpoint and workdirs.is_adopted(settings):
+    return _adopt(settings, name, model, class_names)
   if section.checkpoint:
     logging.info('%s: starts from the run %s', place, section.checkpoint)
-    return Loaded(
-      network, *finished.read_as(section.checkpoint, model, class_names)
-    )
+    model, *variables = finished.read_as(section.checkpoint, model, class_names)
+    return Loaded(make_network(settings, name, model), *variables)
   key = jax.random.key(seed_of(settings, name))
   if section.weights == 'scratch':
     logging.info('%s: %s from scratch', place, section.name)
     params, model_state = jax.jit(model.init)(key)
+    network = make_network(settings, name, model)
     return Loaded(network, jax.device_get(params), jax.device_get(model_state))
-  source = section.weights
-  if source == 'pretrained':
-    source = model.spec.weights
+  source = preparation.weights_of(section)
   if source is None:
     raise ValueError(
       f'no pretrained weights are known for {section.name}; give a file in '
       f'config.{place}.weights, or "scratch"'
     )
   logging.info('%s: %s from %s', place, section.name, source)
-  variables = loading.load_weights(
+  read = loading.load(
     model,
     source,
     jax.random.fold_in(key, 2),
     head=section.head,
     head_init=section.head_init,
+    classes=section.classes or None,
+    class_names=class_names,
   )
-  return Loaded(network, *variables)
+  return _loaded(settings, name, read)
+
+
+def _loaded(settings: Settings, name: str, read: loading.Weights) -> Loaded:
+  network = make_network(settings, name, read.model)
+  return Loaded(
+    network, read.params, read.model_state, look_alikes=read.look_alikes
+  )
+
+
+def _adopt(
+  settings: Settings, name: str, model: Model, class_names: list[str]
+) -> Loaded:
+  """A teacher that was fine-tuned elsewhere, with its head.
+
+  Raises:
+    ValueError: it does not name its classes, or they are not those of the data.
+  """
+  section = settings.teacher
+  place = section.checkpoint
+  assert place is not None
+  known = section.classes or loading.describe(place).classes
+  if not known:
+    raise ValueError(
+      f'{place} does not name its classes (no id2label or label_names in a '
+      'config.json beside it); give them in the order of its head: '
+      "config.teacher.classes=('a', 'b', ...)"
+    )
+  logging.info('%s: %s as it is, from %s', name, section.name, place)
+  read = loading.load(
+    model,
+    place,
+    jax.random.key(0),
+    head='keep',
+    classes=section.classes or None,
+    class_names=class_names,
+  )
+  return _loaded(settings, name, read)
+
+
+def adopted(settings: Settings) -> Settings:
+  """The settings of the run that takes a teacher over from elsewhere.
+
+  Where config.teacher leaves it open, it sees images as what lies beside its
+  weights says, else as its variant was published.
+
+  Raises:
+    ValueError: teacher.head is not 'keep'.
+  """
+  section = settings.teacher
+  place = section.checkpoint
+  assert place is not None
+  if section.head != 'keep':
+    raise ValueError(
+      f'teacher.checkpoint names weights, {place}, and no run; with '
+      'config.teacher.head=keep they are used as they are, with their head. To '
+      'fine-tune them first give them as teacher.weights'
+    )
+  if section.fit != 'finetuned':
+    raise ValueError(
+      f'teacher.fit is {section.fit!r}, and teacher.checkpoint names weights, '
+      f"{place}, which are used as they are; accepted: 'finetuned', or the "
+      'weights as teacher.weights'
+    )
+  source = loading.describe(place)
+  spec = models.MODELS[section.name]
+  return with_values(
+    settings,
+    {
+      'arm': 'teacher',
+      'teacher.image_size': (
+        section.image_size or source.image_size or spec.image_size
+      ),
+      'teacher.crop': section.crop or source.crop or spec.crop,
+      'teacher.interpolation': (
+        section.interpolation or source.interpolation or spec.interpolation
+      ),
+    },
+  )
+
+
+def check_checkpoints(settings: Settings) -> None:
+  """Raises ValueError where weights are given in the place of a run."""
+  place = settings.student.checkpoint
+  if place and hub.is_weights(place):
+    raise ValueError(
+      f'student.checkpoint names weights, {place}, and no run; accepted: the '
+      'workdir of a finished run. Give them as student.weights'
+    )
+  for place in settings.distillation.more_teachers:
+    if hub.is_weights(place):
+      raise ValueError(
+        f'distillation.more_teachers names weights, {place}, and no run; make '
+        'a run of them: --config configs/teacher.py --config.teacher.head=keep '
+        f'--config.teacher.checkpoint={place} --workdir=RUN'
+      )
+  place = settings.teacher.checkpoint
+  if place and settings.distillation.mutual and hub.is_weights(place):
+    raise ValueError(
+      f'teacher.checkpoint names weights, {place}, which are used as they are; '
+      'with distillation.mutual the teacher learns: give them as '
+      'teacher.weights'
+    )
+
+
+def compare_look_alikes(
+  learners: Mapping[str, Loaded], dataset: data.Dataset
+) -> None:
+  """Says in the log whether weights fit another network better.
+
+  Args:
+    learners: name -> a network as it starts.
+    dataset: whose training images are looked at.
+  """
+  for name, learner in learners.items():
+    if not learner.look_alikes or not learner.model_state:
+      continue
+    network = learner.network
+    images = _some_images(dataset.seen(network.look), network.image_size)
+    variables = learner.params, learner.model_state
+    distances = {
+      model.name: look_alikes.distance(model, *variables, images)
+      for model in (
+        network.model,
+        *(
+          models.create_model(other, num_classes=network.model.num_classes)
+          for other in learner.look_alikes
+        ),
+      )
+    }
+    doubtful, sentence = look_alikes.verdict(network.model.name, distances)
+    level = logging.WARNING if doubtful else logging.INFO
+    logging.log(level, '%s: of its weights, %s', name, sentence)
+
+
+def _some_images(dataset: data.Dataset, size: int) -> np.ndarray:
+  """float32[N, S, S, 3]: training images, without the margin of crops."""
+  images = dataset.splits['train'].images
+  count = min(len(images), _IMAGES_LOOKED_AT)
+  rows = np.linspace(0, len(images) - 1, count).astype(int)
+  margin = (images.shape[1] - size) // 2
+  inner = slice(margin, margin + size)
+  return np.asarray(images[rows], np.float32)[:, inner, inner]
 
 
 def load_teachers(
@@ -194,11 +339,11 @@ def load_teachers(
       model = models.create_model(
         settings.teacher.name, num_classes=len(class_names)
       )
-      variables = finished.read_as(run, model, class_names)
+      model, params, model_state = finished.read_as(run, model, class_names)
       network = make_network(settings, name, model)
       logging.info('%s sees %s, as in %s', name, network.look, run)
       folds = finished.read_folds(run, class_names)
-      found[name] = Loaded(network, *variables, folds)
+      found[name] = Loaded(network, params, model_state, folds)
     else:
       description = checkpoints.read_description(run)
       finished.check_finished(run)

@@ -111,10 +111,9 @@ def load_source(settings: Settings, learner: Loaded) -> Loaded:
       f'transfer.lwf and transfer.co_tuning need one head; {section.name} has '
       f'{len(model.spec.head)}'
     )
-  key = jax.random.key(0)
-  params, model_state = loading.load_weights(model, source, key, head='keep')
-  network = dataclasses.replace(learner.network, model=model)
-  return Loaded(network, params, model_state)
+  read = loading.load(model, source, jax.random.key(0), head='keep')
+  network = dataclasses.replace(learner.network, model=read.model)
+  return Loaded(network, read.params, read.model_state)
 
 
 def _relationship(settings, source, dataset, mesh: Mesh) -> np.ndarray:

@@ -14,10 +14,12 @@ import pathlib
 from typing import Any
 
 from tlkd_jax import settings as settings_
+from tlkd_jax.models.weights import hub
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
+from tlkd_jax.training import preparation
 
 
 def check(workdir: pathlib.Path, settings: Settings) -> None:
@@ -32,8 +34,8 @@ def check(workdir: pathlib.Path, settings: Settings) -> None:
   if not (workdir / 'config.json').exists():
     return
   defaults = flatten(as_json(Settings()))
-  old = defaults | flatten(read(workdir))
-  new = flatten(as_json(settings))
+  old = comparable(defaults | flatten(read(workdir)))
+  new = comparable(flatten(as_json(settings)))
   changed = [
     key
     for key in sorted(old | new)
@@ -95,13 +97,31 @@ def write(workdir: pathlib.Path, settings: Settings) -> None:
 
 
 def num_steps(settings: Settings) -> int:
-  """The length of a run."""
-  return _length(flatten(as_json(settings)))
+  """The length of a run; 0 of a teacher that is used as it is."""
+  return 0 if is_adopted(settings) else _length(flatten(as_json(settings)))
 
 
 def _length(flat: dict[str, Any]) -> int:
   own = flat['teacher.num_steps'] if flat['arm'] == 'teacher' else 0
   return own or flat['num_steps']
+
+
+def comparable(flat: dict[str, Any]) -> dict[str, Any]:
+  """Settings by dotted key; what was left open is as if it had been said."""
+  crop, interpolation = preparation.cut(
+    flat['dataset'],
+    flat['data.crop'],
+    flat['data.interpolation'],
+    flat['student.name'],
+    flat['student.weights'],
+  )
+  return flat | {'data.crop': crop, 'data.interpolation': interpolation}
+
+
+def is_adopted(settings: Settings) -> bool:
+  """Whether a run's network was fine-tuned elsewhere: weights, no run."""
+  place = settings.teacher.checkpoint
+  return settings.arm == 'teacher' and bool(place) and hub.is_weights(place)
 
 
 def as_json(settings: Settings) -> dict[str, Any]:

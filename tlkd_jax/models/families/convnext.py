@@ -2,6 +2,8 @@
 
 Liu et al. 2022, arXiv 2201.03545; atto to nano are timm's. Their MLPs are 1x1
 convolutions in PyTorch, which is a matter of the checkpoint's layout only.
+ConvNeXt V2 (Woo et al. 2023, 2301.00808) has global response normalisation
+inside the MLP in place of the layer scale.
 """
 
 import dataclasses
@@ -20,31 +22,51 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-  """A variant's numbers."""
+  """A variant's numbers; `response_norm` is V2."""
 
   depths: tuple[int, ...]
   widths: tuple[int, ...]
   epsilon: float = 1e-6
   head_epsilon: float = 1e-6
+  response_norm: bool = False
+
+
+class ResponseNorm(nnx.Module):
+  """Scales each channel by its share of the response; equations 1 to 3."""
+
+  def __init__(self, channels):
+    self.scale = nnx.Param(jnp.zeros(channels))
+    self.bias = nnx.Param(jnp.zeros(channels))
+
+  def __call__(self, x: Array) -> Array:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # Its gradient is finite where a channel is zero everywhere.
+    squares = jnp.sum(wide * wide, (1, 2), keepdims=True)
+    norms = jnp.where(squares > 0, jnp.sqrt(jnp.maximum(squares, 1e-30)), 0.0)
+    share = norms / (norms.mean(-1, keepdims=True) + 1e-6)
+    y = layers.expand(self.scale[...], wide) * (wide * share)
+    return (wide + y + layers.expand(self.bias[...], wide)).astype(x.dtype)
 
 
 class Block(nnx.Module):
-  """x + gamma * MLP(LayerNorm(depthwise 7x7 of x))."""
+  """x + gamma * MLP(LayerNorm(depthwise 7x7 of x)); V2 has no gamma."""
 
-  def __init__(self, channels, *, epsilon, rate, rngs):
+  def __init__(self, channels, *, epsilon, rate, response_norm, rngs):
     self.depthwise = layers.Conv(
       channels, channels, 7, groups=channels, use_bias=True, rngs=rngs
     )
     self.norm = layers.LayerNorm(channels, epsilon=epsilon)
     self.expand = layers.Linear(channels, 4 * channels, rngs=rngs)
     self.project = layers.Linear(4 * channels, channels, rngs=rngs)
-    self.gamma = nnx.Param(1e-6 * jnp.ones(channels))
+    self.response = ResponseNorm(4 * channels) if response_norm else None
+    self.gamma = None if response_norm else nnx.Param(1e-6 * jnp.ones(channels))
     self.rate = rate
 
   def __call__(self, x: Array, mode: Mode) -> Array:
     y = self.norm(self.depthwise(x))
-    y = self.project(layers.ACTIVATIONS['gelu'](self.expand(y)))
-    y = y * layers.expand(self.gamma[...], y)
+    y = layers.ACTIVATIONS['gelu'](self.expand(y))
+    y = self.project(y if self.response is None else self.response(y))
+    y = y if self.gamma is None else y * layers.expand(self.gamma[...], y)
     return x + layers.drop_path(y, self.rate, mode)
 
 
@@ -96,7 +118,15 @@ class ConvNeXt(nnx.Module):
     self.stages = nnx.List(
       [
         nnx.List(
-          [Block(width, rate=next(rates), **options) for _ in range(depth)]
+          [
+            Block(
+              width,
+              rate=next(rates),
+              response_norm=design.response_norm,
+              **options,
+            )
+            for _ in range(depth)
+          ]
         )
         for depth, width in zip(design.depths, widths, strict=True)
       ]
@@ -140,6 +170,8 @@ def _timm_modules(design: Design) -> dict[str, str]:
     table[f'{ours}.norm'] = f'{theirs}.norm'
     table[f'{ours}.expand'] = f'{theirs}.mlp.fc1'
     table[f'{ours}.project'] = f'{theirs}.mlp.fc2'
+    if design.response_norm:
+      table[f'{ours}.response'] = f'{theirs}.mlp.grn'
   return table
 
 
@@ -195,6 +227,8 @@ _OLD_KEYS = (
   (r'^stages\.(\d)\.(\d+)\.', r'stages.\1.blocks.\2.'),
   (r'\.dwconv\.', '.conv_dw.'),
   (r'\.pwconv([12])\.', r'.mlp.fc\1.'),
+  (r'(?<!\.mlp)\.grn\.gamma$', '.mlp.grn.weight'),
+  (r'(?<!\.mlp)\.grn\.beta$', '.mlp.grn.bias'),
   (r'^norm\.', 'head.norm.'),
   (r'^head\.(weight|bias)$', r'head.fc.\1'),
 )
@@ -219,6 +253,10 @@ _DESIGNS = {
   'convnext_small': Design((3, 3, 27, 3), (96, 192, 384, 768)),
   'convnext_base': Design((3, 3, 27, 3), (128, 256, 512, 1024)),
 }
+_DESIGNS |= {
+  name.replace('_', 'v2_'): dataclasses.replace(design, response_norm=True)
+  for name, design in _DESIGNS.items()
+}
 
 # timm's default weights and their crop fraction.
 _TIMM = {
@@ -229,13 +267,14 @@ _TIMM = {
   'convnext_tiny': ('in12k_ft_in1k', 0.95),
   'convnext_small': ('in12k_ft_in1k', 0.95),
   'convnext_base': ('fb_in22k_ft_in1k', 0.875),
+  'convnextv2_atto': ('fcmae_ft_in1k', 0.875),
+  'convnextv2_femto': ('fcmae_ft_in1k', 0.875),
+  'convnextv2_pico': ('fcmae_ft_in1k', 0.875),
+  'convnextv2_nano': ('fcmae_ft_in22k_in1k', 0.875),
+  'convnextv2_tiny': ('fcmae_ft_in22k_in1k', 0.875),
+  'convnextv2_base': ('fcmae_ft_in22k_in1k', 0.875),
 }
-_CONV_MLP = (
-  'convnext_atto',
-  'convnext_femto',
-  'convnext_pico',
-  'convnext_nano',
-)
+_CONV_MLP = ('_atto', '_femto', '_pico', '_nano')
 
 # torchvision's short side before its crop of 224.
 _TORCHVISION = {
@@ -251,7 +290,7 @@ def _variants() -> dict[str, ModelSpec]:
     variants[f'timm/{name}'] = _spec(
       _DESIGNS[name],
       _timm_modules,
-      _conv_mlp_leaves if name in _CONV_MLP else None,
+      _conv_mlp_leaves if name.endswith(_CONV_MLP) else None,
       crop=crop,
       old_keys=_OLD_KEYS,
       weights=f'timm:{name}.{tag}',
@@ -264,7 +303,8 @@ def _variants() -> dict[str, ModelSpec]:
       interpolation='bilinear',
       crop=224 / short_side,
     )
-    # Hugging Face's implementation: its last LayerNorm has another epsilon.
+  # Hugging Face's implementation: its last LayerNorm has another epsilon.
+  for name in (*_TORCHVISION, *(n for n in _TIMM if 'v2' in n)):
     variants[f'transformers/{name}'] = _spec(
       dataclasses.replace(_DESIGNS[name], head_epsilon=1e-12), _timm_modules
     )

@@ -22,7 +22,11 @@ _ROWS = tuple(
 
 
 def _design(
-  width: float = 1.0, depth: float = 1.0, *, fixed_ends: bool = False
+  width: float = 1.0,
+  depth: float = 1.0,
+  *,
+  fixed_ends: bool = False,
+  **conventions,
 ) -> Design:
   """With `fixed_ends`, stem, head and the outer stages' depth stay as at 1."""
   stem = 32 if fixed_ends else round_channels(32 * width)
@@ -35,6 +39,7 @@ def _design(
     neck=neck,
     dropout=0.2,
     activation='relu6',
+    **conventions,
   )
 
 
@@ -69,6 +74,16 @@ _TIMM = {
   'mobilenetv2_140': (_design(1.4), 'ra_in1k'),
 }
 
+# Side and width of those that transformers has: Google's TensorFlow weights,
+# whose classes are ImageNet's after one for the background.
+_TRANSFORMERS = {
+  '1.0_224': (224, 1.0),
+  '1.4_224': (224, 1.4),
+  '0.75_160': (160, 0.75),
+  '0.35_96': (96, 0.35),
+}
+_TENSORFLOW = {'epsilon': 1e-3, 'padding': 'same'}
+
 # torchvision's default weights are IMAGENET1K_V2.
 VARIANTS: dict[str, ModelSpec] = {
   'torchvision/mobilenet_v2': inverted.spec(
@@ -86,5 +101,17 @@ VARIANTS: dict[str, ModelSpec] = {
       weights=f'timm:{name}.{tag}' if tag else None,
     )
     for name, (design, tag) in _TIMM.items()
+  },
+  **{
+    f'transformers/mobilenet_v2_{name}': inverted.spec(
+      _design(width, **_TENSORFLOW),
+      inverted.timm_modules,
+      image_size=size,
+      crop=size / (size + 32),
+      interpolation='bilinear',
+      mean=(127.5,) * 3,
+      std=(127.5,) * 3,
+    )
+    for name, (size, width) in _TRANSFORMERS.items()
   },
 }

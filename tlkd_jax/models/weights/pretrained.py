@@ -54,7 +54,7 @@ def from_torch(
   missing, wrong, flat = [], [], {}
   for path, (shape, leaf) in table.items():
     value = remaining.pop(leaf.key, None)
-    if reset_head and _in_head(model, path):
+    if reset_head and in_head(model, path):
       flat[path] = np.zeros(shape, np.float32)
     elif value is None:
       missing.append(leaf.key)
@@ -86,7 +86,7 @@ def to_torch(
 def head_classes(model: Model, state_dict: dict[str, np.ndarray]) -> int | None:
   """The class count of a state dict's head; None where it has no head."""
   for path, (_, leaf) in leaf_table(model).items():
-    if _in_head(model, path) and leaf.key in state_dict:
+    if in_head(model, path) and leaf.key in state_dict:
       return int(leaf.to_flax(state_dict[leaf.key]).shape[-1])
   return None
 
@@ -134,7 +134,8 @@ def _regular_leaf(prefix: str, name: str, ndim: int) -> TorchLeaf:
 
 
 def _problem(leaf: TorchLeaf, value: np.ndarray, shape: tuple) -> str | None:
-  if value.dtype.kind != 'f' and value.dtype.name != 'bfloat16':
+  plain = value.dtype.kind == 'f'
+  if not plain and not value.dtype.name.startswith(('bfloat16', 'float8')):
     return f'{leaf.key}: dtype {value.dtype}, expected a float'
   expected = leaf.to_torch(np.empty(shape, np.bool_)).shape
   if value.shape != expected:
@@ -158,7 +159,8 @@ def _raise_on_mismatch(name, missing, unexpected, wrong) -> None:
     )
 
 
-def _in_head(model: Model, path: str) -> bool:
+def in_head(model: Model, path: str) -> bool:
+  """Whether the array at a path is of the last layer(s)."""
   return any(path.startswith(f'{head}.') for head in model.spec.head)
 
 

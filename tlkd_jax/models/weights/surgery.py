@@ -97,10 +97,34 @@ def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:
   return wide.astype(kernel.dtype)
 
 
+def _with_second_head(
+  model: Model, table: dict, state_dict: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """A distilled DeiT that was fine-tuned with its class token's head alone.
+
+  The model's logits are the mean over two heads, so twice the one and a second
+  of zeros give the same, to the last bit.
+  """
+  result = dict(state_dict)
+  if len(model.spec.head) != 2:
+    return result
+  pairs = [
+    tuple(table[f'{head}.{leaf}'][1].key for head in model.spec.head)
+    for leaf in ('kernel', 'bias')
+  ]
+  if any(second in result for _, second in pairs):
+    return result
+  for first, second in pairs:
+    if first in result:
+      value = np.asarray(result[first], np.float32)
+      result[first], result[second] = 2 * value, np.zeros_like(value)
+  return result
+
+
 def adapt_state_dict(
   model: Model, state_dict: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-  """Fits a file's stem and position embeddings to the model.
+  """Fits a file's stem, position embeddings and single head to the model.
 
   Args:
     model: says which channel count and which grid are wanted.
@@ -111,7 +135,7 @@ def adapt_state_dict(
     A new dict; `pretrained.from_torch` judges what else may not fit.
   """
   table = pretrained.leaf_table(model)
-  result: dict[str, Any] = dict(state_dict)
+  result: dict[str, Any] = _with_second_head(model, table, state_dict)
   shape, leaf = table[f'{model.spec.stem}.kernel']
   if leaf.key in result:
     kernel = leaf.to_flax(result[leaf.key])

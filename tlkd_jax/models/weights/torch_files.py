@@ -8,11 +8,14 @@ The format is found by content, not by name:
   storage keys), then every storage as its element count and raw bytes;
 - zip `torch.save`: `<name>/data.pkl`, `<name>/data/<key>` per storage and
   `<name>/byteorder`, all of them stored, not compressed;
-- safetensors, through the safetensors library.
+- safetensors;
+- a folder, or an index, of such files (see `folders`).
 
-Pickles are interpreted by `torch_pickle`, which restores tensors only.
+Pickles are interpreted by `torch_pickle`, which restores tensors only;
+`selection` says which of its entries are the weights.
 """
 
+import dataclasses
 import io
 import math
 import mmap
@@ -23,11 +26,24 @@ import zipfile
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from tlkd_jax.models.weights import torch_pickle
-from tlkd_jax.models.weights.torch_pickle import Storage, Tensor, WeightsError
+from tlkd_jax.models.weights import (
+  folders,
+  safetensors_files,
+  selection,
+  torch_pickle,
+)
+from tlkd_jax.models.weights.safetensors_files import write as write_safetensors
+from tlkd_jax.models.weights.selection import Selected
+from tlkd_jax.models.weights.torch_records import (
+  Storage,
+  Tensor,
+  WeightsError,
+  refuse_foreign,
+)
+from tlkd_jax.runtime.errors import listed
+
+__all__ = ['read', 'read_state_dict', 'write_safetensors']
 
 # torch.serialization.MAGIC_NUMBER and PROTOCOL_VERSION.
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -37,21 +53,6 @@ _PROTOCOL_VERSION = 1001
 # an expanded tensor (stride 0) could claim any size.
 _MAX_EXPANSION = 16
 _FREE_BYTES = 1 << 20
-
-# Looked up in this order, and again inside what was found.
-WRAPPERS = (
-  'state_dict_ema',
-  'model_ema',
-  'ema_state_dict',
-  'ema',
-  'state_dict',
-  'model_state_dict',
-  'model',
-  'module',
-)
-_PREFIXES = ('module.', '_orig_mod.')
-# The update count of torch.optim.swa_utils.AveragedModel.
-_AVERAGED_MODEL_COUNT = 'n_averaged'
 
 _OTHER_FORMATS = {
   b'<': 'an HTML or XML page (a failed download?)',
@@ -70,43 +71,76 @@ def read_state_dict(
 ) -> dict[str, np.ndarray]:
   """Reads the tensors of a checkpoint as NumPy arrays.
 
-  A wrapped dictionary is unwrapped (the names of `WRAPPERS` in their order,
-  so averaged weights come first), and the prefixes `module.` and `_orig_mod.`
-  are removed where all names have them. What is no tensor is left out.
+  A wrapped dictionary is unwrapped (the names of `selection.WRAPPERS` in their
+  order, so averaged weights come first), and what DistributedDataParallel,
+  torch.compile and FSDP put into names is removed. What is no tensor is left
+  out.
 
   Args:
-    path: A file of `torch.save` (zip or legacy) or of safetensors.
+    path: A file of `torch.save` (zip or legacy) or of safetensors, the index
+      of several, or a folder with one of these.
     allow_non_finite: Whether NaN and infinite values are accepted.
 
   Returns:
     Name to array, in the order of the file: contiguous, writable, with the
-    shape and dtype of the file (bfloat16 is `ml_dtypes.bfloat16`).
+    shape and dtype of the file (bfloat16 and float8 are those of ml_dtypes).
 
   Raises:
     FileNotFoundError: There is no such file.
-    WeightsError: (a ValueError) The file is damaged, refers to anything but
-      tensors, or holds no state dict or values that are not finite.
+    WeightsError: (a ValueError) The file is damaged, needs anything but
+      tensors for its weights, or holds no state dict or values that are not
+      finite.
   """
+  return read(path, allow_non_finite=allow_non_finite).tensors
+
+
+def read(
+  path: str | os.PathLike, *, allow_non_finite: bool = False
+) -> Selected:
+  """As `read_state_dict`, with what the file says beside its arrays."""
   path = pathlib.Path(path)
   if not path.exists():
     raise FileNotFoundError(f'{path}: there is no such weight file')
-  if not path.is_file():
-    raise WeightsError(f'{path}: this is no file; {_ACCEPTED}')
   try:
-    state_dict = _read(path)
+    if path.is_dir():
+      path = folders.find(path)
+    if not path.is_file():
+      raise WeightsError('this is no file')
+    if path.name.endswith(folders.INDEX):
+      found = _read_several(path)
+    else:
+      found = _read(path)
+    arrays = selection.plain_names(found.tensors)
     if not allow_non_finite:
-      _check_finite(state_dict)
+      _check_finite(arrays)
   except WeightsError as error:
     raise WeightsError(f'{path}: {error}; {_ACCEPTED}') from error
-  return state_dict
+  return dataclasses.replace(found, tensors=arrays)
 
 
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_several(path: pathlib.Path) -> Selected:
+  arrays: dict[str, np.ndarray] = {}
+  for file, names in folders.read_index(path).items():
+    try:
+      found = _read(path.with_name(file)).tensors
+    except WeightsError as error:
+      raise WeightsError(f'{file}: {error}') from error
+    missing = [name for name in names if name not in found]
+    if missing:
+      raise WeightsError(
+        f'{file} lacks {len(missing)} of the tensors that the index places '
+        f'there: {listed(missing)}'
+      )
+    arrays |= {name: found[name] for name in names}
+  return Selected(arrays)
+
+
+def _read(path: pathlib.Path) -> Selected:
   file_size = path.stat().st_size
   with path.open('rb') as file:
     head = file.read(265)
   if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < file_size:
-    return _read_safetensors(path)
+    return Selected(safetensors_files.read(path))
   if head.startswith(b'PK\x03\x04'):
     return _read_zip(path, file_size)
   if head.startswith(b'\x80'):
@@ -119,33 +153,22 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
   raise WeightsError('an empty file' if not head else 'an unknown format')
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    arrays = safetensors.numpy.load_file(path)
-  except (safetensors.SafetensorError, KeyError, TypeError) as error:
-    raise WeightsError(f'safetensors cannot read it: {error}') from error
-  if not arrays:
-    raise WeightsError('a safetensors file without tensors')
-  for name, array in arrays.items():
-    if array.dtype not in torch_pickle.DTYPES.values():
-      raise WeightsError(f'{name} has the dtype {array.dtype}')
-  return _strip_prefixes(arrays)
-
-
-def _read_legacy(path: pathlib.Path, file_size: int) -> dict[str, np.ndarray]:
+def _read_legacy(path: pathlib.Path, file_size: int) -> Selected:
   with path.open('rb') as file:
     stream = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-  if torch_pickle.load(stream)[0] != _MAGIC_NUMBER:
+  magic, _ = torch_pickle.load(stream)
+  if magic != _MAGIC_NUMBER:
+    refuse_foreign(magic)
     raise WeightsError('a pickle that torch.save did not write')
   version, _ = torch_pickle.load(stream)
   if version != _PROTOCOL_VERSION:
     raise WeightsError('a legacy file of an unknown protocol version')
   torch_pickle.load(stream)  # The saving system; storages are little-endian.
   content, storages = torch_pickle.load(stream)
-  tensors = _select(content)
+  selected = selection.select(content)
   keys, _ = torch_pickle.load(stream)
   records = _locate_storages(stream, keys, storages)
-  return _materialise(tensors, records.__getitem__, '<', file_size)
+  return _materialise(selected, records.__getitem__, '<', file_size)
 
 
 def _locate_storages(
@@ -178,7 +201,7 @@ def _locate_storages(
   return records
 
 
-def _read_zip(path: pathlib.Path, file_size: int) -> dict[str, np.ndarray]:
+def _read_zip(path: pathlib.Path, file_size: int) -> Selected:
   try:
     with zipfile.ZipFile(path) as archive:
       return _read_archive(archive, file_size)
@@ -197,9 +220,7 @@ def _read_zip(path: pathlib.Path, file_size: int) -> dict[str, np.ndarray]:
     raise WeightsError(f'a damaged zip archive ({error})') from error
 
 
-def _read_archive(
-  archive: zipfile.ZipFile, file_size: int
-) -> dict[str, np.ndarray]:
+def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Selected:
   names = [
     name for name in archive.namelist() if name.split('/')[-1] == 'data.pkl'
   ]
@@ -232,7 +253,7 @@ def _read_archive(
     return cache[key]
 
   order = '<' if order == b'little' else '>'
-  return _materialise(_select(content), read, order, file_size)
+  return _materialise(selection.select(content), read, order, file_size)
 
 
 def _check_archive(
@@ -258,12 +279,13 @@ def _check_archive(
 
 
 def _materialise(
-  tensors: Mapping[str, Tensor],
+  selected: Selected,
   read: Callable[[str], bytes | memoryview],
   byte_order: str,
   file_size: int,
-) -> dict[str, np.ndarray]:
+) -> Selected:
   """Copies tensors out of their storages, in native byte order."""
+  tensors = selected.tensors
   limit = _MAX_EXPANSION * file_size + _FREE_BYTES
   total = sum(tensor.nbytes for tensor in tensors.values())
   if total > limit:
@@ -274,7 +296,7 @@ def _materialise(
   arrays = {}
   for name, tensor in tensors.items():
     arrays[name] = _copy_tensor(tensor, read(tensor.storage.key), byte_order)
-  return arrays
+  return dataclasses.replace(selected, tensors=arrays)
 
 
 def _copy_tensor(
@@ -301,61 +323,6 @@ def _copy_tensor(
   return native.view(tensor.dtype)
 
 
-def _holds_tensors(value: object) -> bool:
-  return isinstance(value, dict) and any(
-    isinstance(entry, Tensor) for entry in value.values()
-  )
-
-
-def _select(content: object) -> dict[str, Tensor]:
-  """Unwraps a checkpoint's state dict and keeps its tensors."""
-  if isinstance(content, Tensor):
-    raise WeightsError('a single tensor')
-  if not isinstance(content, dict):
-    raise WeightsError(f'a {type(content).__name__}, no dictionary')
-  state_dict = _unwrap(content, depth=3)
-  if state_dict is None:
-    names = ', '.join(repr(key)[:40] for key in list(content)[:10])
-    raise WeightsError(
-      f'no state dict in it: its entries are {names or "none"}, and weights '
-      f'are looked for there and under {", ".join(WRAPPERS)}'
-    )
-  tensors = {}
-  for name, value in state_dict.items():
-    if _holds_tensors(value):
-      raise WeightsError(
-        f'tensors both beside and inside its entry {name!r:.40}, which is '
-        f'none of the known names: {", ".join(WRAPPERS)}'
-      )
-    if isinstance(value, Tensor):
-      if not isinstance(name, str):
-        raise WeightsError(f'a tensor whose name is {name!r}, no text')
-      tensors[name] = value
-  return _strip_prefixes(tensors)
-
-
-def _unwrap(content: dict, depth: int) -> dict | None:
-  for wrapper in WRAPPERS:
-    inner = content.get(wrapper)
-    if isinstance(inner, dict) and depth:
-      found = _unwrap(inner, depth - 1)
-      if found is not None:
-        return found
-  return content if _holds_tensors(content) else None
-
-
-def _strip_prefixes(tensors: dict) -> dict:
-  """Removes what DistributedDataParallel and torch.compile put in front."""
-  while True:
-    names = [name for name in tensors if name != _AVERAGED_MODEL_COUNT]
-    for prefix in _PREFIXES:
-      if names and all(name.startswith(prefix) for name in names):
-        tensors = {name[len(prefix) :]: tensors[name] for name in names}
-        break
-    else:
-      return tensors
-
-
 def _check_finite(state_dict: Mapping[str, np.ndarray]) -> None:
   for name, array in state_dict.items():
     if array.dtype.kind in 'biu':
@@ -365,32 +332,3 @@ def _check_finite(state_dict: Mapping[str, np.ndarray]) -> None:
       raise WeightsError(
         f'{name} has {count} values of {array.size} that are NaN or infinite'
       )
-
-
-def write_safetensors(
-  path: str | os.PathLike,
-  state_dict: Mapping[str, np.ndarray],
-  metadata: Mapping[str, str] | None = None,
-) -> None:
-  """Writes a state dict; the file appears whole or not at all.
-
-  Args:
-    path: The file, replaced if it exists.
-    state_dict: Name to array.
-    metadata: Text that the header carries.
-  """
-  path = pathlib.Path(path)
-  contiguous = {
-    name: np.ascontiguousarray(array).reshape(np.shape(array))
-    for name, array in state_dict.items()
-  }
-  content = safetensors.numpy.save(contiguous, dict(metadata or {}))
-  unfinished = path.with_name(f'.{path.name}.{os.getpid()}.unfinished')
-  try:
-    with unfinished.open('wb') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    unfinished.replace(path)
-  finally:
-    unfinished.unlink(missing_ok=True)

@@ -6,6 +6,10 @@ what happens around the weights: the mean and standard deviation of images,
 dropout, the momentum of running statistics.
 """
 
+import functools
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from tlkd_jax import models
@@ -91,6 +95,11 @@ def of(name: str) -> list[str]:
   return [twin for twin in group if twin != name]
 
 
+@functools.cache
+def _model(name: str, num_classes: int) -> Model:
+  return models.create_model(name, num_classes=num_classes)
+
+
 def rename(
   source: Model, target: Model, state_dict: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
@@ -134,18 +143,26 @@ def rename(
   return result
 
 
-def adopt(
-  model: Model, state_dict: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-  """Renames a file of a twin of `model`; any other is returned unchanged."""
+def keyed_by(model: Model, state_dict: Mapping[str, Any]) -> str:
+  """The name of the model, or of its twin, whose keys a file has."""
 
   def matches(candidate: Model) -> int:
     keys = {leaf.key for _, leaf in pretrained.leaf_table(candidate).values()}
     return len(keys & state_dict.keys())
 
-  own = matches(model)
+  best, most = model.name, matches(model)
   for name in of(model.name):
-    twin = models.create_model(name, num_classes=model.num_classes)
-    if matches(twin) > own:
-      return rename(twin, model, state_dict)
-  return state_dict
+    found = matches(_model(name, model.num_classes))
+    if found > most:
+      best, most = name, found
+  return best
+
+
+def adopt(
+  model: Model, state_dict: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """Renames a file of a twin of `model`; any other is returned unchanged."""
+  name = keyed_by(model, state_dict)
+  if name == model.name:
+    return state_dict
+  return rename(_model(name, model.num_classes), model, state_dict)

@@ -1,0 +1,123 @@
+"""What the configuration of a transformers model says of the network.
+
+`config.json` has no name of an architecture but its numbers. Shapes are
+checked when weights are read; here are the fields that no shape shows.
+"""
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# Epsilons of layer norms up to this differ from each other by rounding.
+_SMALL_EPSILON = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """Variants that compute a model of transformers.
+
+  Attributes:
+    names: regular expression of their full names.
+    fields: of config.json -> what it must be; the first is meant where it is
+      missing.
+  """
+
+  names: str
+  fields: Mapping[str, tuple[Any, ...]]
+
+
+_VIT = {'hidden_act': ('gelu',), 'qkv_bias': (True,), 'patch_size': (16,)}
+_CONVNEXT = {'hidden_act': ('gelu',), 'patch_size': (4,)}
+_MOBILENET = {
+  'hidden_act': ('relu6',),
+  'output_stride': (32,),
+  'first_layer_is_expansion': (True,),
+}
+
+# A model_type may stand for several networks.
+NETWORKS: dict[str, tuple[Network, ...]] = {
+  'resnet': (
+    Network(
+      r'(torchvision|timm)/resnet\d+',
+      {
+        'hidden_act': ('relu',),
+        'downsample_in_first_stage': (False,),
+        'downsample_in_bottleneck': (False,),
+      },
+    ),
+  ),
+  'regnet': (
+    Network(
+      r'(torchvision/regnet_[xy]_|timm/regnet[xy]_).*',
+      {'hidden_act': ('relu',), 'downsample_in_first_stage': (True,)},
+    ),
+  ),
+  # Its DeiT without a second token is called a ViT too.
+  'vit': (Network(r'\w+/(vit_\w+|deit_[a-z]+_patch16_224)', _VIT),),
+  'deit': (Network(r'\w+/deit_\w+_distilled_patch16_224', _VIT),),
+  'convnext': (Network(r'\w+/convnext_.*', _CONVNEXT),),
+  'convnextv2': (Network(r'\w+/convnextv2_.*', _CONVNEXT),),
+  'efficientnet': (
+    Network(
+      r'timm/tf_efficientnet_b\d',
+      {
+        'hidden_act': ('swish', 'silu'),
+        'pooling_type': ('mean',),
+        'batch_norm_eps': (1e-3,),
+      },
+    ),
+  ),
+  'mobilenet_v2': (
+    Network(
+      r'transformers/mobilenet_v2_.*',
+      _MOBILENET | {'tf_padding': (True,), 'layer_norm_eps': (1e-3,)},
+    ),
+    Network(
+      r'(torchvision/mobilenet_v2|timm/mobilenetv2_\d+)',
+      _MOBILENET | {'tf_padding': (False,), 'layer_norm_eps': (1e-5,)},
+    ),
+  ),
+}
+# Where transformers means another value than the first above.
+_DEFAULTS = {'mobilenet_v2': {'tf_padding': True, 'layer_norm_eps': 1e-3}}
+
+
+def differences(config: Mapping[str, Any], names: Collection[str]) -> list[str]:
+  """What keeps a model of transformers from being a variant.
+
+  Args:
+    config: the content of config.json; {'model_type': ...} is enough.
+    names: full names of the variant and its twins.
+
+  Returns:
+    A clause for each difference, [] where nothing is known against it.
+  """
+  kind = config.get('model_type')
+  if kind not in NETWORKS:
+    return [f'its model_type is {kind!r}; read are {", ".join(NETWORKS)}']
+  matching = [
+    network
+    for network in NETWORKS[kind]
+    if any(re.fullmatch(network.names, name) for name in names)
+  ]
+  if not matching:
+    return [f'its model_type is {kind!r}']
+  found = []
+  for field, accepted in matching[0].fields.items():
+    default = _DEFAULTS.get(kind, {}).get(field, accepted[0])
+    value = config.get(field, default)
+    if value not in accepted:
+      shown = ' or '.join(map(repr, accepted))
+      found.append(f'its {field} is {value!r}, here {shown}')
+  epsilon = config.get('layer_norm_eps', 0.0)
+  if 'layer_norm_eps' not in matching[0].fields and (
+    not isinstance(epsilon, float | int) or epsilon > _SMALL_EPSILON
+  ):
+    found.append(f'its layer_norm_eps is {epsilon!r}, here 1e-06')
+  return found
+
+
+def variants_of(config: Mapping[str, Any], names: Collection[str]) -> list[str]:
+  """Those of some full names that a model of transformers may be."""
+  return [name for name in names if not differences(config, [name])]
