@@ -254,6 +254,11 @@ def batch_does_not_divide(place):
   return place.digits(batch_size=6)
 
 
+@case('batch_size 2000000000: its images alone take', 'are free, enough for')
+def batch_larger_than_memory(place):
+  return place.digits(batch_size=2 * 10**9)
+
+
 @case('num_train_per_class=500', 'at most')
 def too_many_per_class(place):
   return place.digits(num_train_per_class=500)

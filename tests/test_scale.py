@@ -71,8 +71,13 @@ def test_memory_of_this_machine():
 def test_run_that_does_not_fit(cache_dir, tmp_path, monkeypatch):
   """Before the first step, unless told not to look."""
   config = tiny.make_config('tl', cache_dir, num_steps=1)
-  monkeypatch.setattr(memory, 'free_bytes', lambda devices: 1)
-  with pytest.raises(UserError, match='batch_size 8'):
+  # Enough for the images of a batch, of which there are two on a device.
+  free = 2 * 16 * 16 * 3 * 5
+  monkeypatch.setattr(memory, 'free_bytes', lambda devices: free - 1)
+  with pytest.raises(UserError, match='batch_size 8: its images alone.* of 4'):
+    arms.run(config, tmp_path / 'too large', sharding.make_mesh())
+  monkeypatch.setattr(memory, 'free_bytes', lambda devices: free)
+  with pytest.raises(UserError, match='batch_size 8: a step takes'):
     arms.run(config, tmp_path, sharding.make_mesh())
   assert not (tmp_path / 'metrics.jsonl').read_text()
   monkeypatch.setattr(memory, '_needed', None)

@@ -60,6 +60,28 @@ def check(
   )
 
 
+def check_images(batch_size: int, image_size: int, mesh: Mesh) -> None:
+  """Compares the images of one batch, of 8 bits and as floats, with memory.
+
+  Before anything is made of them, which for a batch that is far too large
+  takes hours.
+
+  Raises:
+    ValueError: they do not fit; names the largest batch of which they do.
+  """
+  free = free_bytes(mesh.local_devices)
+  each = image_size**2 * 3 * (1 + 4)
+  if free is None or batch_size // mesh.size * each <= free:
+    return
+  fits = free // each * mesh.size
+  raise ValueError(
+    f'batch_size {batch_size}: its images alone take '
+    f'{_as_text(batch_size * each)} of memory, {_as_text(free * mesh.size)} '
+    f'are free, enough for those of {fits} before anything is computed; '
+    'memory_check=False tries it all the same'
+  )
+
+
 def free_bytes(devices: list[jax.Device]) -> int | None:
   """Memory that one of these devices can still give; None where unknown.
 

@@ -18,6 +18,7 @@ from tlkd_jax.training import (
   folds,
   inputs,
   lessons,
+  memory,
   networks,
   optimizers,
   targets,
@@ -86,6 +87,8 @@ def set_up(
     ValueError, FileNotFoundError: a value, a file or a run that is named.
   """
   sharding.check_batch_size(settings.batch_size, mesh)
+  if settings.memory_check:
+    memory.check_images(settings.batch_size, dataset.image_size, mesh)
   dataset = inputs.training_data(settings, dataset)
   learners = networks.load_learners(settings, dataset.class_names)
   teachers = networks.load_teachers(settings, dataset.class_names)
