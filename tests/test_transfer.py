@@ -207,7 +207,7 @@ def test_the_table_of_classes_is_that_of_the_source(cache_dir, weights):
   margin = (images.shape[1] - 16) // 2
   images = images[:, margin : margin + 16, margin : margin + 16]
   speak = jax.jit(functools.partial(guides.speak, learner.network))
-  said = speak(run.constants(learner), images.astype(np.float32))
+  said = speak(run.constants(learner, split), images.astype(np.float32))
   features = np.float64(said['pre_logits'])
   logits = features @ head(3)['kernel'] + head(3)['bias']
   expected = special.softmax(logits, -1).mean(0)

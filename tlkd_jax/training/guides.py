@@ -51,13 +51,24 @@ def frozen(
 
 
 def speak(
-  network: Network, constants: Tree, images: Array, index: Array
+  network: Network,
+  constants: Tree,
+  images: Array,
+  index: Array | None = None,
 ) -> Guide:
-  """What a frozen network says of a batch."""
+  """What a frozen network says of a batch.
+
+  Args:
+    network: the network.
+    constants: {'params', 'model_state', ...}.
+    images: float [B, S, S, 3] in 0..255.
+    index: int [B], of the images in their split; a cross-fitted one needs it.
+  """
   outputs, _ = network.model.apply(
     constants['params'], constants['model_state'], network.prepare(images)
   )
   if 'folds' in constants:
+    assert index is not None
     pre_logits = outputs['pre_logits']
     said = folds.logits(constants['folds'], pre_logits, index)
     outputs = outputs | {'logits': said}

@@ -83,13 +83,15 @@ def fine_tune(
     workdirs.check(workdir, settings)
     record = data_record.of_labelled(dataset)
     data_record.check(workdir, record)
-    workdirs.write(workdir, settings)
-    data_record.write(workdir, record)
     summary_path = workdir / 'summary.json'
     if summary_path.exists():
       logging.info('%s is finished; its summary is returned', workdir)
       return json.loads(summary_path.read_text())
     run = set_up(settings, workdir, dataset, mesh)
+    # Not before: a mistake leaves no folder that the mended command would
+    # find to be of another configuration.
+    workdirs.write(workdir, settings)
+    data_record.write(workdir, record)
     if inputs.learns_without_labels(settings):
       more = data_record.of_unlabelled(run.dataset)
       data_record.check(workdir, more, data_record.UNLABELLED)
