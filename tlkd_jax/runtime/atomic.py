@@ -23,9 +23,9 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
+  """Writes a file in UTF-8, whole or not at all."""
   with replacing(path) as temporary:
-    temporary.write_text(text)
+    temporary.write_text(text, encoding='utf-8')
 
 
 def replace_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

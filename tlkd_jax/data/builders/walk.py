@@ -130,7 +130,7 @@ def single(path: pathlib.Path) -> tuple[Tree, list[File]]:
   """
   about = path.stat()
   size, changed = about.st_size, about.st_mtime_ns
-  tree = Tree(os.fspath(path.parent), 'folder', _read)
+  tree = Tree(os.fspath(path.parent), 'folder', read_file)
   tree.files.append(File(path.name, size, changed, os.fspath(path)))
   return tree, tree.files
 
