@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tlkd_jax.runtime import interrupts
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -16,8 +18,9 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   try:
-    yield temporary
-    temporary.replace(path)
+    with interrupts.undone(temporary.unlink):
+      yield temporary
+      temporary.replace(path)
   finally:
     temporary.unlink(missing_ok=True)
 
