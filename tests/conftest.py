@@ -92,7 +92,9 @@ def start_main(session_dir):
   """Starts the command line, tiny models included, in a process of its own."""
   compiled = session_dir / 'compiled'
 
-  def start(*arguments: str, devices: int = 1) -> subprocess.Popen:
+  def start(
+    *arguments: str, devices: int = 1, output: int = subprocess.PIPE
+  ) -> subprocess.Popen:
     flags = (
       f'{os.environ["XLA_FLAGS"]} '
       f'--xla_force_host_platform_device_count={devices}'
@@ -102,8 +104,8 @@ def start_main(session_dir):
       + list(arguments),
       cwd=_ROOT,
       env=os.environ | {'XLA_FLAGS': flags},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
+      stdout=output,
+      stderr=output,
       text=True,
     )
 

@@ -98,7 +98,9 @@ def test_a_metric_that_few_classes_do_not_have():
   given = make(best_metric='top5')
   with pytest.raises(ValueError, match="'top5', and mine has 4 classes; acc"):
     balance.best_metric(given, data_of([3] * 4))
-  assert balance.best_metric(given, data_of([3] * 5)) == 'top5'
+  with pytest.raises(ValueError, match='has 5 classes'):
+    balance.best_metric(given, data_of([3] * 5))
+  assert balance.best_metric(given, data_of([3] * 6)) == 'top5'
 
 
 @pytest.mark.parametrize('tau', [1.0, 0.0, 2.5])

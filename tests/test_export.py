@@ -14,7 +14,7 @@ from jax import export as jax_export
 from tests import tiny
 from tlkd_jax import export, models
 from tlkd_jax.export import __main__ as command
-from tlkd_jax.export import formats, stablehlo, weights
+from tlkd_jax.export import formats, onnx, stablehlo, weights
 from tlkd_jax.export import student as students
 from tlkd_jax.models.weights import folding, pretrained, torch_files
 from tlkd_jax.runtime.errors import UserError
@@ -269,6 +269,46 @@ class TestMistakes:
     with pytest.raises(UserError, match=message):
       export.export_run(run[0], format, tmp_path / name, fold_norm=fold_norm)
 
+  @pytest.mark.parametrize(
+    ('format', 'opset', 'message'),
+    [
+      ('onnx', 12, '--opset 12; accepted: 13 to 26'),
+      ('onnx', 27, '--opset 27; accepted: 13 to 26'),
+      ('onnx', 0, '--opset 0; accepted: 13 to 26'),
+      ('onnx', -1, '--opset -1; accepted: 13 to 26'),
+      ('stablehlo', 17, '--opset 17: a stablehlo file has no operator set'),
+      ('safetensors', 23, '--opset 23: a safetensors file has no operator'),
+    ],
+  )
+  def test_operator_sets(self, format, opset, message, run, tmp_path):
+    out = tmp_path / f'a.{format}'
+    with pytest.raises(UserError, match=message):
+      export.export_run(run[0], format, out, opset=opset)
+
+  @pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [([], 23), (['--opset', '13'], 13), (['--opset=26'], 26)],
+  )
+  def test_the_operator_set_reaches_the_converter(
+    self, arguments, expected, run, tmp_path, monkeypatch
+  ):
+    folder, student = run
+    asked = []
+
+    def convert(function, image_size, opset=onnx.DEFAULT_OPSET):
+      asked.append(opset)
+      return b'a file'
+
+    monkeypatch.setattr(onnx, 'convert', convert)
+    monkeypatch.setattr(onnx, 'load', lambda path: jax.jit(student.logits))
+    free = dataclasses.replace(formats.FORMATS['onnx'], needs=())
+    monkeypatch.setitem(formats.FORMATS, 'onnx', free)
+    out = tmp_path / 'a.onnx'
+    command.main(
+      [f'--checkpoint={folder}', '--format=onnx', f'--out={out}', *arguments]
+    )
+    assert asked == [expected]
+
   def test_a_teacher_is_never_exported(self, tmp_path):
     save_run(tmp_path / 'teacher', arm='teacher')
     with pytest.raises(UserError, match='is the run of a teacher'):
@@ -321,14 +361,20 @@ def test_the_door_imports_nothing_heavy():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('fold_norm', [False, True])
+@pytest.mark.parametrize(
+  ('fold_norm', 'opset'), [(False, None), (True, None), (False, 13), (True, 26)]
+)
 @pytest.mark.parametrize('name', ['mobilenetv2_050', 'mobilenet_v3_small'])
-def test_onnxruntime_gives_the_students_logits(name, fold_norm, tmp_path):
+def test_onnxruntime_gives_the_students_logits(
+  name, fold_norm, opset, tmp_path
+):
   pytest.importorskip('jax2onnx', exc_type=ImportError)
   onnxruntime = pytest.importorskip('onnxruntime')
   student = save_run(tmp_path / 'run', name, 32)
   out = tmp_path / 'student.onnx'
-  export.export_run(tmp_path / 'run', 'onnx', out, fold_norm=fold_norm)
+  export.export_run(
+    tmp_path / 'run', 'onnx', out, fold_norm=fold_norm, opset=opset
+  )
   # No second file with weights that would have to be moved along.
   assert sorted(p.name for p in tmp_path.glob('student*')) == [
     'student.onnx',

@@ -4,18 +4,20 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests import tiny
+from tests import strict, tiny
 from tests.workdirs import arrays
 from tlkd_jax import arms, inference
 from tlkd_jax.data import load_splits
-from tlkd_jax.evaluation import evaluate, predictions
+from tlkd_jax.evaluation import evaluate, predictions, records
 from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.errors import UserError
 from tlkd_jax.training.metric_writers import read_rows
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
@@ -35,7 +37,11 @@ def test_a_run_leaves_what_the_design_says(compare_run):
     assert read(folder / 'config.json')['arm'] == arm
     summary = read(folder / 'summary.json')
     assert summary[role]['test']['count'] == 40
-    assert np.sum(summary[role]['test']['confusion']) == 40
+    confusion = records.read_arrays(folder / 'predictions' / 'confusion.npz')
+    assert all(counts.sum() == 40 for counts in confusion.values())
+    both = {'validation', 'test'}
+    teachers = {f'teacher_{name}' for name in both}
+    assert confusion.keys() == both | (teachers if arm == 'kd' else set())
     assert summary['images_per_second'] > 0 and summary['seconds'] > 0
     steps = {
       (row['step'], row['split']) for row in read_rows(folder / 'metrics.jsonl')
@@ -95,18 +101,23 @@ def test_evaluate_equals_the_runs_summary(arm, compare_run, tmp_path):
   folder = tmp_path / 'run'
   shutil.copytree(compare_run / arm, folder)
   expected = read(folder / 'summary.json')[role]
+  confusion = folder / 'predictions' / 'confusion.npz'
+  counted = records.read_arrays(confusion)
+  confusion.unlink()
   before = evaluate.load(folder / 'predictions' / 'test.npz')
   table = inference.evaluate_run(str(folder), sharding.make_mesh())
   assert f'{expected["test"]["nll"]:.3f}' in table
   found = read(folder / 'evaluation' / 'clean.json')
   for split in ('validation', 'test'):
-    confusion = found[split].pop('confusion')
-    assert confusion == expected[split]['confusion']
-    for name in set(expected[split]) - {'confusion'}:
+    for name in expected[split]:
       value = expected[split][name]
       assert found[split][name] == pytest.approx(value, rel=1e-6), name
   after = evaluate.load(folder / 'predictions' / 'test.npz')
   np.testing.assert_array_equal(before.logits, after.logits)
+  again = records.read_arrays(confusion)
+  assert again.keys() == counted.keys()
+  for name, counts in counted.items():
+    np.testing.assert_array_equal(again[name], counts)
 
 
 @pytest.fixture(scope='module')
@@ -149,7 +160,103 @@ def test_predict(kind, pictures, compare_run, tmp_path, capsys, caplog):
   assert [row['class'] for row in rows] == [
     names[k] for k in expected.argmax(-1)
   ]
-  assert 'broken.jpg' in caplog.text
+  confidence = [float(row['confidence']) for row in rows]
+  np.testing.assert_allclose(confidence, expected.max(-1), atol=2e-6)
+  assert 'broken.jpg: ' in caplog.text
+  assert '1 of 12 images could not be read' in caplog.text
+
+
+ODD_IMAGES = {
+  'gone.png': (None, 'a link to nothing'),
+  'empty.png': (b'', r'cannot identify image file \(0 bytes'),
+  'text.jpg': (b'no image at all', r'cannot identify image file \(15 bytes'),
+  'half.png': (-40, 'truncated|broken'),
+  'a\nb.webp': (b'RIFF\x00\x00\x00\x00WEBP', 'cannot identify'),
+}
+
+
+def odd_images(folder, pictures, names):
+  """Files that are no images, or not whole; 'd.png' is a folder."""
+  folder.mkdir()
+  (folder / 'd.png').mkdir()
+  (folder / 'loop.png').symlink_to('loop.png')
+  whole = (pictures / 'deep' / '00.png').read_bytes()
+  for name in names:
+    content, _ = ODD_IMAGES[name]
+    if content is None:
+      (folder / name).symlink_to('nowhere.png')
+    elif isinstance(content, int):
+      (folder / name).write_bytes(whole[:content])
+    else:
+      (folder / name).write_bytes(content)
+  return folder
+
+
+def call_predict(run, source, output):
+  inference.predict_images(
+    str(run), str(source), str(output), sharding.make_mesh(1)
+  )
+
+
+def test_predict_names_and_counts_what_it_cannot_read(
+  pictures, compare_run, tmp_path, caplog
+):
+  folder = odd_images(tmp_path / 'in', pictures, ODD_IMAGES)
+  shutil.copy(pictures / 'deep' / '00.png', folder / 'z.png')
+  call_predict(compare_run / 'kd', folder, tmp_path / 'out.csv')
+  (row,) = strict.parse_csv((tmp_path / 'out.csv').read_text())
+  assert row['file'] == str(folder / 'z.png')
+  for name in ODD_IMAGES:
+    assert f'in/{name}: '.replace('\n', '\\x0a') in caplog.text
+  assert f'{len(ODD_IMAGES) + 1} of 7 images could not be read' in caplog.text
+
+
+@pytest.mark.parametrize('names', [[n] for n in ODD_IMAGES] + [[*ODD_IMAGES]])
+def test_predict_without_one_image_is_a_message_and_no_file(
+  names, pictures, compare_run, tmp_path
+):
+  folder = odd_images(tmp_path / 'in', pictures, names)
+  output = tmp_path / 'out.jsonl'
+  with pytest.raises(UserError, match='no image could be read') as error:
+    call_predict(compare_run / 'kd', folder, output)
+  for name in names:
+    visible = re.escape(name.replace('\n', '\\x0a'))
+    assert re.search(f'{visible}: .*({ODD_IMAGES[name][1]})', str(error.value))
+  assert not output.exists() and not list(tmp_path.glob('*.tmp'))
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda p: None, 'no such file or folder'),
+    (lambda p: p.symlink_to('nowhere'), 'neither a file nor a folder'),
+    (os.mkfifo, 'neither a file nor a folder'),
+    (lambda p: p.mkdir(), 'holds no image'),
+    (lambda p: p.write_bytes(b'x'), 'no image could be read'),
+  ],
+)
+def test_predict_says_what_is_wrong_with_its_input(
+  make, message, compare_run, tmp_path
+):
+  make(tmp_path / 'in.png')
+  with pytest.raises(UserError, match=message):
+    call_predict(compare_run / 'kd', tmp_path / 'in.png', tmp_path / 'o.csv')
+  assert not (tmp_path / 'o.csv').exists()
+
+
+def test_predict_writes_names_that_are_no_utf8(pictures, compare_run, tmp_path):
+  name = os.fsdecode(os.fsencode(tmp_path) + b'/caf\xe9.png')
+  try:
+    shutil.copy(pictures / 'deep' / '00.png', name)
+  except OSError:
+    pytest.skip('this file system takes UTF-8 only')
+  for output in (tmp_path / 'out.csv', tmp_path / 'out.jsonl'):
+    call_predict(compare_run / 'kd', name, output)
+    text = output.read_text(encoding='utf-8')
+    parse = strict.parse_csv if output.suffix == '.csv' else strict.parse_json
+    found = parse(text)
+    row = found[0] if isinstance(found, list) else found
+    assert row['file'].endswith('/caf\\xe9.png')
 
 
 def test_predict_one_file(pictures, compare_run, capsys):
@@ -200,8 +307,8 @@ def test_predict_walks_as_training_does(tmp_path, caplog):
   (tmp_path / 'gone.png').symlink_to('nowhere.png')
   (tmp_path / 'deep' / 'up').symlink_to('..')
   os.mkfifo(tmp_path / 'pipe.png')
-  found = inference._image_files(tmp_path)
-  assert [str(path.relative_to(tmp_path)) for path in found] == [
+  _, found = inference._image_files(tmp_path)
+  assert [os.path.relpath(file.origin, tmp_path) for file in found] == [
     'a.png',
     'deep/b.JPG',
     'deep/c.avif',

@@ -1,16 +1,20 @@
 """A run that was stopped, killed or crashed ends as if nothing had happened."""
 
+import contextlib
 import json
+import os
 import random
 import resource
+import select
 import signal
+import termios
 import time
 
 import numpy as np
 import pytest
 
 from tests import tiny
-from tests.workdirs import arrays, wait_for_step
+from tests.workdirs import arrays, saved_step, wait_for_step
 from tlkd_jax import arms
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import sharding
@@ -216,6 +220,33 @@ def test_early_stopping_stays_stopped(cache_dir, tmp_path, monkeypatch):
   assert arrays(tmp_path)['step'] == 3 and summary['best_step'] == 1
 
 
+def lose_the_terminal(start_main, command, workdir) -> int:
+  """Resumes on a terminal, which goes as a lost connection's does.
+
+  Returns:
+    The step that was saved before.
+  """
+  before, shown = saved_step(workdir), b''
+  ours, theirs = os.openpty()
+  termios.tcsetwinsize(theirs, (24, 80))
+  process = start_main(*command, output=theirs)
+  os.close(theirs)
+  deadline = time.monotonic() + 200
+  # Its bar fills the terminal, which must be read or it waits.
+  while b'%|' not in shown or saved_step(workdir) == before:
+    if select.select([ours], [], [], 0.05)[0]:
+      with contextlib.suppress(OSError):
+        shown += os.read(ours, 65536)
+    assert process.poll() is None and time.monotonic() < deadline, shown
+  step = saved_step(workdir)
+  os.close(ours)
+  for _ in range(2):
+    # From the terminal, and from its shell.
+    process.send_signal(signal.SIGHUP)
+  assert process.wait(timeout=200) == 0
+  return step
+
+
 def test_kill_and_sigterm(start_main, cache_dir, tmp_path):
   """One run is killed, resumed, asked to stop, and resumed; another is not."""
   arguments = tiny.arguments(
@@ -247,6 +278,10 @@ def test_kill_and_sigterm(start_main, cache_dir, tmp_path):
   assert process.returncode == 0, error
   assert 'resume with the same command' in error
   assert 'Traceback' not in error
+
+  step = lose_the_terminal(start_main, command, tmp_path / 'parts')
+  assert saved_step(tmp_path / 'parts') > step
+  assert not (tmp_path / 'parts' / 'summary.json').exists()
 
   process = start_main(*command)
   _, error = process.communicate(timeout=200)

@@ -13,6 +13,7 @@ import jax
 from tlkd_jax import models, settings
 from tlkd_jax.models.families import inverted
 from tlkd_jax.models.families.inverted import Design, Row
+from tlkd_jax.runtime import interrupts
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.training import loop
 
@@ -150,6 +151,7 @@ def _smoke(arm: str, loss: str = 'kd') -> settings.Settings:
 
 
 if __name__ == '__main__':
+  interrupts.end_at_once()
   from tlkd_jax import main
 
   with registered():

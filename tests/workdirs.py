@@ -32,17 +32,19 @@ def change_description(run: pathlib.Path, **changes) -> None:
   path.write_text(json.dumps(kept))
 
 
+def saved_step(workdir) -> int:
+  """The newest checkpoint's step, 0 before the first."""
+  found = workdir.glob('checkpoints/latest/*')
+  return max((int(p.name) for p in found if p.name.isdigit()), default=0)
+
+
 def wait_for_step(workdir, process, least: int) -> int:
   """Returns the newest checkpoint's step once it is at least `least`."""
   deadline = time.monotonic() + 240
   while time.monotonic() < deadline:
-    steps = [
-      int(p.name)
-      for p in workdir.glob('checkpoints/latest/*')
-      if p.name.isdigit()
-    ]
-    if max(steps, default=0) >= least:
-      return max(steps)
+    step = saved_step(workdir)
+    if step >= least:
+      return step
     if process.poll() is not None:
       raise AssertionError(process.communicate()[1])
     time.sleep(0.02)

@@ -9,6 +9,14 @@ From Python, see docs/python.md:
     data.Dataset.from_arrays      images that a program holds
 """
 
+import sys
+
+from tlkd_jax.runtime import interrupts
+
+# First of all: what is loaded from here on takes seconds.
+if sys.argv and interrupts.is_command(sys.orig_argv[-len(sys.argv)]):
+  interrupts.end_at_once()
+
 from tlkd_jax.api import (
   Result,
   StudyResult,

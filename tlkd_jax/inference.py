@@ -1,6 +1,5 @@
 """A finished run's model used without training: evaluate, predict."""
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -18,14 +17,16 @@ from PIL import Image
 
 from tlkd_jax.data import Dataset, facts, transforms
 from tlkd_jax.data.builders import walk
-from tlkd_jax.evaluation import records, suites
+from tlkd_jax.evaluation import labelled_files, records, suites
 from tlkd_jax.evaluation.predictions import softmax
 from tlkd_jax.evaluation.subject import Subject
 from tlkd_jax.models.network import make_eval_step
 from tlkd_jax.report import tables
 from tlkd_jax.runtime import devices, sharding
-from tlkd_jax.runtime.errors import as_user_errors, unknown_name
+from tlkd_jax.runtime.atomic import replace_text
+from tlkd_jax.runtime.errors import UserError, as_user_errors, unknown_name
 from tlkd_jax.runtime.paths import expanded
+from tlkd_jax.runtime.texts import visible
 from tlkd_jax.settings import from_config
 from tlkd_jax.training import (
   checkpoints,
@@ -356,58 +357,78 @@ def predict_images(
 ) -> None:
   """Writes the class and the probabilities of each image of a file or folder.
 
+  What cannot be read is named with its reason, counted and left out.
+
   Args:
     workdir: a finished run.
-    source: an image file, or a folder that is searched for images; what cannot
-      be decoded is left out.
-    output: a .csv or .jsonl file; None prints CSV.
+    source: an image file, or a folder that is searched for images.
+    output: a .csv or .jsonl file, see `labelled_files`; None prints CSV.
     mesh: devices.
 
   Raises:
-    UserError: no run there, no images, or an unknown output format.
+    UserError: no run there, no image that can be read, or an unknown output
+      format.
   """
   with as_user_errors():
-    files = _image_files(expanded(source))
     if output:
       output = str(expanded(output))
       _check_output(pathlib.Path(output))
+    tree, files = _image_files(expanded(source))
   predictor = load_predictor(workdir, mesh)
   devices.say(mesh)
-  names = predictor.description.class_names
-  read: list[pathlib.Path] = []
+  read: list[str] = []
+  bad: list[str] = []
 
   def squares() -> Iterator[np.ndarray]:
-    for path in files:
+    for file in files:
+      name = _as_utf8(file.origin)
       try:
-        square = predictor.square(transforms.decode_image(path.read_bytes()))
+        image = transforms.decode_image(walk.read_image(tree, file))
+        square = predictor.square(image)
       except (transforms.BadImageError, OSError) as error:
-        logging.warning('%s: skipped, %s', path, error)
+        bad.append(f'{visible(name)}: {error}')
+        logging.warning('left out, %s', bad[-1])
         continue
-      read.append(path)
+      read.append(name)
       yield square
 
   probabilities = predictor.probabilities(squares())
-  rows = [
-    {'file': str(path), 'class': names[int(p.argmax())]}
-    | {name: round(float(v), 6) for name, v in zip(names, p, strict=True)}
-    for path, p in zip(read, probabilities, strict=True)
-  ]
+  if not read:
+    raise UserError(_nothing_read(source, bad))
+  names = predictor.description.class_names
   if sharding.is_lead():
+    rows = labelled_files.make_rows(read, names, probabilities)
     _write_rows(rows, output)
+  if bad:
+    logging.warning('%d of %d images could not be read', len(bad), len(files))
 
 
-def _image_files(source: pathlib.Path) -> list[pathlib.Path]:
+def _nothing_read(source: str, bad: list[str]) -> str:
+  shown = '\n  '.join(bad[:_SHOWN])
+  more = f'\n  ... {len(bad) - _SHOWN} more' if len(bad) > _SHOWN else ''
+  return f'--input {source}: no image could be read:\n  {shown}{more}'
+
+
+def _image_files(source: pathlib.Path) -> tuple[walk.Tree, list[walk.File]]:
+  """The images of a folder, or the one file, and the tree that reads them."""
   if source.is_file():
-    return [source]
+    return walk.single(source)
   if not source.is_dir():
-    raise FileNotFoundError(f'--input {source}: no such file or folder')
+    there = source.exists() or source.is_symlink()
+    kind = 'neither a file nor a folder' if there else 'no such file or folder'
+    raise FileNotFoundError(f'--input {source}: {kind}')
   with walk.open_folder(source) as tree:
     files, left_out = walk.images(tree)
   for line in facts.left_out_lines(walk.count_left_out(left_out)):
     logging.info('--input: left out %s', line)
   if not files:
     raise ValueError(f'--input {source} holds no image ({transforms.ENDINGS})')
-  return [pathlib.Path(file.origin) for file in files]
+  return tree, files
+
+
+def _as_utf8(path: str) -> str:
+  r"""A path as it is; bytes of it that are no UTF-8 as \xNN."""
+  return os.fsencode(path).decode('utf-8', 'backslashreplace')
 
 
 def _check_output(path: pathlib.Path) -> None:
@@ -415,21 +436,15 @@ def _check_output(path: pathlib.Path) -> None:
     raise ValueError(f'--output {path}: accepted are .csv and .jsonl')
   if not path.parent.is_dir():
     raise FileNotFoundError(f'--output {path}: no such folder {path.parent}')
+  if path.is_dir():
+    raise IsADirectoryError(f'--output {path} is a folder')
 
 
-def _write_rows(rows: list[dict[str, Any]], output: str | None) -> None:
-  if not rows:
-    logging.warning('no image could be read')
+def _write_rows(rows: list[labelled_files.Row], output: str | None) -> None:
+  if output is None:
+    sys.stdout.write(labelled_files.as_csv(rows))
     return
-  if output and output.endswith('.jsonl'):
-    text = ''.join(json.dumps(row) + '\n' for row in rows)
-    pathlib.Path(output).write_text(text)
-    return
-  stream = open(output, 'w', newline='') if output else sys.stdout
-  try:
-    writer = csv.DictWriter(stream, rows[0].keys())
-    writer.writeheader()
-    writer.writerows(rows)
-  finally:
-    if output:
-      stream.close()
+  path = pathlib.Path(output)
+  jsonl = path.suffix == '.jsonl'
+  write = labelled_files.as_json_lines if jsonl else labelled_files.as_csv
+  replace_text(path, write(rows))

@@ -6,7 +6,7 @@ Exit codes are those of `command_line`.
 from absl import flags
 from ml_collections.config_flags import config_flags
 
-from tlkd_jax.runtime import allocator, command_line
+from tlkd_jax.runtime import allocator, command_line, interrupts
 from tlkd_jax.runtime.command_line import fail
 from tlkd_jax.runtime.errors import UserError, as_user_errors
 from tlkd_jax.runtime.paths import expanded
@@ -111,6 +111,8 @@ def main(argv: list[str]) -> None:
 
 
 def _start_and_run() -> None:
+  if _MODE.value == 'train':
+    interrupts.resumable()
   _start_jax()
   _run()
 

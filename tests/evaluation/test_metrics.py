@@ -302,7 +302,12 @@ UNDEFINED = {
   'huge_logits': set(),
   'all_right': {'top5', 'misclassification_auroc'},
   'all_wrong': {'top5', 'misclassification_auroc'},
-  'one_class': {'cohen_kappa', 'macro_auroc', 'misclassification_auroc'},
+  'one_class': {
+    'top5',
+    'cohen_kappa',
+    'macro_auroc',
+    'misclassification_auroc',
+  },
 }
 
 
@@ -314,6 +319,26 @@ def test_edge_cases_are_nan_only_where_documented(case):
   undefined = {name for name, v in values.items() if math.isnan(v)}
   assert undefined == UNDEFINED[case]
   assert not any(math.isinf(v) for v in values.values())
+
+
+@pytest.mark.parametrize(
+  ('num_classes', 'defined'), [(2, False), (4, False), (5, False), (6, True)]
+)
+def test_five_of_five_classes_say_nothing(num_classes, defined):
+  logits = np.tile(np.arange(num_classes, 0, -1.0), (num_classes, 1))
+  value = metrics.top5(logits, np.arange(num_classes))
+  assert math.isnan(value) is not defined
+  if defined:
+    assert value == 5 / num_classes
+
+
+@pytest.mark.parametrize('undefined', [None, math.nan])
+@pytest.mark.parametrize('name', ['top1', 'nll'])
+def test_what_is_undefined_is_never_the_best(name, undefined):
+  assert metrics.goodness(name, undefined) < metrics.goodness(name, 1e9)
+  assert metrics.goodness(name, undefined) < metrics.goodness(name, -1e9)
+  better, worse = (0.9, 0.1) if name == 'top1' else (0.1, 0.9)
+  assert metrics.goodness(name, better) > metrics.goodness(name, worse)
 
 
 def test_edge_case_values():

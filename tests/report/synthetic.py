@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from tlkd_jax import settings
-from tlkd_jax.evaluation import evaluate
+from tlkd_jax.evaluation import evaluate, records
 
 CLASSES = ('ant', 'bee', 'cat')
 COUNT = 60
@@ -19,6 +19,7 @@ def write_run(
   per_class=10,
   teacher=None,
   data=None,
+  classes=CLASSES,
   **changes,
 ):
   """A run whose share `accuracy` of the test images is right, exactly."""
@@ -37,11 +38,11 @@ def write_run(
   if data is not None:
     summary['data'] = data
   for split in ('validation', 'test'):
-    labels = np.arange(COUNT) % len(CLASSES)
+    labels = np.arange(COUNT) % len(classes)
     answers = labels.copy()
     wrong = rng.permutation(COUNT)[: round(COUNT * (1 - accuracy))]
-    answers[wrong] = (labels[wrong] + 1) % len(CLASSES)
-    logits = rng.normal(size=(COUNT, len(CLASSES))).astype(np.float32)
+    answers[wrong] = (labels[wrong] + 1) % len(classes)
+    logits = rng.normal(size=(COUNT, len(classes))).astype(np.float32)
     logits[np.arange(COUNT), answers] = 4.0
     predictions = evaluate.Predictions(
       logits,
@@ -51,7 +52,10 @@ def write_run(
     )
     evaluate.save(folder / 'predictions' / f'{split}.npz', predictions)
     summary[role][split] = evaluate.summarize(predictions)
-  (folder / 'summary.json').write_text(json.dumps(summary))
+  records.write_json(folder / 'summary.json', summary)
+  if classes is not CLASSES:
+    record = {'test': {'per_class': {'class': list(classes)}}}
+    records.write_json(folder / 'evaluation' / 'clean.json', record)
   rows = [
     {'step': 3, 'split': 'train', 'loss': 1.0, 'seconds': 4.0},
     {'step': 3, 'split': 'validation', 'top1': 0.5, 'nll': 1.1},

@@ -8,8 +8,10 @@ import subprocess
 
 import pytest
 
+from tests import strict
 from tests.report import synthetic
 from tlkd_jax.report import page
+from tlkd_jax.runtime.texts import visible
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no chromium here')
@@ -89,6 +91,46 @@ def test_errors_sorting_and_schemes(report, tmp_path):
   assert seen['text'] == sorted(seen['text'])
   assert sorted(seen['names']) == seen['text'] != seen['names']
   assert seen['before'] != seen['after']
+
+
+NAMES_PROBE = """
+<script>
+var alerted = 0;
+alert = function () { alerted += 1; };
+addEventListener('load', function () {
+  var tables = Array.from(document.querySelectorAll('table'));
+  var table = tables.find(function (t) {
+    return t.parentNode.getAttribute('aria-label') === 'By class';
+  });
+  var seen = {
+    names: Array.from(table.tBodies[0].rows).map(function (row) {
+      return row.cells[0].textContent;
+    }),
+    alerted: alerted,
+    scripts: document.scripts.length,
+    requests: performance.getEntriesByType('resource').length
+  };
+  document.documentElement.setAttribute('data-seen', JSON.stringify(seen));
+});
+</script>
+"""
+
+
+def test_any_name_of_a_class_is_a_text_and_nothing_else(tmp_path):
+  for arm in ('tl', 'kd'):
+    synthetic.write_run(tmp_path / 'runs' / arm, arm, classes=strict.NAMES)
+  page.write([tmp_path / 'runs'], tmp_path / 'report', replicates=20)
+  text = (tmp_path / 'report' / 'index.html').read_text(encoding='utf-8')
+  probed = tmp_path / 'probed.html'
+  probed.write_text(text.replace('<head>', f'<head>{NAMES_PROBE}', 1))
+  done = run_chromium(tmp_path, probed)
+  assert ':CONSOLE' not in done.stderr, done.stderr
+  seen = re.search(r'data-seen="([^"]*)"', done.stdout)
+  assert seen, done.stderr
+  seen = json.loads(html.unescape(seen.group(1)))
+  assert seen['names'] == [visible(name) for name in strict.NAMES]
+  # The page's own script and the one of this test.
+  assert (seen['alerted'], seen['scripts'], seen['requests']) == (0, 2, 0)
 
 
 def test_a_phone_needs_no_sideways_scrolling(report, tmp_path):

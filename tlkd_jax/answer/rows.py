@@ -174,9 +174,11 @@ def _comparable(x: Row, y: Row) -> bool:
 
 
 def value(row: Row, metric: str) -> float:
-  """A metric on test; NaN where it is undefined."""
+  """A metric on test; NaN where it is undefined or infinite."""
   found = row['test'][metric]
-  return math.nan if found is None else float(found)
+  if found is None or not math.isfinite(found):
+    return math.nan
+  return float(found)
 
 
 def values(

@@ -10,7 +10,7 @@ import io
 import re
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 INTERPOLATIONS = {
   'nearest': Image.Resampling.NEAREST,
@@ -139,8 +139,11 @@ def decode_image(data: bytes) -> Image.Image:
   except MemoryError:
     raise
   except Exception as error:
-    size = f'{len(data)} bytes'
-    raise BadImageError(f'{error or type(error).__name__} ({size})') from error
+    reason = str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+      # Its own message has the address of the stream.
+      reason = 'cannot identify image file'
+    raise BadImageError(f'{reason} ({len(data)} bytes)') from error
 
 
 def _check_plausible(image: Image.Image, num_bytes: int) -> None:

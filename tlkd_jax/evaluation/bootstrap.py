@@ -82,7 +82,7 @@ def _averages(split: Split) -> Evaluate:
     'mean_confidence': split.confidence,
   }
   matrix = np.stack([np.asarray(c, np.float64) for c in columns.values()])
-  if logits.shape[1] < 5:
+  if logits.shape[1] < metrics.TOP5_CLASSES:
     matrix[list(columns).index('top5')] = np.nan
 
   def evaluate(counts):

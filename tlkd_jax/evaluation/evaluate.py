@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -72,7 +72,7 @@ def predict(
 def summarize(
   predictions: Predictions, teacher: Predictions | None = None
 ) -> dict[str, Any]:
-  """The metrics of a run's summary; confusion is rows = true classes.
+  """The metrics of a run's summary.
 
   Args:
     predictions: of the model.
@@ -82,7 +82,6 @@ def summarize(
   summary: dict[str, Any] = {
     name: metrics.METRICS[name](logits, labels) for name in SUMMARY_METRICS
   }
-  summary['confusion'] = metrics.confusion_matrix(logits, labels).tolist()
   summary['count'] = len(labels)
   if teacher is not None:
     summary['teacher_agreement'] = fidelity.agreement(logits, teacher.logits)
@@ -92,6 +91,25 @@ def summarize(
 def save(path: str | pathlib.Path, predictions: Predictions) -> None:
   """Writes `predictions/<split>.npz`, whole or not at all."""
   replace_arrays(pathlib.Path(path), dataclasses.asdict(predictions))
+
+
+def save_confusions(
+  folder: pathlib.Path, found: Mapping[str, Predictions]
+) -> None:
+  """Writes `predictions/confusion.npz`: name -> counts, int64 [K, K].
+
+  Rows are true classes, columns predicted ones. Not part of a summary, as it
+  grows with the square of the classes.
+
+  Args:
+    folder: a run's `predictions`.
+    found: 'validation', 'test', and those of the teacher as 'teacher_...'.
+  """
+  arrays = {
+    name: metrics.confusion_matrix(one.logits, one.labels)
+    for name, one in found.items()
+  }
+  replace_arrays(folder / 'confusion.npz', arrays)
 
 
 def load(path: str | pathlib.Path) -> Predictions:

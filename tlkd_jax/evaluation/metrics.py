@@ -21,6 +21,9 @@ from sklearn import metrics as sklearn_metrics
 from tlkd_jax.evaluation import predictions, reliability, selective
 from tlkd_jax.runtime.errors import unknown_name
 
+# Fewer say nothing by their top five.
+TOP5_CLASSES = 6
+
 
 def confusion_matrix(logits, labels) -> np.ndarray:
   """Counts, int64 [K, K]; rows are true classes, columns predicted ones."""
@@ -72,8 +75,11 @@ def top1(logits, labels) -> float:
 
 
 def top5(logits, labels) -> float:
-  """Share with the true class among the 5 largest logits; NaN if K < 5."""
-  if np.shape(logits)[-1] < 5:
+  """Share with the true class among the 5 largest logits; NaN if K <= 5.
+
+  Of five classes all are among them.
+  """
+  if np.shape(logits)[-1] < TOP5_CLASSES:
     return float('nan')
   return float((label_rank(logits, labels) < 5).mean())
 
@@ -304,6 +310,18 @@ LOWER_IS_BETTER = frozenset(
 NO_BETTER_SIDE = frozenset(
   {'mean_entropy', 'mean_confidence', 'overconfidence'}
 )
+
+
+def goodness(name: str, value: float | None) -> float:
+  """A value of a metric as a number of which the largest is best.
+
+  Args:
+    name: of the metric.
+    value: NaN or None where it is undefined, which is worse than all.
+  """
+  if value is None or np.isnan(value):
+    return float('-inf')
+  return -value if name in LOWER_IS_BETTER else value
 
 
 def check_name(name: str) -> str:

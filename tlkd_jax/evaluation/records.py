@@ -26,10 +26,25 @@ def plain(value: Any) -> Any:
   return value
 
 
+def number(value: float | None) -> float:
+  """A number that was read from JSON; NaN where it was none.
+
+  That is null, and NaN or an infinity in files of earlier versions.
+  """
+  if value is None or not math.isfinite(value):
+    return math.nan
+  return float(value)
+
+
+def dumps(value: Any, indent: int | None = None, **options: Any) -> str:
+  """`plain(value)` as JSON that every reader takes, which has no NaN."""
+  return json.dumps(plain(value), indent=indent, allow_nan=False, **options)
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes `plain(value)`; the folder is made if need be."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  replace_text(path, json.dumps(plain(value), indent=1) + '\n')
+  replace_text(path, dumps(value, indent=1) + '\n')
 
 
 def read_arrays(

@@ -42,13 +42,18 @@ def clean(subject: Subject) -> str:
   Other data than the run's own have the test alone, and no teacher's answers.
   """
   summary: dict[str, Any] = {}
+  found: dict[str, evaluate.Predictions] = {}
   for split in (s for s in SPLITS if s in subject.dataset.splits):
     predictions = subject.predict(subject.dataset.splits[split])
+    found[split] = predictions
     teacher = _teacher_predictions(subject.predictions, split, predictions)
     summary[split] = describe(predictions, teacher, subject.dataset.class_names)
     if sharding.is_lead():
       evaluate.save(subject.predictions / f'{split}.npz', predictions)
+    if teacher is not None:
+      found[f'teacher_{split}'] = teacher
   if sharding.is_lead():
+    evaluate.save_confusions(subject.predictions, found)
     records.write_json(subject.folder / 'clean.json', summary)
   test = summary['test']
   return f'{subject.model}: top-1 {test["top1"]:.3f}, NLL {test["nll"]:.3f}'

@@ -12,6 +12,7 @@ def export_run(
   out: str | os.PathLike,
   *,
   fold_norm: bool = False,
+  opset: int | None = None,
 ) -> str:
   """Writes a run's student to `out` and its configuration to `out`.json.
 
@@ -22,14 +23,15 @@ def export_run(
       (jax.export, images NHWC).
     out: the file; its suffix must be the format's name.
     fold_norm: fold every BatchNorm into the convolution before it.
+    opset: version of the operators of an onnx file, 13 to 26; None is 23.
 
   Returns:
     What was written and how it compares with the student, for the user.
 
   Raises:
     UserError: an unknown format, a wrong suffix, folded norms as safetensors,
-      no student there, a converter that is not installed, or a device that
-      JAX was told to use and does not find.
+      an opset that is not accepted, no student there, a converter that is not
+      installed, or a device that JAX was told to use and does not find.
     RuntimeError: the written model does not give the student's logits; the
       file is not there.
   """
@@ -40,6 +42,6 @@ def export_run(
   devices.available()
   with as_user_errors():
     out = expanded(out)
-    formats.check(format, out, fold_norm)
+    formats.check(format, out, fold_norm, opset)
     loaded = student.load_student(expanded(checkpoint), fold_norm=fold_norm)
-  return formats.write(loaded, format, out)
+  return formats.write(loaded, format, out, opset)

@@ -14,6 +14,7 @@ from absl import logging
 
 from tlkd_jax.export import export_run
 from tlkd_jax.export.formats import FORMATS
+from tlkd_jax.export.onnx import DEFAULT_OPSET, OPSETS
 from tlkd_jax.runtime import command_line
 from tlkd_jax.runtime.errors import UserError
 
@@ -31,10 +32,20 @@ def main(argv: list[str] | None = None) -> None:
     action='store_true',
     help='fold BatchNorm into the convolutions (onnx, stablehlo)',
   )
+  parser.add_argument(
+    '--opset',
+    type=int,
+    help=f'operators of an onnx file, {OPSETS[0]} to {OPSETS[-1]}; default '
+    f'{DEFAULT_OPSET}',
+  )
   flags = parser.parse_args(argv)
   try:
     result = export_run(
-      flags.checkpoint, flags.format, flags.out, fold_norm=flags.fold_norm
+      flags.checkpoint,
+      flags.format,
+      flags.out,
+      fold_norm=flags.fold_norm,
+      opset=flags.opset,
     )
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)

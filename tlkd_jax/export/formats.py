@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tlkd_jax.evaluation import records
 from tlkd_jax.export import onnx, stablehlo, weights
 from tlkd_jax.export.student import Student, library_model
 from tlkd_jax.models.weights import pretrained, twins
+from tlkd_jax.runtime.atomic import replace_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,16 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def check(name: str, out: pathlib.Path, fold_norm: bool) -> None:
+def check(
+  name: str, out: pathlib.Path, fold_norm: bool, opset: int | None = None
+) -> None:
   """Raises ValueError where a file cannot be written, before any work.
 
   Args:
     name: of the format.
     out: the file.
     fold_norm: whether norms shall be folded.
+    opset: of an onnx file; None is the default.
   """
   if name not in FORMATS:
     raise ValueError(f'unknown format {name!r}; accepted: {", ".join(FORMATS)}')
@@ -57,6 +61,8 @@ def check(name: str, out: pathlib.Path, fold_norm: bool) -> None:
       'torchvision have their norms, and could not load it. Leave '
       '--fold-norm out, or export to onnx or stablehlo'
     )
+  if opset is not None:
+    _check_opset(name, opset)
   needs = FORMATS[name].needs
   missing = [p for p in needs if importlib.util.find_spec(p) is None]
   if missing:
@@ -66,16 +72,34 @@ def check(name: str, out: pathlib.Path, fold_norm: bool) -> None:
     )
 
 
-def write(student: Student, name: str, out: pathlib.Path) -> str:
+def _check_opset(name: str, opset: int) -> None:
+  if name != 'onnx':
+    raise ValueError(
+      f'--opset {opset}: a {name} file has no operator set; accepted with '
+      '--format onnx'
+    )
+  if opset not in onnx.OPSETS:
+    raise ValueError(
+      f'--opset {opset}; accepted: {onnx.OPSETS[0]} to {onnx.OPSETS[-1]}'
+    )
+
+
+def write(
+  student: Student, name: str, out: pathlib.Path, opset: int | None = None
+) -> str:
   """Writes `out` and `out`.json; returns what to tell the user.
 
   Raises:
     RuntimeError: the written model does not give the student's logits.
   """
   out.parent.mkdir(parents=True, exist_ok=True)
-  result = FORMATS[name].write(student, out)
+  if opset is None:
+    result = FORMATS[name].write(student, out)
+  else:
+    result = onnx.write(student, out, opset)
   path = out.with_name(f'{out.name}.json')
-  path.write_text(json.dumps(configuration(student, name), indent=2) + '\n')
+  text = records.dumps(configuration(student, name), indent=2)
+  replace_text(path, text + '\n')
   return f'{result}\n{path}: architecture, classes and preprocessing'
 
 

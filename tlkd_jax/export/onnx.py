@@ -14,20 +14,28 @@ from tlkd_jax.runtime.atomic import replacing
 
 INPUT = 'images'
 OUTPUT = 'logits'
+# Of the operator sets that a file may have, those in which students of all
+# families were converted, checked and run.
+OPSETS = range(13, 27)
+DEFAULT_OPSET = 23
 
 
-def convert(function: Callable, image_size: int) -> bytes:
+def convert(
+  function: Callable, image_size: int, opset: int = DEFAULT_OPSET
+) -> bytes:
   """Converts a classifier to a serialised ONNX model, weights inside.
 
   Args:
     function: traceable, normalised float32 images [B, H, W, 3] -> logits.
     image_size: H and W.
+    opset: version of the operators, one of OPSETS.
 
   Returns:
     A model that takes `images` float32 [batch, 3, H, W] and gives `logits`
     float32 [batch, K], with any batch.
   """
   import jax2onnx
+  import onnx
 
   with _quiet('jax2onnx', 'onnx_ir'):
     model = jax2onnx.to_onnx(
@@ -37,7 +45,11 @@ def convert(function: Callable, image_size: int) -> bytes:
       inputs_as_nchw=[0],
       input_names=[INPUT],
       output_names=[OUTPUT],
+      opset=opset,
     )
+  # A runtime that is as old as the operators knows no newer file format.
+  oldest = onnx.helper.find_min_ir_version_for(model.opset_import)
+  model.ir_version = min(model.ir_version, oldest)
   return model.SerializeToString()
 
 
@@ -70,15 +82,22 @@ def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
   return run
 
 
-def write(student: Student, out: pathlib.Path) -> str:
+def write(
+  student: Student, out: pathlib.Path, opset: int = DEFAULT_OPSET
+) -> str:
   """Writes the model and runs it; returns what to tell the user.
+
+  Args:
+    student: to write.
+    out: the file.
+    opset: as of `convert`.
 
   Raises:
     RuntimeError: it does not give the student's logits.
   """
   with replacing(out) as unfinished:
     with lax_convolutions():
-      content = convert(student.logits, student.image_size)
+      content = convert(student.logits, student.image_size, opset)
     unfinished.write_bytes(content)
     return checked(student, load(unfinished), out, 'onnxruntime')
 

@@ -134,10 +134,11 @@ def _classes(context: Context, source: str) -> Table:
 def _confusions(context: Context) -> Figure:
   panels, rows = [], []
   names = context.class_names
+  ticks, numbers = plots.tick_names(names)
   for arm in context.arms:
     one = context.test[arm]
     counts = metrics.confusion_matrix(one.logits, one.labels)
-    panels.append(plots.confusion(LABELS[arm], counts, names))
+    panels.append(plots.confusion(LABELS[arm], counts, ticks))
     rows += [
       [LABELS[arm], names[i], names[j], int(counts[i, j])]
       for i, j in np.ndindex(*counts.shape)
@@ -154,6 +155,7 @@ def _confusions(context: Context) -> Figure:
       rows,
       context.source(_TEST),
     ),
+    note=numbers if len(names) <= plots.MOST_TICKS else '',
   )
 
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,19 @@ class Section:
   key: str
   title: str
   blocks: list[Block]
+
+
+_CODE = re.compile(r'`([^`]+)`')
+
+
+def spans(text: str) -> Iterator[tuple[str, bool]]:
+  """The parts of a text, and whether each stood between backticks."""
+  end = 0
+  for found in _CODE.finditer(text):
+    yield text[end : found.start()], False
+    yield found.group(1), True
+    end = found.end()
+  yield text[end:], False
 
 
 def show(value: Any, signed: bool = False) -> str:

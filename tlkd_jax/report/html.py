@@ -17,7 +17,9 @@ from tlkd_jax.report.blocks import (
   Table,
   Text,
   show,
+  spans,
 )
+from tlkd_jax.runtime.texts import visible
 
 # Verdict -> class in the style sheet.
 _VERDICTS: dict[Verdict, str] = {'better': 'better', 'worse': 'worse'}
@@ -47,7 +49,7 @@ def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
 
 
 def _text(text: str) -> str:
-  return html.escape(str(text))
+  return html.escape(visible(str(text)))
 
 
 def _section(section: Section) -> str:
@@ -71,9 +73,9 @@ def _block(block: Block) -> str:
 
 def _with_code(text: str) -> str:
   """Escapes, and sets what stands between backticks as code."""
-  parts = _text(text).split('`')
   return ''.join(
-    f'<code>{part}</code>' if i % 2 else part for i, part in enumerate(parts)
+    f'<code>{_text(part)}</code>' if is_code else _text(part)
+    for part, is_code in spans(text)
   )
 
 
@@ -127,6 +129,8 @@ def _cell(value, text_column: bool, signed: bool) -> str:
     value = value.item()
   undefined = value is None or (isinstance(value, float) and math.isnan(value))
   number = '' if undefined else f'{float(value):.10g}'
+  # As JavaScript writes it.
+  number = number.replace('inf', 'Infinity')
   return f'<td data-value="{number}">{show(value, signed)}</td>'
 
 

@@ -1,40 +1,76 @@
 """Writes sections as Markdown and as JSON; the figures as their numbers."""
 
+import html
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from tlkd_jax.report.blocks import Figure, Gallery, Section, Table, Text, show
+from tlkd_jax.report.blocks import (
+  Figure,
+  Gallery,
+  Section,
+  Table,
+  Text,
+  show,
+  spans,
+)
+from tlkd_jax.runtime.texts import visible
+
+# What would be markup; an underscore inside a word is none.
+_MARKUP = re.compile(r'[\\`*\[\]|~$]|(?<![^\W_])_+|_+(?![^\W_])')
+# What would be a list, a heading or a rule at a paragraph's beginning.
+_BEGINNING = re.compile(r'^(\s*\d*)([-+#=.)]+)(?=\s|$)')
 
 
 def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
   """Headings, paragraphs and tables; pictures are on the HTML page only."""
-  lines = [f'# {title}', '', subtitle, '']
+  lines = [f'# {escape(title)}', '', _paragraph(subtitle), '']
   for section in sections:
-    lines += [f'## {section.title}', '']
+    lines += [f'## {escape(section.title)}', '']
     for block in section.blocks:
       if isinstance(block, Text):
-        lines += [block.text, '']
+        lines += [_paragraph(block.text), '']
       elif isinstance(block, Table):
         lines += _table(block)
       elif isinstance(block, Figure):
-        lines += [f'*{block.title}: {block.alt}*', '']
+        lines += [f'*{escape(block.title)}: {escape(block.alt)}*', '']
+        lines += [_paragraph(block.note), ''] if block.note else []
       else:
-        lines += [f'*{block.title}: see index.html*', '']
+        lines += [f'*{escape(block.title)}: see index.html*', '']
   return '\n'.join(lines)
 
 
-def _table(table: Table) -> list[str]:
-  def row(cells) -> str:
-    texts = [show(cell).replace('|', '\\|') for cell in cells]
-    return '| ' + ' | '.join(texts) + ' |'
+def escape(text: str) -> str:
+  """A text as Markdown that reads the same, with nothing in it as markup.
 
+  Nor as HTML, which Markdown lets through to the page.
+  """
+  text = html.escape(visible(text), quote=False)
+  return _MARKUP.sub(lambda found: re.sub('(.)', r'\\\1', found[0]), text)
+
+
+def row(cells: Sequence[Any]) -> str:
+  """A line of a table."""
+  return f'| {" | ".join(escape(show(cell)) for cell in cells)} |'
+
+
+def _paragraph(text: str) -> str:
+  """Escapes, and leaves what stands between backticks as code."""
+  text = ''.join(
+    f'`{visible(part)}`' if is_code else escape(part)
+    for part, is_code in spans(text)
+  )
+  return _BEGINNING.sub(r'\1\\\2', text)
+
+
+def _table(table: Table) -> list[str]:
   if not table.rows:
-    return [f'**{table.title}**', '', 'Nothing.', '']
-  lines = [f'**{table.title}**', '', row(table.columns)]
+    return [f'**{escape(table.title)}**', '', 'Nothing.', '']
+  lines = [f'**{escape(table.title)}**', '', row(table.columns)]
   lines.append('| ' + ' | '.join('---' for _ in table.columns) + ' |')
   lines += [row(cells) for cells in table.rows]
-  note = f' {table.note}' if table.note else ''
-  return [*lines, '', f'From {table.source}.{note}', '']
+  note = f' {_paragraph(table.note)}' if table.note else ''
+  return [*lines, '', f'From {escape(table.source)}.{note}', '']
 
 
 def as_data(sections: Sequence[Section]) -> list[dict[str, Any]]:

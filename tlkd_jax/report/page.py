@@ -22,6 +22,7 @@ from tlkd_jax.report import (
   verdict_section,
 )
 from tlkd_jax.report.blocks import Section
+from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.paths import expanded
 
 REPLICATES = 1000
@@ -83,8 +84,8 @@ def write(
   )
   out.mkdir(parents=True, exist_ok=True)
   index = out / 'index.html'
-  index.write_text(html.page(title, subtitle, sections))
-  (out / 'report.md').write_text(markdown.page(title, subtitle, sections))
+  replace_text(index, html.page(title, subtitle, sections))
+  replace_text(out / 'report.md', markdown.page(title, subtitle, sections))
   records.write_json(
     out / 'report.json',
     {

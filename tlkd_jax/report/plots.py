@@ -2,17 +2,23 @@
 
 Matplotlib draws; texts stay texts. Ink is drawn in a colour that is replaced by
 `currentColor`, so that one figure is legible on a light and on a dark page, and
-every id is made unique so that many figures can stand in one document.
+every id is made unique so that many figures can stand in one document. Letters
+that no font here has are escaped, or names are numbered: see `tick_names`.
 """
 
+import html
 import io
 import itertools
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
+
+from tlkd_jax.report import fonts
+from tlkd_jax.runtime.texts import escaped, visible
 
 matplotlib.use('svg')
 
@@ -27,11 +33,14 @@ _INK, _GRID = '#010203', '#010204'
 _SIZE = (3.7, 2.75)
 _SMALL = (2.15, 1.75)
 _numbers = itertools.count()
+# Of a matrix with more classes the axes have no names.
+MOST_TICKS = 20
 
 _STYLE = {
   'svg.fonttype': 'none',
   'font.family': 'sans-serif',
-  'font.sans-serif': ['DejaVu Sans'],
+  # A dollar in a name begins no formula.
+  'text.parse_math': False,
   'font.size': 9,
   'axes.titlesize': 9.5,
   'axes.spines.top': False,
@@ -60,10 +69,25 @@ def legend(arms: Sequence[str], labels: dict[str, str]):
   ]
 
 
-def _draw(draw, title: str, *, size=_SIZE, **labels) -> str:
-  """Runs draw(axes) and returns the panel's SVG with `title` as its name."""
+def _draw(draw, title: str, *, size=_SIZE, names=(), **labels) -> str:
+  """Runs draw(axes) and returns the panel's SVG with `title` as its name.
+
+  Args:
+    draw: draws.
+    title: of the panel.
+    size: in inches.
+    names: texts of strangers that it draws, as `drawable` gave them.
+    **labels: of the axes.
+  """
   number = next(_numbers)
-  with matplotlib.rc_context(_STYLE | {'svg.hashsalt': str(number)}):
+  title = drawable(title)
+  style = _STYLE | {
+    'svg.hashsalt': str(number),
+    'font.sans-serif': fonts.families(''.join([title, *names])),
+  }
+  with matplotlib.rc_context(style), warnings.catch_warnings():
+    # What joins letters has no picture of its own.
+    warnings.filterwarnings('ignore', 'Glyph .* missing', UserWarning)
     figure, axes = plt.subplots(figsize=size, layout='constrained')
     try:
       draw(axes)
@@ -77,19 +101,45 @@ def _draw(draw, title: str, *, size=_SIZE, **labels) -> str:
   return _inline(file.getvalue(), f'f{number}', title)
 
 
+def drawable(text: str) -> str:
+  r"""A text with \uNNNN for what no font has, or what cannot be seen."""
+  text = visible(text)
+  lacking = fonts.undrawable(text)
+  return ''.join(escaped(c) if c in lacking else c for c in text)
+
+
+def tick_names(names: Sequence[str]) -> tuple[list[str], str]:
+  """What stands at the axes for some names, and what explains it.
+
+  Returns:
+    (the names, cut where they are long; '') or, where no font here has their
+    letters or two would look alike, (their numbers; 'Numbers: 0 cat, 1 dog').
+  """
+  shown = [visible(name) for name in names]
+  short = [n if len(n) <= 11 else n[:10] + '…' for n in shown]
+  if not fonts.undrawable(''.join(shown)) and len(set(short)) == len(short):
+    return short, ''
+  pairs = ', '.join(f'{number} {name}' for number, name in enumerate(names))
+  return [str(number) for number in range(len(names))], f'Numbers: {pairs}.'
+
+
 def _inline(svg: str, name: str, title: str) -> str:
   """An SVG file as an element of a page."""
   svg = svg[svg.index('<svg') :]
   svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.S)
-  svg = svg.replace(_INK, 'currentColor').replace(_GRID, 'currentColor')
-  svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-  svg = re.sub(r'url\(#([^)]+)\)', rf'url(#{name}-\1)', svg)
-  svg = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{name}-\1"', svg)
-  svg = re.sub(r' (?:d|x|y|transform)="[^"]*"', _rounded, svg)
+  # Texts, in which < and > are escaped, stay what they are.
+  svg = re.sub(r'<[^>]*>', lambda found: _tag(found[0], name), svg)
   svg = re.sub(r' (width|height)="[\d.]+pt"', '', svg, count=2)
-  label = title.replace('&', '&amp;').replace('"', '&quot;')
-  label = label.replace('<', '&lt;')
+  label = html.escape(title)
   return svg.replace('<svg', f'<svg role="img" aria-label="{label}"', 1)
+
+
+def _tag(tag: str, name: str) -> str:
+  tag = tag.replace(_INK, 'currentColor').replace(_GRID, 'currentColor')
+  tag = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', tag)
+  tag = re.sub(r'url\(#([^)]+)\)', rf'url(#{name}-\1)', tag)
+  tag = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{name}-\1"', tag)
+  return re.sub(r' (?:d|x|y|transform)="[^"]*"', _rounded, tag)
 
 
 def _rounded(attribute: re.Match) -> str:
@@ -189,7 +239,13 @@ def reliability(title: str, arm: str, bins: dict[str, np.ndarray]) -> str:
 
 
 def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> str:
-  """Share of each true class (rows) that went to each predicted class."""
+  """Share of each true class (rows) that went to each predicted class.
+
+  Args:
+    title: of the panel.
+    counts: int[K, K].
+    names: K, as `tick_names` gave them.
+  """
   counts = np.asarray(counts, np.float64)
   shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
   number = len(shares)
@@ -209,13 +265,17 @@ def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> str:
             fontsize=8 if number <= 8 else 6.5,
             color='#ffffff' if shares[i, j] > 0.5 else '#17324d',
           )
-    if number <= 20:
-      short = [n if len(n) <= 11 else n[:10] + '…' for n in names]
-      axes.set_xticks(range(number), short, rotation=50, ha='right')
-      axes.set_yticks(range(number), short)
+    if number <= MOST_TICKS:
+      axes.set_xticks(range(number), names, rotation=50, ha='right')
+      axes.set_yticks(range(number), names)
 
   return _draw(
-    draw, title, size=(3.7, 3.5), xlabel='predicted', ylabel='true class'
+    draw,
+    title,
+    size=(3.7, 3.5),
+    names=names,
+    xlabel='predicted',
+    ylabel='true class',
   )
 
 
@@ -270,6 +330,10 @@ def intervals(
   """Points with intervals, one line each: rows of (value, low, high)."""
   values = np.array(rows, np.float64).reshape(-1, 3)
   places = np.arange(len(values))[::-1]
+  # Both ends tell one row from another: the arm and the place.
+  short = [
+    n if len(n) <= 38 else f'{n[:20]}…{n[-17:]}' for n in map(drawable, names)
+  ]
 
   def draw(axes):
     axes.axvline(0, color=_INK, linewidth=0.8)
@@ -282,13 +346,12 @@ def intervals(
       lw=2,
     )
     axes.plot(values[:, 0], places, 'o', color=COLOURS['kd'], markersize=5)
-    # Both ends tell one row from another: the arm and the place.
-    short = [n if len(n) <= 38 else f'{n[:20]}…{n[-17:]}' for n in names]
     axes.set_yticks(places, short)
     axes.set_ylim(-0.7, len(values) - 0.3)
 
   height = 1.0 + 0.27 * len(values)
-  return _draw(draw, title, size=(5.2, height), xlabel=x_label)
+  size = (5.2, height)
+  return _draw(draw, title, size=size, names=short, xlabel=x_label)
 
 
 def heat_overlay(

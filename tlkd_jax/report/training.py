@@ -3,6 +3,7 @@
 from typing import Any
 
 from tlkd_jax.answer.labels import LABELS
+from tlkd_jax.evaluation import records
 from tlkd_jax.report import plots
 from tlkd_jax.report.blocks import Figure, Section, named_table
 from tlkd_jax.report.context import Context
@@ -135,4 +136,5 @@ def _spent(teacher: RunFolder | None) -> dict[str, float]:
     return _nothing()
   table = course(teacher, _nothing())
   images = table[-1]['images'] if table else 0.0
-  return {'seconds': float(teacher.summary['seconds']), 'images': images}
+  seconds = records.number(teacher.summary['seconds'])
+  return {'seconds': seconds, 'images': images}

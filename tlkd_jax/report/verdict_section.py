@@ -6,7 +6,7 @@ from typing import Any
 
 from tlkd_jax.answer.conclusions import Conclusion
 from tlkd_jax.answer.words import points
-from tlkd_jax.evaluation import metrics
+from tlkd_jax.evaluation import metrics, records
 from tlkd_jax.report import verdict_blocks
 from tlkd_jax.report.blocks import Block, Section, Table, Text, named_table
 from tlkd_jax.report.context import Context, relative
@@ -123,8 +123,8 @@ def _runs_table(runs: Sequence[RunFolder], out: pathlib.Path) -> Table:
         'model': run.config[f'{role}.name'],
         'pixels': int(run.config['image_size']),
         'training images': run.num_train,
-        'top-1 on test': run.summary[role]['test']['top1'],
-        'training seconds': float(run.summary['seconds']),
+        'top-1 on test': records.number(run.summary[role]['test']['top1']),
+        'training seconds': records.number(run.summary['seconds']),
       }
     )
   source = 'config.json and summary.json of each run'

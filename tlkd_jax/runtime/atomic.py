@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tlkd_jax.runtime import interrupts
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -16,16 +18,17 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   try:
-    yield temporary
-    temporary.replace(path)
+    with interrupts.undone(temporary.unlink):
+      yield temporary
+      temporary.replace(path)
   finally:
     temporary.unlink(missing_ok=True)
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
+  """Writes a file in UTF-8, whole or not at all."""
   with replacing(path) as temporary:
-    temporary.write_text(text)
+    temporary.write_text(text, encoding='utf-8')
 
 
 def replace_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

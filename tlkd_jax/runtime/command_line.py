@@ -1,8 +1,9 @@
 """What the commands of the package share: flags, log, messages, exit codes.
 
-Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the run
-failed; 2 a mistake in the command, the configuration or a file it names; 130
-stopped at once by Ctrl-C; 141 who reads the output has left.
+Exit codes: 0 done, or a run or study stopped by SIGTERM or SIGHUP with what it
+has saved; 1 the run failed; 2 a mistake in the command, the configuration or a
+file it names; 130 stopped at once by Ctrl-C, 143 and 129 another command by
+SIGTERM or SIGHUP; 141 who reads the output has left.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
+from tlkd_jax.runtime import interrupts
 from tlkd_jax.runtime.errors import (
   Interrupted,
   RunError,
@@ -85,8 +87,6 @@ def name() -> str:
 
 def run_or_fail(work: Callable[[], None]) -> None:
   """Calls `work`; what goes wrong becomes a message and an exit code."""
-  # Until the loop of a run takes the signal over, there is nothing to save.
-  signal.signal(signal.SIGTERM, _terminate)
   try:
     work()
   except UserError as error:
@@ -107,7 +107,7 @@ def run_or_fail(work: Callable[[], None]) -> None:
   except Interrupted as stop:
     logging.warning('%s', stop)
   except KeyboardInterrupt:
-    fail('stopped at once; resume with the same command', code=130)
+    fail(interrupts.AT_ONCE, interrupts.EXIT_CODE)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -226,10 +226,6 @@ def _with_config_found(argv: list[str]) -> list[str]:
     elif i + 1 < len(argv):
       found[i + 1] = find_config(argv[i + 1])
   return found
-
-
-def _terminate(number, frame) -> None:
-  raise Interrupted('stopped by SIGTERM; resume with the same command')
 
 
 def _check_keys(argv: list[str]) -> None:

@@ -6,7 +6,7 @@ import sys
 from absl import flags
 from ml_collections.config_flags import config_flags
 
-from tlkd_jax.runtime import allocator, command_line
+from tlkd_jax.runtime import allocator, command_line, interrupts
 from tlkd_jax.runtime.command_line import fail
 from tlkd_jax.runtime.errors import RunError, as_user_errors
 from tlkd_jax.runtime.paths import expanded
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
 
 
 def _study() -> None:
+  interrupts.resumable()
   allocator.keep_freed_memory()
   if _WORKER.value:
     index, count = map(int, _WORKER.value.split('/'))

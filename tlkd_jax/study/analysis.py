@@ -19,6 +19,7 @@ from tlkd_jax.answer.rows import Place, Row
 from tlkd_jax.answer.verdicts import Verdict, decide
 from tlkd_jax.evaluation import statistics
 from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER
+from tlkd_jax.evaluation.records import number
 
 
 class CellRow(Row):
@@ -155,7 +156,7 @@ def degraded(rows: Rows, treatment: str, reference: str) -> list[Degraded]:
     for group in first['top1']:
       x, y = (
         np.array(
-          [sides[i]['top1'].get(group, np.nan) for sides in both.values()]
+          [number(sides[i]['top1'].get(group)) for sides in both.values()]
         )
         for i in (0, 1)
       )
@@ -203,7 +204,7 @@ def cost(rows: Rows, place: Place, arm: str) -> dict[str, float]:
   own = [r for r in rows if r['arm'] == arm and runs.place_of(r) == place]
   seeds = len({row['seed'] for row in own}) or math.nan
   total = {
-    'seconds': sum(row['seconds'] for row in own) / seeds,
+    'seconds': sum(number(row['seconds']) for row in own) / seeds,
     'teacher_seconds': 0.0,
     'train_images': sum(row['train_images'] for row in own) / seeds,
     'forward_images': sum(row['teacher_images'] for row in own) / seeds,
@@ -274,7 +275,7 @@ def sensitivity(
 def mean_curve(rows: Rows, place: Place, arm: str) -> list[tuple[int, float]]:
   """(step, mean validation accuracy) at steps that every seed evaluated."""
   found = [
-    {int(step): value for step, _, value in row.get('curve', [])}
+    {int(step): number(value) for step, _, value in row.get('curve', [])}
     for row in runs.at(rows, place, arm).values()
   ]
   if not found:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from tlkd_jax import data, protocols
 from tlkd_jax.evaluation import evaluate, records
-from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, compute_metrics
+from tlkd_jax.evaluation.metrics import compute_metrics, goodness
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.settings.top import AUTOMATIC
@@ -68,8 +68,7 @@ def best_trial(records: list[dict[str, Any]], metric: str) -> dict[str, Any]:
   """
   if metric == AUTOMATIC:
     metric = records[0].get('best_metric', 'top1')
-  sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-  return max(records, key=lambda r: sign * r['validation'][metric])
+  return max(records, key=lambda r: goodness(metric, r['validation'][metric]))
 
 
 def run(

@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+from tlkd_jax.runtime import interrupts
+
 TOUCH_SECONDS = 20.0
 STALE_SECONDS = 900.0
 _FILE = 'claim'
@@ -88,7 +90,8 @@ def touching(folder: pathlib.Path) -> Iterator[None]:
   thread = threading.Thread(target=touch, daemon=True)
   thread.start()
   try:
-    yield
+    with interrupts.undone(lambda: release(folder)):
+      yield
   finally:
     done.set()
     thread.join()

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from tlkd_jax.answer.rows import Answers, make_answers
 from tlkd_jax.evaluation import records
+from tlkd_jax.report import markdown
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.settings import Settings
 from tlkd_jax.study import cells
@@ -90,7 +91,7 @@ def key_of(row: dict[str, Any]) -> tuple[str, float, str, int]:
 def write(root: pathlib.Path, config: Settings) -> list[CellRow]:
   """Writes results.json and results.md; returns the rows."""
   rows = collect(root, config.best_metric)
-  lines = ',\n'.join(json.dumps(row, sort_keys=True) for row in rows)
+  lines = ',\n'.join(records.dumps(row, sort_keys=True) for row in rows)
   replace_text(root / 'results.json', f'[\n{lines}\n]\n')
   replace_text(root / 'results.md', as_markdown(rows))
   return rows
@@ -103,7 +104,7 @@ def as_markdown(rows: Sequence[CellRow]) -> str:
     return ''
   columns = list(table[0])
   lines = [columns, ['---'] * len(columns), *(row.values() for row in table)]
-  return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+  return ''.join(f'{markdown.row([*line])}\n' for line in lines)
 
 
 def _cells(row: CellRow) -> dict[str, str]:
@@ -114,9 +115,9 @@ def _cells(row: CellRow) -> dict[str, str]:
     'arm': row['arm'],
     'seed': str(row['seed']),
     'trial': ', '.join(f'{k}={v}' for k, v in row['trial'].items()) or '-',
-    'val top-1': f'{validation["top1"]:.4f}',
-    'test top-1': f'{test["top1"]:.4f}',
-    'test NLL': f'{test["nll"]:.4f}',
-    'test ECE': f'{test["ece"]:.4f}',
-    's': f'{row["seconds"]:.0f}',
+    'val top-1': f'{records.number(validation["top1"]):.4f}',
+    'test top-1': f'{records.number(test["top1"]):.4f}',
+    'test NLL': f'{records.number(test["nll"]):.4f}',
+    'test ECE': f'{records.number(test["ece"]):.4f}',
+    's': f'{records.number(row["seconds"]):.0f}',
   }

@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import logging
 
-from tlkd_jax.runtime import bars
+from tlkd_jax.runtime import bars, interrupts
 from tlkd_jax.runtime.errors import Interrupted, RunError, UserError
 from tlkd_jax.study import cells, claims
 from tlkd_jax.study.matrix import Cell
@@ -184,9 +184,10 @@ def wait(workers: list, report: Callable[[], None]) -> list[int]:
   A signal to stop is passed on to them.
   """
   try:
-    while any(worker.poll() is None for worker in workers):
-      report()
-      time.sleep(POLL_SECONDS)
+    with interrupts.raised():
+      while any(worker.poll() is None for worker in workers):
+        report()
+        time.sleep(POLL_SECONDS)
   except (Interrupted, KeyboardInterrupt):
     for worker in workers:
       worker.send_signal(signal.SIGTERM)

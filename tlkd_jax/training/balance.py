@@ -3,6 +3,7 @@
 import numpy as np
 
 from tlkd_jax.data import Dataset
+from tlkd_jax.evaluation import metrics
 from tlkd_jax.settings import Settings
 from tlkd_jax.settings.top import AUTOMATIC
 
@@ -40,7 +41,10 @@ def best_metric(settings: Settings, dataset: Dataset) -> str:
   Raises:
     ValueError: the data's number of classes leaves it undefined.
   """
-  if settings.best_metric == 'top5' and len(dataset.class_names) < 5:
+  if (
+    settings.best_metric == 'top5'
+    and len(dataset.class_names) < metrics.TOP5_CLASSES
+  ):
     raise ValueError(
       f"best_metric is 'top5', and {dataset.name} has "
       f'{len(dataset.class_names)} classes; accepted: another metric, e.g. '

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from tlkd_jax.data import Dataset
 from tlkd_jax.evaluation import calibration, evaluate
-from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER, METRICS
+from tlkd_jax.evaluation.metrics import METRICS, goodness
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, RunError, as_user_errors
 from tlkd_jax.settings import Settings
@@ -47,7 +47,8 @@ class Position:
   Attributes:
     data: of the batches.
     pending: metrics of the steps since the last written row.
-    best_value: of the metric that chooses the best step.
+    best_value: of the metric that chooses the best step, None where it was
+      undefined.
     best_step: the step that had it.
     since_best: evaluations since then.
     seconds: spent so far.
@@ -292,9 +293,9 @@ def _evaluate(run, state, position, number, writer, checkpoints, shown):
     metric = 'nll'
     logits = logits / calibration.fit_temperature(logits, predictions.labels)
   value = METRICS[metric](logits, predictions.labels)
-  sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-  if position.best_value is None or sign * value > sign * position.best_value:
-    position.best_value = value
+  best = goodness(metric, position.best_value)
+  if not position.best_step or goodness(metric, value) > best:
+    position.best_value = value if np.isfinite(value) else None
     position.best_step = number
     position.since_best = 0
     _save_best(run, state, number, checkpoints)

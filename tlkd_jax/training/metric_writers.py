@@ -38,7 +38,7 @@ class MetricWriter:
     workdir = pathlib.Path(workdir)
     self._path = workdir / 'metrics.jsonl'
     kept = [r for r in read_rows(self._path) if r['step'] <= resume_step]
-    text = ''.join(_dumps(row) + '\n' for row in kept)
+    text = ''.join(records.dumps(row) + '\n' for row in kept)
     replace_text(self._path, text)
     self._file = self._path.open('a')
     self._events = tensorboardX.SummaryWriter(
@@ -47,7 +47,8 @@ class MetricWriter:
 
   def write(self, step: int, split: str, values: dict[str, float]) -> None:
     """Appends one row; floats, flushed to disk."""
-    self._file.write(_dumps({'step': step, 'split': split} | values) + '\n')
+    row = {'step': step, 'split': split} | values
+    self._file.write(records.dumps(row) + '\n')
     self._file.flush()
     for name, value in values.items():
       if math.isfinite(value):
@@ -60,18 +61,18 @@ class MetricWriter:
 
 
 def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
-  """Rows of a metrics.jsonl; a last line cut short by a kill is left out."""
+  """Rows of a metrics.jsonl; a last line cut short by a kill is left out.
+
+  What was undefined is NaN.
+  """
   path = pathlib.Path(path)
   if not path.exists():
     return []
   rows = []
   for line in path.read_text().splitlines():
     try:
-      rows.append(json.loads(line))
+      row = json.loads(line)
     except json.JSONDecodeError:
       break
+    rows.append({k: math.nan if v is None else v for k, v in row.items()})
   return rows
-
-
-def _dumps(row: dict[str, Any]) -> str:
-  return json.dumps(records.plain(row))

@@ -1,15 +1,13 @@
 """What a run says at its end: metrics of its best step and of its teacher."""
 
-import json
 from typing import Any
 
 import numpy as np
 
 from tlkd_jax.data import pipeline
-from tlkd_jax.evaluation import evaluate
+from tlkd_jax.evaluation import evaluate, records
 from tlkd_jax.models.network import Network, make_eval_step
 from tlkd_jax.runtime import devices, sharding
-from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.training import networks
 from tlkd_jax.training.checkpoints import abstract_like, folder_of, read_model
 from tlkd_jax.training.run import Run
@@ -35,6 +33,7 @@ def finish(run: Run, progress) -> dict[str, Any]:
   settings, own = run.settings, networks.role(run.own)
   variables = _best(run, run.own, run.network)
   summary: dict[str, Any] = {'arm': settings.arm, own: {}}
+  found: dict[str, evaluate.Predictions] = {}
   guide, guide_step, theirs = _first_guide(run)
   if guide is not None:
     summary['teacher'] = {}
@@ -42,16 +41,13 @@ def finish(run: Run, progress) -> dict[str, Any]:
       summary['mutual'] = True
   for split in SPLITS:
     predictions = predict(run, run.eval_step, variables, split)
+    found[split] = predictions
     teacher = None
     if guide_step is not None:
       teacher = predict(run, guide_step, theirs, split, guide)
+      found[f'teacher_{split}'] = teacher
       summary['teacher'][split] = evaluate.summarize(teacher)
     summary[own][split] = evaluate.summarize(predictions, teacher)
-    if sharding.is_lead():
-      folder = run.workdir / 'predictions'
-      evaluate.save(folder / f'{split}.npz', predictions)
-      if teacher is not None:
-        evaluate.save(folder / f'teacher_{split}.npz', teacher)
   summary |= {
     'best_step': progress.best_step,
     'best_metric': run.best_metric,
@@ -66,9 +62,13 @@ def finish(run: Run, progress) -> dict[str, Any]:
   said = run.workdir / SAYS
   if said.exists():
     summary['teacher_says'] = json.loads(said.read_text())
+  summary = records.plain(summary)
   if sharding.is_lead():
-    path = run.workdir / 'summary.json'
-    replace_text(path, json.dumps(summary, indent=1))
+    folder = run.workdir / 'predictions'
+    for name, predictions in found.items():
+      evaluate.save(folder / f'{name}.npz', predictions)
+    evaluate.save_confusions(folder, found)
+    records.write_json(run.workdir / 'summary.json', summary)
   return summary
 
 

@@ -122,6 +122,19 @@ def open_folder(path: str | os.PathLike) -> Iterator[Tree]:
   yield tree
 
 
+def single(path: pathlib.Path) -> tuple[Tree, list[File]]:
+  """One file, whatever its name, as a tree; the second is its only one.
+
+  Raises:
+    OSError: it cannot be looked at.
+  """
+  about = path.stat()
+  size, changed = about.st_size, about.st_mtime_ns
+  tree = Tree(os.fspath(path.parent), 'folder', read_file)
+  tree.files.append(File(path.name, size, changed, os.fspath(path)))
+  return tree, tree.files
+
+
 def images(tree: Tree) -> tuple[list[File], list[LeftOut]]:
   """The image files of a tree, and everything else.
 
