@@ -1,5 +1,6 @@
 """What a run says at its end: metrics of its best step and of its teacher."""
 
+import json
 from typing import Any
 
 import numpy as np
