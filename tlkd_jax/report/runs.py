@@ -18,6 +18,7 @@ from tlkd_jax.answer.rows import size_in_words
 from tlkd_jax.evaluation import evaluate, records
 from tlkd_jax.evaluation.evaluate import Predictions
 from tlkd_jax.runtime.trees import flatten
+from tlkd_jax.settings import origins
 from tlkd_jax.training.metric_writers import read_rows
 
 
@@ -146,7 +147,7 @@ def is_finished(path: pathlib.Path) -> bool:
 
 def read_run(path: pathlib.Path) -> RunFolder:
   """The finished run in a folder; ValueError for a damaged file."""
-  config = flatten(read_json(path / 'config.json'))
+  config = flatten(origins.located(path, read_json(path / 'config.json')))
   return RunFolder(path, config, read_json(path / 'summary.json'))
 
 

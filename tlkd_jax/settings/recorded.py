@@ -8,11 +8,12 @@ import pathlib
 
 import ml_collections
 
+from tlkd_jax.settings import origins
 from tlkd_jax.settings.door import from_config, to_config_dict
 
 
 def get_config(arg: str) -> ml_collections.ConfigDict:
-  """The configuration in a config.json.
+  """The configuration in a config.json, its runs where they lie now.
 
   Args:
     arg: the file.
@@ -26,4 +27,5 @@ def get_config(arg: str) -> ml_collections.ConfigDict:
     raise ValueError(f'{arg} is damaged: {error}') from error
   if not isinstance(recorded, dict) or 'arm' not in recorded:
     raise ValueError(f"{arg} is no run's config.json: it names no arm")
-  return to_config_dict(from_config(recorded))
+  found = origins.located(pathlib.Path(arg).parent, recorded)
+  return to_config_dict(from_config(found))

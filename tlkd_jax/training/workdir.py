@@ -1,6 +1,7 @@
 """A run's folder and its record of the settings.
 
 config.json        every setting
+origins.json       the runs that it was made from, to find them again
 data.json.gz       the files, classes and splits that it began with
 summary.json       written when the run is finished
 metrics.jsonl      the course of training, tensorboard/ beside it
@@ -10,6 +11,7 @@ NAME/checkpoints/  best of another network that learned (a peer)
 """
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -18,7 +20,7 @@ from tlkd_jax.models.weights import hub
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.trees import flatten
-from tlkd_jax.settings import Settings
+from tlkd_jax.settings import Settings, origins
 from tlkd_jax.training import preparation
 
 
@@ -39,8 +41,7 @@ def check(workdir: pathlib.Path, settings: Settings) -> None:
   changed = [
     key
     for key in sorted(old | new)
-    if _as_compared(key, old.get(key, '-'))
-    != _as_compared(key, new.get(key, '-'))
+    if not _alike(workdir, key, old.get(key, '-'), new.get(key, '-'))
   ]
   if changed:
     error = another_configuration(workdir, old, new, changed, 'that one')
@@ -89,11 +90,21 @@ def another_configuration(
 
 
 def write(workdir: pathlib.Path, settings: Settings) -> None:
-  """Makes a run's folder with its config.json."""
+  """Makes a run's folder with its config.json.
+
+  One that is there already is only told where the runs lie that it names.
+  """
   path = workdir / 'config.json'
-  if sharding.is_lead() and not path.exists():
-    workdir.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(as_json(settings), indent=1))
+  if not sharding.is_lead():
+    return
+  config = as_json(settings)
+  if path.exists():
+    old, new = flatten(read(workdir)), flatten(config)
+    if all(_by_path(old.get(k)) == _by_path(new[k]) for k in origins.KEYS):
+      return
+  workdir.mkdir(parents=True, exist_ok=True)
+  origins.write(workdir, config)
+  replace_text(path, json.dumps(config, indent=1))
 
 
 def num_steps(settings: Settings) -> int:
@@ -132,6 +143,8 @@ def as_json(settings: Settings) -> dict[str, Any]:
 def read(workdir: pathlib.Path) -> dict[str, Any]:
   """The configuration that `write` wrote, as plain nested dicts.
 
+  The runs that it names are where they lie now.
+
   Raises:
     FileNotFoundError: the folder is not a run.
     ValueError: the file is damaged.
@@ -140,15 +153,20 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
   if not path.exists():
     raise FileNotFoundError(f'{workdir} holds no config.json: not a run')
   try:
-    return json.loads(path.read_text())
+    config = json.loads(path.read_text())
   except ValueError as error:
     raise ValueError(f'{path} is damaged: {error}') from error
+  return origins.located(workdir, config)
 
 
-def _as_compared(key: str, value: Any) -> Any:
+def _alike(workdir: pathlib.Path, key: str, old: Any, new: Any) -> bool:
   """A run that is named by another path is the same run."""
-  if key.endswith('.checkpoint') and isinstance(value, str):
-    return str(pathlib.Path(value).resolve())
-  if key.endswith('.more_teachers') and isinstance(value, list):
-    return [str(pathlib.Path(place).resolve()) for place in value]
-  return value
+  if key not in origins.KEYS:
+    return old == new
+  return _by_path(old) == _by_path(new) or origins.same(workdir, key, new)
+
+
+def _by_path(value: Any) -> Any:
+  if isinstance(value, list):
+    return [_by_path(place) for place in value]
+  return os.path.realpath(value) if isinstance(value, str) else value

@@ -1,0 +1,156 @@
+"""The runs that a run was made from, wherever they lie now.
+
+RUN/origins.json keeps, for each run or file that the settings name, the way to
+it from RUN and what it is known by. A folder of runs may then be moved: who
+lies beside is found beside, and who was given by another path is recognised.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from tlkd_jax.runtime.atomic import replace_text
+from tlkd_jax.runtime.paths import expanded
+
+KEYS = (
+  'student.checkpoint',
+  'teacher.checkpoint',
+  'distillation.more_teachers',
+)
+_FILE = 'origins.json'
+# Of a checkpoint's files the larger ones have names that no other has.
+_READ_BYTES = 4096
+
+Config = dict[str, Any]
+
+
+def write(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Writes what is known of the runs that a configuration names.
+
+  Args:
+    folder: of the run that is made from them.
+    config: of this run, nested dicts.
+  """
+  own = os.path.realpath(folder)
+  found = {
+    key: [
+      {
+        'way': os.path.relpath(os.path.realpath(expanded(place)), own),
+        'identity': identity(place),
+      }
+      for place in _places(config, key)
+    ]
+    for key in KEYS
+  }
+  kept = {key: known for key, known in found.items() if known}
+  if kept:
+    replace_text(folder / _FILE, json.dumps(kept, indent=1) + '\n')
+
+
+def located(folder: pathlib.Path, config: Config) -> Config:
+  """A recorded configuration, with its runs where they lie now.
+
+  Args:
+    folder: of the run.
+    config: that it has recorded, nested dicts.
+
+  Raises:
+    ValueError: its record of them is damaged.
+  """
+  known = _read(folder)
+  if not isinstance(config, dict):
+    return config
+  config = {
+    name: value.copy() if isinstance(value, dict) else value
+    for name, value in config.items()
+  }
+  for key, origins in known.items():
+    places = _places(config, key)
+    if len(places) != len(origins):
+      continue
+    found = [
+      _locate(folder, place, origin)
+      for place, origin in zip(places, origins, strict=True)
+    ]
+    section, name = key.split('.')
+    single = isinstance(config[section][name], str)
+    config[section][name] = found[0] if single else found
+  return config
+
+
+def same(folder: pathlib.Path, key: str, value: Any) -> bool:
+  """Whether other paths lead to the runs that a run was made from.
+
+  Args:
+    folder: of the run.
+    key: one of KEYS.
+    value: of it now.
+
+  Raises:
+    ValueError: its record of them is damaged.
+  """
+  known = [origin['identity'] for origin in _read(folder).get(key, [])]
+  places = [value] if isinstance(value, str) else value or []
+  return None not in known and known == [identity(place) for place in places]
+
+
+def identity(place: str | os.PathLike) -> str | None:
+  """What a run is known by, its best checkpoint; or the bytes of a file.
+
+  None where there is neither. It says which one it is, not whether it is whole.
+  """
+  path = expanded(place)
+  if path.is_file():
+    with path.open('rb') as stream:
+      return hashlib.file_digest(stream, _digest).hexdigest()
+  best = path / 'checkpoints' / 'best'
+  files = sorted(file for file in best.rglob('*') if file.is_file())
+  if not files:
+    return None
+  digest = _digest()
+  for file in files:
+    size = file.stat().st_size
+    digest.update(f'{file.relative_to(best).as_posix()} {size}\n'.encode())
+    if size <= _READ_BYTES:
+      digest.update(file.read_bytes())
+  return digest.hexdigest()
+
+
+def _digest():
+  return hashlib.blake2b(digest_size=16)
+
+
+def _places(config: Mapping[str, Any], key: str) -> list[str]:
+  section, name = key.split('.')
+  inner = config.get(section)
+  value = inner.get(name) if isinstance(inner, dict) else None
+  return [value] if isinstance(value, str) else list(value or ())
+
+
+def _locate(folder: pathlib.Path, place: str, origin: Mapping[str, Any]) -> str:
+  """Where it was, unless it is beside the run instead, having moved along."""
+  known = origin['identity']
+  there, beside = expanded(place), folder / origin['way']
+  now = identity(beside)
+  moved = known is not None and now == known and identity(there) != known
+  # What was removed when all was done is known by nothing.
+  gone = now is None and beside.exists() and not there.exists()
+  return os.path.normpath(beside) if moved or gone else place
+
+
+def _read(folder: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
+  path = folder / _FILE
+  if not path.exists():
+    return {}
+  try:
+    found = json.loads(path.read_text())
+    return {
+      key: [{'way': str(o['way']), 'identity': o['identity']} for o in origins]
+      for key, origins in found.items()
+      if key in KEYS
+    }
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise ValueError(f'{path} is damaged: {error}') from error
