@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -24,6 +25,8 @@ import pytest
 
 from tlkd_jax.runtime import allocator
 
+# Under nohup it is ignored, in every process that a test starts too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 allocator.keep_freed_memory()
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')

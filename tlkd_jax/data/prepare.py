@@ -24,11 +24,13 @@ from tlkd_jax.data.builders import patterns
 from tlkd_jax.data.builders.headers import Labelling
 from tlkd_jax.runtime import command_line
 
+# main has a flag of this name too, and a process may load both.
 _DATASET = flags.DEFINE_string(
   'dataset',
   None,
   'digits, folder:PATH, csv:PATH, imagefolder:PATH, parquet:PATH or a TFDS '
   'name; must be given.',
+  allow_override=True,
 )
 _IMAGE_COLUMN = flags.DEFINE_string(
   'image_column', None, 'As data.image_column of a run.'

@@ -86,6 +86,7 @@ def fine_tune(
     data_record.check(workdir, record)
     summary_path = workdir / 'summary.json'
     if summary_path.exists():
+      data_record.write(workdir, record)
       logging.info('%s is finished; its summary is returned', workdir)
       return json.loads(summary_path.read_text())
     run = set_up(settings, workdir, dataset, mesh)
