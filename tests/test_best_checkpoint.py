@@ -1,5 +1,7 @@
 """Which step of a run is kept as the best."""
 
+import math
+
 import pytest
 
 from tests import tiny
@@ -26,3 +28,25 @@ def test_an_error_metric_keeps_its_smallest_value(
   assert summary['best_step'] == min(nll, key=nll.get)
   assert summary['best_metric'] == 'ece_classwise'
   assert summary['device'] == devices.describe(mesh)
+
+
+@pytest.mark.usefixtures('tiny_models')
+@pytest.mark.parametrize(
+  ('values', 'best'),
+  [
+    ([math.nan, 0.5, math.nan], 2),
+    ([math.nan, math.nan, -0.5], 3),
+    ([math.nan, math.nan, math.nan], 1),
+    ([0.2, math.nan, 0.1], 1),
+  ],
+)
+def test_an_undefined_metric_is_never_the_best(
+  values, best, cache_dir, tmp_path, monkeypatch
+):
+  given = iter(values)
+  monkeypatch.setitem(metrics.METRICS, 'mcc', lambda *_: next(given))
+  config = tiny.make_config(
+    'tl', cache_dir, best_metric='mcc', num_steps=3, eval_every_steps=1
+  )
+  summary = arms.run(config, tmp_path, sharding.make_mesh())['tl']
+  assert summary['best_step'] == best

@@ -125,6 +125,24 @@ def test_who_reads_the_output_may_leave(arguments):
   assert done.returncode == 141 and not done.stderr
 
 
+@pytest.mark.parametrize('encoding', ['ascii', 'latin-1', 'utf-8'])
+def test_a_name_that_the_output_cannot_hold_is_escaped(encoding):
+  code = (
+    'from absl import flags\n'
+    'from tlkd_jax.runtime import command_line\n'
+    "flag = flags.DEFINE_string('x', None, 'x')\n"
+    "command_line.run_command(lambda argv: print('\u732b'), flag)"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONIOENCODING': encoding},
+    capture_output=True,
+  )
+  shown = '\u732b' if encoding == 'utf-8' else '\\u732b'
+  assert done.stdout == f'{shown}\n'.encode(encoding), done.stderr
+
+
 @pytest.mark.parametrize('why', ['', 'Unable to allocate 9 TiB'])
 def test_memory_that_is_not_there_is_a_message(why, capsys):
   def work():

@@ -7,6 +7,7 @@ SIGTERM or SIGHUP; 141 who reads the output has left.
 """
 
 import contextlib
+import io
 import logging as stdlib_logging
 import os
 import pathlib
@@ -51,6 +52,9 @@ def run_command(
     flag: one of the command's own; help shows those of the same module.
   """
   start_logging()
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    # A name that it cannot hold is no error.
+    sys.stdout.reconfigure(errors='backslashreplace')
   with reader_may_leave():
     if not _HELP.isdisjoint(sys.argv[1:]):
       module = flags.FLAGS.find_module_defining_flag(flag.name)
