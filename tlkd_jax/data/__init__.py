@@ -79,6 +79,16 @@ class Split:
   def __len__(self) -> int:
     return self.labels.size
 
+  def take(self, rows: np.ndarray | slice) -> 'Split':
+    """The examples at `rows`, in that order; of a slice without a copy."""
+    chosen = np.arange(len(self))[rows].tolist()
+    return Split(
+      self.images[rows],
+      self.labels[rows],
+      self.indices[rows],
+      [self.names[row] for row in chosen],
+    )
+
   def fingerprint(self) -> str:
     """A digest of pixels, labels and indices."""
     digest = hashlib.blake2b(digest_size=16)

@@ -85,9 +85,4 @@ def take(split: Split, count: int | None) -> Split:
   if count is None or count >= len(split):
     return split
   rows = np.linspace(0, len(split) - 1, count).round().astype(np.int64)
-  return Split(
-    split.images[rows],
-    split.labels[rows],
-    split.indices[rows],
-    [split.names[row] for row in rows.tolist()],
-  )
+  return split.take(rows)

@@ -9,7 +9,9 @@ images they did not see; the checkpoint's own head is their mean.
 """
 
 import dataclasses
+import itertools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tlkd_jax.data import augment, pipeline
+from tlkd_jax.data import augment
 from tlkd_jax.models.network import with_last_layer
 from tlkd_jax.runtime import bars, sharding
 from tlkd_jax.runtime.errors import as_user_errors
-from tlkd_jax.training import finished, folds, inputs, logistic, networks
+from tlkd_jax.training import finished, folds, inputs, logistic, networks, views
 from tlkd_jax.training.checkpoints import Checkpoints
 from tlkd_jax.training.run import Run
 from tlkd_jax.training.step import as_int32
@@ -98,52 +100,62 @@ def compute_features(run: Run, num_views: int) -> np.ndarray:
       others are the random views that a student of the seed sees.
   """
   loaded = run.learners[run.own]
-  network, split = loaded.network, run.dataset.splits['train']
-  augmentation = inputs.make_augmentation(run.settings, run.dataset)
-
-  def compute(variables, seed, batch):
-    views = batch['image'], seed, batch['index'], batch['view']
-    images = augment.augment(
-      *views, image_size=network.image_size, crop='centre', flip=False
-    )
-    if num_views:
-      image, seed, index, view = views
-      drawn = augmentation(image, index, view, seed=seed)
-      evaluated = batch['view'][:, None, None, None] < 0
-      images = jnp.where(evaluated, images, drawn)
-    params, model_state = variables
-    outputs, _ = network.model.apply(
-      params, model_state, network.prepare(images)
-    )
-    return outputs['pre_logits'].astype(jnp.float32)
-
-  copied, spread = (
-    sharding.replicated(run.mesh),
-    sharding.batch_sharded(run.mesh),
-  )
-  computed = jax.jit(
-    compute, in_shardings=(copied, copied, spread), out_shardings=copied
+  split, size = run.dataset.splits['train'], run.settings.batch_size
+  augmentation = _evaluated_or_drawn(run) if num_views else _centre(run)
+  compute = views.make_compute(
+    loaded.network, augmentation, ('pre_logits',), run.mesh
   )
   given = sharding.replicate(
-    ((loaded.params, loaded.model_state), as_int32(run.settings.seed)),
+    (
+      {'params': loaded.params, 'model_state': loaded.model_state},
+      as_int32(run.settings.seed),
+    ),
     run.mesh,
   )
-
-  def batches():
-    for view in range(-1, num_views):
-      for batch in pipeline.eval_batches(
-        split, run.settings.batch_size, **sharding.this_process()
-      ):
-        batch['view'] = np.full_like(batch['view'], view)
-        yield computed(*given, sharding.shard_batch(batch, run.mesh))
-
-  a_view = -(-len(split) // run.settings.batch_size)
-  shown = bars.track(
-    inputs.ahead(batches()), a_view * (1 + num_views), 'features'
+  said = itertools.chain.from_iterable(
+    views.of_view(compute, given, split, view, size, run.mesh)
+    for view in range(-1, num_views)
   )
-  rows = [jax.device_get(part) for part in shown]
-  views = [
+  a_view = -(-len(split) // size)
+  shown = bars.track(inputs.ahead(said), a_view * (1 + num_views), 'features')
+  rows = [
+    np.asarray(jax.device_get(outputs['pre_logits']), np.float32)
+    for outputs in shown
+  ]
+  features = [
     np.concatenate(rows[start : start + a_view])[: len(split)]
     for start in range(0, len(rows), a_view)
   ]
-  return np.stack(views, axis=1)
+  return np.stack(features, axis=1)
+
+
+def _centre(run: Run) -> Callable[..., jax.Array]:
+  """Training images as they are evaluated."""
+
+  def cut(images, index, view, *, seed):
+    return augment.augment(
+      images,
+      seed,
+      index,
+      view,
+      image_size=run.network.image_size,
+      crop='centre',
+      flip=False,
+    )
+
+  return cut
+
+
+def _evaluated_or_drawn(run: Run) -> Callable[..., jax.Array]:
+  """View -1 is the image as it is evaluated: one program for both."""
+  centre = _centre(run)
+  drawn = inputs.make_augmentation(run.settings, run.dataset)
+
+  def cut(images, index, view, *, seed):
+    given = images, index, view
+    evaluated = view[:, None, None, None] < 0
+    return jnp.where(
+      evaluated, centre(*given, seed=seed), drawn(*given, seed=seed)
+    )
+
+  return cut

@@ -8,11 +8,10 @@ import jax
 import numpy as np
 from absl import logging
 
-from tlkd_jax.data import Split, pipeline
 from tlkd_jax.evaluation import records, teaching
 from tlkd_jax.models.network import make_eval_step
 from tlkd_jax.runtime import sharding
-from tlkd_jax.training import guides, inputs, targets
+from tlkd_jax.training import inputs, targets, views
 from tlkd_jax.training.run import Run, constants
 from tlkd_jax.training.step import as_int32
 from tlkd_jax.training.summary import SAYS, predict
@@ -38,9 +37,7 @@ def measure(run: Run, stored: Mapping[str, targets.Targets]) -> dict[str, Any]:
     return {}
   if path.exists():
     return json.loads(path.read_text())
-  found = {}
-  for name in run.teachers:
-    found[name] = _of_teacher(run, name, stored)
+  found = {name: _of_teacher(run, name, stored) for name in run.teachers}
   if sharding.is_lead():
     records.write_json(path, found)
   return found
@@ -90,40 +87,20 @@ def _on_views(run: Run, name: str, rows: np.ndarray) -> np.ndarray:
   teacher = run.teachers[name]
   seen = run.dataset.seen(teacher.network.look)
   augmentation = inputs.make_augmentation(run.settings, seen)
-  split = seen.splits['train']
-  chosen = Split(
-    split.images[rows],
-    split.labels[rows],
-    split.indices[rows],
-    [split.names[row] for row in rows.tolist()],
+  compute = views.make_compute(
+    teacher.network, augmentation, ('logits',), run.mesh
   )
-
-  def compute(given, seed, batch):
-    views = batch['image'], batch['index'], batch['view']
-    images = augmentation(*views, seed=seed)
-    guide = guides.speak(teacher.network, given, images, batch['index'])
-    return guide['logits']
-
-  copied, spread = (
-    sharding.replicated(run.mesh),
-    sharding.batch_sharded(run.mesh),
+  given = (
+    constants(teacher, run.dataset.splits['train']),
+    as_int32(run.settings.seed),
   )
-  computed = jax.jit(
-    compute, in_shardings=(copied, copied, spread), out_shardings=copied
-  )
-  given = sharding.replicate(
-    (
-      constants(teacher, run.dataset.splits['train']),
-      as_int32(run.settings.seed),
-    ),
+  said = views.of_view(
+    compute,
+    sharding.replicate(given, run.mesh),
+    seen.splits['train'].take(rows),
+    0,
+    run.settings.batch_size,
     run.mesh,
   )
-  batches = pipeline.eval_batches(
-    chosen, run.settings.batch_size, **sharding.this_process()
-  )
-  said = []
-  for batch in batches:
-    batch['view'] = np.zeros_like(batch['view'])
-    shared = sharding.shard_batch(batch, run.mesh)
-    said.append(jax.device_get(computed(*given, shared)))
-  return np.concatenate(said)[: rows.size]
+  logits = [jax.device_get(outputs['logits']) for outputs in said]
+  return np.concatenate(logits)[: rows.size]

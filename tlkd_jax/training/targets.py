@@ -36,7 +36,7 @@ from tlkd_jax.models.network import Network, output_shapes
 from tlkd_jax.runtime import bars, sharding
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import guides, inputs, networks
+from tlkd_jax.training import inputs, networks, views
 from tlkd_jax.training.objective import Objective
 from tlkd_jax.training.step import as_int32
 from tlkd_jax.training.target_store import Layout, Store, Targets
@@ -237,38 +237,18 @@ def _computed(
   for view, start in enumerate(starts):
     if start == len(recipe.split):
       continue
-    batches = pipeline.eval_batches(
-      _from_row(recipe.split, start),
-      recipe.batch_size,
-      **sharding.this_process(),
+    rest = recipe.split.take(slice(start, None))
+    said = views.of_view(
+      compute, constants, rest, view, recipe.batch_size, mesh
     )
-    for number, batch in enumerate(batches):
-      batch['view'] = np.full_like(batch['view'], view)
-      outputs = compute(*constants, sharding.shard_batch(batch, mesh))
+    for number, outputs in enumerate(said):
       yield view, start + number * recipe.batch_size, outputs
 
 
-def _from_row(split: Split, start: int) -> Split:
-  return Split(
-    split.images[start:],
-    split.labels[start:],
-    split.indices[start:],
-    split.names[start:],
-  )
-
-
 def make_compute(recipe: Recipe, mesh: Mesh) -> Callable:
-  """Builds compute(constants, seed, batch) -> the outputs, replicated."""
-
-  def compute(constants, seed, batch):
-    views = batch['image'], batch['index'], batch['view']
-    images = recipe.augmentation(*views, seed=seed)
-    said = guides.speak(recipe.teacher, constants, images, batch['index'])
-    return {name: said[name] for name in recipe.outputs}
-
-  copied, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
-  return jax.jit(
-    compute, in_shardings=(copied, copied, split), out_shardings=copied
+  """Builds compute(constants, seed, batch) -> what is stored."""
+  return views.make_compute(
+    recipe.teacher, recipe.augmentation, recipe.outputs, mesh
   )
 
 
