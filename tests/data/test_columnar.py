@@ -392,7 +392,7 @@ def test_a_table_of_paths_in_parquet():
 @pytest.mark.parametrize('most', [1 << 30, 400])
 def test_pixels_and_labels_through_records(most, load, tmp_path, monkeypatch):
   """Also in parts of bounded size."""
-  monkeypatch.setattr('tlkd_jax.data.builders.labelled.MAX_PART_BYTES', most)
+  monkeypatch.setattr('tlkd_jax.data.builders.folder.MAX_PART_BYTES', most)
   write(
     tmp_path,
     {

@@ -187,7 +187,10 @@ def test_large_splits_are_written_in_parts(monkeypatch, load, tmp_path):
   monkeypatch.setattr(folder, 'MAX_PART_BYTES', 2000)
   with walk.open_folder(tmp_path) as tree:
     listing = layout.arrange(tree)
-  parts = folder._parts('unsplit', listing.files['unsplit'])
+  whole = [
+    file for files in listing.files['unsplit'].values() for file in files
+  ]
+  parts = folder.parts('unsplit', whole, lambda item: item[1].size)
   assert len(parts) > 3 and sum(map(len, parts.values())) == 24
   dataset = load(f'folder:{tmp_path}')
   names = [n for split in dataset.splits.values() for n in split.names]

@@ -1,11 +1,14 @@
 """The TFDS builder of a listing: image files, unaltered, as records."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import tensorflow_datasets as tfds
 
 from tlkd_jax.data.builders.layout import Listing, check_classes
 from tlkd_jax.data.builders.walk import File
+
+Item = TypeVar('Item')
 
 # TFDS sorts a split in memory and without TensorFlow refuses more than 1000
 # MiB, so larger splits are written as train, train_1, train_2 ...
@@ -33,25 +36,16 @@ class FolderImages(tfds.core.GeneratorBasedBuilder):
     super().__init__(data_dir=data_dir, file_format='array_record')
 
   def _info(self) -> tfds.core.DatasetInfo:
-    features = {
-      'image': tfds.features.Image(shape=(None, None, 3)),
-      'label': tfds.features.ClassLabel(names=self._class_names),
-      'file_name': tfds.features.Text(),
-    }
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description='Class folders of images.',
-      features=tfds.features.FeaturesDict(features),
-      supervised_keys=('image', 'label'),
-      disable_shuffling=True,
-    )
+    return info(self, self._class_names, 'Class folders of images.')
 
   def _split_generators(self, dl_manager):
     del dl_manager
     return {
       name: self._generate_examples(files)
       for split, classes in self._listing.files.items()
-      for name, files in _parts(split, classes).items()
+      for name, files in parts(
+        split, _with_class(classes), lambda item: item[1].size
+      ).items()
     }
 
   def _generate_examples(
@@ -62,15 +56,42 @@ class FolderImages(tfds.core.GeneratorBasedBuilder):
       yield key, {'image': image, 'label': class_name, 'file_name': name}
 
 
-def _parts(split: str, classes: dict[str, list[tuple[str, File]]]):
-  """Divides a split into named parts of bounded size, in order."""
-  parts, size = [[]], 0
+def _with_class(
+  classes: dict[str, list[tuple[str, File]]],
+) -> Iterator[tuple[str, File, str]]:
   for class_name in sorted(classes):
     for name, file in classes[class_name]:
-      if size + file.size > MAX_PART_BYTES and parts[-1]:
-        parts.append([])
-        size = 0
-      parts[-1].append((name, file, class_name))
-      size += file.size
-  names = [split, *(f'{split}_{i}' for i in range(1, len(parts)))]
-  return dict(zip(names, parts, strict=True))
+      yield name, file, class_name
+
+
+def info(
+  builder: tfds.core.DatasetBuilder, class_names: list[str], description: str
+) -> tfds.core.DatasetInfo:
+  """What a data set of image files with one label each says of itself."""
+  features = {
+    'image': tfds.features.Image(shape=(None, None, 3)),
+    'label': tfds.features.ClassLabel(names=class_names),
+    'file_name': tfds.features.Text(),
+  }
+  return tfds.core.DatasetInfo(
+    builder=builder,
+    description=description,
+    features=tfds.features.FeaturesDict(features),
+    supervised_keys=('image', 'label'),
+    disable_shuffling=True,
+  )
+
+
+def parts(
+  split: str, items: Iterable[Item], size_of: Callable[[Item], int]
+) -> dict[str, list[Item]]:
+  """Divides a split into named parts of bounded size, in order."""
+  found, size = [[]], 0
+  for item in items:
+    if size + size_of(item) > MAX_PART_BYTES and found[-1]:
+      found.append([])
+      size = 0
+    found[-1].append(item)
+    size += size_of(item)
+  names = [split, *(f'{split}_{i}' for i in range(1, len(found)))]
+  return dict(zip(names, found, strict=True))

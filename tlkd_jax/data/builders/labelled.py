@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from tlkd_jax.data.builders.folder import MAX_PART_BYTES
+from tlkd_jax.data.builders import folder
 from tlkd_jax.data.builders.labels import Example, Labelled
 
 
@@ -25,25 +25,17 @@ class LabelledImages(tfds.core.GeneratorBasedBuilder):
     super().__init__(data_dir=data_dir, file_format='array_record')
 
   def _info(self) -> tfds.core.DatasetInfo:
-    features = {
-      'image': tfds.features.Image(shape=(None, None, 3)),
-      'label': tfds.features.ClassLabel(names=self._labelled.class_names),
-      'file_name': tfds.features.Text(),
-    }
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description='Images with labels from a table.',
-      features=tfds.features.FeaturesDict(features),
-      supervised_keys=('image', 'label'),
-      disable_shuffling=True,
-    )
+    description = 'Images with labels from a table.'
+    return folder.info(self, self._labelled.class_names, description)
 
   def _split_generators(self, dl_manager):
     del dl_manager
     return {
       name: self._generate_examples(examples)
       for split, whole in self._labelled.splits.items()
-      for name, examples in _parts(split, whole).items()
+      for name, examples in folder.parts(
+        split, whole, lambda example: example.file.size
+      ).items()
     }
 
   def _generate_examples(
@@ -52,16 +44,3 @@ class LabelledImages(tfds.core.GeneratorBasedBuilder):
     images = self._labelled.read(example.file for example in examples)
     for key, (one, image) in enumerate(zip(examples, images, strict=True)):
       yield key, {'image': image, 'label': one.label, 'file_name': one.name}
-
-
-def _parts(split: str, examples: list[Example]) -> dict[str, list[Example]]:
-  """Divides a split into named parts of bounded size, in order."""
-  parts, size = [[]], 0
-  for example in examples:
-    if size + example.file.size > MAX_PART_BYTES and parts[-1]:
-      parts.append([])
-      size = 0
-    parts[-1].append(example)
-    size += example.file.size
-  names = [split, *(f'{split}_{i}' for i in range(1, len(parts)))]
-  return dict(zip(names, parts, strict=True))
