@@ -18,14 +18,13 @@ from tlkd_jax.settings.door import (
   with_values,
 )
 from tlkd_jax.settings.make import config_of, loss_values, make, parse_arg
+from tlkd_jax.settings.networks import Student, Teacher
 from tlkd_jax.settings.rules import WrongSettings
 from tlkd_jax.settings.sections import (
   Augment,
   Data,
   Optimizer,
-  Student,
   Targets,
-  Teacher,
   Transfer,
 )
 from tlkd_jax.settings.study import Study, StudyArm, StudyDataset

@@ -8,8 +8,8 @@ from typing import Any
 
 from tlkd_jax.runtime import command_line
 from tlkd_jax.settings.make import make
+from tlkd_jax.settings.networks import Teacher
 from tlkd_jax.settings.rules import MOST_NAMES, Rule
-from tlkd_jax.settings.sections import Teacher
 from tlkd_jax.settings.top import Settings
 
 _HEAD = """# Configuration keys

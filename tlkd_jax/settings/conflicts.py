@@ -7,13 +7,12 @@ import re
 
 from tlkd_jax import losses, models
 from tlkd_jax.settings.distillation import Distillation
+from tlkd_jax.settings.networks import Student, Teacher
 from tlkd_jax.settings.sections import (
   Augment,
   Data,
   Optimizer,
-  Student,
   Targets,
-  Teacher,
   Transfer,
 )
 

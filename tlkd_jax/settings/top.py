@@ -7,6 +7,7 @@ from tlkd_jax.models.network import DTYPES
 from tlkd_jax.runtime.errors import unknown_name
 from tlkd_jax.settings import conflicts
 from tlkd_jax.settings.distillation import Distillation
+from tlkd_jax.settings.networks import Student, Teacher
 from tlkd_jax.settings.rules import (
   flag,
   key,
@@ -23,9 +24,7 @@ from tlkd_jax.settings.sections import (
   Augment,
   Data,
   Optimizer,
-  Student,
   Targets,
-  Teacher,
   Transfer,
 )
 from tlkd_jax.settings.study import Study

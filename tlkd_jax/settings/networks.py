@@ -1,0 +1,154 @@
+"""Sections of the configuration: the networks, and how each learns."""
+
+import dataclasses
+
+from tlkd_jax import models
+from tlkd_jax.data import transforms
+from tlkd_jax.models.weights import surgery
+from tlkd_jax.settings.rules import (
+  key,
+  location,
+  number,
+  one_of,
+  optional,
+  refuse,
+  settle,
+  several,
+  text,
+  whole,
+)
+
+STUDENT_FITS = ('finetuned', 'probed')
+TEACHER_FITS = ('finetuned', 'early', 'probed', 'crossfitted')
+
+_RATE = number(0, 1, below=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+  """The network that is fine-tuned, and where it starts."""
+
+  name: str = key(
+    'efficientnet_lite0',
+    'A key of tlkd_jax.models.MODELS.',
+    one_of(models.MODELS),
+  )
+  weights: str = key(
+    'pretrained',
+    "'pretrained' (the variant's own source) | 'scratch' | a file | "
+    "'hf-hub:..'.",
+    location(),
+  )
+  checkpoint: str | None = key(
+    None,
+    'A finished run (its workdir) to start from; replaces `weights`.',
+    optional(location()),
+  )
+  head: str = key(
+    'new',
+    "The last layer of `weights`: 'new', or 'keep' it where it has the data's "
+    "number of classes (in the data's order).",
+    one_of(('new', 'keep')),
+  )
+  classes: tuple[str, ...] = key(
+    (),
+    'Names of the classes of a head that is kept, in its order; () are those '
+    'that a file beside the weights has.',
+    several(text()),
+  )
+  head_init: str = key(
+    'zero',
+    'Of a new head.',
+    one_of(surgery.HEAD_INITS),
+  )
+  dropout: float | None = key(None, 'None: as published.', optional(_RATE))
+  drop_path: float = key(0.0, 'Stochastic depth of the deepest block.', _RATE)
+  fit: str = key(
+    'finetuned',
+    "'probed' leaves the backbone as it starts and fits the last layer by "
+    'logistic regression; of arm tl.',
+    one_of(STUDENT_FITS),
+  )
+  probe_views: int = key(
+    4,
+    'Of a probe: random views of each image, beside the image as evaluated.',
+    whole(0),
+  )
+  probe_folds: int = key(
+    5,
+    'Of a probe: folds of the cross-validation that chooses its strength.',
+    whole(3),
+  )
+
+  def __post_init__(self):
+    refuse(settle(self, 'student') or self._wrong('student'))
+
+  def _wrong(self, place: str) -> list[str]:
+    if (
+      self.head == 'keep' and self.weights == 'scratch' and not self.checkpoint
+    ):
+      return [
+        f"{place}.head is 'keep', and weights from scratch have no head to "
+        'keep; accepted: new'
+      ]
+    if self.classes and self.head != 'keep':
+      return [
+        f'{place}.classes names the classes of a head that is kept; '
+        f"{place}.head is 'new'; accepted: keep"
+      ]
+    twice = {name for name in self.classes if self.classes.count(name) > 1}
+    if twice:
+      return [f'{place}.classes has {min(twice)!r} twice; accepted: each once']
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher(Student):
+  """The network that teaches, as it is fine-tuned itself."""
+
+  name: str = key(
+    'efficientnet_lite2',
+    'A key of tlkd_jax.models.MODELS.',
+    one_of(models.MODELS),
+  )
+  checkpoint: str | None = key(
+    None,
+    'A finished run (its workdir). Or, with head=keep, weights that were '
+    "fine-tuned elsewhere (a file, a folder, 'hf-hub:..'): evaluated, and used "
+    'as they are.',
+    optional(location()),
+  )
+  num_steps: int = key(
+    0,
+    "Batches when the teacher is fine-tuned; 0 is as many as the student's.",
+    whole(0),
+  )
+  image_size: int = key(
+    0,
+    "Side of the teacher's images; 0 is that of its own run where it is "
+    "finished, else the student's.",
+    whole(8, zero=True),
+  )
+  crop: float | None = key(
+    None,
+    "data.crop of the teacher's images; None is that of its own run where it "
+    "is finished, else the student's.",
+    optional(number(0, 1, above=True)),
+  )
+  interpolation: str | None = key(
+    None,
+    'The same, for data.interpolation.',
+    optional(one_of(transforms.INTERPOLATIONS)),
+  )
+  fit: str = key(
+    'finetuned',
+    "How it learns: 'finetuned'; 'early', the step with the least validation "
+    "NLL after temperature scaling; 'probed', logistic regression on its "
+    "frozen features; 'crossfitted', a probe for each of probe_folds, of which "
+    'the one that never saw an image speaks of it.',
+    one_of(TEACHER_FITS),
+  )
+  label_smoothing: float = key(0.0, "Of the teacher's own fine-tuning.", _RATE)
+
+  def __post_init__(self):
+    refuse(settle(self, 'teacher') or self._wrong('teacher'))
