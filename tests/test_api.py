@@ -18,7 +18,7 @@ from PIL import Image
 
 import tlkd_jax
 from tests import tiny
-from tlkd_jax import api, inference, settings
+from tlkd_jax import api, evaluating, inference, settings
 from tlkd_jax.data import Dataset, load_splits
 from tlkd_jax.evaluation import evaluate, predictions
 from tlkd_jax.runtime import sharding
@@ -271,7 +271,7 @@ def test_arrays_are_learned_from_and_known_again(cache_dir, tmp_path):
   assert f'arrays:{name}' == mine.name == section.changes['dataset']
   result = tlkd_jax.fine_tune(make(mine), tmp_path / 'run')
   assert result.summaries['tl']['num_train'] == 200
-  text = inference.evaluate_run(str(tmp_path / 'run'), sharding.make_mesh())
+  text = evaluating.evaluate_run(str(tmp_path / 'run'), sharding.make_mesh())
   assert 'test' in text
   pairs['train'] = (255 - pairs['train'][0], pairs['train'][1])
   other = Dataset.from_arrays(**pairs, class_names=NAMES, cache_dir=cache_dir)

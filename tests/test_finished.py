@@ -10,7 +10,7 @@ import pytest
 
 from tests import tiny
 from tests.workdirs import change_description
-from tlkd_jax import inference
+from tlkd_jax import evaluating
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import sharding
 from tlkd_jax.training import checkpoints, finished, networks
@@ -116,7 +116,7 @@ def test_evaluation_matches_classes_by_name(run):
   """As if the run had been on data whose classes stand in another order."""
   before = evaluate.load(run / 'predictions' / 'test.npz')
   change_description(run, class_names=list(DIGITS[::-1]))
-  inference.evaluate_run(str(run), sharding.make_mesh())
+  evaluating.evaluate_run(str(run), sharding.make_mesh())
   after = evaluate.load(run / 'predictions' / 'test.npz')
   np.testing.assert_array_equal(after.logits, before.logits[:, ::-1])
   np.testing.assert_array_equal(after.labels, before.labels)

@@ -5,7 +5,7 @@ import pytest
 import tlkd_jax
 from tests import tiny
 from tests.test_bad_input import call_main
-from tlkd_jax import arms, export, inference
+from tlkd_jax import arms, evaluating, export, inference
 from tlkd_jax.report import page
 from tlkd_jax.runtime import paths
 from tlkd_jax.study import conduct
@@ -60,7 +60,7 @@ def test_workdirs(home, monkeypatch):
 @pytest.mark.parametrize(
   'call',
   [
-    lambda: inference.evaluate_run('~/no', None),
+    lambda: evaluating.evaluate_run('~/no', None),
     lambda: inference.load_predictor('~/no', None),
     lambda: inference.predict_images('a', '~/no', None, None),
     lambda: export.export_run('~/no', 'safetensors', 'a.safetensors'),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests import strict, tiny
 from tests.workdirs import arrays
-from tlkd_jax import arms, inference
+from tlkd_jax import arms, evaluating, inference
 from tlkd_jax.data import load_splits
 from tlkd_jax.evaluation import evaluate, predictions, records
 from tlkd_jax.report import runs
@@ -108,7 +108,7 @@ def test_evaluate_equals_the_runs_summary(arm, compare_run, tmp_path):
   counted = records.read_arrays(confusion)
   confusion.unlink()
   before = evaluate.load(folder / 'predictions' / 'test.npz')
-  table = inference.evaluate_run(str(folder), sharding.make_mesh())
+  table = evaluating.evaluate_run(str(folder), sharding.make_mesh())
   assert f'{expected["test"]["nll"]:.3f}' in table
   found = read(folder / 'evaluation' / 'clean.json')
   for split in ('validation', 'test'):
@@ -322,7 +322,7 @@ def test_a_moved_run_goes_on(moved, compare_run, cache_dir):
 
 
 def test_a_moved_run_is_used_as_any_other(moved, pictures, tmp_path):
-  subject = inference._subject(
+  subject = evaluating._subject(
     moved / 'kd', sharding.make_mesh(1), {}, None, None
   )
   assert subject.teacher == moved / 'teacher'

@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny
 from tests.workdirs import change_description
-from tlkd_jax import data, inference, settings
+from tlkd_jax import data, evaluating, settings
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import sharding
 from tlkd_jax.training import inputs
@@ -81,7 +81,7 @@ def test_runs_of_a_folder_are_evaluated_on_their_own_pixels(
   config = json.loads(path.read_text())
   config['distillation']['more_teachers'] = [str(larger)]
   path.write_text(json.dumps(config))
-  inference.evaluate_run(str(tmp_path / 'runs'), sharding.make_mesh())
+  evaluating.evaluate_run(str(tmp_path / 'runs'), sharding.make_mesh())
   logits = {
     run: evaluate.load(run / 'predictions' / 'test.npz').logits
     for run in (

@@ -22,7 +22,7 @@ ORDER = (
   ('training',),
   ('report',),
   ('protocols',),
-  ('arms', 'inference'),
+  ('arms', 'evaluating', 'inference'),
   ('study', 'export'),
   ('main', 'api'),
 )

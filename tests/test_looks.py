@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny
 from tests.workdirs import change_description
-from tlkd_jax import arms, inference
+from tlkd_jax import arms, evaluating
 from tlkd_jax.data import Look, augment, pipeline
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import sharding
@@ -239,7 +239,7 @@ def test_a_teacher_answers_in_a_run_as_it_does_alone(guided, teacher, tmp_path):
   """Its accuracy is not lost under a student of another size."""
   alone = tmp_path / 'alone'
   shutil.copytree(teacher, alone)
-  inference.evaluate_run(str(alone), sharding.make_mesh())
+  evaluating.evaluate_run(str(alone), sharding.make_mesh())
   for split in ('validation', 'test'):
     own = evaluate.load(alone / 'predictions' / f'{split}.npz')
     inside = evaluate.load(guided / 'predictions' / f'teacher_{split}.npz')

@@ -21,7 +21,7 @@ from tests.test_train_step import (
   variables,
 )
 from tests.workdirs import arrays
-from tlkd_jax import arms, inference, models
+from tlkd_jax import arms, evaluating, models
 from tlkd_jax.data import Dataset, Split
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.models import create_model
@@ -338,7 +338,7 @@ def data_of(folder) -> dict:
 
 def test_evaluation_and_report_of_such_a_run(finished, tmp_path):
   workdir, _, _ = finished
-  text = inference.evaluate_run(str(workdir), sharding.make_mesh(1))
+  text = evaluating.evaluate_run(str(workdir), sharding.make_mesh(1))
   assert [line.split(' ')[0] for line in text.splitlines()[2:]] == (
     ['tl'] * 2 + ['kd'] * 2
   )

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.workdirs import change_description
-from tlkd_jax import inference
+from tlkd_jax import evaluating
 from tlkd_jax.data import Look, load_splits, other
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import sharding
@@ -47,7 +47,7 @@ def run(compare_run, tmp_path):
 
 
 def evaluate_on(run, folder, **options):
-  return inference.evaluate_run(
+  return evaluating.evaluate_run(
     str(run), sharding.make_mesh(), dataset=f'folder:{folder}', **options
   )
 

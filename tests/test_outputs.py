@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests import strict, tiny
-from tlkd_jax import arms, export, inference
+from tlkd_jax import arms, evaluating, export, inference
 from tlkd_jax.evaluation import evaluate, records
 from tlkd_jax.report import page
 from tlkd_jax.runtime import sharding
@@ -46,7 +46,7 @@ def finished(cache_dir, tmp_path_factory):
       eval_every_steps=1,
     )
     arms.run(config, root / 'run', sharding.make_mesh(1))
-    inference.evaluate_run(str(root / 'run'), sharding.make_mesh(1))
+    evaluating.evaluate_run(str(root / 'run'), sharding.make_mesh(1))
   return root / 'run', root / 'images' / 'test'
 
 

@@ -118,7 +118,7 @@ def _start_and_run() -> None:
 
 
 def _run() -> None:
-  from tlkd_jax import arms, inference
+  from tlkd_jax import arms, evaluating, inference
   from tlkd_jax.runtime import sharding
   from tlkd_jax.settings import from_config, with_values
 
@@ -133,7 +133,7 @@ def _run() -> None:
     if sharding.is_lead():
       print(arms.table(summaries))
   elif _MODE.value == 'evaluate':
-    table = inference.evaluate_run(
+    table = evaluating.evaluate_run(
       _CHECKPOINT.value,
       mesh,
       suite=_SUITE.value,

@@ -8,7 +8,7 @@ import pytest
 from pictures import encode, make_classes, picture
 from sklearn.datasets import load_digits
 
-from tlkd_jax.data import facts, prepared, sources, transforms
+from tlkd_jax.data import facts, index, prepared, sources, transforms
 from tlkd_jax.data.builders import walk
 from tlkd_jax.data.builders.walk import LeftOut
 
@@ -16,7 +16,7 @@ from tlkd_jax.data.builders.walk import LeftOut
 def _source(*rows):
   """(name, label, digest) of each image."""
   names, labels, digests = zip(*rows, strict=True) if rows else ((), (), ())
-  return sources.Source(
+  return index.Source(
     list(names),
     np.asarray(labels, np.int32),
     np.arange(len(names)),
@@ -187,7 +187,7 @@ def test_digests_are_those_of_the_files(load, tmp_path):
     for name, digest in zip(source.names, source.digests, strict=True)
   ]
   digests = dict(rows)
-  assert digests['train/a/003.png'] == sources.NO_DIGEST
+  assert digests['train/a/003.png'] == index.NO_DIGEST
   assert len(set(digests.values())) == 16 - 2
   assert digests['train/a/000.png'] == digests['test/a/002.png']
 

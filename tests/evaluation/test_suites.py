@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkd_jax import inference
+from tlkd_jax import evaluating
 from tlkd_jax.evaluation import (
   corruptions,
   degradation,
@@ -40,12 +40,12 @@ def runs(compare_run, tmp_path_factory):
 
 
 def evaluate_run(path, **options):
-  return inference.evaluate_run(str(path), sharding.make_mesh(2), **options)
+  return evaluating.evaluate_run(str(path), sharding.make_mesh(2), **options)
 
 
 def subject(path, **options):
   options = {'ood_dataset': None, 'max_images': 10} | options
-  return inference._subject(path, sharding.make_mesh(2), {}, **options)
+  return evaluating._subject(path, sharding.make_mesh(2), {}, **options)
 
 
 def test_clean_and_calibration_of_all_runs_of_a_folder(runs):

@@ -26,6 +26,7 @@ from tlkd_jax.data import facts as _facts
 from tlkd_jax.data import sources as _sources
 from tlkd_jax.data.builders import arrays as _arrays
 from tlkd_jax.data.builders.headers import Labelling
+from tlkd_jax.data.index import Source
 from tlkd_jax.data.kinds import DATASETS
 from tlkd_jax.runtime.errors import as_user_errors
 
@@ -415,7 +416,7 @@ def _choose_eval(
   return decode.Choice(orders, np.minimum(choice.counts, num_per_class))
 
 
-def _as_split(source: _sources.Source, decoded: decode.Decoded) -> Split:
+def _as_split(source: Source, decoded: decode.Decoded) -> Split:
   decoded.images.flags.writeable = False
   return Split(
     decoded.images,

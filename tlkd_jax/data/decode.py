@@ -18,7 +18,8 @@ import numpy as np
 import PIL
 from absl import logging
 
-from tlkd_jax.data import sources, transforms
+from tlkd_jax.data import transforms
+from tlkd_jax.data.index import Source
 from tlkd_jax.runtime import bars
 
 _IMAGES_PER_TASK = 16
@@ -68,14 +69,14 @@ class Geometry:
   interpolation: str
 
 
-def whole(source: sources.Source, num_classes: int) -> Choice:
+def whole(source: Source, num_classes: int) -> Choice:
   """The choice of all examples."""
   candidates = [np.flatnonzero(source.labels == c) for c in range(num_classes)]
   return Choice(candidates, np.asarray([rows.size for rows in candidates]))
 
 
 def decode(
-  source: sources.Source,
+  source: Source,
   choice: Choice,
   geometry: Geometry,
   *,
@@ -129,7 +130,7 @@ def decode(
 
 def _fill(
   images: np.ndarray,
-  source: sources.Source,
+  source: Source,
   choice: Choice,
   geometry: Geometry,
   description: str,
@@ -173,7 +174,7 @@ def _fill(
 
 
 def _replacements(
-  source: sources.Source,
+  source: Source,
   choice: Choice,
   taken: np.ndarray,
   failed: np.ndarray,
@@ -188,7 +189,7 @@ def _replacements(
 
 
 def _check_complete(
-  source: sources.Source,
+  source: Source,
   choice: Choice,
   rows: np.ndarray,
   description: str,
@@ -209,7 +210,7 @@ def _check_complete(
 
 def _decode_rows(
   images: np.ndarray,
-  source: sources.Source,
+  source: Source,
   rows: np.ndarray,
   geometry: Geometry,
   description: str,
@@ -249,7 +250,7 @@ def _bad_message(description: str, skipped: list[tuple[str, str]]) -> str:
   )
 
 
-def _key(source: sources.Source, choice: Choice, geometry: Geometry) -> str:
+def _key(source: Source, choice: Choice, geometry: Geometry) -> str:
   digest = hashlib.sha256()
   about = [source.fingerprint, geometry, choice.exact]
   about += [PIL.__version__, transforms.RULES]

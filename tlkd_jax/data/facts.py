@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tlkd_jax.data.sources import NO_DIGEST, Source, Sources
+from tlkd_jax.data.index import NO_DIGEST, Source
+from tlkd_jax.data.sources import Sources
 
 _FIRST_CLASSES = 10
 

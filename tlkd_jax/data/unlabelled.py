@@ -16,7 +16,7 @@ from tlkd_jax.data import (
   transforms,
 )
 from tlkd_jax.data.builders import archives, walk
-from tlkd_jax.data.sources import NO_DIGEST, Source
+from tlkd_jax.data.index import NO_DIGEST, Source
 
 NO_LABEL = -1
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tlkd_jax.data import Dataset
-from tlkd_jax.data.sources import NO_DIGEST
+from tlkd_jax.data.index import NO_DIGEST
 from tlkd_jax.data.unlabelled import NO_LABEL
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.atomic import replacing

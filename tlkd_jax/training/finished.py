@@ -1,5 +1,6 @@
 """The network of a finished run: described, checked, rebuilt."""
 
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -91,6 +92,13 @@ def unfinished(run: str | pathlib.Path) -> str | None:
     f'{run} is of a run that was stopped before its end: the best so far is '
     f'step {step} of {workdir.num_steps(settings)}'
   )
+
+
+def say_if_unfinished(run: str | os.PathLike) -> None:
+  """Logs a warning where a run has no end yet."""
+  reason = unfinished(pathlib.Path(run))
+  if reason:
+    logging.warning('%s', reason)
 
 
 def class_order(
