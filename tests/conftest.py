@@ -25,8 +25,10 @@ import pytest
 
 from tlkd_jax.runtime import allocator
 
-# Under nohup it is ignored, in every process that a test starts too.
+# Under nohup, and in the background of a shell, they are ignored, in every
+# process that a test starts too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 allocator.keep_freed_memory()
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -71,7 +71,7 @@ def test_it_is_evaluated_first_and_used_as_it_is(
   folder, state_dict, cache_dir, tmp_path, caplog
 ):
   config = config_of('kd', folder, cache_dir)
-  with caplog.at_level(logging.INFO):
+  with caplog.at_level(logging.INFO, logger='absl'):
     summaries = arms.run(config, tmp_path / 'run', sharding.make_mesh())
   assert list(summaries) == ['teacher', 'kd']
   said = [record.getMessage() for record in caplog.records]
@@ -376,7 +376,7 @@ def test_look_alikes_are_compared_before_the_first_step(
   variables = pretrained.from_torch(model, state_dict)
   network = networks.make_network(config, 'student', model)
   learner = networks.Loaded(network, *variables, look_alikes=('timm/other',))
-  caplog.set_level(logging.INFO)
+  caplog.set_level(logging.INFO, 'absl')
   networks.compare_look_alikes({'student': learner}, dataset)
   said = 'of its weights, their BatchNorm statistics do not tell which'
   assert f'student: {said} (tiny_teacher ' in caplog.text

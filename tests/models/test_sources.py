@@ -383,7 +383,7 @@ def test_mean_and_std_are_those_beside_the_file(lite, tmp_path, caplog):
   folder = placed(
     lite, tmp_path, {'config.json': {**TIMM, 'pretrained_cfg': cfg}}
   )
-  with caplog.at_level('INFO'):
+  with caplog.at_level('INFO', 'absl'):
     got = load('efficientnet_lite0', folder)
   np.testing.assert_allclose(got.model.spec.mean, [102.0, 127.5, 153.0])
   np.testing.assert_allclose(got.model.spec.std, [51.0, 76.5, 102.0])

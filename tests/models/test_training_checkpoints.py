@@ -324,7 +324,7 @@ def test_one_prefix_of_all_names(prefix, resnet, tmp_path, caplog):
   path = tmp_path / 'x.safetensors'
   prefixed = {prefix + key: value for key, value in state_dict.items()}
   torch_files.write_safetensors(path, prefixed)
-  with caplog.at_level('INFO'):
+  with caplog.at_level('INFO', 'absl'):
     got = load(model, path, head='keep')
   kernel = state_dict['fc.weight'].T
   np.testing.assert_array_equal(got.params['head']['kernel'], kernel)
