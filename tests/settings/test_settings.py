@@ -159,7 +159,7 @@ WRONG = [
   ('transfer.stoch_norm_p', 1.5, 'a number in [0, 1]'),
   ('transfer.bss_k', 0, 'a whole number >= 1'),
   # study
-  ('study.seeds', 0, 'a whole number >= 1'),
+  ('study.seeds', -1, 'a whole number >= 0'),
   ('study.sizes', (1.5,), 'each a whole number >= 0, or a fraction below 1'),
   ('study.reference', 'tll', 'did you mean tl'),
   ('study.run_arms', ('tl', 'kdd'), 'did you mean kd'),
@@ -380,6 +380,8 @@ def test_files_give_what_they_gave(before):
   config = settings.config_of(before['arm'], before['arg'])
   # What a loss or an arm adds is among the values.
   now = flatten(json.loads(config.to_json()))
+  tried = [key for key in now if key.startswith('study.grid.')]
+  assert not any(now.pop(key) for key in tried)
   assert now == flat | before['values']
   found = {
     key: _owner(config, key).get_type(key.rpartition('.')[2]).__name__

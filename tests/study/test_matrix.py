@@ -8,6 +8,8 @@ from configs import study
 from tlkd_jax import settings
 from tlkd_jax.study import matrix, workers
 
+ROOT = pathlib.Path('x')
+
 
 def make(arg='smoke', **changes):
   config = settings.from_config(study.get_config(arg))
@@ -15,10 +17,10 @@ def make(arg='smoke', **changes):
   return settings.with_values(config, flat)
 
 
-def config_of(config, cells, arm, folders=None):
+def config_of(config, cells, arm):
   cell = next(c for c in cells if c.arm == arm)
-  given = {name: pathlib.Path('x') / name for name in cell.teachers}
-  return matrix.make_config(config, cell, cells, folders or given)
+  guides = {c.arm: (c, ROOT / c.arm) for c in matrix.needed(cell, cells)}
+  return matrix.make_config(config, cell, guides)
 
 
 def test_a_cell_comes_after_what_it_needs():
@@ -93,7 +95,7 @@ def test_every_arm_has_the_same_trials():
   assert {len(found) for found in trials.values()} == {4}
   assert len({frozenset(found) for found in trials.values()}) == 1
   first = next(c for c in cells if c.arm == 'slow')
-  own = matrix.make_config(config, first, cells, {})
+  own = matrix.make_config(config, first, {})
   # The grid wins over the arm's own rate.
   assert own.optimizer.learning_rate == 0.1
   assert first.name.endswith('/seed0/learning_rate=0.1,weight_decay=0.0')

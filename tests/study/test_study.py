@@ -15,7 +15,7 @@ from configs import study as study_config
 from tests import tiny
 from tlkd_jax import settings
 from tlkd_jax.runtime import sharding
-from tlkd_jax.study import cells, matrix, results, workers
+from tlkd_jax.study import cells, conduct, matrix, results, workers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHANGES = {
@@ -169,6 +169,39 @@ def test_trials_are_chosen_on_validation_and_the_others_hide_their_test(
   best = min(found, key=lambda r: r['validation']['nll'])
   assert [r['chosen'] for r in found] == [r is best for r in found]
   assert ['test' in r for r in found] == [r is best for r in found]
+
+
+def test_a_study_that_tunes_on_seeds_of_its_own(make, tmp_path, tiny_models):
+  config = make(
+    study__sizes=(4,),
+    study__seeds=1,
+    study__tuning_seeds=(7,),
+    study__grid__distillation__temperature=(1.0, 4.0),
+    study__arms__tl__grid__optimizer__learning_rate=(0.01, 0.3),
+    study__keep='needed',
+  )
+  found, sentence = conduct.run(config, tmp_path)
+  scores = json.loads((tmp_path / 'tuning.json').read_text())
+  tried = {(s['arm'], *s['trial'].values()): s for s in scores}
+  assert list(tried) == [
+    *(('tl', 0.01), ('tl', 0.3), ('teacher',), ('kd', 1.0), ('kd', 4.0)),
+  ]
+  assert all(score['metric'] == 'nll' for score in scores)
+  for arm in ('tl', 'kd'):
+    own = [score for score in scores if score['arm'] == arm]
+    best = min(own, key=lambda score: score['mean'])
+    assert [score['chosen'] for score in own] == [s is best for s in own]
+    (row,) = [r for r in found if r['arm'] == arm and r['chosen']]
+    assert row['seed'] == 0 and row['trial'] == best['trial']
+    tuning = [r for r in found if r['arm'] == arm and r['seed'] == 7]
+    assert len(tuning) == 2 and not any('test' in r for r in tuning)
+  page = (tmp_path / 'report.md').read_text()
+  assert 'Trials on seeds 7' in page and '3 runs; seeds 0\n' in page
+  assert sentence in page
+  # All is there: nothing runs again, and the answer is the same.
+  before = (tmp_path / 'results.json').read_text()
+  assert conduct.run(config, tmp_path)[1] == sentence
+  assert (tmp_path / 'results.json').read_text() == before
 
 
 def test_an_arm_of_several_runs_counts_them_all(make, tmp_path, tiny_models):

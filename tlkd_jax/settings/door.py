@@ -11,7 +11,7 @@ from ml_collections import config_dict
 from tlkd_jax.runtime.errors import unknown_name
 from tlkd_jax.runtime.trees import nest
 from tlkd_jax.settings.rules import build, keys_of, refuse
-from tlkd_jax.settings.top import Settings
+from tlkd_jax.settings.top import Settings, tunable
 
 # Their values are kept with dotted keys, and nested outside.
 _DOTTED = ('changes', 'grid')
@@ -80,11 +80,19 @@ def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
 def to_config_dict(settings: Settings) -> ml_collections.ConfigDict:
   """The locked form that a file of configs/ returns and flags are parsed for.
 
-  A key that may be None knows its type.
+  A key that may be None knows its type, and every grid of a study has every
+  key that a run may try other values of.
   """
   config = _as_config(settings)
   if settings.study is None:
     del config['study']
+    return config.lock()
+  tried = nest(dict.fromkeys(tunable(), ()))
+  study = config.study
+  for place in (study, *study.arms.values()):
+    own = ml_collections.ConfigDict(tried)
+    own.update(place.grid)
+    place.grid = own
   return config.lock()
 
 

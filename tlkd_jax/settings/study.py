@@ -22,6 +22,7 @@ from tlkd_jax.settings.rules import (
 
 KINDS = ('teacher', 'tl', 'kd')
 KEEP = ('all', 'best', 'needed')
+TUNE_OVER = ('all', 'dataset', 'place')
 
 
 def _size() -> Rule:
@@ -49,7 +50,8 @@ def _grid() -> Rule:
   values = several(Rule(object, lambda value: value))
 
   def accept(value):
-    return {k: values.accept(v) for k, v in _flat().accept(value).items()}
+    flat = {k: values.accept(v) for k, v in _flat().accept(value).items()}
+    return {k: v for k, v in flat.items() if v}
 
   return dataclasses.replace(
     mapping(), accept=accept, words='keys with tuples of values'
@@ -77,6 +79,9 @@ class StudyArm:
   teachers: tuple[str, ...] = key((), 'Names of arms.', several(text()))
   changes: Mapping[str, Any] = key(
     {}, "'section.key' -> value, of the run.", _flat()
+  )
+  grid: Mapping[str, Any] = key(
+    {}, 'As study.grid, in its place for this arm.', _grid()
   )
 
 
@@ -107,17 +112,46 @@ class Study:
     several(_size()),
   )
   seeds: int = key(
-    6, 'Runs of each: config.seed, config.seed + 1, ...', whole(1)
+    6,
+    'Runs of each: config.seed, config.seed + 1, ...; 0, which needs '
+    'tuning_seeds, only tunes.',
+    whole(0),
   )
   reference: str = key(
     'tl', 'The arm that the others are compared with.', text()
   )
   treatment: str = key('kd', 'The arm that answers the question.', text())
   grid: Mapping[str, Any] = key(
-    {'optimizer.learning_rate': (), 'optimizer.weight_decay': ()},
-    'study.grid.KEY: values of KEY that every arm tries; each cell keeps the '
-    'one that is best on its validation images. () does not search.',
+    {},
+    'study.grid.KEY: values of KEY that every arm tries whose runs read it; '
+    'keys `teacher.*` by teachers, and by their students with the teacher of '
+    'that value. study.arms.ARM.grid.KEY is for one arm.',
     _grid(),
+  )
+  trials: int = key(
+    0,
+    'Trials of a student: that many drawn of all combinations, 0 all of them. '
+    'Students must have as many each.',
+    whole(0),
+  )
+  criterion: str = key(
+    '',
+    'Validation metric that chooses trials; "" is best_metric, with '
+    'tuning_seeds nll.',
+    one_of(('', *METRICS)),
+  )
+  tuning_seeds: tuple[int, ...] = key(
+    (),
+    'Seeds of runs that choose a trial for each arm, apart from the seeds that '
+    'confirm it; () lets each cell keep the trial that is best on its own '
+    'validation images.',
+    several(whole(0)),
+  )
+  tune_over: str = key(
+    'all',
+    "With tuning_seeds, an arm's trial is one for 'all' places, for each "
+    "'dataset', or for each 'place'.",
+    one_of(TUNE_OVER),
   )
   metrics: tuple[str, ...] = key(
     ('top1', 'macro_f1', 'nll', 'brier', 'ece', 'aurc'),
@@ -144,11 +178,26 @@ class Study:
       for key, name in named.items()
       if name not in self.arms
     ]
+    if not (self.seeds or self.tuning_seeds):
+      lines.append(
+        'study.seeds is 0 without study.tuning_seeds: nothing would run; '
+        'accepted: at least 1, or seeds that tune'
+      )
     if not self.arms.keys() >= set(self.run_arms):
       lines.append(problem('study.run_arms', self.run_arms, rule))
     for name, arm in self.arms.items():
+      lines += self._wrong_grid(f'study.arms.{name}', arm)
       lines += self._wrong_teachers(f'study.arms.{name}', name, arm)
     return lines
+
+  def _wrong_grid(self, place: str, arm: StudyArm) -> list[str]:
+    foreign = [key for key in arm.grid if key.startswith('teacher.')]
+    if not foreign or arm.kind == 'teacher':
+      return []
+    return [
+      f'{place}.grid has {", ".join(foreign)}, which teachers read; accepted '
+      'in study.grid, or in the grid of the arm that is its teacher'
+    ]
 
   def _wrong_teachers(self, place: str, name: str, arm: StudyArm) -> list[str]:
     if not self.arms.keys() >= set(arm.teachers):

@@ -169,10 +169,49 @@ class Settings:
         'only with it'
       )
     if self.study is not None:
-      known = keys_of(Settings)
-      lines += [
-        f'study.grid: {unknown_name("configuration key", name, known)}'
-        for name in self.study.grid
-        if name not in known and not name.startswith('distillation.options.')
-      ]
+      lines += self._wrong_grids(self.study)
     return lines
+
+  def _wrong_grids(self, study: Study) -> list[str]:
+    known = tunable()
+    grids = {'study': study} | {
+      f'study.arms.{name}': arm for name, arm in study.arms.items()
+    }
+    return [
+      f'{place}.grid: {unknown_name("key that can be tried", name, known)}'
+      for place, owner in grids.items()
+      for name in owner.grid
+      if name not in known and not name.startswith('distillation.options.')
+    ]
+
+
+def tunable() -> list[str]:
+  """The keys that a study's grid may hold.
+
+  Not those by which the study says which data, size, arm and seed a cell is
+  of, nor places.
+  """
+  sections = {key.rpartition('.')[0] for key in keys_of(Settings)}
+  return [
+    key
+    for key in keys_of(Settings)
+    if key not in sections | _OF_CELL
+    and not key.startswith(('study.', 'targets.'))
+  ]
+
+
+_OF_CELL = frozenset(
+  {
+    'study',
+    'arm',
+    'seed',
+    'dataset',
+    'num_train_per_class',
+    'train_fraction',
+    'teacher.checkpoint',
+    'distillation.more_teachers',
+    'distillation.options',
+    'data.data_dir',
+    'data.cache_dir',
+  }
+)

@@ -60,38 +60,38 @@ def _study() -> None:
     jax.config.update('jax_platforms', 'cpu')
   command_line.use_compilation_cache(_CACHE.value)
   from tlkd_jax import settings
-  from tlkd_jax.study import conduct, workers
-  from tlkd_jax.study.matrix import check, make_matrix
+  from tlkd_jax.study import conduct, tuning
+  from tlkd_jax.study.matrix import check
 
   with as_user_errors():
     root = expanded(_WORKDIR.value)
-    index, count = _parse_shard(_SHARD.value)
+    part = _parse_shard(_SHARD.value)
     config = settings.from_config(_CONFIG.value)
-    matrix = make_matrix(config)
+    matrix = tuning.known(config, root)
     root.mkdir(parents=True, exist_ok=True)
     if not (_WORKER.value or _ONLY_REPORT.value):
       check(config, matrix)
-  mine = workers.shard_of(matrix, index, count)
   if not _ONLY_REPORT.value:
-    _run(config, mine, root)
+    _run(config, root, part)
   if _WORKER.value:
     return
   rows, answer = conduct.write(config, root)
   if rows:
     print(answer)
     print(f'The report: {root / "index.html"}')
-  conduct.check_complete(mine, root)
+  conduct.check_complete(config, root, part)
 
 
-def _run(config, shard, root: pathlib.Path) -> None:
-  from tlkd_jax.study import conduct, workers
+def _run(config, root: pathlib.Path, part: tuple[int, int]) -> None:
+  from tlkd_jax.study import conduct, tuning, workers
 
   if _WORKER.value or _JOBS.value == 1:
     worker = _WORKER.value is not None
-    conduct.run_shard(config, shard, root, worker=worker)
+    conduct.run_part(config, root, part, worker=worker)
     return
+  shard = workers.shard_of(tuning.known(config, root), *part)
   workers.forget_failures(shard, root)
-  report = workers.Report(shard, root, _JOBS.value)
+  report = conduct.make_report(config, root, part, _JOBS.value)
   # As this process was started, under whatever module's name; for a console
   # command from where it is installed, not from the folder it is called in.
   spec = sys.modules['__main__'].__spec__

@@ -82,6 +82,37 @@ def _kinds_of_teacher() -> dict[str, StudyArm]:
   return arms
 
 
+# As many trials for TL as for TL+KD, on seeds that confirm nothing.
+TUNING = {
+  'study.tuning_seeds': (100, 101, 102),
+  'study.criterion': 'nll',
+  'study.grid': {'teacher.fit': ('finetuned', 'probed', 'crossfitted')},
+}
+
+
+def _tuned() -> dict[str, StudyArm]:
+  return {
+    'teacher': _TEACHER,
+    'tl': dataclasses.replace(
+      _TL,
+      grid={
+        'optimizer.learning_rate': (3e-4, 1e-3, 3e-3),
+        'label_smoothing': (0.0, 0.05, 0.1, 0.2),
+      },
+    ),
+    'kd': StudyArm(
+      'kd',
+      'TL+KD',
+      ('teacher',),
+      {'label_smoothing': 0.1},
+      {
+        'distillation.temperature': (2.0, 4.0),
+        'distillation.soft_weight': (1.0, 4.0),
+      },
+    ),
+  }
+
+
 # Group of `configs/study.py:arms=GROUP` -> name -> arm.
 ARMS: dict[str, dict[str, StudyArm]] = {
   # Does the teacher help?
@@ -112,6 +143,8 @@ ARMS: dict[str, dict[str, StudyArm]] = {
   },
   # Which kind of teacher has something to say?
   'teachers': _kinds_of_teacher(),
+  # Which recipe is best, with as many trials for TL?
+  'tune': _tuned(),
   # Temperature x soft weight.
   'grid': _grid(),
   # Baselines; `make_arms` adds every loss. Weights of the transfer terms were

@@ -17,7 +17,7 @@ from tlkd_jax.evaluation.metrics import compute_metrics, goodness
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.settings.top import AUTOMATIC
-from tlkd_jax.study.matrix import Cell, make_config
+from tlkd_jax.study.matrix import Cell, make_config, needed
 from tlkd_jax.training import balance, inputs, networks
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.loop import fine_tune
@@ -42,6 +42,12 @@ def folder_of(root: pathlib.Path, cell: Cell) -> pathlib.Path:
   return root / 'cells' / cell.name
 
 
+def criterion(config: Settings) -> str:
+  """The validation metric that chooses among the trials of one cell."""
+  assert config.study is not None
+  return config.study.criterion or config.best_metric
+
+
 def is_done(root: pathlib.Path, cell: Cell) -> bool:
   """Whether the cell is finished."""
   return (folder_of(root, cell) / 'cell.json').exists()
@@ -53,17 +59,12 @@ def failure(root: pathlib.Path, cell: Cell) -> str | None:
   return path.read_text() if path.exists() else None
 
 
-def needed(cell: Cell, matrix: list[Cell]) -> list[Cell]:
-  """The cells that must be finished before this one: its teachers' trials."""
-  return [c for c in matrix if c.group == cell.group and c.arm in cell.teachers]
-
-
 def best_trial(records: list[dict[str, Any]], metric: str) -> dict[str, Any]:
   """The record with the best validation metric; ties keep the first.
 
   Args:
     records: trials of one cell.
-    metric: config.best_metric; where it was chosen by the data, it is the one
+    metric: as of `criterion`; where it was chosen by the data, it is the one
       by which the records' own steps were chosen.
   """
   if metric == AUTOMATIC:
@@ -102,7 +103,10 @@ def run(
   parts = protocols.plan(own, folder)
   for part in parts:
     summaries.append(fine_tune(part.settings, part.workdir, dataset, mesh))
+  assert config.study is not None
   record = _record(own, cell, folder, summaries[-1])
+  if cell.seed in config.study.tuning_seeds:
+    record['tuning'] = True
   for part, summary in zip(parts[:-1], summaries, strict=False):
     images = _images(part.settings.batch_size, part.workdir)
     record['seconds'] += summary['seconds']
@@ -110,7 +114,6 @@ def run(
     record['teacher_images'] += images * (part.settings.arm == 'kd')
   record['wall_seconds'] = time.monotonic() - began
   records.write_json(folder / 'cell.json', record)
-  assert config.study is not None
   _thin(config.study.keep, root, cell, matrix)
   return record
 
@@ -126,13 +129,13 @@ def configure(
   Raises:
     ValueError: lists what differs.
   """
-  folders = {}
+  guides = {}
   for arm in cell.teachers:
-    trials = [c for c in needed(cell, matrix) if c.arm == arm]
-    records = [read_record(folder_of(root, c)) for c in trials]
-    best = best_trial(records, config.best_metric)
-    folders[arm] = folder_of(root, trials[records.index(best)])
-  own = make_config(config, cell, matrix, folders)
+    tried = [c for c in needed(cell, matrix) if c.arm == arm]
+    found = [read_record(folder_of(root, c)) for c in tried]
+    best = tried[found.index(best_trial(found, criterion(config)))]
+    guides[arm] = best, folder_of(root, best)
+  own = make_config(config, cell, guides)
   folder = folder_of(root, cell)
   if (folder / 'config.json').exists():
     there = flatten(workdirs.read(folder))

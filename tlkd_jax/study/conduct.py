@@ -6,9 +6,12 @@ import pathlib
 from tlkd_jax.runtime import devices, sharding
 from tlkd_jax.runtime.errors import RunError, as_user_errors
 from tlkd_jax.settings import Settings
-from tlkd_jax.study import cells, pages, results, workers
+from tlkd_jax.study import cells, pages, results, tuning, workers
 from tlkd_jax.study.analysis import CellRow
-from tlkd_jax.study.matrix import Cell, check, make_matrix
+from tlkd_jax.study.matrix import check
+
+# The only part of one: no other machine shares the folder.
+WHOLE = 0, 1
 
 
 def run(config: Settings, root: pathlib.Path) -> tuple[list[CellRow], str]:
@@ -27,19 +30,19 @@ def run(config: Settings, root: pathlib.Path) -> tuple[list[CellRow], str]:
     Interrupted: the process was asked to stop; what is finished stays.
   """
   with as_user_errors():
-    matrix = make_matrix(config)
+    matrix = tuning.known(config, root)
     root.mkdir(parents=True, exist_ok=True)
     check(config, matrix)
-  run_shard(config, matrix, root)
+  run_part(config, root)
   rows, answer = write(config, root)
-  check_complete(matrix, root)
+  check_complete(config, root)
   return rows, answer
 
 
-def run_shard(
+def run_part(
   config: Settings,
-  shard: list[Cell],
   root: pathlib.Path,
+  part: tuple[int, int] = WHOLE,
   *,
   worker: bool = False,
 ) -> None:
@@ -47,8 +50,8 @@ def run_shard(
 
   Args:
     config: of the study.
-    shard: cells to run.
     root: STUDY.
+    part: (index, count) of the machines that share the folder.
     worker: another process started this one, tells the progress and has
       forgotten the failures; when it is gone, this one stops.
 
@@ -57,12 +60,13 @@ def run_shard(
   """
   mesh, load = sharding.make_mesh(), cells.Loader()
   devices.say(mesh)
+  shard = workers.shard_of(tuning.known(config, root), *part)
   if worker:
     workers.end_with_parent(os.getppid())
     report = None
   else:
     workers.forget_failures(shard, root)
-    report = workers.Report(shard, root, 1)
+    report = make_report(config, root, part, 1)
 
   def after_each() -> None:
     if report is not None:
@@ -70,35 +74,60 @@ def run_shard(
     results.write(root, config)
 
   try:
-    workers.work(
-      shard,
-      root,
-      lambda cell: cells.run(config, cell, shard, root, load, mesh),
-      after_each,
-    )
+    before: list = []
+    # What confirms is known when all that tunes is finished.
+    while len(shard) > len(before):
+      now = shard
+      workers.work(
+        now,
+        root,
+        lambda cell, now=now: cells.run(config, cell, now, root, load, mesh),
+        after_each,
+      )
+      before, shard = now, workers.shard_of(tuning.known(config, root), *part)
   finally:
     if report is not None:
       report.close()
+
+
+def make_report(
+  config: Settings, root: pathlib.Path, part: tuple[int, int], jobs: int
+) -> workers.Report:
+  """The lines of progress of one machine's part."""
+  return workers.Report(
+    lambda: workers.shard_of(tuning.known(config, root), *part), root, jobs
+  )
 
 
 def write(config: Settings, root: pathlib.Path) -> tuple[list[CellRow], str]:
   """Writes results and pages of what is finished.
 
   Returns:
-    (the rows, the answer in one paragraph, '' without rows).
+    (the rows, the answer in one paragraph; '' while none of them answers).
   """
   rows = results.write(root, config)
-  if not rows or config.study is None:
+  scores = tuning.write(config, root)
+  if config.study is None or not any(row['chosen'] for row in rows):
     return rows, ''
-  return rows, pages.write(root, rows, config.study)
+  return rows, pages.write(root, rows, config.study, scores)
 
 
-def check_complete(shard: list[Cell], root: pathlib.Path) -> None:
+def check_complete(
+  config: Settings, root: pathlib.Path, part: tuple[int, int] = WHOLE
+) -> None:
   """Raises RunError with the cells that failed, or wait for one that did."""
+  everything = tuning.known(config, root)
+  states = workers.states(workers.shard_of(everything, *part), root)
   failed = [
     f'{cell.name}: {state}'
-    for cell, state in workers.states(shard, root).items()
+    for cell, state in states.items()
     if state in ('failed', 'blocked')
   ]
   if failed:
     raise RunError('cells without a result:\n  ' + '\n  '.join(failed))
+  open_ = sum(not cells.is_done(root, cell) for cell in everything)
+  if part != WHOLE and open_ and tuning.is_tuning(config, everything):
+    raise RunError(
+      f'{open_} cells that tune, of other machines, are not finished; the same '
+      'command goes on when they are'
+    )

@@ -46,20 +46,33 @@ DATASETS: dict[str, dict[str, Any]] = {
   },
 }
 _SMOKE = {'study.seeds': 2, 'study.sizes': (2, 4)}
+# What differs where the arms are tuned: one size, and half of the images that
+# a choice needs.
+_TUNED: dict[str, dict[str, Any]] = {
+  'trashnet': {'study.sizes': (20,), 'image_size': 96, 'num_steps': 100},
+  'cifar10': {
+    'study.sizes': (10,),
+    'image_size': 64,
+    'num_steps': 100,
+    'data.num_eval_per_class': 100,
+  },
+}
 
 
 def make(
   *,
   dataset: str = 'digits',
+  also: str = '',
   group: str = 'all',
   student: str = 'efficientnet_lite0',
   teacher: str = '',
   smoke: bool = False,
 ) -> Settings:
-  """The settings of a study of one data set.
+  """The settings of a study of one data set, or of two.
 
   Args:
     dataset: as of settings.make; one of DATASETS brings its sizes and arms.
+    also: a second one, beside the first in every mean over data sets.
     group: of arms, a key of arms.ARMS.
     student: as of settings.make.
     teacher: likewise.
@@ -68,10 +81,10 @@ def make(
   Raises:
     ValueError: a name that does not exist.
   """
+  if also:
+    return _of_two((dataset, also), group, student, teacher, smoke)
   name = dataset_name(dataset)
-  values: dict[str, Any] = dict(_SMOKE if smoke else DATASETS.get(name, {}))
-  if group != 'all':
-    values.pop('study.run_arms', None)
+  values: dict[str, Any] = _values_of(name, group, smoke)
   base = settings.make(
     'study', dataset=dataset, student=student, teacher=teacher, smoke=smoke
   )
@@ -84,15 +97,54 @@ def make(
   }
   if group == 'grid':
     values['study.treatment'] = arms.GRID_DEFAULT
+  if group == 'tune':
+    values |= arms.TUNING
   return settings.with_values(base, values)
+
+
+def _values_of(name: str, group: str, smoke: bool) -> dict[str, Any]:
+  """What a data set brings: dotted key -> value."""
+  designs = _TUNED if group == 'tune' else DATASETS
+  values = dict(_SMOKE if smoke else designs.get(name, {}))
+  if group != 'all':
+    values.pop('study.run_arms', None)
+  return values
+
+
+def _of_two(
+  datasets: tuple[str, str], group: str, student: str, teacher: str, smoke: bool
+) -> Settings:
+  """Each with its own sizes and changes; what both have is the study's."""
+  made = [
+    make(
+      dataset=dataset,
+      group=group,
+      student=student,
+      teacher=teacher,
+      smoke=smoke,
+    )
+    for dataset in datasets
+  ]
+  sections = {}
+  for one, dataset in zip(made, datasets, strict=True):
+    assert one.study is not None
+    name = dataset_name(dataset)
+    if name in sections:
+      raise ValueError(f'{" and ".join(datasets)} are both called {name!r}')
+    own = _values_of(name, group, smoke)
+    changes = {k: v for k, v in own.items() if not k.startswith('study.')}
+    sections[name] = StudyDataset(
+      sizes=one.study.sizes, changes={'dataset': dataset} | changes
+    )
+  return settings.with_values(made[0], {'study.datasets': sections})
 
 
 def config_of(arg: str | None) -> ml_collections.ConfigDict:
   """What configs/study.py returns.
 
   Args:
-    arg: `dataset=NAME,arms=GROUP,student=MODEL,teacher=MODEL,smoke`, in any
-      order; GROUP is a key of arms.ARMS.
+    arg: `dataset=NAME,also=NAME,arms=GROUP,student=MODEL,teacher=MODEL,smoke`,
+      in any order; GROUP is a key of arms.ARMS.
 
   Raises:
     ValueError: as settings.parse_arg and `make`.
@@ -100,6 +152,7 @@ def config_of(arg: str | None) -> ml_collections.ConfigDict:
   options = settings.parse_arg(
     arg,
     dataset='digits',
+    also='',
     arms='all',
     student='efficientnet_lite0',
     teacher='',

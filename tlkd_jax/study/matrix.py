@@ -1,13 +1,14 @@
 """From a study's configuration to its cells, and from a cell to a run."""
 
 import dataclasses
-import itertools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tlkd_jax import settings
 from tlkd_jax.settings import Settings, Study, WrongSettings
+from tlkd_jax.study import trials
+from tlkd_jax.study.trials import Trial
 from tlkd_jax.training import inputs, networks
 
 
@@ -20,7 +21,8 @@ class Cell:
     size: training images per class, or a fraction below 1; 0 is all.
     arm: a key of config.study.arms.
     seed: of the run; arms are paired by it.
-    trial: values of the hyper-parameters that are searched, (key, value).
+    trial: values of the hyper-parameters that are searched, (key, value); of
+      a student with the keys of its teacher.
     label: the arm's, for people.
     kind: what the run trains, 'teacher', 'tl' or 'kd'.
     teachers: arms whose cells of the same data and seed guide this one.
@@ -31,7 +33,7 @@ class Cell:
   size: float
   arm: str
   seed: int
-  trial: tuple[tuple[str, Any], ...]
+  trial: Trial
   label: str
   kind: str
   teachers: tuple[str, ...]
@@ -54,50 +56,98 @@ def size_name(size: float) -> str:
   return 'all' if size == 0 else f'{size:g}'
 
 
-def trial_name(trial: tuple[tuple[str, Any], ...]) -> str:
+def trial_name(trial: Trial) -> str:
   """Folder name of a trial: the last part of each key, with its value."""
-  return ','.join(f'{key.split(".")[-1]}={value}' for key, value in trial)
+  last = [key.split('.')[-1] for key, _ in trial]
+  # Two sections may have a key of one name.
+  names = [
+    part if last.count(part) == 1 else key
+    for part, (key, _) in zip(last, trial, strict=True)
+  ]
+  return ','.join(
+    f'{name}={value}' for name, (_, value) in zip(names, trial, strict=True)
+  )
 
 
-def make_matrix(config: Settings) -> list[Cell]:
-  """All cells of a study, each after those that it depends on.
+def section_of(config: Settings) -> Study:
+  """The section `study`.
+
+  Raises:
+    ValueError: the configuration is of no study.
+  """
+  if config.study is None:
+    raise ValueError('--config is not of a study; take configs/study.py')
+  return config.study
+
+
+def make_matrix(
+  config: Settings,
+  chosen: Mapping[tuple[str, float, str], list[Trial]] | None = None,
+) -> list[Cell]:
+  """The cells that the answer comes from, each after those that it needs.
 
   The order is by seed, data set and size, so that a study that is stopped
   early has some seeds of everything.
 
+  Args:
+    config: of the study.
+    chosen: (data set, size, arm) -> trials to run; None runs all.
+
   Raises:
-    ValueError: it is no study.
+    ValueError: it is no study, or as trials.of_arms.
   """
-  study = config.study
-  if study is None:
-    raise ValueError('--config is not of a study; take configs/study.py')
+  study = section_of(config)
+  seeds = range(config.seed, config.seed + study.seeds)
+  twice = sorted(set(study.tuning_seeds) & set(seeds))
+  if twice:
+    raise ValueError(
+      f'study.tuning_seeds holds {", ".join(map(str, twice))}, which confirm: '
+      f'seeds {config.seed} to {seeds[-1]} (seed and study.seeds); accepted: '
+      'other seeds'
+    )
+  return _cells_of(config, seeds, chosen)
+
+
+def make_tuning(config: Settings) -> list[Cell]:
+  """The cells that choose a trial of each arm, on seeds of their own.
+
+  Raises:
+    ValueError: as make_matrix.
+  """
+  return _cells_of(config, section_of(config).tuning_seeds, None)
+
+
+def _cells_of(
+  config: Settings,
+  seeds: Iterable[int],
+  chosen: Mapping[tuple[str, float, str], list[Trial]] | None,
+) -> list[Cell]:
+  study = section_of(config)
   arms = _ordered_arms(study)
-  trials = make_trials(study.grid)
-  cells = []
-  for seed in range(config.seed, config.seed + study.seeds):
-    for dataset, section in study.datasets.items():
-      for size in section.sizes or study.sizes:
-        for arm in arms:
-          cells += [
-            _make_cell(study, dataset, size, arm, seed, trial)
-            for trial in trials
-          ]
-  return cells
+  every = trials.of_arms(study, arms)
+  return [
+    _make_cell(study, dataset, size, arm, seed, trial)
+    for seed in seeds
+    for dataset, section in study.datasets.items()
+    for size in section.sizes or study.sizes
+    for arm in arms
+    for trial in (every[arm] if chosen is None else chosen[dataset, size, arm])
+  ]
 
 
 def _make_cell(
-  study: Study,
-  dataset: str,
-  size: float,
-  arm: str,
-  seed: int,
-  trial: tuple[tuple[str, Any], ...],
+  study: Study, dataset: str, size: float, arm: str, seed: int, trial: Trial
 ) -> Cell:
   section = study.arms[arm]
+  own = {
+    key: value
+    for key, value in trial
+    if section.kind == 'teacher' or not trials.is_of_teacher(key)
+  }
   changes = {
     **study.datasets[dataset].changes,
     **section.changes,
-    **dict(trial),
+    **own,
   }
   return Cell(
     dataset=dataset,
@@ -112,14 +162,18 @@ def _make_cell(
   )
 
 
-def make_trials(
-  grid: Mapping[str, tuple],
-) -> list[tuple[tuple[str, Any], ...]]:
-  """Every combination of a grid's values; one empty trial without any."""
-  axes = [
-    [(key, value) for value in values] for key, values in grid.items() if values
+def needed(cell: Cell, matrix: Iterable[Cell]) -> list[Cell]:
+  """The cells that must be finished before this one: its teachers' trials.
+
+  Of a teacher with several kinds, the trials of the kind that it asks for.
+  """
+  return [
+    other
+    for other in matrix
+    if other.group == cell.group
+    and other.arm in cell.teachers
+    and trials.agree(other.trial, cell.trial)
   ]
-  return [tuple(combination) for combination in itertools.product(*axes)]
 
 
 def _ordered_arms(study: Study) -> list[str]:
@@ -140,16 +194,14 @@ def _ordered_arms(study: Study) -> list[str]:
 def make_config(
   config: Settings,
   cell: Cell,
-  matrix: list[Cell],
-  folders: dict[str, pathlib.Path],
+  guides: Mapping[str, tuple[Cell, pathlib.Path]],
 ) -> Settings:
   """The configuration of a cell's run.
 
   Args:
     config: the study's.
-    cell: one of `matrix`.
-    matrix: all cells, for what the teachers are.
-    folders: arm -> the finished run to use as that teacher.
+    cell: of the run.
+    guides: arm of each teacher -> (the cell, its finished run).
 
   Raises:
     ValueError: keys or values that the configuration refuses.
@@ -158,17 +210,17 @@ def make_config(
   if not cell.teachers:
     return own
   first, *more = cell.teachers
-  its_cell = next(c for c in matrix if (c.group, c.arm) == (cell.group, first))
+  its_cell, its_folder = guides[first]
   theirs = _without_teachers(config, its_cell)
   role = 'teacher' if its_cell.kind == 'teacher' else 'student'
   size = networks.look(theirs, role).image_size
-  guides = {
+  values = {
     'teacher.name': theirs.network(role).name,
     'teacher.image_size': 0 if size == own.image_size else size,
-    'teacher.checkpoint': str(folders[first]),
-    'distillation.more_teachers': tuple(str(folders[name]) for name in more),
+    'teacher.checkpoint': str(its_folder),
+    'distillation.more_teachers': tuple(str(guides[name][1]) for name in more),
   }
-  return _with_values(own, guides, cell)
+  return _with_values(own, values, cell)
 
 
 def _without_teachers(config: Settings, cell: Cell) -> Settings:
@@ -209,8 +261,8 @@ def check(config: Settings, matrix: list[Cell]) -> None:
     if (cell.dataset, cell.arm, cell.trial) in seen:
       continue
     seen.add((cell.dataset, cell.arm, cell.trial))
-    folders = dict.fromkeys(cell.teachers, pathlib.Path())
-    make_config(config, cell, matrix, folders)
+    guides = {c.arm: (c, pathlib.Path()) for c in needed(cell, matrix)}
+    make_config(config, cell, guides)
   _check_sizes(config, matrix)
 
 

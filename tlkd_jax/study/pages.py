@@ -25,25 +25,35 @@ from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.settings import Study
 from tlkd_jax.study import analysis, results
 from tlkd_jax.study.analysis import CellRow, Rows
+from tlkd_jax.study.tuning import Score
 
 TITLE = 'Does the teacher help?'
 SOURCE = 'results.json'
 
 
-def write(root: pathlib.Path, rows: Sequence[CellRow], study: Study) -> str:
+def write(
+  root: pathlib.Path,
+  rows: Sequence[CellRow],
+  study: Study,
+  scores: Sequence[Score] = (),
+) -> str:
   """Writes the three files; returns the answer, a paragraph.
 
   Args:
     root: STUDY.
     rows: of results.json.
     study: which arms and metrics are asked about.
+    scores: of the trials, where seeds of their own chose them.
   """
   rows = results.with_answers(root, rows)
   conclusion = answers.draw(
     rows, study.treatment, study.reference, study.metrics
   )
   sections = make_sections(rows, conclusion)
-  seeds = sorted({row['seed'] for row in rows})
+  if scores:
+    tried = _tuning(scores, study, conclusion)
+    sections.append(Section('tuning', 'How the arms were tuned', tried))
+  seeds = sorted({row['seed'] for row in rows if row['chosen']})
   count = len(runs.chosen(rows))
   subtitle = f'{count} runs; seeds {", ".join(map(str, seeds))}'
   replace_text(root / 'index.html', html.page(TITLE, subtitle, sections))
@@ -308,6 +318,35 @@ def _sensitivity(rows: Rows, conclusion: Conclusion) -> list[Block]:
     note = 'Means over seeds. The best of many cells is partly luck.'
     blocks.append(named_table(title, table, SOURCE, note))
   return blocks
+
+
+def _tuning(
+  scores: Sequence[Score], study: Study, conclusion: Conclusion
+) -> list[Block]:
+  metric = scores[0].metric
+  table = [
+    {
+      'arm': conclusion.labels.get(score.arm, study.arms[score.arm].label),
+      'chosen over': score.scope,
+      'trial': ', '.join(f'{k} = {v}' for k, v in score.trial) or 'as it is',
+      f'validation {metric}': score.mean,
+      'std over seeds': score.std,
+      'runs': score.cells,
+      'chosen': score.chosen,
+    }
+    for score in scores
+  ]
+  seeds = ', '.join(map(str, study.tuning_seeds))
+  return [
+    named_table(
+      f'Trials on seeds {seeds}',
+      table,
+      'tuning.json',
+      'Means over validation images of seeds that confirm nothing; every data '
+      'set weighs the same. The best of several means is partly luck, which '
+      'is why other seeds confirm it.',
+    )
+  ]
 
 
 def _cost(rows: Rows, conclusion: Conclusion) -> list[Block]:

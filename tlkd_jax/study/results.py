@@ -20,14 +20,14 @@ _HIDDEN = ('test', 'curve', 'degraded')
 def collect(root: pathlib.Path, metric: str) -> list[CellRow]:
   """All finished cells, of whatever command, ordered by name.
 
-  Of the trials of one cell, the best on validation has `chosen`; the others
-  keep their validation metrics alone. A row has `degraded` where the suite
-  `corruptions` was run on its cell: `count` images and `top1`, by group of
-  corruptions, the mean over them and their severities.
+  Of the trials of one cell, the best on validation has `chosen`; the others,
+  and all of seeds that tune, keep their validation metrics alone. A row has
+  `degraded` where the suite `corruptions` was run on its cell: `count` images
+  and `top1`, by group of corruptions, the mean over them and their severities.
 
   Args:
     root: STUDY.
-    metric: that chooses, config.best_metric.
+    metric: that chooses, see cells.criterion.
   """
   # Not `**`: it would walk through checkpoints that come and go.
   found = [*root.glob('cells/*/*/*/*/cell.json')]
@@ -42,7 +42,9 @@ def collect(root: pathlib.Path, metric: str) -> list[CellRow]:
   for row in rows:
     groups.setdefault(key_of(row), []).append(row)
   for trials in groups.values():
-    best = cells.best_trial(trials, metric)
+    # Seeds that tune choose for others, and answer nothing themselves.
+    tunes = any(row.get('tuning') for row in trials)
+    best = None if tunes else cells.best_trial(trials, metric)
     for row in trials:
       row['chosen'] = row is best
       row['trials'] = len(trials)
@@ -90,7 +92,7 @@ def key_of(row: dict[str, Any]) -> tuple[str, float, str, int]:
 
 def write(root: pathlib.Path, config: Settings) -> list[CellRow]:
   """Writes results.json and results.md; returns the rows."""
-  rows = collect(root, config.best_metric)
+  rows = collect(root, cells.criterion(config))
   lines = ',\n'.join(records.dumps(row, sort_keys=True) for row in rows)
   replace_text(root / 'results.json', f'[\n{lines}\n]\n')
   replace_text(root / 'results.md', as_markdown(rows))

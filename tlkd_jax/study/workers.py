@@ -22,6 +22,7 @@ from absl import logging
 from tlkd_jax.runtime import bars, interrupts
 from tlkd_jax.runtime.errors import Interrupted, RunError, UserError
 from tlkd_jax.study import cells, claims
+from tlkd_jax.study import matrix as matrices
 from tlkd_jax.study.matrix import Cell
 
 POLL_SECONDS = 1.0
@@ -99,7 +100,7 @@ def _take(cell: Cell, shard, root, now: dict[Cell, str]) -> bool:
   if now[cell] != 'open':
     return False
   # `now` ages while this process works; the files do not.
-  if not all(cells.is_done(root, c) for c in cells.needed(cell, shard)):
+  if not all(cells.is_done(root, c) for c in matrices.needed(cell, shard)):
     return False
   folder = cells.folder_of(root, cell)
   if not claims.take(folder, root / 'claims.lock'):
@@ -200,13 +201,17 @@ def wait(workers: list, report: Callable[[], None]) -> list[int]:
 class Report:
   """Lines of progress: how many cells are finished, how long the rest takes."""
 
-  def __init__(self, shard: list[Cell], root: pathlib.Path, jobs: int):
-    self._shard, self._root, self._jobs = shard, root, jobs
+  def __init__(
+    self, known: Callable[[], list[Cell]], root: pathlib.Path, jobs: int
+  ):
+    """Args: the cells that are known by now; STUDY; how many workers."""
+    self._known, self._root, self._jobs = known, root, jobs
+    self._shard = known()
     self._shown: list[str] = []
     # Where there is a terminal, lines stand above the bar of a run.
     self._bar = bars.tqdm(
       desc='study',
-      total=len(shard),
+      total=len(self._shard),
       disable=not bars.in_notebook(),
       unit='cell',
     )
@@ -214,6 +219,11 @@ class Report:
   def __call__(self) -> None:
     """Prints a line where something changed; rewrites STUDY/progress.txt."""
     now = states(self._shard, self._root)
+    if set(now.values()) == {'done'} and len(self._known()) > len(now):
+      # The cells that tune are finished, and say which ones confirm.
+      self._shard = self._known()
+      self._bar.total = len(self._shard)
+      now = states(self._shard, self._root)
     running = [cell.name for cell, state in now.items() if state == 'running']
     count = collections.Counter(now.values())
     line = [f'{count["done"]}/{len(now)} cells']
