@@ -88,14 +88,23 @@ def test_table_and_remarks(compare_run):
     arm: read(compare_run / arm / 'summary.json')
     for arm in ('teacher', 'tl', 'kd')
   }
-  text = arms.table(summaries)
+  folders = {arm: compare_run / arm for arm in summaries}
+  text = arms.table(summaries, folders)
   for label in ('teacher', 'TL ', 'TL+KD', 'validation', 'test', 'agreement'):
     assert label in text
   summaries['kd']['teacher']['test']['top1'] = 0.0
   summaries['tl']['student']['test']['top1'] = 0.5
-  assert 'no better than TL on test (-0.500' in arms.table(summaries)
+  text = arms.table(summaries, folders)
+  assert 'no better than TL on test (-0.500' in text
   summaries['kd']['teacher']['test']['top1'] = 0.9
-  assert 'no better' not in arms.table(summaries)
+  text = arms.table(summaries, folders)
+  assert 'no better' not in text and 'better than TL by 0.400 top-1' in text
+  hits = []
+  for arm in ('kd', 'tl'):
+    found = evaluate.load(compare_run / arm / 'predictions' / 'test.npz')
+    hits.append(found.logits.argmax(-1) == found.labels)
+  won, lost = (hits[0] & ~hits[1]).sum(), (~hits[0] & hits[1]).sum()
+  assert f'; {won} test images won, {lost} lost, 95 % over images' in text
 
 
 @pytest.mark.parametrize('arm', ['teacher', 'kd'])

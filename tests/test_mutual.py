@@ -21,7 +21,7 @@ from tests.test_train_step import (
   variables,
 )
 from tests.workdirs import arrays
-from tlkd_jax import arms, evaluating, models
+from tlkd_jax import arms, evaluating, models, protocols
 from tlkd_jax.data import Dataset, Split
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.models import create_model
@@ -286,7 +286,8 @@ def finished(cache_dir, tmp_path_factory):
   with tiny.registered():
     config = tiny.make_config('compare', cache_dir, **settings())
     summaries = arms.run(config, workdir, sharding.make_mesh(1))
-    return workdir, summaries, arms.table(summaries)
+    folders = protocols.folders(config, workdir)
+    return workdir, summaries, arms.table(summaries, folders)
 
 
 def test_both_losses_fall(finished):

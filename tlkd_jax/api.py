@@ -191,9 +191,8 @@ def fine_tune(settings: 'Settings', workdir: str | os.PathLike) -> Result:
   with as_user_errors():
     root = expanded(workdir)
   summaries = arms.run(settings, root, sharding.make_mesh())
-  parts = protocols.plan(settings, root)
-  workdirs = {part.key: part.workdir for part in parts}
-  return Result(summaries, workdirs, arms.table(summaries))
+  workdirs = protocols.folders(settings, root)
+  return Result(summaries, workdirs, arms.table(summaries, workdirs))
 
 
 def compare(settings: 'Settings', workdir: str | os.PathLike) -> Result:

@@ -4,12 +4,14 @@
 """
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax import protocols
+from tlkd_jax.evaluation import comparison, evaluate
 from tlkd_jax.models.weights import hub
 from tlkd_jax.protocols import Part
 from tlkd_jax.report import tables
@@ -79,8 +81,15 @@ def run(
   return summaries
 
 
-def table(summaries: dict[str, dict[str, Any]]) -> str:
-  """The closing table of a run, with what a reader must know of it."""
+def table(
+  summaries: dict[str, dict[str, Any]], workdirs: Mapping[str, pathlib.Path]
+) -> str:
+  """The closing table of a run, with what a reader must know of it.
+
+  Args:
+    summaries: key of each part -> its summary.
+    workdirs: key -> its folder, for the students' answers.
+  """
   rows = []
   guided = next((s for s in summaries.values() if 'teacher' in s), {})
   for key, summary in ({'teacher': guided} | summaries).items():
@@ -89,7 +98,20 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
     if role in summary:
       name = 'peer' if peer else protocols.label(key)
       rows.append((name, summary[role]))
-  return '\n'.join([tables.closing_table(rows), *tables.remarks(summaries)])
+  changes = None
+  if {'tl', 'kd'} <= summaries.keys():
+    changes = _changes(workdirs['kd'], workdirs['tl'])
+  said = tables.remarks(summaries, changes)
+  return '\n'.join([tables.closing_table(rows), *said])
+
+
+def _changes(kd: pathlib.Path, tl: pathlib.Path) -> dict[str, Any]:
+  """McNemar's test of two finished runs on the same test images."""
+  correct = []
+  for workdir in (kd, tl):
+    found = evaluate.load(workdir / 'predictions' / 'test.npz')
+    correct.append(found.logits.argmax(axis=-1) == found.labels)
+  return comparison.mcnemar(*correct) | {'count': correct[0].size}
 
 
 def _as_planned(settings: Settings, plan: list[Part]) -> Settings:

@@ -118,7 +118,7 @@ def _start_and_run() -> None:
 
 
 def _run() -> None:
-  from tlkd_jax import arms, evaluating, inference
+  from tlkd_jax import arms, evaluating, inference, protocols
   from tlkd_jax.runtime import sharding
   from tlkd_jax.settings import from_config, with_values
 
@@ -131,7 +131,7 @@ def _run() -> None:
       workdir = expanded(_WORKDIR.value or f'runs/{settings.arm}')
     summaries = arms.run(settings, workdir, mesh)
     if sharding.is_lead():
-      print(arms.table(summaries))
+      print(arms.table(summaries, protocols.folders(settings, workdir)))
   elif _MODE.value == 'evaluate':
     table = evaluating.evaluate_run(
       _CHECKPOINT.value,

@@ -70,6 +70,13 @@ def plan(settings: Settings, workdir: pathlib.Path) -> list[Part]:
   return [*teacher, *probe, tl, *before, last]
 
 
+def folders(
+  settings: Settings, workdir: pathlib.Path
+) -> dict[str, pathlib.Path]:
+  """Key of each part of the plan -> its folder."""
+  return {part.key: part.workdir for part in plan(settings, workdir)}
+
+
 def with_arm(settings: Settings, arm: str) -> Settings:
   """The same for another arm."""
   return with_values(settings, {'arm': arm})

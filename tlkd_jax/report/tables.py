@@ -1,7 +1,13 @@
 """Plain-text tables of summaries, for the end of a run and the README."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
+_ONE_SEED = (
+  'One seed each, and another seed gives another difference: repeat with '
+  'several (python -m tlkd_jax.study).'
+)
 _COLUMNS = (
   ('top-1', 'top1', '{:.3f}'),
   ('top-5', 'top5', '{:.3f}'),
@@ -38,33 +44,79 @@ def closing_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
   return '\n'.join(text)
 
 
-def remarks(summaries: dict[str, dict[str, Any]]) -> list[str]:
-  """What a reader of the table must know; one sentence each.
+def remarks(
+  summaries: dict[str, dict[str, Any]],
+  changes: Mapping[str, Any] | None = None,
+) -> list[str]:
+  """What a reader of the table must know: what the teacher knew, cost, brought.
 
   Args:
     summaries: arm -> summary, any of 'teacher', 'tl', 'kd'.
+    changes: comparison.mcnemar of the TL+KD and the TL student's test answers,
+      with their `count`, where both are there.
   """
-  found = []
-  kd = summaries.get('kd')
-  teacher = (kd or {}).get('teacher') or summaries.get('teacher', {}).get(
-    'teacher'
-  )
-  student = summaries.get('tl', kd or {}).get('student')
+  kd, tl = summaries.get('kd', {}), summaries.get('tl')
+  found = [_knew(name, said) for name, said in _said(kd).items()]
+  teacher = kd.get('teacher') or summaries.get('teacher', {}).get('teacher')
+  student = (tl or kd).get('student')
   # A peer is not there to be the better one.
-  if teacher and student and not (kd or {}).get('mutual'):
+  if teacher and student and not kd.get('mutual'):
     gap = teacher['test']['top1'] - student['test']['top1']
+    arm = 'TL' if tl else 'the TL+KD student'
     if gap <= 0:
-      arm = 'TL' if 'tl' in summaries else 'the TL+KD student'
       found.append(
         f'The teacher is no better than {arm} on test ({gap:+.3f} top-1): it '
         'may have little to teach here.'
       )
-  if kd and 'tl' in summaries:
-    gain = (
-      kd['student']['test']['top1'] - summaries['tl']['student']['test']['top1']
-    )
-    found.append(
-      f'TL+KD minus TL on test: {gain:+.3f} top-1. One seed each: a '
-      'difference of this size may be chance; repeat with several seeds.'
-    )
+    else:
+      found.append(f'The teacher is better than {arm} by {gap:.3f} top-1.')
+  if kd and tl:
+    found.append(_cost(summaries))
+    found.append(_gain(tl['student']['test'], kd['student']['test'], changes))
   return found
+
+
+def _said(kd: Mapping[str, Any]) -> dict[str, Any]:
+  return kd.get('teacher_says') or {}
+
+
+def _knew(name: str, said: Mapping[str, Any]) -> str:
+  views, unseen = said['training views'], said['validation']
+  right = f'right on {views["agreement"]:.2f} of them'
+  return (
+    f'What the {name} said of training views (temperature '
+    f'{said["temperature"]:g}): p(label) {views["p_label"]:.2f}, '
+    f'{views["effective_classes"]:.1f} classes in effect, {right}; of '
+    f'validation images {unseen["p_label"]:.2f}. At 1.00 it would be the label '
+    'and no more.'
+  )
+
+
+def _cost(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+  own = summaries['kd']['seconds']
+  teacher = summaries.get('teacher', {}).get('seconds', 0.0)
+  plain = summaries['tl']['seconds']
+  times = (own + teacher) / max(plain, 1e-9)
+  extra = f' and {teacher:.0f} s for its teacher' if teacher else ''
+  return (
+    f'Training took {plain:.0f} s for TL, {own:.0f} s for TL+KD{extra}: '
+    f'{times:.1f} times the cost.'
+  )
+
+
+def _gain(
+  tl: Mapping[str, Any],
+  kd: Mapping[str, Any],
+  changes: Mapping[str, Any] | None,
+) -> str:
+  gain, nll = kd['top1'] - tl['top1'], kd['nll'] - tl['nll']
+  text = f'TL+KD minus TL on test: {gain:+.3f} top-1, {nll:+.3f} NLL'
+  if changes is None:
+    return f'{text}. {_ONE_SEED}'
+  won, lost, count = changes['only_x'], changes['only_y'], changes['count']
+  half = 1.96 * math.sqrt(max(won + lost - count * gain**2, 0.0)) / count
+  return (
+    f'{text}; {won} test images won, {lost} lost, 95 % over images '
+    f'{gain - half:+.3f} to {gain + half:+.3f}, McNemar p = '
+    f'{changes["p"]:.2g}. {_ONE_SEED}'
+  )
