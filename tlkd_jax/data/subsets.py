@@ -6,9 +6,12 @@ number of classes or on the platform, and a smaller choice is always contained
 in a larger one.
 """
 
+import collections
 import hashlib
 
 import numpy as np
+
+from tlkd_jax.data.index import NO_DIGEST
 
 
 def stable_order(names: list[str], salt: str) -> np.ndarray:
@@ -37,6 +40,7 @@ def cut(
   class_names: list[str],
   fractions: dict[str, float],
   salt: str = 'split',
+  digests: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
   """Cuts parts off a set, stratified, the same on every machine and run.
 
@@ -48,31 +52,55 @@ def cut(
     fractions: the share of each class that each part takes (rounded, at least
       one example).
     salt: another salt makes another cut.
+    digests: uint64[N], of the files; those that are alike go to one part, also
+      those of other classes, so that a part may be larger by some copies.
 
   Returns:
     part -> sorted rows, and 'train' -> the rest. Disjoint, together all rows.
 
   Raises:
-    ValueError: for a class with too few examples.
+    ValueError: for a class with too few examples that differ.
   """
-  orders = class_orders(names, labels, len(class_names), salt)
-  parts = {part: [] for part in [*fractions, 'train']}
-  for class_name, order in zip(class_names, orders, strict=True):
-    if order.size <= len(fractions):
-      raise ValueError(
-        f'class {class_name!r} has {order.size} images; to cut '
-        f'{" and ".join(fractions)} from train it needs at least '
-        f'{len(fractions) + 1}'
+  labels = np.asarray(labels)
+  first = _first_copies(names, digests)
+  order = stable_order([names[row] for row in first.tolist()], salt)
+  own = order[labels[first[order]] == labels[order]]
+  part_of = np.zeros(labels.size, np.int8)
+  for label, class_name in enumerate(class_names):
+    rows = own[labels[own] == label]
+    edges = np.flatnonzero(np.diff(first[rows])) + 1
+    alike = collections.deque(np.split(rows, edges))
+    if len(alike) <= len(fractions):
+      once = ', exact copies counted once' * int(
+        len(alike) < (labels == label).sum()
       )
-    start = 0
-    for position, (part, fraction) in enumerate(fractions.items()):
-      later = len(fractions) - position
-      count = max(1, round(fraction * order.size))
-      count = min(count, order.size - start - later)
-      parts[part].append(order[start : start + count])
-      start += count
-    parts['train'].append(order[start:])
-  return {part: np.sort(np.concatenate(rows)) for part, rows in parts.items()}
+      raise ValueError(
+        f'class {class_name!r} has {len(alike) if rows.size else 0} '
+        f'images{once}; to cut {" and ".join(fractions)} from train it needs '
+        f'at least {len(fractions) + 1}'
+      )
+    for number, fraction in enumerate(fractions.values(), 1):
+      later, taken = 1 + len(fractions) - number, 0
+      while taken < max(1, round(fraction * rows.size)) and len(alike) > later:
+        part_of[alike[0]] = number
+        taken += alike.popleft().size
+  parts = dict(enumerate(['train', *fractions]))
+  return {p: np.flatnonzero(part_of[first] == n) for n, p in parts.items()}
+
+
+def _first_copies(names: list[str], digests: np.ndarray | None) -> np.ndarray:
+  """int64[N]: for each row one of those that are alike, the same for all."""
+  rows = np.arange(len(names))
+  if digests is None:
+    return rows
+  # Neither a class nor a place in the order of cutting is preferred.
+  order = stable_order(names, 'copies')
+  _, first, group = np.unique(
+    digests[order], return_index=True, return_inverse=True
+  )
+  found = rows.copy()
+  found[order] = order[first[group]]
+  return np.where(digests == NO_DIGEST, rows, found)
 
 
 def subset_counts(
