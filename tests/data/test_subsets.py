@@ -55,10 +55,10 @@ def test_small_classes_keep_one_of_each(size):
 # Row -> the number of its bytes; all others are like no other.
 COPIES = [
   {0: 1, 3: 1},
-  {i: i // 6 for i in range(300)},
+  {i: i // 6 * 3 + i % 3 for i in range(300)},
   {i: 1 for i in range(0, 90, 3)},
   {i: i // 3 % 7 for i in range(0, 300, 3)},
-  # Of two classes, in the order of neither.
+  # Of two classes: which one is wrong is not known.
   {298: 1, 0: 1, 100: 2, 3: 2, 9: 2},
   {i: i // 2 for i in range(20)},
 ]
@@ -75,8 +75,10 @@ def test_copies_stay_together(copies):
   )
   homes = {row: part for part, rows in parts.items() for row in rows.tolist()}
   for digest in digests:
-    same = np.flatnonzero(digests == digest).tolist()
-    assert len({homes[row] for row in same}) == 1
+    same = np.flatnonzero(digests == digest)
+    for label in range(3):
+      alike = same[LABELS[same] == label].tolist()
+      assert len({homes[row] for row in alike}) <= 1
   for rows in parts.values():
     assert set(LABELS[rows]) == {0, 1, 2}
   backwards = subsets.cut(
@@ -98,12 +100,12 @@ def test_pairs_leave_the_shares_and_few_copies_the_rest_as_they_are():
   digests[30] = digests[33]
   few = subsets.cut(NAMES, LABELS, CLASSES, {'test': 0.2}, digests=digests)
   assert len(set(few['test'].tolist()) ^ set(plain['test'].tolist())) <= 3
-  for partner in (np.arange(300) // 6 * 3 + LABELS, np.arange(300) // 2):
+  for partner in (np.arange(300) // 6 * 3 + LABELS, np.arange(300) // 3):
     halves = subsets.cut(
       *(NAMES, LABELS, CLASSES, {'test': 0.2}),
       digests=1 + partner.astype(np.uint64),
     )
-    assert abs(halves['test'].size - 60) <= 10
+    assert abs(halves['test'].size - 60) <= 3
 
 
 def test_a_class_of_copies_cannot_be_cut():

@@ -99,8 +99,8 @@ def open_sources(
 
   A missing validation split is cut from train; a set with a validation split
   but none for test uses it as test and cuts another validation split from
-  train; a set with train alone is cut in three. Exact copies are cut into one
-  split.
+  train; a set with train alone is cut in three. Exact copies of
+  a class are cut into one split.
 
   Args:
     name: 'digits', 'KIND:PATH' with a key of DATASETS, or a prepared TFDS name.
@@ -279,9 +279,10 @@ def _complete(
     cuts = ' and '.join(
       f'{part} ({parts[part].size} images)' for part in fractions
     )
-    known = whole.digests[whole.digests != NO_DIGEST]
-    copies = known.size > np.unique(known).size
-    together = ', exact copies kept together' if copies else ''
+    known = np.stack([whole.digests, whole.labels.astype(np.uint64)])
+    known = known[:, whole.digests != NO_DIGEST]
+    copies = known.shape[1] > np.unique(known, axis=1).shape[1]
+    together = ', exact copies of a class kept together' if copies else ''
     number = whole.labels.size
     notes.append(f'{cuts} cut from its {number} training images{together}')
     splits.update((part, whole.take(rows)) for part, rows in parts.items())

@@ -52,8 +52,8 @@ def cut(
     fractions: the share of each class that each part takes (rounded, at least
       one example).
     salt: another salt makes another cut.
-    digests: uint64[N], of the files; those that are alike go to one part, also
-      those of other classes, so that a part may be larger by some copies.
+    digests: uint64[N], of the files; those of a class that are alike go to one
+      part, which may be larger by some copies then.
 
   Returns:
     part -> sorted rows, and 'train' -> the rest. Disjoint, together all rows.
@@ -62,45 +62,42 @@ def cut(
     ValueError: for a class with too few examples that differ.
   """
   labels = np.asarray(labels)
-  first = _first_copies(names, digests)
-  order = stable_order([names[row] for row in first.tolist()], salt)
-  own = order[labels[first[order]] == labels[order]]
   part_of = np.zeros(labels.size, np.int8)
-  for label, class_name in enumerate(class_names):
-    rows = own[labels[own] == label]
-    edges = np.flatnonzero(np.diff(first[rows])) + 1
-    alike = collections.deque(np.split(rows, edges))
+  orders = class_orders(names, labels, len(class_names), salt)
+  for class_name, order in zip(class_names, orders, strict=True):
+    alike = collections.deque(_with_copies(names, order, digests))
     if len(alike) <= len(fractions):
-      once = ', exact copies counted once' * int(
-        len(alike) < (labels == label).sum()
-      )
+      once = ', exact copies counted once' * int(len(alike) < order.size)
       raise ValueError(
-        f'class {class_name!r} has {len(alike) if rows.size else 0} '
-        f'images{once}; to cut {" and ".join(fractions)} from train it needs '
-        f'at least {len(fractions) + 1}'
+        f'class {class_name!r} has {len(alike)} images{once}; to cut '
+        f'{" and ".join(fractions)} from train it needs at least '
+        f'{len(fractions) + 1}'
       )
     for number, fraction in enumerate(fractions.values(), 1):
       later, taken = 1 + len(fractions) - number, 0
-      while taken < max(1, round(fraction * rows.size)) and len(alike) > later:
+      while taken < max(1, round(fraction * order.size)) and len(alike) > later:
         part_of[alike[0]] = number
         taken += alike.popleft().size
   parts = dict(enumerate(['train', *fractions]))
-  return {p: np.flatnonzero(part_of[first] == n) for n, p in parts.items()}
+  return {part: np.flatnonzero(part_of == n) for n, part in parts.items()}
 
 
-def _first_copies(names: list[str], digests: np.ndarray | None) -> np.ndarray:
-  """int64[N]: for each row one of those that are alike, the same for all."""
-  rows = np.arange(len(names))
-  if digests is None:
-    return rows
-  # Neither a class nor a place in the order of cutting is preferred.
-  order = stable_order(names, 'copies')
-  _, first, group = np.unique(
-    digests[order], return_index=True, return_inverse=True
-  )
-  found = rows.copy()
-  found[order] = order[first[group]]
-  return np.where(digests == NO_DIGEST, rows, found)
+def _with_copies(
+  names: list[str], order: np.ndarray, digests: np.ndarray | None
+) -> list[np.ndarray]:
+  """The rows of a class in their order; copies at the place of one of them."""
+  copies: dict[int, list[int]] = {}
+  rows = order.tolist()
+  if digests is not None:
+    for row, digest in zip(rows, digests[order].tolist(), strict=True):
+      if digest != NO_DIGEST:
+        copies.setdefault(digest, []).append(row)
+  # By name: in the order of cutting, the first would be in test more often.
+  found = {
+    min(alike, key=names.__getitem__): alike for alike in copies.values()
+  }
+  others = {row for alike in found.values() for row in alike} - found.keys()
+  return [np.asarray(found.get(r, [r])) for r in rows if r not in others]
 
 
 def subset_counts(
