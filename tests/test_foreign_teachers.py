@@ -210,7 +210,7 @@ def test_classes_are_matched_by_name(said, classes, order, folder, state_dict):
       'another network than tiny_teacher.*choose timm/resnet18',
     ),
     (SAID, {'teacher__head': 'new'}, 'with config.teacher.head=keep'),
-    (SAID, {'teacher__fit': 'probed'}, "teacher.fit is 'probed', and teacher"),
+    (SAID, {'teacher__fit': 'early'}, "teacher.fit is 'early', and teacher"),
   ],
 )
 def test_what_cannot_teach_as_it_is(said, changes, message, folder):

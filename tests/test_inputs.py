@@ -39,6 +39,7 @@ _OTHERS = {
   'data.data_dir': 'elsewhere',
   'data.cache_dir': 'elsewhere',
   'data.on_bad_image': 'skip',
+  'data.near_duplicates': True,
   'data.image_column': 'file',
   'data.label_column': 'species',
   'data.split_column': 'fold',

@@ -12,10 +12,10 @@ import pytest
 
 from tests import tiny
 from tests.workdirs import arrays
-from tlkd_jax import arms
+from tlkd_jax import arms, losses
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted
-from tlkd_jax.settings import with_values
+from tlkd_jax.settings import Settings, with_values
 from tlkd_jax.training import (
   guides,
   inputs,
@@ -179,8 +179,38 @@ def test_what_is_stored_is_what_the_losses_read():
   assert stored('rkd') == stored('kd', 'srrl') == ('logits', 'pre_logits')
   for name in ('srrl', 'simkd'):
     assert stored(name, stages=None) == ('logits', 'pre_logits')
-    with pytest.raises(ValueError, match=f"'{name}' compares feature maps"):
-      stored(name, stages=('stage2',))
+
+
+@pytest.mark.parametrize(
+  ('name', 'stages'),
+  [
+    (name, stages)
+    for name, loss in losses.LOSSES.items()
+    for stages in (None, ('stage2',))
+    if loss.guide != 'start'
+    and (stages is None or 'stages' in losses.hyperparameters_of(name))
+  ],
+)
+def test_no_loss_that_reads_maps_comes_so_far(name, stages):
+  """Settings refuse it, alone and beside another."""
+  options = losses.hyperparameters_of(name)
+  options |= {'stages': stages} if 'stages' in options else {}
+  other = 'kd' if name != 'kd' else 'logit_mse'
+  for chosen in (
+    {'distillation.loss': name, 'distillation.options': options},
+    {
+      'distillation.loss': other,
+      f'distillation.extra.{name}': {'options': options},
+    },
+  ):
+    values = {'targets.mode': 'cached', 'targets.views': 2} | chosen
+    if losses.find(name).reads_of(options) == 'maps':
+      with pytest.raises(ValueError, match=f"'{name}' compares feature maps"):
+        with_values(Settings(), values)
+      continue
+    config = with_values(Settings(), values)
+    objective = lessons.make_objective(config, None, guided=True)
+    assert set(targets.outputs_read(objective)) <= {'logits', 'pre_logits'}
 
 
 def test_float32_is_bitwise_online(start, online, folder, counts):

@@ -121,6 +121,24 @@ def test_odd_names_of_members(rename, kind, plain, tmp_path):
   }
 
 
+@pytest.mark.parametrize(
+  'name',
+  ['../../etc/x.png', 'a/../../b/x.png', '..\\x\\y.png', '/../a/x.png'],
+)
+@pytest.mark.parametrize('kind', ['zip', 'tar'])
+def test_a_name_that_leads_out_of_the_archive(name, kind, plain, tmp_path):
+  """Beside others it is no class of its own, and no image of another one."""
+  members = _files(plain) | {name: b'odd'}
+  write = {'zip': trees.write_zip, 'tar': trees.write_tar}[kind]
+  listing = trees.arranged(write(tmp_path / f'x.{kind}', members))
+  assert trees.counts(listing) == {
+    'train': {'a': 6, 'b': 6},
+    'test': {'a': 2, 'b': 2},
+  }
+  (why,) = trees.left_out(listing)
+  assert why.startswith('a name that leads elsewhere')
+
+
 def test_a_name_that_differs_beside_the_data(pets, tmp_path):
   """As zipfile itself writes it when a name is changed after writing."""
   path = tmp_path / 'x.zip'

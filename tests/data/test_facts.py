@@ -106,6 +106,24 @@ def test_a_copy_of_train_as_test_is_said(load, tmp_path):
     )
 
 
+@pytest.mark.parametrize('splits', ['', 'train'])
+def test_copies_are_cut_into_one_split(splits, load, tmp_path):
+  """Of one folder, or of its training images."""
+  root = tmp_path / splits
+  make_classes(root, {'cat': 30, 'dog': 30})
+  if splits:
+    make_classes(tmp_path / 'test', {'cat': 2, 'dog': 2})
+  for i in range(30):
+    shutil.copy(root / 'cat' / f'{i:03d}.png', root / 'cat' / f'b{i}.png')
+  dataset = load(f'folder:{tmp_path}')
+  found = {(c['what'], c['split']) for c in dataset.facts['copies']}
+  assert ('within', 'train') in found
+  assert {what for what, _ in found} == {'within'}
+  assert any(
+    'copies of a class kept together' in note for note in dataset.notes
+  )
+
+
 def test_digits_and_arrays_have_facts_too(load):
   held = load('digits', num_train_per_class=3).facts
   counts = np.bincount(load_digits().target)

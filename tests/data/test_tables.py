@@ -124,6 +124,15 @@ def test_what_is_not_used_is_said(tmp_path):
   ]
 
 
+def test_a_column_without_a_name(tmp_path):
+  """As pandas writes its index."""
+  lines = [f'{n if n else ""},{x}' for n, x in enumerate(CSV.splitlines())]
+  path = write(tmp_path, '\n'.join(lines))
+  found = table_files.read_table_files(str(path), Labelling())
+  assert found.notes[0].endswith("; not used: ''")
+  assert found_of(found) == {'unsplit': LABELS}
+
+
 def test_absolute_paths(tmp_path):
   write(tmp_path / 'test', CSV)
   text = CSV.replace('\na', f'\n{tmp_path}/test/a')
@@ -316,6 +325,20 @@ REFUSED = {
   'an empty label': (
     CSV.replace('dog', '', 1),
     'no label in line 4; images without one',
+  ),
+  **{
+    f'the label {text}': (CSV.replace('dog', text, 1), 'no label in line 4;')
+    for text in ('NaN', 'nan', '<NA>', '#N/A')
+  },
+  'splits of a competition': (
+    OF_SPLITS.replace('split', 'Usage')
+    .replace('train\n', 'Training\n')
+    .replace('test\n', 'PublicTest\n'),
+    "column 'Usage' looks like a split and holds PublicTest; put 'train', 'va",
+  ),
+  'splits with other words': (
+    OF_SPLITS.replace('split', 'fold').replace('test\n', 'test-hard\n'),
+    "column 'fold' looks like a split and holds test-hard; put",
   ),
   'an empty path': (CSV + ',cat\n', "line 6: path is ''; expected the path"),
   'images that are not there': (

@@ -23,7 +23,15 @@ def make(class_names, files=('a.png', '=1+1.png')):
   [
     (['cat', 'dog'], ['cat', 'dog']),
     (['file', 'cat'], ['p(file)', 'cat']),
-    (['class', 'confidence', 'file'], ['p(class)', 'confidence', 'p(file)']),
+    (
+      ['class', 'confidence', 'file'],
+      ['p(class)', 'p(confidence)', 'p(file)'],
+    ),
+    (['Confidence', 'p(confidence)'], ['Confidence', 'p(confidence)']),
+    (
+      ['confidence', 'p(confidence)'],
+      ['p(p(confidence))', 'p(confidence)'],
+    ),
     (['File', 'CLASS', ' file'], ['File', 'CLASS', ' file']),
     (['file', 'p(file)'], ['p(p(file))', 'p(file)']),
     (['p(file)', 'file'], ['p(file)', 'p(p(file))']),
@@ -37,10 +45,11 @@ def make(class_names, files=('a.png', '=1+1.png')):
 def test_each_class_has_a_column_of_its_own(names, columns):
   assert labelled_files.class_columns(names) == columns
   (row, _) = make(names)
-  assert list(row) == ['file', 'class', *columns]
+  assert list(row) == ['file', 'class', 'confidence', *columns]
   assert row['file'] == 'a.png' and row['class'] in names
   values = [row[column] for column in columns]
   assert row['class'] == names[int(np.argmax(values))]
+  assert row['confidence'] == max(values)
 
 
 def read(name: str, write) -> list[dict]:
@@ -76,18 +85,18 @@ def _without(text: str) -> str:
 def test_no_text_is_a_formula_and_none_meets_another(start):
   names = [f'{start}x', f"'{start}x", f"''{start}x", 'x']
   (row, _) = strict.parse_csv(labelled_files.as_csv(make(names)))
-  shown = list(row)[2:]
+  shown = list(row)[3:]
   assert shown == [f"'{names[0]}", f"'{names[1]}", f"'{names[2]}", 'x']
 
 
 def test_numbers_are_numbers_and_texts_are_quoted():
   text = labelled_files.as_csv(make(['cat;=1', '12']))
   head, first, *_ = text.split('\n')
-  assert head == '"file","class","cat;=1","12"'
+  assert head == '"file","class","confidence","cat;=1","12"'
   assert first.startswith('"a.png","') and not first.endswith('"')
   unquoted = csv.reader(text.splitlines(), quoting=csv.QUOTE_NONNUMERIC)
   _, row, _ = unquoted
-  assert [type(cell) for cell in row] == [str, str, float, float]
+  assert [type(cell) for cell in row] == [str, str, float, float, float]
 
 
 @pytest.mark.parametrize('value', strict.NUMBERS)

@@ -20,6 +20,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.models.test_torch_files import (
   assert_equal,
@@ -510,6 +511,19 @@ def test_float8(dtype, kind, tmp_path):
   assert_equal(read_state_dict(path), {'w': values})
   path = one_tensor(tmp_path / 'x', 'F8_E4M3', [2], b'\x7f\x38')
   with pytest.raises(WeightsError, match='w has 1 values of 2 that are NaN'):
+    read_state_dict(path)
+
+
+@pytest.mark.parametrize('name', ['bn1.running_var', 'a.b.norm.running_var'])
+@pytest.mark.parametrize('value', [-1e-6, -3.0])
+def test_variances_below_0_are_refused(name, value, tmp_path):
+  """They would make every answer NaN."""
+  good = {name: np.array([0, 1], np.float32), 'w': np.array([-1], np.float32)}
+  path = tmp_path / 'x.safetensors'
+  save_file(good, path)
+  assert_equal(read_state_dict(path), good)
+  save_file(good | {name: np.array([1, value], np.float32)}, path)
+  with pytest.raises(WeightsError, match=f'{name} has variances below 0'):
     read_state_dict(path)
 
 

@@ -145,6 +145,18 @@ CONFLICTS = [
     {'student.weights': 'scratch'},
     "student.head is 'keep', and weights from scratch have no head",
   ),
+  *(
+    (
+      {f'{place}.head': 'keep', 'arm': 'tl'},
+      {f'{place}.fit': fit},
+      f"{place}.head is 'keep', and {place}.fit '{fit}' fits a last layer",
+    )
+    for place, fit in (
+      ('teacher', 'probed'),
+      ('teacher', 'crossfitted'),
+      ('student', 'probed'),
+    )
+  ),
   (
     {'targets.views': 0},
     {'targets.mode': 'cached', 'targets.dtype': 'float32'},

@@ -230,3 +230,131 @@ def test_another_teacher_is_another_run(tmp_path):
     with pytest.raises(ValueError, match='teacher.checkpoint: .*other'):
       workdir.check(run, settings_with(other))
   assert (run / 'config.json').read_text() == before
+
+
+def made_again(root):
+  """Its files have other names, and it answers as before."""
+  arrays = root / 'teacher' / 'checkpoints' / 'best' / '7' / 'arrays' / 'd'
+  (arrays / f'{0:032x}').rename(arrays / f'{9:032x}')
+
+
+def trained_otherwise(root):
+  shutil.rmtree(root / 'teacher')
+  make_run(root / 'teacher', 5)
+  answers(root / 'teacher', b'others')
+
+
+def further_steps(root):
+  best = root / 'teacher' / 'checkpoints' / 'best'
+  (best / '7').rename(best / '8')
+  answers(root / 'teacher', b'others')
+
+
+def without_answers(root):
+  made_again(root)
+  shutil.rmtree(root / 'teacher' / 'predictions')
+
+
+def another_file(root):
+  (root / 'weights.pth').write_bytes(b'others!')
+
+
+def a_file_of_one_size(root):
+  (root / 'weights.pth').write_bytes(b'weightS')
+
+
+def a_file_with_another_time(root):
+  os.utime(root / 'weights.pth', (1, 1))
+
+
+def all_gone(root):
+  shutil.rmtree(root / 'teacher')
+  (root / 'weights.pth').unlink()
+
+
+TEACHER, WEIGHTS = 'teacher.checkpoint', 'student.weights'
+CHANGES = [
+  (made_again, []),
+  (trained_otherwise, [TEACHER]),
+  (further_steps, [TEACHER]),
+  (without_answers, [TEACHER]),
+  (another_file, [WEIGHTS]),
+  (a_file_of_one_size, [WEIGHTS]),
+  (a_file_with_another_time, []),
+  (all_gone, []),
+]
+
+
+def answers(run, data):
+  (run / 'predictions').mkdir(exist_ok=True)
+  for split in ('validation', 'test'):
+    (run / 'predictions' / f'{split}.npz').write_bytes(data)
+
+
+@pytest.mark.parametrize(('change', 'keys'), CHANGES)
+def test_a_run_goes_on_with_what_it_was_made_from(
+  change, keys, runs, tmp_path, caplog
+):
+  (runs / 'weights.pth').write_bytes(b'weights')
+  answers(runs / 'teacher', b'answers')
+  config = tiny.make_config(
+    'kd',
+    teacher__checkpoint=str(runs / 'teacher'),
+    student__weights=str(runs / 'weights.pth'),
+  )
+  run = tmp_path / 'run'
+  workdir.write(run, config)
+  workdir.check(run, config)
+  change(runs)
+  if not keys:
+    workdir.check(run, config)
+    return
+  with pytest.raises(ValueError, match='others are there now') as error:
+    workdir.check(run, config)
+  named = str(error.value).splitlines()[1:-1]
+  assert [line.strip().partition(':')[0] for line in named] == keys
+  # Of what is finished nothing depends on it any more.
+  (run / 'summary.json').touch()
+  with caplog.at_level('WARNING', logger='absl'):
+    workdir.check(run, config)
+  assert 'others are there now' in caplog.text
+
+
+def test_a_file_of_weights_moves_along(tmp_path):
+  root = tmp_path / 'a'
+  root.mkdir()
+  (root / 'weights.pth').write_bytes(b'weights')
+  config = tiny.make_config('tl', student__weights=str(root / 'weights.pth'))
+  workdir.write(root / 'tl', config)
+  root.rename(tmp_path / 'b')
+  moved = tiny.make_config(
+    'tl', student__weights=str(tmp_path / 'b' / 'weights.pth')
+  )
+  workdir.check(tmp_path / 'b' / 'tl', moved)
+  found = workdir.read(tmp_path / 'b' / 'tl')['student']['weights']
+  assert found == str(tmp_path / 'b' / 'weights.pth')
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_a_run_of_an_older_version_that_was_moved(there, tmp_path, caplog):
+  """Where the place that it names is gone, the one now given is believed."""
+  teacher = make_run(tmp_path / 'a' / 'teacher')
+  workdir.write(tmp_path / 'a' / 'kd', settings_with(teacher))
+  (tmp_path / 'a' / 'kd' / 'origins.json').unlink()
+  shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+  now = settings_with(tmp_path / 'b' / 'teacher')
+  if there:
+    with pytest.raises(ValueError, match='teacher.checkpoint: '):
+      workdir.check(tmp_path / 'b' / 'kd', now)
+    return
+  shutil.rmtree(tmp_path / 'a')
+  with caplog.at_level('WARNING', logger='absl'):
+    workdir.check(tmp_path / 'b' / 'kd', now)
+  assert 'did not record its runs' in caplog.text
+  other = tiny.make_config(
+    'kd',
+    teacher__checkpoint=str(tmp_path / 'b' / 'teacher'),
+    student__weights='pretrained',
+  )
+  with pytest.raises(ValueError, match='student.weights: .*pretrained'):
+    workdir.check(tmp_path / 'b' / 'kd', other)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from tlkd_jax.data import decode, subsets, transforms
+from tlkd_jax.data import decode, near_copies, subsets, transforms
 from tlkd_jax.data import facts as _facts
 from tlkd_jax.data import sources as _sources
 from tlkd_jax.data.builders import arrays as _arrays
@@ -229,6 +229,7 @@ def load_splits(
   labelling: Labelling | None = None,
   validation_fraction: float = 0.1,
   test_fraction: float = 0.2,
+  near_duplicates: bool = False,
   num_threads: int | None = None,
 ) -> Dataset:
   """Finds, subsets and decodes a data set.
@@ -264,6 +265,8 @@ def load_splits(
     validation_fraction: share of each class that becomes validation where
       the data set has none.
     test_fraction: the same for test.
+    near_duplicates: whether images that look alike are looked for across
+      splits; see near_copies.
     num_threads: decoding threads, by default one for each core.
 
   Returns:
@@ -304,7 +307,7 @@ def load_splits(
     memory_budget_bytes,
     cache_dir,
   )
-  splits, skipped = {}, {}
+  splits, skipped, rows = {}, {}, {}
   for split, choice in choices.items():
     source = found.splits[split]
     decoded = decode.decode(
@@ -317,7 +320,12 @@ def load_splits(
       mapped_in=mapped_in,
     )
     splits[split] = _as_split(source, decoded)
-    skipped[split] = decoded.skipped
+    skipped[split], rows[split] = decoded.skipped, decoded.rows
+  facts = _facts.collect(
+    found, {s: split.labels for s, split in splits.items()}
+  )
+  if near_duplicates:
+    facts['near_copies'] = near_copies.find(found.splits, rows, num_threads)
   return Dataset(
     name,
     found.class_names,
@@ -326,7 +334,7 @@ def load_splits(
     found.flip_ok,
     skipped,
     found.notes,
-    _facts.collect(found, {s: split.labels for s, split in splits.items()}),
+    facts,
     {
       split: Files(source.names, source.labels, source.digests)
       for split, source in found.splits.items()

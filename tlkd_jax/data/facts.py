@@ -3,6 +3,7 @@
 Counts of classes, images and what was left out, and exact copies: files of the
 same bytes, which make a test easier than it looks. All of it is known from the
 index of the prepared copy, so that it costs nothing to say it in every run.
+Near copies are looked for where that is asked.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ _FIRST_CLASSES = 10
 
 # Splits that must not hold images of those before them.
 _ORDER = ('train', 'validation', 'test')
+_EARLIER = {'validation': 'train', 'test': 'train or validation'}
 
 
 def collect(found: Sources, used: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -131,11 +133,22 @@ def copies_lines(facts: Mapping[str, Any]) -> list[str]:
     split, count = copy['split'], copy['count']
     whole = facts['splits'][split]['images']
     said = {
-      'across': 'are exact copies of images of '
-      + {'validation': 'train'}.get(split, 'train or validation'),
+      'across': f'are exact copies of images of {_EARLIER.get(split)}',
       'within': 'are exact copies of others of the same split',
       'classes': 'are exact copies of images of another class',
     }[copy['what']]
     pair = ' = '.join(copy['example'])
     found.append(f'{count} of {whole} images of {split} {said}, such as {pair}')
-  return found
+  return found + _near_lines(facts)
+
+
+def _near_lines(facts: Mapping[str, Any]) -> list[str]:
+  near = facts.get('near_copies')
+  if near == []:
+    return ['no image of validation or test looks like one of an earlier split']
+  return [
+    f'{copy["count"]} of {facts["splits"][copy["split"]]["used"]} images of '
+    f'{copy["split"]} look like images of {_EARLIER[copy["split"]]} (beside '
+    f'exact copies), such as {" ~ ".join(copy["example"])}'
+    for copy in near or ()
+  ]

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from tlkd_jax.data import prepared, subsets
 from tlkd_jax.data.builders import arrays
 from tlkd_jax.data.builders.headers import Labelling
-from tlkd_jax.data.index import Source, open_split
+from tlkd_jax.data.index import NO_DIGEST, Source, open_split
 from tlkd_jax.data.kinds import DATASETS, IN_PARTS, check_used
 from tlkd_jax.runtime.errors import nearest
 
@@ -99,7 +99,8 @@ def open_sources(
 
   A missing validation split is cut from train; a set with a validation split
   but none for test uses it as test and cuts another validation split from
-  train; a set with train alone is cut in three.
+  train; a set with train alone is cut in three. Exact copies of
+  a class are cut into one split.
 
   Args:
     name: 'digits', 'KIND:PATH' with a key of DATASETS, or a prepared TFDS name.
@@ -271,11 +272,19 @@ def _complete(
     for part, fraction in fractions.items():
       if not 0 < fraction < 1:
         raise ValueError(f'{part}_fraction is {fraction}, not in (0, 1)')
-    parts = subsets.cut(whole.names, whole.labels, class_names, fractions)
+    parts = subsets.cut(
+      *(whole.names, whole.labels, class_names, fractions),
+      digests=whole.digests,
+    )
     cuts = ' and '.join(
       f'{part} ({parts[part].size} images)' for part in fractions
     )
-    notes.append(f'{cuts} cut from its {whole.labels.size} training images')
+    known = np.stack([whole.digests, whole.labels.astype(np.uint64)])
+    known = known[:, whole.digests != NO_DIGEST]
+    copies = known.shape[1] > np.unique(known, axis=1).shape[1]
+    together = ', exact copies of a class kept together' if copies else ''
+    number = whole.labels.size
+    notes.append(f'{cuts} cut from its {number} training images{together}')
     splits.update((part, whole.take(rows)) for part, rows in parts.items())
   return {s: splits[s] for s in ('train', 'validation', 'test')}, notes
 

@@ -6,9 +6,12 @@ number of classes or on the platform, and a smaller choice is always contained
 in a larger one.
 """
 
+import collections
 import hashlib
 
 import numpy as np
+
+from tlkd_jax.data.index import NO_DIGEST
 
 
 def stable_order(names: list[str], salt: str) -> np.ndarray:
@@ -37,6 +40,7 @@ def cut(
   class_names: list[str],
   fractions: dict[str, float],
   salt: str = 'split',
+  digests: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
   """Cuts parts off a set, stratified, the same on every machine and run.
 
@@ -48,31 +52,52 @@ def cut(
     fractions: the share of each class that each part takes (rounded, at least
       one example).
     salt: another salt makes another cut.
+    digests: uint64[N], of the files; those of a class that are alike go to one
+      part, which may be larger by some copies then.
 
   Returns:
     part -> sorted rows, and 'train' -> the rest. Disjoint, together all rows.
 
   Raises:
-    ValueError: for a class with too few examples.
+    ValueError: for a class with too few examples that differ.
   """
+  labels = np.asarray(labels)
+  part_of = np.zeros(labels.size, np.int8)
   orders = class_orders(names, labels, len(class_names), salt)
-  parts = {part: [] for part in [*fractions, 'train']}
   for class_name, order in zip(class_names, orders, strict=True):
-    if order.size <= len(fractions):
+    alike = collections.deque(_with_copies(names, order, digests))
+    if len(alike) <= len(fractions):
+      once = ', exact copies counted once' * int(len(alike) < order.size)
       raise ValueError(
-        f'class {class_name!r} has {order.size} images; to cut '
+        f'class {class_name!r} has {len(alike)} images{once}; to cut '
         f'{" and ".join(fractions)} from train it needs at least '
         f'{len(fractions) + 1}'
       )
-    start = 0
-    for position, (part, fraction) in enumerate(fractions.items()):
-      later = len(fractions) - position
-      count = max(1, round(fraction * order.size))
-      count = min(count, order.size - start - later)
-      parts[part].append(order[start : start + count])
-      start += count
-    parts['train'].append(order[start:])
-  return {part: np.sort(np.concatenate(rows)) for part, rows in parts.items()}
+    for number, fraction in enumerate(fractions.values(), 1):
+      later, taken = 1 + len(fractions) - number, 0
+      while taken < max(1, round(fraction * order.size)) and len(alike) > later:
+        part_of[alike[0]] = number
+        taken += alike.popleft().size
+  parts = dict(enumerate(['train', *fractions]))
+  return {part: np.flatnonzero(part_of == n) for n, part in parts.items()}
+
+
+def _with_copies(
+  names: list[str], order: np.ndarray, digests: np.ndarray | None
+) -> list[np.ndarray]:
+  """The rows of a class in their order; copies at the place of one of them."""
+  copies: dict[int, list[int]] = {}
+  rows = order.tolist()
+  if digests is not None:
+    for row, digest in zip(rows, digests[order].tolist(), strict=True):
+      if digest != NO_DIGEST:
+        copies.setdefault(digest, []).append(row)
+  # By name: in the order of cutting, the first would be in test more often.
+  found = {
+    min(alike, key=names.__getitem__): alike for alike in copies.values()
+  }
+  others = {row for alike in found.values() for row in alike} - found.keys()
+  return [np.asarray(found.get(r, [r])) for r in rows if r not in others]
 
 
 def subset_counts(

@@ -1,8 +1,8 @@
 """Files of predicted classes, whatever the classes and images are called.
 
-The columns are `file`, `class`, then the probability of each class under its
-name. A class that is called as one of the first two, or as another's column,
-has the column `p(NAME)`.
+The columns are `file`, `class`, `confidence`, the probability of that class,
+then the probability of each class under its name. A class that is called as one
+of the first three, or as another's column, has the column `p(NAME)`.
 
 In CSV a text that begins with one of = + - @, a tab, a carriage return or a
 line feed, which spreadsheets take for a formula, or with an apostrophe, has an
@@ -19,7 +19,7 @@ import numpy as np
 
 from tlkd_jax.evaluation import records
 
-_FIRST = ('file', 'class')
+_FIRST = ('file', 'class', 'confidence')
 # The full-width forms are the same to spreadsheets.
 _FORMULA = tuple("=+-@\t\r\n'＝＋－＠")
 _DIGITS = 6
@@ -43,7 +43,8 @@ def make_rows(
   rows = []
   for name, each in zip(names, probabilities, strict=True):
     rounded = [round(float(p), _DIGITS) for p in each]
-    first = (name, class_names[int(each.argmax())])
+    best = int(each.argmax())
+    first = (name, class_names[best], rounded[best])
     cells = zip((*_FIRST, *columns), (*first, *rounded), strict=True)
     rows.append(dict(cells))
   return rows

@@ -1,13 +1,12 @@
 """The course of training: accuracy against epochs, seconds and images."""
 
-from typing import Any
-
 from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.evaluation import records
 from tlkd_jax.report import plots
 from tlkd_jax.report.blocks import Figure, Section, named_table
 from tlkd_jax.report.context import Context
 from tlkd_jax.report.runs import RunFolder
+from tlkd_jax.training import targets
 
 
 def section(context: Context) -> Section:
@@ -119,11 +118,14 @@ def _teacher_images(run: RunFolder, images: int) -> int:
   """Images that the teacher saw while the student saw `images`."""
   if run.arm != 'kd':
     return 0
-  config: dict[str, Any] = run.config
-  if config.get('targets.mode') == 'cached':
-    views = int(config['targets.views'])
-    return min(images, views * int(run.summary['num_train']))
-  return images
+  config = run.config
+  return targets.images_seen(
+    images,
+    int(run.summary['num_train']),
+    mode=config.get('targets.mode', 'online'),
+    views=int(config.get('targets.views', 0)),
+    balanced=config.get('data.balance') == 'sampling',
+  )
 
 
 def _nothing() -> dict[str, float]:

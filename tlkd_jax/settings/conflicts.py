@@ -93,14 +93,21 @@ def of_protocols(section: Distillation) -> list[str]:
   return []
 
 
-def of_fits(arm: str, student: Student) -> list[str]:
-  """A student that no teacher guides."""
-  if student.fit == 'finetuned' or arm in ('teacher', 'tl'):
-    return []
-  return [
-    f'student.fit is {student.fit!r}, which learns from labels alone, of arm '
-    f'tl; arm is {arm!r}; accepted: finetuned'
+def of_fits(arm: str, student: Student, teacher: Teacher) -> list[str]:
+  """A student that no teacher guides; a head that is kept and fitted anew."""
+  lines = []
+  if student.fit != 'finetuned' and arm not in ('teacher', 'tl'):
+    lines.append(
+      f'student.fit is {student.fit!r}, which learns from labels alone, of arm '
+      f'tl; arm is {arm!r}; accepted: finetuned'
+    )
+  lines += [
+    f"{place}.head is 'keep', and {place}.fit {section.fit!r} fits a last "
+    'layer in its place; accepted: new'
+    for place, section in (('student', student), ('teacher', teacher))
+    if section.head == 'keep' and section.fit not in ('finetuned', 'early')
   ]
+  return lines
 
 
 def of_mutual(

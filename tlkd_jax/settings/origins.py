@@ -2,9 +2,11 @@
 
 RUN/origins.json keeps, for each run or file that the settings name, the way to
 it from RUN and what it is known by. A folder of runs may then be moved: who
-lies beside is found beside, and who was given by another path is recognised.
+lies beside is found beside, and who was given by another path is recognised;
+and a run is not gone on with where others have taken their places.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -20,6 +22,8 @@ KEYS = (
   'teacher.checkpoint',
   'distillation.more_teachers',
 )
+# Where they name a file, the second two.
+PLACES = (*KEYS, 'student.weights', 'teacher.weights')
 _FILE = 'origins.json'
 # Of a checkpoint's files the larger ones have names that no other has.
 _READ_BYTES = 4096
@@ -40,10 +44,12 @@ def write(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
       {
         'way': os.path.relpath(os.path.realpath(expanded(place)), own),
         'identity': identity(place),
+        'predictions': _predictions(place),
       }
       for place in _places(config, key)
+      if key in KEYS or expanded(place).is_file()
     ]
-    for key in KEYS
+    for key in PLACES
   }
   kept = {key: known for key, known in found.items() if known}
   if kept:
@@ -86,7 +92,7 @@ def same(folder: pathlib.Path, key: str, value: Any) -> bool:
 
   Args:
     folder: of the run.
-    key: one of KEYS.
+    key: one of PLACES.
     value: of it now.
 
   Raises:
@@ -97,6 +103,36 @@ def same(folder: pathlib.Path, key: str, value: Any) -> bool:
   return None not in known and known == [identity(place) for place in places]
 
 
+def changed(folder: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
+  """What lies in the place of what a run was made from, 'KEY: PLACE' each.
+
+  Nothing is said of what is gone, nor of a run that was made again and answers
+  as it did.
+
+  Args:
+    folder: of the run.
+    config: of it now, nested dicts.
+
+  Raises:
+    ValueError: its record of them is damaged.
+  """
+  found = []
+  for key, origins in _read(folder).items():
+    for place, origin in zip(_places(config, key), origins, strict=False):
+      now, then = identity(place), origin['identity']
+      again = origin['predictions'] and origin['predictions'] == _predictions(
+        place
+      )
+      if None not in (now, then) and now != then and not again:
+        found.append(f'{key}: {place}')
+  return found
+
+
+def has_record(folder: pathlib.Path) -> bool:
+  """Whether a run knows what it was made from; older versions did not ask."""
+  return (folder / _FILE).exists()
+
+
 def identity(place: str | os.PathLike) -> str | None:
   """What a run is known by, its best checkpoint; or the bytes of a file.
 
@@ -104,8 +140,8 @@ def identity(place: str | os.PathLike) -> str | None:
   """
   path = expanded(place)
   if path.is_file():
-    with path.open('rb') as stream:
-      return hashlib.file_digest(stream, _digest).hexdigest()
+    about = path.stat()
+    return _digest_of(path, about.st_size, about.st_mtime_ns)
   best = path / 'checkpoints' / 'best'
   files = sorted(file for file in best.rglob('*') if file.is_file())
   if not files:
@@ -117,6 +153,25 @@ def identity(place: str | os.PathLike) -> str | None:
     if size <= _READ_BYTES:
       digest.update(file.read_bytes())
   return digest.hexdigest()
+
+
+def _predictions(place: str | os.PathLike) -> str | None:
+  """What a finished run answered, which a run made again answers too."""
+  files = sorted((expanded(place) / 'predictions').glob('*.npz'))
+  if not files:
+    return None
+  digest = _digest()
+  for file in files:
+    digest.update(file.name.encode() + file.read_bytes())
+  return digest.hexdigest()
+
+
+@functools.lru_cache
+def _digest_of(path: pathlib.Path, size: int, stamp: int) -> str:
+  """Of a file's bytes; read again where size or time say so."""
+  del size, stamp
+  with path.open('rb') as stream:
+    return hashlib.file_digest(stream, _digest).hexdigest()
 
 
 def _digest():
@@ -148,9 +203,16 @@ def _read(folder: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
   try:
     found = json.loads(path.read_text())
     return {
-      key: [{'way': str(o['way']), 'identity': o['identity']} for o in origins]
+      key: [
+        {
+          'way': str(origin['way']),
+          'identity': origin['identity'],
+          'predictions': origin.get('predictions'),
+        }
+        for origin in origins
+      ]
       for key, origins in found.items()
-      if key in KEYS
+      if key in PLACES
     }
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{path} is damaged: {error}') from error

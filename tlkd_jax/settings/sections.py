@@ -6,6 +6,7 @@ from tlkd_jax.data import augment, transforms
 from tlkd_jax.data.builders import patterns
 from tlkd_jax.settings.rules import (
   Rule,
+  flag,
   interval,
   key,
   location,
@@ -107,6 +108,12 @@ class Data:
     "Of folder:, where the class is in the file's name: '{class}.*.jpg', or a "
     'regular expression with a group (?P<class>...).',
     optional(_pattern()),
+  )
+  near_duplicates: bool = key(
+    False,
+    'Look for images of validation and test that look like those of an earlier '
+    'split.',
+    flag(),
   )
   balance: str = key(
     'none',

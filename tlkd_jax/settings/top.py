@@ -145,7 +145,7 @@ class Settings:
     lines = conflicts.of_losses(guides, mixing)
     lines += conflicts.of_stages(guides, self.transfer, student, teacher)
     lines += conflicts.of_protocols(guides)
-    lines += conflicts.of_fits(self.arm, student)
+    lines += conflicts.of_fits(self.arm, student, teacher)
     lines += conflicts.of_mutual(guides, self.targets, teacher)
     if self.arm in ('kd', 'compare', 'study'):
       lines += conflicts.of_weights(guides)

@@ -18,7 +18,7 @@ from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.settings.top import AUTOMATIC
 from tlkd_jax.study.matrix import Cell, make_config, needed
-from tlkd_jax.training import balance, inputs, networks
+from tlkd_jax.training import balance, inputs, networks, targets
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.loop import fine_tune
 from tlkd_jax.training.metric_writers import read_rows
@@ -148,6 +148,7 @@ def configure(
       raise workdirs.another_configuration(
         folder, old, new, keys, 'that folder'
       )
+    workdirs.check_origins(folder, last)
     if not (folder / 'summary.json').exists():
       (folder / 'config.json').unlink()
   return own
@@ -186,8 +187,14 @@ def _record(
     ],
     # Images through a network: trained on, and seen by teachers meanwhile.
     'train_images': images,
-    'teacher_images': _teacher_images(config, images, summary['num_train'])
-    * len(cell.teachers),
+    'teacher_images': len(cell.teachers)
+    * targets.images_seen(
+      images,
+      summary['num_train'],
+      mode=config.targets.mode,
+      views=config.targets.views,
+      balanced=inputs.is_balanced(config),
+    ),
     'seconds': summary['seconds'],
   }
   for split in ('validation', 'test'):
@@ -202,15 +209,6 @@ def _images(batch_size: int, folder: pathlib.Path) -> int:
   rows = read_rows(folder / 'metrics.jsonl')
   steps = max(row['step'] for row in rows if row['split'] == 'train')
   return steps * batch_size
-
-
-def _teacher_images(config: Settings, images: int, num_train: int) -> int:
-  """Images that each teacher sees; stored targets are counted once a run."""
-  if config.targets.mode == 'online':
-    return images
-  stored = config.targets.views * num_train
-  # Of a small class all views may be drawn before others have been seen once.
-  return stored if inputs.is_balanced(config) else min(images, stored)
 
 
 def _scalars(folder: pathlib.Path, split: str) -> dict[str, float | None]:

@@ -77,7 +77,9 @@ def adjustment(
 def lines(settings: Settings, dataset: Dataset) -> list[str]:
   """What a run says at its start of its classes' sizes, a sentence each."""
   train = counts(dataset, 'train')
-  found = [f'training images of each class: {_listed(dataset, train)}']
+  equal = train.max() == train.min()
+  each = str(train[0]) if equal else _listed(dataset, train)
+  found = [f'training images of each class: {each}']
   found += _about_metric(settings, dataset)
   if settings.data.balance == 'none':
     return found
@@ -87,7 +89,7 @@ def lines(settings: Settings, dataset: Dataset) -> list[str]:
       f'the hard loss adds {settings.data.balance_tau:g} log prior to logits'
     ),
   }[settings.data.balance]
-  if train.max() == train.min():
+  if equal:
     how += f'; it changes nothing, as each has {train[0]} images'
   return [*found, f"data.balance is '{settings.data.balance}': {how}"]
 

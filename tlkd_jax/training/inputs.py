@@ -98,6 +98,7 @@ def _examples(settings: Settings) -> dict[str, Any]:
     'num_eval_per_class': section.num_eval_per_class or None,
     'seed': settings.seed,
     'on_bad_image': section.on_bad_image,
+    'near_duplicates': section.near_duplicates,
     'memory_budget_bytes': section.memory_budget_mib * 2**20,
     'data_dir': section.data_dir,
     'cache_dir': section.cache_dir,

@@ -91,7 +91,7 @@ def load_source(settings: Settings, learner: Loaded) -> Loaded:
   """The student's backbone under the head of its pretrained weights.
 
   Raises:
-    ValueError: the weights have no head, or the model has several.
+    ValueError: the weights have no head.
   """
   section = settings.student
   source = section.weights
@@ -106,11 +106,6 @@ def load_source(settings: Settings, learner: Loaded) -> Loaded:
       f'head; config.student.weights {section.weights!r} has none'
     )
   model = models.create_model(section.name, num_classes=classes)
-  if len(model.spec.head) != 1:
-    raise ValueError(
-      f'transfer.lwf and transfer.co_tuning need one head; {section.name} has '
-      f'{len(model.spec.head)}'
-    )
   read = loading.load(model, source, jax.random.key(0), head='keep')
   network = dataclasses.replace(learner.network, model=read.model)
   return Loaded(network, read.params, read.model_state)

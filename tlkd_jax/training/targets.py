@@ -104,22 +104,14 @@ class Recipe:
 def outputs_read(objective: Objective) -> tuple[str, ...]:
   """The teacher's outputs that the losses of a run need stored.
 
-  Raises:
-    ValueError: a loss reads feature maps, which take thousands of numbers for
-      each view and are not stored.
+  Never feature maps, which take thousands of numbers for each view: settings
+  refuse losses that read them.
   """
-  reads = set()
-  for term in objective.terms:
-    if term.guide is not None:
-      continue
-    read = losses.LOSSES[term.name].reads_of(term.hyperparameters)
-    if read not in ('logits', 'embedding'):
-      raise ValueError(
-        f"targets.mode is 'cached' and {term.name!r} compares feature maps, "
-        "which are not stored; set targets.mode to 'online', or choose a loss "
-        'on logits or pre_logits'
-      )
-    reads.add(read)
+  reads = {
+    losses.LOSSES[term.name].reads_of(term.hyperparameters)
+    for term in objective.terms
+    if term.guide is None
+  }
   return ('logits', 'pre_logits') if 'embedding' in reads else ('logits',)
 
 
@@ -151,6 +143,25 @@ def recipes(
     )
     for name, teacher in teachers.items()
   }
+
+
+def images_seen(
+  images: int, num_train: int, *, mode: str, views: int, balanced: bool
+) -> int:
+  """Images that each teacher of a run sees.
+
+  Args:
+    images: that the student has learned from until then, counted each time.
+    num_train: training images.
+    mode: targets.mode.
+    views: targets.views.
+    balanced: whether classes are drawn equally often.
+  """
+  if mode == 'online':
+    return images
+  stored = views * num_train
+  # Of a small class all views may be drawn before others have been seen once.
+  return stored if balanced else min(images, stored)
 
 
 def prepare(

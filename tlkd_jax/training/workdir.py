@@ -15,6 +15,8 @@ import os
 import pathlib
 from typing import Any
 
+from absl import logging
+
 from tlkd_jax import settings as settings_
 from tlkd_jax.models.weights import hub
 from tlkd_jax.runtime import sharding
@@ -31,7 +33,8 @@ def check(workdir: pathlib.Path, settings: Settings) -> None:
 
   Raises:
     ValueError: the folder holds a run of another configuration; the message
-      lists the differing keys, and says what becomes of a longer run.
+      lists the differing keys, and says what becomes of a longer run. Or what
+      it was made from has changed.
   """
   if not (workdir / 'config.json').exists():
     return
@@ -49,6 +52,31 @@ def check(workdir: pathlib.Path, settings: Settings) -> None:
     if longer and set(changed) <= {'num_steps', 'teacher.num_steps'}:
       raise ValueError(f'{error}\n{_how_to_go_on(workdir, settings)}')
     raise error
+  check_origins(workdir, settings)
+
+
+def check_origins(workdir: pathlib.Path, settings: Settings) -> None:
+  """Checks that a run goes on with the teachers and weights that it began with.
+
+  Of a finished run it is a warning.
+
+  Raises:
+    ValueError: names what is another now.
+  """
+  changed = origins.changed(workdir, as_json(settings))
+  if not changed:
+    return
+  what = (
+    f'others are there now than what {workdir} was made from:\n  '
+    + '\n  '.join(changed)
+  )
+  if (workdir / 'summary.json').exists():
+    logging.warning('%s', what)
+    return
+  raise ValueError(
+    f'{what}\nput them back as they were, use another --workdir, or delete '
+    'that one'
+  )
 
 
 def _how_to_go_on(workdir: pathlib.Path, settings: Settings) -> str:
@@ -100,7 +128,7 @@ def write(workdir: pathlib.Path, settings: Settings) -> None:
   config = as_json(settings)
   if path.exists():
     old, new = flatten(read(workdir)), flatten(config)
-    if all(_by_path(old.get(k)) == _by_path(new[k]) for k in origins.KEYS):
+    if all(_by_path(old.get(k)) == _by_path(new[k]) for k in origins.PLACES):
       return
   workdir.mkdir(parents=True, exist_ok=True)
   origins.write(workdir, config)
@@ -161,9 +189,25 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
 
 def _alike(workdir: pathlib.Path, key: str, old: Any, new: Any) -> bool:
   """A run that is named by another path is the same run."""
-  if key not in origins.KEYS:
+  if key not in origins.PLACES:
     return old == new
-  return _by_path(old) == _by_path(new) or origins.same(workdir, key, new)
+  if _by_path(old) == _by_path(new) or origins.same(workdir, key, new):
+    return True
+  gone = key in origins.KEYS and _is_gone(old, new)
+  gone = gone and not origins.has_record(workdir)
+  if gone:
+    logging.warning(
+      '%s is of a version that did not record its runs; %s %s is gone, and %s '
+      'is taken for it',
+      *(workdir, key, old, new),
+    )
+  return gone
+
+
+def _is_gone(old: Any, new: Any) -> bool:
+  """Whether places of runs no longer exist, where as many others do."""
+  before, now = ([v] if isinstance(v, str) else v or [] for v in (old, new))
+  return 0 < len(before) == len(now) and not any(map(os.path.exists, before))
 
 
 def _by_path(value: Any) -> Any:

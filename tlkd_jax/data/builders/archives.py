@@ -58,6 +58,7 @@ _OPENERS = {
   b'\xfd7zXZ\0': lzma.open,
   b'\x5d\0\0': lzma.open,
 }
+_ELSEWHERE = "a name that leads elsewhere, with '..'"
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 # bz2 reports damage as OSError, zipfile what it lacks as RuntimeError.
 _ZIP_DAMAGE = (
@@ -138,7 +139,11 @@ def _open_zip(path: str, root: pathlib.Path) -> Iterator[Tree]:
         f'{len(guessed)} names in the zip are in no stated encoding and were '
         f'read as code page 437, such as {guessed[0]}'
       )
+    outside = _outside([info.filename for info in archive.infolist()])
     for name, info in members:
+      if info.filename in outside:
+        tree.left_out.append(LeftOut(name, _ELSEWHERE))
+        continue
       kind = stat.S_IFMT(info.external_attr >> 16)
       is_folder = name.endswith('/')
       odd = kind not in (0, stat.S_IFREG, stat.S_IFDIR)
@@ -173,6 +178,12 @@ def _clean(name: str) -> str:
   name = walk.printable(name.encode('utf-8', 'surrogateescape'))
   parts = [p for p in name.split('/') if p not in ('', '.', '..')]
   return '/'.join(parts) + '/' * name.endswith('/')
+
+
+def _outside(names: list[str]) -> set[str]:
+  """Names with '..' in an archive where others have none."""
+  found = {name for name in names if '..' in re.split(r'[/\\]', name)}
+  return found if len(found) < len(set(names)) else set()
 
 
 def _add(tree: Tree, file: File, is_folder: bool, odd: bool) -> None:
@@ -336,8 +347,13 @@ def _open_tar(
         break
     reader = _TarReader(file)
     tree = Tree(path, 'tar', reader.read)
-    for member in _members(path, file):
+    members = _members(path, file)
+    outside = _outside([member.name for member in members])
+    for member in members:
       name = _clean(member.name)
+      if member.name in outside:
+        tree.left_out.append(LeftOut(name, _ELSEWHERE))
+        continue
       plain = member.isreg() and not member.issparse()
       place = (member.offset_data, member.size)
       entry = File(name.strip('/'), member.size, int(member.mtime), place)

@@ -102,7 +102,13 @@ def of_splits(table: Table, stated: str | None) -> str | None:
   if found is not None and not (stated or usual):
     # Such as 'dataset', which may say where an image comes from.
     words = {str(value) for value in table.columns[found]}
-    if not all(map(read_split, words)):
+    unsure = sorted(word for word in words if not read_split(word))
+    if unsure and all(map(split_words.read, words)):
+      raise ValueError(
+        f'{table.where}: column {found!r} looks like a split and holds '
+        f"{shown(unsure)}; put 'train', 'validation' or 'test' there"
+      )
+    if unsure:
       found = None
   if found is None:
     for name in table.columns:

@@ -22,6 +22,8 @@ from tlkd_jax.data.builders.walk import File, LeftOut
 _STRONG = (';', '|')
 _WEAK = (',', '/', '+', '&', None)
 _LIST = re.compile(r'\[.*\]|[({].*,.*[)}]', re.DOTALL)
+# What programs write where there is nothing; in JSON it is null.
+_NO_LABELS = frozenset(('nan', '<na>', '#n/a', '#na', 'nat'))
 _NUMBER = re.compile(r'[+-]?\d+(\.\d*)?')
 
 
@@ -148,6 +150,8 @@ def arrange(
 def _label_texts(where: str, rows: list[Row], *, whole: bool) -> list[str]:
   """One class for each row; `whole` labels are not looked into."""
   texts = [_as_text(row.label) for row in rows]
+  if not whole:
+    texts = [None if (t or '').lower() in _NO_LABELS else t for t in texts]
   several = [
     row
     for row, text in zip(rows, texts, strict=True)

@@ -167,7 +167,7 @@ def _rows(
 
 def _notes(table: tables.Table, columns: headers.Columns) -> list[str]:
   used = [c for c in (columns.image, columns.label, columns.split) if c]
-  others = [name for name in table.columns if name not in used]
+  others = [name or "''" for name in table.columns if name not in used]
   note = f'{table.where}: images from {used[0]!r}, labels from {used[1]!r}'
   note += f', splits from {used[2]!r}' if columns.split else ''
   return [note + (f'; not used: {tables.shown(others)}' if others else '')]

@@ -22,6 +22,7 @@ from huggingface_hub import errors as hub_errors
 
 from tlkd_jax.models.weights import folders
 from tlkd_jax.models.weights.torch_records import WeightsError
+from tlkd_jax.runtime.atomic import replacing
 from tlkd_jax.runtime.errors import nearest, unknown_name
 
 _LITE_FILES = {
@@ -144,18 +145,15 @@ def _fetch_torchvision(name: str) -> pathlib.Path:
     return path
   url = _TORCHVISION_URL + file_name
   path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = path.with_name(f'{file_name}.{os.getpid()}.unfinished')
   try:
-    digest = _fetch(url, unfinished)
-    _check_prefix(path, digest, file_name)
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+      digest = _fetch(url, unfinished)
+      _check_prefix(path, digest, file_name)
   except (OSError, http.client.HTTPException) as error:
     raise WeightsError(
       f'torchvision:{name}: {url} could not be fetched to {path} ({error}); '
       'without a network, put the file there yourself'
     ) from error
-  finally:
-    unfinished.unlink(missing_ok=True)
   return path
 
 

@@ -112,7 +112,7 @@ def read(
       found = _read(path)
     arrays = selection.plain_names(found.tensors)
     if not allow_non_finite:
-      _check_finite(arrays)
+      _check_values(arrays)
   except WeightsError as error:
     raise WeightsError(f'{path}: {error}; {_ACCEPTED}') from error
   return dataclasses.replace(found, tensors=arrays)
@@ -323,7 +323,7 @@ def _copy_tensor(
   return native.view(tensor.dtype)
 
 
-def _check_finite(state_dict: Mapping[str, np.ndarray]) -> None:
+def _check_values(state_dict: Mapping[str, np.ndarray]) -> None:
   for name, array in state_dict.items():
     if array.dtype.kind in 'biu':
       continue
@@ -332,3 +332,5 @@ def _check_finite(state_dict: Mapping[str, np.ndarray]) -> None:
       raise WeightsError(
         f'{name} has {count} values of {array.size} that are NaN or infinite'
       )
+    if name.endswith('running_var') and (array < 0).any():
+      raise WeightsError(f'{name} has variances below 0')
