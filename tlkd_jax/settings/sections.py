@@ -82,10 +82,19 @@ class Data:
     "beside the student's weights says, else 0.875.",
     optional(number(0, 1, above=True)),
   )
+  train_size: int | None = key(
+    None,
+    'Side at which training images are kept, pixels, of the student; other '
+    'networks keep theirs as much larger than what they see. None is '
+    'image_size / crop, for random resized crops / sqrt(mean of augment.scale) '
+    'too, so that one of mean area is not enlarged, as far as the files have '
+    'the pixels.',
+    optional(whole(8)),
+  )
   interpolation: str | None = key(
     None,
-    "Of resizing, while images are decoded; None is that of the student's "
-    "weights where it is known, else 'bicubic'.",
+    'Of resizing, while images are decoded and cropped; None is that of the '
+    "student's weights where it is known, else 'bicubic'.",
     optional(one_of(transforms.INTERPOLATIONS)),
   )
   image_column: str | None = key(
