@@ -279,6 +279,7 @@ def test_the_step_compares_with_what_the_teacher_says_of_its_own(
       targets__dir=str(tmp_path),
       distillation__soft_weight=30.0,
       augment__crop='random_resized',
+      data__train_size=27,
       num_steps=3,
     )
     workdir = tmp_path / mode

@@ -1,13 +1,17 @@
 """Schedules, update rules by hand, and which parameters move how fast."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests import tiny
 from tlkd_jax import models
 from tlkd_jax.runtime.trees import nest
+from tlkd_jax.settings import Optimizer
 from tlkd_jax.training import optimizers
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
@@ -118,6 +122,29 @@ def test_adamw_by_hand():
       params[k] = params[k] - 0.1 * (first[k] / (1 - 0.7**t) / root + decay)
   for k in params:
     np.testing.assert_allclose(history[-1][k], params[k], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'left'), [({}, 1.0), ({'weight_decay': 0.1}, 0.99)]
+)
+def test_what_decay_takes_away_in_a_run(changes, left):
+  """As the key's comment says, and nothing by default."""
+  model = models.create_model('tiny', num_classes=4)
+  options = dataclasses.replace(Optimizer(), **changes)
+  schedule = optimizers.learning_rate_schedule(
+    options.learning_rate, 200, options.warmup_fraction, options.final_fraction
+  )
+  optimizer = optimizers.make_optimizer(model, schedule, options)
+  params = nest({'weights.head.kernel': jnp.ones((3, 4))})
+  still = jax.tree.map(jnp.zeros_like, params)
+
+  def step(_, now):
+    updates, state = optimizer.update(still, now[1], now[0])
+    return optax.apply_updates(now[0], updates), state
+
+  params, _ = jax.lax.fori_loop(0, 200, step, (params, optimizer.init(params)))
+  kernel = params['weights']['head']['kernel']
+  np.testing.assert_allclose(kernel, left, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize('name', ['sgd', 'adamw'])

@@ -26,12 +26,15 @@ from tlkd_jax.training.summary import SPLITS
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
 # All that a state can hold: dropout, trained statistics, momentum, an average;
-# row and evaluation intervals that do not divide each other.
+# row and evaluation intervals that do not divide each other; views of images
+# that are kept larger than they are seen.
 STATEFUL = {
   'num_steps': 10,
   'log_every_steps': 3,
   'eval_every_steps': 4,
   'batch_norm': 'train',
+  'augment.crop': 'random_resized',
+  'data.train_size': 20,
   'ema_decay': 0.9,
   'student.drop_path': 0.2,
   'optimizer.name': 'adamw',

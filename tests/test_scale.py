@@ -70,9 +70,10 @@ def test_memory_of_this_machine():
 
 def test_run_that_does_not_fit(cache_dir, tmp_path, monkeypatch):
   """Before the first step, unless told not to look."""
-  config = tiny.make_config('tl', cache_dir, num_steps=1)
-  # Enough for the images of a batch, of which there are two on a device.
-  free = 2 * 16 * 16 * 3 * 5
+  config = tiny.make_config('tl', cache_dir, num_steps=1, data__train_size=20)
+  # Enough for the images of a batch, of which there are two on a device, as
+  # they are kept and as floats of what is seen of them.
+  free = 2 * 3 * (20 * 20 + 4 * 16 * 16)
   monkeypatch.setattr(memory, 'free_bytes', lambda devices: free - 1)
   with pytest.raises(UserError, match='batch_size 8: its images alone.* of 4'):
     arms.run(config, tmp_path / 'too large', sharding.make_mesh())

@@ -5,8 +5,9 @@
 
 A batch is {'image': uint8[B,H,W,3], 'label': int32[B], 'mask': float32[B],
 'index': int64[B], 'view': int32[B]}. Train images are stored with a margin
-around the `image_size` pixels that `augment.augment` crops on the device;
-validation and test images have exactly `image_size` pixels.
+around the `image_size` pixels that `augment.augment` crops on the device, and
+larger than that where crops are enlarged; validation and test images have
+exactly `image_size` pixels.
 
 To add a data set, write a builder in `builders/` and a line in `kinds.py`.
 """
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 _EVAL_SALT = 'evaluation'
+_FILES_LOOKED_AT = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +152,16 @@ class Dataset:
     """What it holds and what was left out, a line each."""
     return '\n  '.join(_facts.lines(self.name, self.facts, self.notes))
 
+  @property
+  def square(self) -> int:
+    """Side of the training images, in pixels, at the scale of evaluation."""
+    stored = self.splits['train'].images.shape[1]
+    if self.look is None:
+      return stored
+    return min(
+      stored, transforms.resize_size(self.look.image_size, self.look.crop)
+    )
+
   def seen(self, look: Look | None) -> 'Dataset':
     """The images as a network of this look sees them; None takes these."""
     if look in (None, self.look):
@@ -225,6 +237,7 @@ def load_splits(
   cache_dir: str | os.PathLike | None = None,
   crop_fraction: float | None = None,
   train_size: int | None = None,
+  train_zoom: float = 1.0,
   interpolation: str = 'bicubic',
   labelling: Labelling | None = None,
   validation_fraction: float = 0.1,
@@ -259,7 +272,9 @@ def load_splits(
     crop_fraction: share of the short side that the centre crop keeps; by
       default `default_crop(name)`.
     train_size: stored side of train images, at least image_size; by default
-      image_size / crop_fraction.
+      image_size / crop_fraction, times train_zoom.
+    train_zoom: at least 1, followed as far as the files have the pixels, by the
+      headers of some of them.
     interpolation: a key of `transforms.INTERPOLATIONS`.
     labelling: how labels are found in tables and names; None is by usual names.
     validation_fraction: share of each class that becomes validation where
@@ -281,9 +296,8 @@ def load_splits(
   """
   if crop_fraction is None:
     crop_fraction = default_crop(name)
-  train, evaluation = _geometries(
-    image_size, crop_fraction, train_size, interpolation
-  )
+  look = Look(image_size, crop_fraction, interpolation)
+  _check_look(look, train_size)
   found = _sources.open_sources(
     name,
     data_dir=data_dir,
@@ -297,7 +311,7 @@ def load_splits(
     'validation': _choose_eval(found, 'validation', num_eval_per_class),
     'test': _choose_eval(found, 'test', num_eval_per_class),
   }
-  geometries = {'train': train, 'validation': evaluation, 'test': evaluation}
+  geometries = _geometries(look, train_size, train_zoom, found.splits['train'])
   mapped_in = _mapped_folder(
     name,
     sum(
@@ -339,7 +353,7 @@ def load_splits(
       split: Files(source.names, source.labels, source.digests)
       for split, source in found.splits.items()
     },
-    Look(image_size, crop_fraction, interpolation),
+    look,
   )
 
 
@@ -365,31 +379,53 @@ def _mapped_folder(
   return folder
 
 
-def _geometries(
-  image_size: int,
-  crop_fraction: float,
-  train_size: int | None,
-  interpolation: str,
-) -> tuple[decode.Geometry, decode.Geometry]:
-  if image_size < 1:
-    raise ValueError(f'image_size is {image_size}; it must be positive')
-  if not 0 < crop_fraction <= 1:
-    raise ValueError(f'crop_fraction is {crop_fraction}, not in (0, 1]')
-  if interpolation not in transforms.INTERPOLATIONS:
+def _check_look(look: Look, train_size: int | None) -> None:
+  if look.image_size < 1:
+    raise ValueError(f'image_size is {look.image_size}; it must be positive')
+  if not 0 < look.crop <= 1:
+    raise ValueError(f'crop_fraction is {look.crop}, not in (0, 1]')
+  if look.interpolation not in transforms.INTERPOLATIONS:
     raise ValueError(
-      f'interpolation is {interpolation!r}; accepted: '
+      f'interpolation is {look.interpolation!r}; accepted: '
       f'{", ".join(transforms.INTERPOLATIONS)}'
     )
-  short_side = transforms.resize_size(image_size, crop_fraction)
-  train_size = short_side if train_size is None else train_size
-  if train_size < image_size:
+  if train_size is not None and train_size < look.image_size:
     raise ValueError(
-      f'train_size is {train_size}, less than image_size {image_size}'
+      f'train_size is {train_size}, less than image_size {look.image_size}'
     )
-  return (
-    decode.Geometry(max(short_side, train_size), train_size, interpolation),
-    decode.Geometry(short_side, image_size, interpolation),
-  )
+
+
+def _geometries(
+  look: Look, train_size: int | None, train_zoom: float, source: Source
+) -> dict[str, decode.Geometry]:
+  """Of each split; `source` is that of train."""
+  short_side = transforms.resize_size(look.image_size, look.crop)
+  if train_size is None:
+    train_size = round(short_side * train_zoom)
+    if train_size > short_side:
+      train_size = max(short_side, min(train_size, _usual_side(source)))
+  evaluation = decode.Geometry(short_side, look.image_size, look.interpolation)
+  return {
+    'train': decode.Geometry(
+      max(short_side, train_size), train_size, look.interpolation
+    ),
+    'validation': evaluation,
+    'test': evaluation,
+  }
+
+
+def _usual_side(source: Source) -> int:
+  """The median short side of some files of a split; 0 if none can be read.
+
+  Of the split, not of a subset: every subset is stored alike.
+  """
+  rows = np.linspace(0, len(source.names) - 1, _FILES_LOOKED_AT).astype(int)
+  sides = [
+    transforms.short_side_of(source.read(row))
+    for row in np.unique(rows).tolist()
+  ]
+  known = [side for side in sides if side is not None]
+  return int(np.median(known)) if known else 0
 
 
 def _choose_train(

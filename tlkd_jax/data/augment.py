@@ -18,6 +18,16 @@ from tlkd_jax.data import randaugment
 # ITU-R BT.601 luma.
 _LUMA = (0.299, 0.587, 0.114)
 
+# The kernels of `transforms.INTERPOLATIONS`; those that JAX cannot antialias
+# are replaced by the next narrow one.
+_KERNELS = {
+  'nearest': 'linear',
+  'box': 'linear',
+  'bilinear': 'linear',
+  'bicubic': 'cubic',
+  'lanczos': 'lanczos3',
+}
+
 
 def example_keys(
   seed: int | jax.Array, index: jax.Array, view: jax.Array
@@ -51,6 +61,8 @@ def augment(
   scale: tuple[float, float] = (0.35, 1.0),
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
   padding: int = 0,
+  square: int | None = None,
+  interpolation: str = 'bilinear',
   flip: bool = True,
   brightness: float = 0.0,
   contrast: float = 0.0,
@@ -71,6 +83,9 @@ def augment(
     scale: for 'random_resized', the range of the crop's share of the area.
     ratio: for 'random_resized', the range of its width / height.
     padding: for 'random', black pixels added on each side before cropping.
+    square: for crops that keep the scale, the side that the stored images have
+      at the scale of evaluation, to which they are shrunk; None is their own.
+    interpolation: of resampling, a key of `transforms.INTERPOLATIONS`.
     flip: mirror left-right with probability 1/2.
     brightness: factor uniform in 1 +- this, likewise the next two.
     contrast: the same, around the image's mean grey.
@@ -88,9 +103,17 @@ def augment(
     raise ValueError(f'crop is {crop!r}; accepted: {", ".join(CROPS)}')
   if min(images.shape[1:3]) < image_size:
     raise ValueError(f'images {images.shape} are smaller than {image_size}')
+  kernel = _KERNELS[interpolation]
   cut = functools.partial(
-    CROPS[crop], size=image_size, scale=scale, ratio=ratio, padding=padding
+    CROPS[crop],
+    size=image_size,
+    scale=scale,
+    ratio=ratio,
+    padding=padding,
+    kernel=kernel,
   )
+  if crop not in _RESCALING:
+    images = _shrink(images, square or images.shape[1], kernel)
 
   def one(image: jax.Array, key: jax.Array) -> jax.Array:
     crop_key, flip_key, colour_key = key
@@ -119,8 +142,9 @@ def _random_resized(
   scale: tuple[float, float],
   ratio: tuple[float, float],
   padding: int,
+  kernel: str,
 ) -> jax.Array:
-  """Inception crop (Szegedy et al. 2015, section 6), resampled bilinearly.
+  """Inception crop (Szegedy et al. 2015, section 6), resampled.
 
   A side that would leave the image is shortened, where torchvision draws the
   box again.
@@ -137,9 +161,10 @@ def _random_resized(
   corner = jax.random.uniform(place_key, (2,)) * (shape - box)
   zoom = size / box
   # Antialiased where it shrinks; a pair of small matrix products.
-  return jax.image.scale_and_translate(
-    image, (size, size, 3), (0, 1), zoom, -corner * zoom, 'linear'
+  image = jax.image.scale_and_translate(
+    image, (size, size, 3), (0, 1), zoom, -corner * zoom, kernel
   )
+  return _clipped(image, kernel)
 
 
 def _random(
@@ -150,9 +175,10 @@ def _random(
   scale: tuple[float, float],
   ratio: tuple[float, float],
   padding: int,
+  kernel: str,
 ) -> jax.Array:
   """A window of the stored pixels, as they are."""
-  del scale, ratio
+  del scale, ratio, kernel
   image = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
   room = jnp.asarray(image.shape[:2]) - size + 1
   # A share of the room, so that it is one place whatever the stored size.
@@ -169,9 +195,10 @@ def _centre(
   scale: tuple[float, float],
   ratio: tuple[float, float],
   padding: int,
+  kernel: str,
 ) -> jax.Array:
   """The central pixels, as in evaluation."""
-  del key, scale, ratio, padding
+  del key, scale, ratio, padding, kernel
   top = round((image.shape[0] - size) / 2)
   left = round((image.shape[1] - size) / 2)
   return image[top : top + size, left : left + size]
@@ -182,6 +209,43 @@ CROPS: dict[str, Callable[..., jax.Array]] = {
   'random': _random,
   'centre': _centre,
 }
+# These bring the stored pixels to a scale of their own.
+_RESCALING = frozenset(('random_resized',))
+
+
+def as_evaluated(
+  images: jax.Array, *, image_size: int, square: int, interpolation: str
+) -> jax.Array:
+  """Training images as they would be evaluated: the centre, nothing random.
+
+  Where they are stored larger than at the scale of evaluation they are shrunk
+  once more, and so differ from what was decoded at that scale by a little.
+
+  Args:
+    images: uint8[B, S, S, 3].
+    image_size: side of the result.
+    square: as in `augment`.
+    interpolation: likewise.
+
+  Returns:
+    float32[B, image_size, image_size, 3] in 0..255.
+  """
+  images = _shrink(images, square, _KERNELS[interpolation])
+  start = round((square - image_size) / 2)
+  inner = slice(start, start + image_size)
+  return images[:, inner, inner].astype(jnp.float32)
+
+
+def _shrink(images: jax.Array, side: int, kernel: str) -> jax.Array:
+  """[B, S, S, 3] to [B, side, side, 3], the same where S is the side."""
+  if images.shape[1] == side:
+    return images
+  return _clipped(resize_for(images, side, kernel), kernel)
+
+
+def _clipped(image: jax.Array, kernel: str) -> jax.Array:
+  """Without what a kernel with negative weights adds beyond 0..255."""
+  return image if kernel == 'linear' else jnp.clip(image, 0, 255)
 
 
 def _jitter(

@@ -129,11 +129,8 @@ def decode_image(data: bytes) -> Image.Image:
   """
   if is_unreadable(data):
     raise BadImageError(data.removeprefix(_UNREADABLE).decode())
-  formats = _FORMATS
-  if _HEIF_MARK.match(data) and has_heif():
-    formats = ('HEIF',)
   try:
-    with Image.open(io.BytesIO(data), formats=formats) as image:
+    with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
       _check_plausible(image, len(data))
       return as_rgb(image)
   except MemoryError:
@@ -144,6 +141,10 @@ def decode_image(data: bytes) -> Image.Image:
       # Its own message has the address of the stream.
       reason = 'cannot identify image file'
     raise BadImageError(f'{reason} ({len(data)} bytes)') from error
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+  return ('HEIF',) if _HEIF_MARK.match(data) and has_heif() else _FORMATS
 
 
 def _check_plausible(image: Image.Image, num_bytes: int) -> None:
@@ -217,6 +218,24 @@ def _from_floats(pixels: np.ndarray) -> Image.Image:
     )
   scaled = np.rint(np.clip(pixels, 0, 1) * 255)
   return Image.fromarray(scaled.astype(np.uint8))
+
+
+def short_side_of(data: bytes) -> int | None:
+  """Pixels of an image file's short side, by its header; None if it has none.
+
+  Args:
+    data: the bytes of the file.
+  """
+  if is_unreadable(data):
+    return None
+  try:
+    with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
+      return min(image.size)
+  except MemoryError:
+    raise
+  # What a damaged header raises depends on where the damage is.
+  except Exception:
+    return None
 
 
 def resize_size(image_size: int, crop_fraction: float) -> int:

@@ -56,7 +56,8 @@ def extend(
   train = dataset.splits['train']
   crop = crop_fraction or default_crop(dataset.name)
   short_side = transforms.resize_size(dataset.image_size, crop)
-  geometry = decode.Geometry(short_side, train.images.shape[1], interpolation)
+  side = train.images.shape[1]
+  geometry = decode.Geometry(max(short_side, side), side, interpolation)
   if not pathlib.Path(path).expanduser().exists():
     raise FileNotFoundError(f'distillation.unlabelled: no folder {path}')
   with archives.open_tree(path) as tree:

@@ -83,10 +83,19 @@ class Data:
     "beside the student's weights says, else 0.875.",
     optional(number(0, 1, above=True)),
   )
+  train_size: int | None = key(
+    None,
+    'Side at which training images are kept, pixels, of the student; other '
+    'networks keep theirs as much larger than what they see. None is '
+    'image_size / crop, for random resized crops / sqrt(mean of augment.scale) '
+    'too, so that one of mean area is not enlarged, as far as the files have '
+    'the pixels.',
+    optional(whole(8)),
+  )
   interpolation: str | None = key(
     None,
-    "Of resizing, while images are decoded; None is that of the student's "
-    "weights where it is known, else 'bicubic'.",
+    'Of resizing, while images are decoded and cropped; None is that of the '
+    "student's weights where it is known, else 'bicubic'.",
     optional(one_of(transforms.INTERPOLATIONS)),
   )
   image_column: str | None = key(
@@ -188,8 +197,10 @@ class Optimizer:
   beta1: float = key(0.9, 'AdamW.', _RATE)
   beta2: float = key(0.999, 'AdamW.', _RATE)
   weight_decay: float = key(
-    1e-4,
-    "Kernels only. SGD: coupled, as torch's; AdamW: decoupled.",
+    0.0,
+    "Kernels only. SGD: coupled, as torch's; AdamW: decoupled, so that a run "
+    'takes about learning_rate / 2 x num_steps x this of a kernel away: 0.1 '
+    'takes 1 % in 200 steps at 1e-3.',
     number(0),
   )
   clip_norm: float = key(1.0, 'Global gradient norm; 0 is off.', number(0))

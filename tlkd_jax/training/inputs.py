@@ -10,10 +10,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tlkd_jax import data
-from tlkd_jax.data import Look, augment, mixing, pipeline, unlabelled
+from tlkd_jax.data import (
+  Look,
+  augment,
+  mixing,
+  pipeline,
+  transforms,
+  unlabelled,
+)
 from tlkd_jax.runtime import sharding
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import networks
+from tlkd_jax.training import networks, preparation
 from tlkd_jax.training.step import Mixing
 
 
@@ -68,12 +75,33 @@ def load_seen(
   """
   options = _examples(settings)
   options['memory_budget_bytes'] //= shared_by
+  options['train_size'] = _train_size(settings, look)
   return data.load_splits(
     **options | {'labelling': labelling(settings)},
     image_size=look.image_size,
     crop_fraction=look.crop,
     interpolation=look.interpolation,
   )
+
+
+def _train_size(settings: Settings, look: Look) -> int | None:
+  """At which a network of this look keeps training images, where it is said."""
+  said = settings.data.train_size
+  if said is None:
+    return None
+  own = preparation.look_of_data(settings)
+  return round(said * _short_side(look) / _short_side(own))
+
+
+def _short_side(look: Look) -> int:
+  return transforms.resize_size(look.image_size, look.crop)
+
+
+def _train_zoom(settings: Settings) -> float:
+  """How much of the files' pixels random crops need, 1 for the whole image."""
+  if settings.augment.crop != 'random_resized':
+    return 1.0
+  return float(np.mean(settings.augment.scale)) ** -0.5
 
 
 def labelling(settings: Settings) -> data.Labelling:
@@ -95,6 +123,8 @@ def _examples(settings: Settings) -> dict[str, Any]:
     'labelling': dataclasses.asdict(labelling(settings)),
     'num_train_per_class': settings.num_train_per_class or None,
     'train_fraction': settings.train_fraction,
+    'train_size': section.train_size,
+    'train_zoom': _train_zoom(settings),
     'num_eval_per_class': section.num_eval_per_class or None,
     'seed': settings.seed,
     'on_bad_image': section.on_bad_image,
@@ -143,6 +173,7 @@ def make_augmentation(
     crop=section.crop,
     scale=tuple(section.scale),
     ratio=tuple(section.ratio),
+    **preparation.resampling(dataset),
     flip=flips[section.flip],
     brightness=section.brightness,
     contrast=section.contrast,

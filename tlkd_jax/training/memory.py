@@ -60,17 +60,25 @@ def check(
   )
 
 
-def check_images(batch_size: int, image_size: int, mesh: Mesh) -> None:
+def check_images(
+  batch_size: int, train_size: int, image_size: int, mesh: Mesh
+) -> None:
   """Compares the images of one batch, of 8 bits and as floats, with memory.
 
   Before anything is made of them, which for a batch that is far too large
   takes hours.
 
+  Args:
+    batch_size: of a step, on all devices.
+    train_size: side of the stored images, pixels.
+    image_size: side of those that are seen, likewise.
+    mesh: devices.
+
   Raises:
     ValueError: they do not fit; names the largest batch of which they do.
   """
   free = free_bytes(mesh.local_devices)
-  each = image_size**2 * 3 * (1 + 4)
+  each = 3 * (train_size**2 + 4 * image_size**2)
   if free is None or batch_size // mesh.size * each <= free:
     return
   fits = free // each * mesh.size

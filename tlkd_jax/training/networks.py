@@ -294,7 +294,7 @@ def compare_look_alikes(
     if not learner.look_alikes or not learner.model_state:
       continue
     network = learner.network
-    images = _some_images(dataset.seen(network.look), network.image_size)
+    images = _some_images(dataset.seen(network.look))
     variables = learner.params, learner.model_state
     distances = {
       model.name: look_alikes.distance(model, *variables, images)
@@ -311,14 +311,12 @@ def compare_look_alikes(
     logging.log(level, '%s: of its weights, %s', name, sentence)
 
 
-def _some_images(dataset: data.Dataset, size: int) -> np.ndarray:
-  """float32[N, S, S, 3]: training images, without the margin of crops."""
+def _some_images(dataset: data.Dataset) -> np.ndarray:
+  """float32[N, S, S, 3]: training images as they would be evaluated."""
   images = dataset.splits['train'].images
   count = min(len(images), _IMAGES_LOOKED_AT)
   rows = np.linspace(0, len(images) - 1, count).astype(int)
-  margin = (images.shape[1] - size) // 2
-  inner = slice(margin, margin + size)
-  return np.asarray(images[rows], np.float32)[:, inner, inner]
+  return np.asarray(preparation.make_evaluated(dataset)(images[rows]))
 
 
 def load_teachers(

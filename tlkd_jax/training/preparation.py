@@ -1,7 +1,13 @@
 """How images are prepared for a run, where the settings leave it open."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
 from tlkd_jax import data, models
-from tlkd_jax.data import Look
+from tlkd_jax.data import Look, augment
 from tlkd_jax.models.weights import loading
 from tlkd_jax.settings import Settings, Student
 
@@ -31,6 +37,22 @@ def look_of_data(settings: Settings) -> Look:
     student.weights,
   )
   return Look(settings.image_size, crop, interpolation)
+
+
+def resampling(dataset: data.Dataset) -> dict[str, Any]:
+  """How `augment` resamples training images: as they were decoded."""
+  look = dataset.look
+  return {
+    'square': dataset.square,
+    'interpolation': look.interpolation if look else 'bilinear',
+  }
+
+
+def make_evaluated(dataset: data.Dataset) -> Callable[..., jax.Array]:
+  """(uint8 training images) -> what would be evaluated of them, as floats."""
+  return functools.partial(
+    augment.as_evaluated, image_size=dataset.image_size, **resampling(dataset)
+  )
 
 
 def cut(

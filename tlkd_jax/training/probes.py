@@ -19,11 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tlkd_jax.data import augment
 from tlkd_jax.models.network import with_last_layer
 from tlkd_jax.runtime import bars, sharding
 from tlkd_jax.runtime.errors import as_user_errors
-from tlkd_jax.training import finished, folds, inputs, logistic, networks, views
+from tlkd_jax.training import (
+  finished,
+  folds,
+  inputs,
+  logistic,
+  networks,
+  preparation,
+  views,
+)
 from tlkd_jax.training.checkpoints import Checkpoints
 from tlkd_jax.training.run import Run
 from tlkd_jax.training.step import as_int32
@@ -132,16 +139,11 @@ def compute_features(run: Run, num_views: int) -> np.ndarray:
 def _centre(run: Run) -> Callable[..., jax.Array]:
   """Training images as they are evaluated."""
 
+  as_evaluated = preparation.make_evaluated(run.dataset)
+
   def cut(images, index, view, *, seed):
-    return augment.augment(
-      images,
-      seed,
-      index,
-      view,
-      image_size=run.network.image_size,
-      crop='centre',
-      flip=False,
-    )
+    del index, view, seed
+    return as_evaluated(images)
 
   return cut
 

@@ -88,7 +88,8 @@ def set_up(
   """
   sharding.check_batch_size(settings.batch_size, mesh)
   if settings.memory_check:
-    memory.check_images(settings.batch_size, dataset.image_size, mesh)
+    stored = dataset.splits['train'].images.shape[1]
+    memory.check_images(settings.batch_size, stored, dataset.image_size, mesh)
   dataset = inputs.training_data(settings, dataset)
   learners = networks.load_learners(settings, dataset.class_names)
   teachers = networks.load_teachers(settings, dataset.class_names)

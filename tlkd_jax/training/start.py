@@ -23,9 +23,11 @@ from tlkd_jax.models.network import Loaded, last_layer, make_eval_step
 from tlkd_jax.models.weights import loading
 from tlkd_jax.runtime import sharding
 from tlkd_jax.settings import Settings
+from tlkd_jax.training import preparation
 from tlkd_jax.training.objective import Term
 
 NAME = 'start'
+_AT_ONCE = 256
 
 
 def make_terms(settings: Settings, model: Model) -> tuple[Term, ...]:
@@ -129,8 +131,11 @@ def _relationship(settings, source, dataset, mesh: Mesh) -> np.ndarray:
 
 
 def _clean(dataset: data.Dataset) -> data.Split:
-  """The training images without the margin that random crops use."""
+  """The training images as they would be evaluated, uint8 as those are."""
   split = dataset.splits['train']
-  margin = (split.images.shape[1] - dataset.image_size) // 2
-  inner = slice(margin, margin + dataset.image_size)
-  return dataclasses.replace(split, images=split.images[:, inner, inner])
+  cut = preparation.make_evaluated(dataset)
+  parts = [
+    np.rint(cut(split.images[start : start + _AT_ONCE])).astype(np.uint8)
+    for start in range(0, len(split), _AT_ONCE)
+  ]
+  return dataclasses.replace(split, images=np.concatenate(parts))
