@@ -20,11 +20,14 @@ from tests.test_train_step import (
 )
 from tlkd_jax import losses
 from tlkd_jax.data import Dataset
+from tlkd_jax.losses import shams
 from tlkd_jax.models.network import output_shapes
 from tlkd_jax.runtime import sharding
 from tlkd_jax.settings import make, with_values
 from tlkd_jax.training import guides, inputs, lessons, optimizers
+from tlkd_jax.training import objective as objectives
 from tlkd_jax.training.objective import Objective, Term
+from tlkd_jax.training.state import Learner
 from tlkd_jax.training.step import Lesson
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
@@ -103,6 +106,64 @@ def test_two_teachers_by_hand():
     assert metrics['soft_loss'] == pytest.approx(value, rel=1e-4), ensemble
     total = metrics['hard_loss'] + 0.7 * value
     assert metrics['loss'] == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize('kind', ['uniform', 'permuted'])
+def test_shams_of_two_teachers_by_hand(kind):
+  """Of each teacher, at the temperature of the loss, and of stored ones."""
+  sham = shams.make(kind, 5, seed=3)
+  labels = make_batch()['label']
+  logits = [np.float64(teacher_outputs(n)['logits']) for n in (0, 1)]
+  shammed = [np.float64(sham(z, labels, 3.0)) for z in logits]
+  targets = [special.softmax(z / 3.0, -1) for z in shammed]
+  student = student_logits()
+  expected = {
+    'probabilities': kl(np.mean(targets, 0), student, 3.0),
+    'losses': np.mean([kl(q, student, 3.0) for q in targets]),
+  }
+  stored = {
+    f'teacher{n}': {'logits': teacher_outputs(n)['logits']} for n in (0, 1)
+  }
+  for ensemble, value in expected.items():
+    loss_sum = Objective(1.0, 0.0, (kd(),), ensemble, sham=sham)
+    run = make_step(loss_sum)
+    for batch in (make_batch(), make_batch() | {'targets': stored}):
+      soft_loss = run(batch)['soft_loss']
+      assert soft_loss == pytest.approx(value, rel=1e-4), ensemble
+    real = dataclasses.replace(loss_sum, sham=None)
+    assert abs(one_step(real, make_batch())['soft_loss'] - value) > 1e-3
+
+
+@pytest.mark.parametrize(
+  'name, options, expected',
+  [
+    ('kd', {'temperature': 3.0}, 3.0),
+    ('dkd', {'temperature': 2.5}, 2.5),
+    ('nkd', {'temperature': 3.0}, 1.0),
+    ('logit_mse', {}, 1.0),
+  ],
+)
+def test_a_sham_is_exact_where_the_loss_reads_p_label(name, options, expected):
+  seen = []
+
+  def sham(logits, labels, temperature):
+    seen.append(float(temperature))
+    return logits
+
+  term = Term(name, optax.constant_schedule(1.0), options)
+  said = {'logits': np.ones((2, 5), np.float32), 'head': {}}
+  objectives.evaluate(
+    Objective(1.0, 0.0, (term,), sham=sham),
+    ('teacher',),
+    Learner({'projector': {}}, {}, (), {}, {}),
+    said,
+    {'teacher': said},
+    np.eye(5, dtype=np.float32)[:2],
+    {'label': np.arange(2)},
+    jax.random.key(0),
+    np.int32(0),
+  )
+  assert seen == [expected]
 
 
 def test_stored_outputs_replace_the_teachers():

@@ -1,5 +1,6 @@
 """Teachers and students that are not fine-tuned, as runs like others."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +12,16 @@ from tlkd_jax import arms
 from tlkd_jax.evaluation import calibration, metrics, teaching
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import UserError
-from tlkd_jax.training import folds, inputs, logistic, loop, networks, probes
+from tlkd_jax.training import (
+  folds,
+  inputs,
+  logistic,
+  loop,
+  networks,
+  own_probe,
+  probes,
+  says,
+)
 from tlkd_jax.training import run as run_parts
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
@@ -243,6 +253,100 @@ def test_what_the_teacher_says_is_measured(teacher, student, cache_dir):
   assert said['training views'] == pytest.approx(expected, rel=1e-3, abs=1e-3)
   assert said['temperature'] == 2.0
   assert 0 < said['validation']['p_label'] < 1
+
+
+def test_a_student_from_scratch_has_no_probe_of_its_own(student):
+  for workdir in student.values():
+    said = json.loads((workdir / 'teacher_says.json').read_text())['teacher']
+    assert said['student_probe_nll'] is None and said['scaled_nll'] > 0
+    assert said['sham'] == 'off'
+
+
+def test_the_students_own_probe(teacher, cache_dir, tmp_path, caplog):
+  """Of a student that starts from a run; fitted to training images alone."""
+  settings = tiny.make_config(
+    'kd',
+    cache_dir,
+    num_steps=1,
+    teacher__checkpoint=str(teacher[1]),
+    student__name='tiny_teacher',
+    student__checkpoint=str(teacher[1]),
+    distillation__sham='uniform',
+    data__crop=0.8,
+    augment__crop='random_resized',
+  )
+  dataset = inputs.load_dataset(settings)
+  mesh = sharding.make_mesh()
+  run = run_parts.set_up(settings, tmp_path, dataset, mesh)
+  logits, labels = own_probe.predict(run)
+  np.testing.assert_array_equal(labels, dataset.splits['validation'].labels)
+
+  at_first = dataclasses.replace(run.learners['student'], look_alikes=())
+  images = {
+    'train': dataset.splits['train'].images[:, 2:18, 2:18],
+    'validation': dataset.splits['validation'].images,
+  }
+  features = {
+    split: np.asarray(
+      at_first.network.model.apply(
+        at_first.params,
+        at_first.model_state,
+        at_first.network.prepare(values.astype(np.float32)),
+      )[0]['pre_logits']
+    )
+    for split, values in images.items()
+  }
+  own = dataset.splits['train'].labels
+  of_image = logistic.make_folds(own, 3, settings.seed)
+  given = features['train'][:, None], own
+  strengths = logistic.STRENGTHS[::2]
+  strength = logistic.choose(*given, of_image, 10, strengths)
+  head = logistic.fit(*given, 10, strength)
+  np.testing.assert_allclose(
+    logits, head.logits(features['validation']), rtol=1e-3, atol=1e-3
+  )
+
+  caplog.set_level('INFO', logger='absl')
+  said = says.measure(run, {})['teacher']
+  nll = teaching.scaled_nll(logits, labels)
+  assert said['student_probe_nll'] == pytest.approx(nll)
+  assert f"student's own features {nll:.3f}" in caplog.text
+  worse = said['scaled_nll'] > nll
+  assert worse == any('knows less' in line for line in said['warnings'])
+  # What the student hears is the sham.
+  assert said['sham'] == 'uniform' and 'a sham, uniform' in caplog.text
+  (tmp_path / 'teacher_says.json').unlink()
+  lesson = run.lessons['student']
+  objective = dataclasses.replace(lesson.objective, sham=None)
+  lessons = {'student': dataclasses.replace(lesson, objective=objective)}
+  real = says.measure(dataclasses.replace(run, lessons=lessons), {})['teacher']
+  for place in ('training views', 'validation'):
+    assert said[place]['p_label'] == pytest.approx(real[place]['p_label'])
+    assert said[place]['entropy'] > real[place]['entropy'] + 1e-3
+
+
+def test_of_one_image_of_a_class_there_is_no_probe(
+  teacher, cache_dir, tmp_path, caplog
+):
+  settings = tiny.make_config(
+    'kd',
+    cache_dir,
+    num_train_per_class=1,
+    teacher__checkpoint=str(teacher[1]),
+    student__name='tiny_teacher',
+    student__checkpoint=str(teacher[1]),
+  )
+  dataset = inputs.load_dataset(settings)
+  run = run_parts.set_up(settings, tmp_path, dataset, sharding.make_mesh())
+  caplog.set_level('INFO', logger='absl')
+  assert own_probe.predict(run) is None
+  assert 'of 10 training images a class has but one' in caplog.text
+
+
+def test_labelled_images_are_chosen_evenly():
+  rows = own_probe.spread(np.array([0, -1, 1, 1, -1, 0, 2]), 100)
+  np.testing.assert_array_equal(rows, [0, 2, 3, 5, 6])
+  assert own_probe.spread(np.zeros(1000, int), 10).size == 10
 
 
 def test_what_is_said_is_measured_once(student):

@@ -95,6 +95,7 @@ def _probe(
       'optimizer.train_only': 'head',
       'optimizer.freeze_until_step': 0,
       'transfer.probe_steps': 0,
+      'cost_matched': False,
       'num_steps': settings.transfer.probe_steps,
       **{f'transfer.{name}': 0.0 for name in TRANSFER_TERMS},
     },

@@ -39,3 +39,27 @@ def test_a_teacher_of_labels_is_a_warning(seen, unseen, worries):
   found = teaching.warnings({'p_label': seen}, {'p_label': unseen})
   assert len(found) == worries
   assert all('crossfitted' in line for line in found)
+
+
+@pytest.mark.parametrize(
+  'teacher, probe, worries', [(1.2, 1.1, 1), (1.1, 1.1, 0), (1.2, None, 0)]
+)
+def test_a_teacher_that_knows_less_than_the_student_is_a_warning(
+  teacher, probe, worries
+):
+  said = {'p_label': 0.5}
+  found = teaching.warnings(said, said, teacher, probe)
+  assert len(found) == worries
+  for line in found:
+    assert 'validation NLL 1.200 and 1.100' in line
+    assert "teacher.fit='probed'" in line and 'teacher.name' in line
+
+
+def test_what_is_known_does_not_depend_on_how_surely_it_is_said():
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 4, 60)
+  logits = rng.normal(size=(60, 4)) + 2 * np.eye(4)[labels]
+  found = [teaching.scaled_nll(scale * logits, labels) for scale in (1, 9, 0.2)]
+  np.testing.assert_allclose(found, found[0], rtol=1e-4)
+  picked = softmax(logits, -1)[np.arange(60), labels]
+  assert found[0] <= -np.log(picked).mean()

@@ -42,6 +42,7 @@ def test_a_record_fits_its_function(name):
   assert ('memory' in keywords) == (loss.memory is not None)
   assert loss.reads in typing.get_args(losses.Reads)
   assert loss.guide in typing.get_args(losses.Guide)
+  assert loss.p_label_at in typing.get_args(losses.LabelAt)
   # Maps are chosen by name; logits and parameters have no stages.
   assert 'stages' in keywords or loss.reads != 'maps'
   assert 'stages' not in keywords or loss.reads in ('maps', 'embedding')

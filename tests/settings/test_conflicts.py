@@ -15,6 +15,7 @@ CHAIN = {'distillation.generations': 2}
 MORE = {'distillation.more_teachers': ('runs/a',)}
 DKD = {'distillation.loss': 'dkd'}
 AT = {'distillation.loss': 'at'}
+SHAM = {'distillation.sham': 'uniform'}
 
 # Two parts that are accepted alone, and how the line about both begins.
 CONFLICTS = [
@@ -30,6 +31,29 @@ CONFLICTS = [
     {'distillation.unlabelled': 'folder:x'},
     "distillation.loss is 'dkd', which needs labels",
   ),
+  (SHAM, AT, "distillation.sham is 'uniform', and distillation.loss 'at'"),
+  (
+    {'distillation.sham': 'permuted'},
+    {'distillation.loss': 'kd_logit_std'},
+    "distillation.sham is 'permuted', and distillation.loss 'kd_logit_std'",
+  ),
+  (
+    SHAM,
+    {'distillation.loss': 'wsld'},
+    "distillation.sham is 'uniform', and distillation.loss 'wsld' reads more",
+  ),
+  (
+    SHAM,
+    {'distillation.extra.rkd.weight': 1.0},
+    "distillation.sham is 'uniform', and distillation.extra.rkd 'rkd' reads",
+  ),
+  (SHAM, MIXED, "distillation.sham is 'uniform', which needs the one class"),
+  (
+    SHAM,
+    {'distillation.unlabelled': 'folder:x'},
+    "distillation.sham is 'uniform', which needs labels: not with",
+  ),
+  (MUTUAL, SHAM, "distillation.sham is 'uniform', and with distillation.mut"),
   (AT, MORE, "distillation.ensemble is 'probabilities', and distill"),
   (
     {'distillation.extra.at.weight': 1.0},

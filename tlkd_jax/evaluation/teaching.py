@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
-from tlkd_jax.evaluation import metrics, reliability
+from tlkd_jax.evaluation import calibration, metrics, reliability
 
 # Mean p(label) on training views from which targets are labels, and how much
 # lower it is on validation where the teacher has merely seen the images.
@@ -45,25 +45,55 @@ def describe(logits, labels, temperature: float) -> dict[str, float]:
   }
 
 
+def scaled_nll(logits, labels) -> float:
+  """NLL after temperature scaling: how much is known, however surely said.
+
+  Args:
+    logits: [N, K].
+    labels: int [N]; the temperature is fitted to them too.
+  """
+  temperature = calibration.fit_temperature(logits, labels)
+  return metrics.nll(np.asarray(logits, np.float64) / temperature, labels)
+
+
 def warnings(
-  training: dict[str, float], validation: dict[str, float]
+  training: dict[str, float],
+  validation: dict[str, float],
+  teacher_nll: float = 0.0,
+  probe_nll: float | None = None,
 ) -> list[str]:
   """What should worry whoever learns from these targets, with the remedy.
 
   Args:
     training: `describe` of training views.
     validation: `describe` of validation images.
+    teacher_nll: `scaled_nll` of the teacher on validation images.
+    probe_nll: that of a probe of the student's own features; None without one.
   """
+  found = []
   seen, unseen = training['p_label'], validation['p_label']
-  if seen <= SATURATED or seen - unseen < SEEN_BEFORE:
-    return []
-  return [
+  if seen > SATURATED and seen - unseen >= SEEN_BEFORE:
+    found.append(_saturated(seen, unseen))
+  if probe_nll is not None and teacher_nll > probe_nll:
+    found.append(
+      'it knows less of these classes than logistic regression on the '
+      f"student's own features (validation NLL {teacher_nll:.3f} and "
+      f'{probe_nll:.3f}, each after temperature scaling), so that little is to '
+      'be learned from it. A larger or better pretrained teacher.name, a '
+      "larger teacher.image_size, teacher.fit='probed' or 'early', or more "
+      'teacher.num_steps may know more'
+    )
+  return found
+
+
+def _saturated(seen: float, unseen: float) -> str:
+  return (
     f'its targets on training views are little more than the labels (p(label) '
     f'{seen:.3f}, on validation images {unseen:.3f}): it was fitted to these '
     "images. teacher.fit='crossfitted' gives each image the target of a "
     "teacher that never saw it, 'probed' one that fits less; or use a teacher "
     'of other images of these classes'
-  ]
+  )
 
 
 def lines(said: dict[str, dict[str, Any]]) -> list[str]:

@@ -45,6 +45,7 @@ from tlkd_jax.runtime.errors import unknown_name
 
 Reads = Literal['logits', 'embedding', 'maps', 'params']
 Guide = Literal['teacher', 'start', 'labels']
+LabelAt = Literal['temperature', 'one', 'none']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,9 @@ class Loss:
       each image: not for mixed images, nor for unlabelled ones.
     guide: what the student is compared with, one of Guide: a 'teacher'; its
       own 'start'; nothing but the 'labels'.
+    p_label_at: where it reads the teacher's p(label), one of LabelAt: at its
+      own 'temperature'; at 'one'; 'none', nowhere or at both. Under 'none'
+      there is no sham of a teacher, see shams.py.
     weight: published weight beside a cross-entropy of weight one. Sources are
       in docs/methods.md.
     warmup: published share of the training in which the weight rises from 0.
@@ -79,6 +83,7 @@ class Loss:
   memory: Callable[..., dict] | None = None
   needs_labels: bool = False
   guide: Guide = 'teacher'
+  p_label_at: LabelAt = 'none'
   weight: float = 1.0
   warmup: float = 0.0
   same_as: str | None = None
@@ -94,18 +99,26 @@ class Loss:
 _RAMP = 20 / 240
 
 LOSSES: dict[str, Loss] = {
-  'kd': Loss(logits.kd, reads='logits'),
+  'kd': Loss(logits.kd, reads='logits', p_label_at='temperature'),
   'kd_logit_std': Loss(logits.kd_logit_std, reads='logits', weight=9.0),
-  'dkd': Loss(logits.dkd, reads='logits', needs_labels=True, warmup=_RAMP),
+  'dkd': Loss(
+    logits.dkd,
+    reads='logits',
+    needs_labels=True,
+    p_label_at='temperature',
+    warmup=_RAMP,
+  ),
   'dkd_logit_std': Loss(
     logits.dkd_logit_std, reads='logits', needs_labels=True, warmup=_RAMP
   ),
-  'dist': Loss(logits.dist, reads='logits'),
-  'nkd': Loss(logits.nkd, reads='logits', needs_labels=True),
+  'dist': Loss(logits.dist, reads='logits', p_label_at='temperature'),
+  'nkd': Loss(logits.nkd, reads='logits', needs_labels=True, p_label_at='one'),
   'wsld': Loss(logits.wsld, reads='logits', needs_labels=True),
-  'logit_mse': Loss(logits.logit_mse, reads='logits'),
-  'mlkd': Loss(logits.mlkd, reads='logits'),
-  'function_matching': Loss(logits.function_matching, reads='logits'),
+  'logit_mse': Loss(logits.logit_mse, reads='logits', p_label_at='one'),
+  'mlkd': Loss(logits.mlkd, reads='logits', p_label_at='temperature'),
+  'function_matching': Loss(
+    logits.function_matching, reads='logits', p_label_at='temperature'
+  ),
   'ce_label_smoothing': Loss(
     logits.ce_label_smoothing,
     reads='logits',

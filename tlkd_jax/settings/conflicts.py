@@ -51,6 +51,35 @@ def of_losses(section: Distillation, augment: Augment) -> list[str]:
   return lines
 
 
+def of_sham(section: Distillation, augment: Augment) -> list[str]:
+  """What has no p(label), or none that a sham can keep."""
+  if section.sham == 'off':
+    return []
+  kept = [
+    name
+    for name, loss in losses.LOSSES.items()
+    if loss.p_label_at != 'none' and not loss.same_as
+  ]
+  lines = [
+    f'distillation.sham is {section.sham!r}, and {place} {name!r} reads more '
+    "of a teacher than its p(label) at one temperature; accepted: 'off', or a "
+    f'loss of {", ".join(kept)}'
+    for place, (name, _) in chosen_losses(section).items()
+    if losses.find(name).p_label_at == 'none'
+  ]
+  if augment.mixes:
+    lines.append(
+      f'distillation.sham is {section.sham!r}, which needs the one class of '
+      f'each image: not with {_MIXING}'
+    )
+  if section.unlabelled:
+    lines.append(
+      f'distillation.sham is {section.sham!r}, which needs labels: not with '
+      'distillation.unlabelled, which adds images without'
+    )
+  return lines
+
+
 def of_stages(
   section: Distillation, transfer: Transfer, student: Student, teacher: Teacher
 ) -> list[str]:
@@ -110,6 +139,37 @@ def of_fits(arm: str, student: Student, teacher: Teacher) -> list[str]:
   return lines
 
 
+def of_cost(
+  arm: str,
+  student: Student,
+  teacher: Teacher,
+  section: Distillation,
+  targets: Targets,
+) -> list[str]:
+  """Where the cost of TL+KD is not that of a student and its one teacher."""
+  if arm not in ('tl', 'study'):
+    return [
+      'cost_matched is True, which gives arm tl the steps that a teacher would '
+      f'take; arm is {arm!r}; accepted: false'
+    ]
+  values = {
+    'student.fit': (student.fit, 'finetuned'),
+    'teacher.checkpoint': (teacher.checkpoint, None),
+    'distillation.mutual': (section.mutual, False),
+    'distillation.more_teachers': (section.more_teachers, ()),
+    'distillation.assistants': (section.assistants, ()),
+    'distillation.generations': (section.generations, 1),
+  }
+  if targets.mode != 'online':
+    values['distillation.unlabelled'] = (section.unlabelled, '')
+  return [
+    f'{name} is {value!r}, and cost_matched counts a student that is '
+    f'fine-tuned and one teacher that is fitted for it; accepted: {accepted!r}'
+    for name, (value, accepted) in values.items()
+    if value != accepted
+  ]
+
+
 def of_mutual(
   section: Distillation, targets: Targets, teacher: Teacher
 ) -> list[str]:
@@ -120,6 +180,7 @@ def of_mutual(
     'distillation.more_teachers': (section.more_teachers, ()),
     'distillation.assistants': (section.assistants, ()),
     'distillation.generations': (section.generations, 1),
+    'distillation.sham': (section.sham, 'off'),
     'targets.mode': (targets.mode, 'online'),
     'teacher.num_steps': (teacher.num_steps, 0),
     'teacher.fit': (teacher.fit, 'finetuned'),

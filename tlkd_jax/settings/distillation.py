@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tlkd_jax import losses, models
+from tlkd_jax.losses import shams
 from tlkd_jax.settings.options import check_options
 from tlkd_jax.settings.rules import (
   flag,
@@ -111,6 +112,13 @@ class Distillation:
     "Of several teachers: mean of the 'probabilities' at the loss's "
     "temperature, or of the 'losses', which is for losses on features too.",
     one_of(ENSEMBLES),
+  )
+  sham: str = key(
+    'off',
+    "A control: targets as sure of each label as the teacher's, that know "
+    "nothing else: the rest of the probability 'uniform', or the teacher's "
+    "'permuted' between the other classes.",
+    one_of(shams.SHAMS),
   )
   options: Mapping[str, Any] = key(
     {},

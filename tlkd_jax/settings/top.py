@@ -70,6 +70,12 @@ class Settings:
   )
   batch_size: int = key(32, 'Global, over all devices.', whole(1))
   num_steps: int = key(200, 'Batches the student learns from.', whole(1))
+  cost_matched: bool = key(
+    False,
+    'Of arm tl: so many steps more as the teacher would take (its fitting, and '
+    "what it says in num_steps), counted in multiply-adds: TL at TL+KD's cost.",
+    flag(),
+  )
   batch_norm: str = key(
     'frozen',
     "Of its statistics: 'frozen', of the batches, or 'stochastic' (StochNorm).",
@@ -143,9 +149,14 @@ class Settings:
     guides, mixing = self.distillation, self.augment
     student, teacher = self.student, self.teacher
     lines = conflicts.of_losses(guides, mixing)
+    lines += conflicts.of_sham(guides, mixing)
     lines += conflicts.of_stages(guides, self.transfer, student, teacher)
     lines += conflicts.of_protocols(guides)
     lines += conflicts.of_fits(self.arm, student, teacher)
+    if self.cost_matched:
+      lines += conflicts.of_cost(
+        self.arm, student, teacher, guides, self.targets
+      )
     lines += conflicts.of_mutual(guides, self.targets, teacher)
     if self.arm in ('kd', 'compare', 'study'):
       lines += conflicts.of_weights(guides)

@@ -17,6 +17,7 @@ GRID_DEFAULT = 'kd_T2_w1'
 
 _TEACHER = StudyArm('teacher', 'teacher')
 _TL = StudyArm('tl', 'TL')
+_SMOOTHED = StudyArm('tl', 'TL + label smoothing', (), {'label_smoothing': 0.1})
 # The floor: logistic regression on the features of the pretrained network.
 _PROBE = {'student.fit': 'probed'}
 _L2_SP = {'transfer.l2_sp': 0.1, 'transfer.l2_sp_head': 0.01}
@@ -56,6 +57,11 @@ def _fitted(fit: str, label: str) -> StudyArm:
   return StudyArm('teacher', label, (), {'teacher.fit': fit})
 
 
+def _sham(kind: str) -> StudyArm:
+  changes = {'distillation.sham': kind}
+  return StudyArm('kd', f'TL+KD, {kind} sham', ('teacher',), changes)
+
+
 def _kinds_of_teacher() -> dict[str, StudyArm]:
   """Every kind alone and with its students, beside TL in two forms."""
   smoothed = {'teacher.label_smoothing': 0.1}
@@ -68,9 +74,7 @@ def _kinds_of_teacher() -> dict[str, StudyArm]:
   }
   arms = {
     'tl': _TL,
-    'tl_label_smoothing': StudyArm(
-      'tl', 'TL + label smoothing', (), {'label_smoothing': 0.1}
-    ),
+    'tl_label_smoothing': _SMOOTHED,
     'linear_probe': StudyArm('tl', 'linear probe', (), _PROBE),
   }
   for fit, teacher in teachers.items():
@@ -120,9 +124,7 @@ ARMS: dict[str, dict[str, StudyArm]] = {
     'teacher': _TEACHER,
     'linear_probe': StudyArm('tl', 'linear probe', (), _PROBE),
     'tl': _TL,
-    'tl_label_smoothing': StudyArm(
-      'tl', 'TL + label smoothing', (), {'label_smoothing': 0.1}
-    ),
+    'tl_label_smoothing': _SMOOTHED,
     'tl_l2sp': StudyArm('tl', 'TL + L2-SP', (), _L2_SP),
     # Born again: the teacher is the finished TL student of the same seed.
     'tl_self_distillation': StudyArm('kd', 'TL + self-distillation', ('tl',)),
@@ -147,6 +149,18 @@ ARMS: dict[str, dict[str, StudyArm]] = {
   'tune': _tuned(),
   # Temperature x soft weight.
   'grid': _grid(),
+  # Is it the teacher's knowledge, or would less have done?
+  'controls': {
+    'teacher': _TEACHER,
+    'tl': _TL,
+    'tl_label_smoothing': _SMOOTHED,
+    'kd': StudyArm('kd', 'TL+KD', ('teacher',)),
+    'kd_sham_uniform': _sham('uniform'),
+    'kd_sham_permuted': _sham('permuted'),
+    'tl_cost_matched': StudyArm(
+      'tl', "TL at TL+KD's cost", (), {'cost_matched': True}
+    ),
+  },
   # Baselines; `make_arms` adds every loss. Weights of the transfer terms were
   # not tuned: L2-SP's and BSS's are their papers' (arXiv 1802.01483; NeurIPS
   # 2019), DELTA's is small because its loss is a sum over batch and positions,

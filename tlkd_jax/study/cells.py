@@ -18,7 +18,7 @@ from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.settings.top import AUTOMATIC
 from tlkd_jax.study.matrix import Cell, make_config, needed
-from tlkd_jax.training import balance, inputs, networks, targets
+from tlkd_jax.training import balance, inputs, networks, probes, targets
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.loop import fine_tune
 from tlkd_jax.training.metric_writers import read_rows
@@ -108,7 +108,7 @@ def run(
   if cell.seed in config.study.tuning_seeds:
     record['tuning'] = True
   for part, summary in zip(parts[:-1], summaries, strict=False):
-    images = _images(part.settings.batch_size, part.workdir)
+    images = _images(part.settings, part.workdir, summary)
     record['seconds'] += summary['seconds']
     record['train_images'] += images
     record['teacher_images'] += images * (part.settings.arm == 'kd')
@@ -164,7 +164,7 @@ def _record(
 ) -> dict[str, Any]:
   role = 'teacher' if cell.kind == 'teacher' else 'student'
   rows = read_rows(folder / 'metrics.jsonl')
-  images = _images(config.batch_size, folder)
+  images = _images(config, folder, summary)
   record = {
     'dataset': cell.dataset,
     'size': cell.size,
@@ -204,11 +204,16 @@ def _record(
   return record
 
 
-def _images(batch_size: int, folder: pathlib.Path) -> int:
+def _images(
+  own: Settings, folder: pathlib.Path, summary: dict[str, Any]
+) -> int:
   """Images that a finished run has learned from, counted each time."""
+  if own.fit in probes.KINDS:
+    section = own.network(networks.role(networks.learner_names(own)[0]))
+    return summary['num_train'] * (1 + section.probe_views)
   rows = read_rows(folder / 'metrics.jsonl')
   steps = max(row['step'] for row in rows if row['split'] == 'train')
-  return steps * batch_size
+  return steps * own.batch_size
 
 
 def _scalars(folder: pathlib.Path, split: str) -> dict[str, float | None]:

@@ -90,7 +90,7 @@ def unfinished(run: str | pathlib.Path) -> str | None:
   settings = from_config(workdir.read(folder))
   return (
     f'{run} is of a run that was stopped before its end: the best so far is '
-    f'step {step} of {workdir.num_steps(settings)}'
+    f'step {step} of {workdir.length(folder, settings)}'
   )
 
 

@@ -11,6 +11,7 @@ import optax
 from absl import logging
 
 from tlkd_jax import data, losses
+from tlkd_jax.losses import shams
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Loaded, Network, output_shapes
 from tlkd_jax.settings import Settings
@@ -58,7 +59,15 @@ def make_objective(
     ),
     ensemble=section.ensemble,
     adjustment=adjustment,
+    sham=_sham(settings, dataset),
   )
+
+
+def _sham(settings: Settings, dataset: data.Dataset | None):
+  kind = settings.distillation.sham
+  if dataset is None or kind == 'off':
+    return None
+  return shams.make(kind, len(dataset.class_names), settings.seed)
 
 
 def _make_term(

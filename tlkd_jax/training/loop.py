@@ -22,6 +22,7 @@ from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, RunError, as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
+  costs,
   data_record,
   finished,
   inputs,
@@ -94,6 +95,9 @@ def fine_tune(
     # find to be of another configuration.
     workdirs.write(workdir, settings)
     data_record.write(workdir, record)
+    if run.cost is not None:
+      workdirs.write_cost(workdir, run.cost.as_json())
+      costs.say(run.cost)
     if inputs.learns_without_labels(settings):
       more = data_record.of_unlabelled(run.dataset)
       data_record.check(workdir, more, data_record.UNLABELLED)

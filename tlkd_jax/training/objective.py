@@ -19,6 +19,7 @@ import optax
 from tlkd_jax import losses
 from tlkd_jax.losses import supervised
 from tlkd_jax.losses.numerics import LOGIT_LIMIT, as_float32, log_softmax
+from tlkd_jax.losses.shams import Sham
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.training.guides import Guide
 from tlkd_jax.training.state import Learner
@@ -59,6 +60,8 @@ class Objective:
     ensemble: of several guides, 'losses' or 'probabilities'.
     adjustment: float32[K], what the hard loss alone adds to the logits, see
       balance.adjustment; None is nothing.
+    sham: what stands for the logits of every guide, see losses.shams; None is
+      nothing.
   """
 
   hard_weight: float = 1.0
@@ -66,6 +69,7 @@ class Objective:
   terms: tuple[Term, ...] = ()
   ensemble: str = 'probabilities'
   adjustment: np.ndarray | None = None
+  sham: Sham | None = None
 
 
 def evaluate(
@@ -112,6 +116,9 @@ def evaluate(
     total = jnp.float32(0.0)
     for number, term in enumerate(terms):
       chosen = [guides[name] for name in _guides_of(term, names)]
+      if terms is taught and objective.sham is not None:
+        sham = objective.sham
+        chosen = [_shammed(g, sham, term, batch['label'], step) for g in chosen]
       if len(chosen) > 1 and objective.ensemble == 'probabilities':
         chosen = [_mean_guide(chosen, term, step)]
       mean = _value(term, learner, said, chosen, memory, batch, key, step)
@@ -173,9 +180,24 @@ def _value(
 
 def _mean_guide(guides: list[Guide], term: Term, step: Array) -> Guide:
   """One guide whose softmax at the loss's temperature is the mean one."""
-  temperature = _hyperparameters(term, step).get('temperature', 1.0)
+  temperature = _temperature(term, step)
   logits = mean_logits([guide['logits'] for guide in guides], temperature)
   return {'logits': logits, 'head': guides[0]['head']}
+
+
+def _temperature(term: Term, step: Array) -> Any:
+  """At which a term reads the teacher's logits; 1 of a loss without one."""
+  return _hyperparameters(term, step).get('temperature', 1.0)
+
+
+def _shammed(
+  guide: Guide, sham: Sham, term: Term, labels: Array, step: Array
+) -> Guide:
+  """A guide with the sham's logits in place of its own."""
+  at_one = losses.find(term.name).p_label_at == 'one'
+  temperature = 1.0 if at_one else _temperature(term, step)
+  logits = sham(guide['logits'], labels, temperature)
+  return {**guide, 'logits': jax.lax.stop_gradient(logits)}
 
 
 def mean_logits(logits: list[Array], temperature) -> Array:

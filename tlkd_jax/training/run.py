@@ -15,6 +15,7 @@ from tlkd_jax.runtime.errors import as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
   balance,
+  costs,
   folds,
   inputs,
   lessons,
@@ -45,6 +46,7 @@ class Run:
     beginnings: each learner before the first update.
     start: constants of the guide 'start', {} where no term needs it.
     recipes: of the teachers whose outputs are stored.
+    cost: of a teacher that TL is given further steps for; None without.
     best_metric: of validation, that chooses the best step.
     looks: of the other networks in the step that see images of their own.
     step: from step.make_step.
@@ -62,6 +64,7 @@ class Run:
   beginnings: dict[str, Beginning]
   start: Tree
   recipes: dict[str, targets.Recipe]
+  cost: costs.Cost | None
   best_metric: str
   looks: tuple[Look, ...]
   step: Callable
@@ -93,7 +96,8 @@ def set_up(
   dataset = inputs.training_data(settings, dataset)
   learners = networks.load_learners(settings, dataset.class_names)
   teachers = networks.load_teachers(settings, dataset.class_names)
-  num_steps = workdirs.num_steps(settings)
+  cost = costs.count(settings, dataset) if settings.cost_matched else None
+  num_steps = cost.total_steps if cost else workdirs.num_steps(settings)
   schedule = optimizers.learning_rate_schedule(
     settings.optimizer.learning_rate,
     num_steps,
@@ -137,6 +141,7 @@ def set_up(
     ),
     start=start,
     recipes=recipes,
+    cost=cost,
     best_metric=balance.best_metric(settings, dataset),
     looks=tuple(looks),
     step=step,

@@ -11,12 +11,12 @@ from absl import logging
 from tlkd_jax.evaluation import records, teaching
 from tlkd_jax.models.network import make_eval_step
 from tlkd_jax.runtime import sharding
-from tlkd_jax.training import inputs, targets, views
+from tlkd_jax.training import inputs, own_probe, targets, views
 from tlkd_jax.training.run import Run, constants
 from tlkd_jax.training.step import as_int32
 from tlkd_jax.training.summary import SAYS, predict
 
-# Of the training images; enough for p(label) to within a hundredth.
+# Of the training views; enough for p(label) to within a hundredth.
 _MAX_IMAGES = 1024
 
 
@@ -29,23 +29,32 @@ def measure(run: Run, stored: Mapping[str, targets.Targets]) -> dict[str, Any]:
       again; {} where all are online.
 
   Returns:
-    name of a teacher -> {'temperature', 'training views', 'validation',
-    'warnings'}; {} without frozen teachers.
+    name of a teacher -> {'temperature', 'sham', 'training views',
+    'validation', 'scaled_nll' of the teacher itself on validation and
+    'student_probe_nll' beside it (None where the student has no pretrained
+    features), 'warnings'}; {} without frozen teachers. Under a sham both places
+    are of what the student hears.
   """
   path = run.workdir / SAYS
   if not run.teachers:
     return {}
   if path.exists():
     return json.loads(path.read_text())
-  found = {name: _of_teacher(run, name, stored) for name in run.teachers}
+  probe = own_probe.predict(run)
+  probe_nll = None if probe is None else teaching.scaled_nll(*probe)
+  found = {
+    name: _of_teacher(run, name, stored, probe_nll) for name in run.teachers
+  }
   if sharding.is_lead():
     records.write_json(path, found)
   return found
 
 
-def _of_teacher(run: Run, name: str, stored) -> dict[str, Any]:
+def _of_teacher(
+  run: Run, name: str, stored, probe_nll: float | None
+) -> dict[str, Any]:
   temperature = run.settings.distillation.temperature
-  rows = _spread(run.dataset.splits['train'].labels)
+  rows = own_probe.spread(run.dataset.splits['train'].labels, _MAX_IMAGES)
   labels = run.dataset.splits['train'].labels[rows]
   if name in stored:
     on_training = stored[name](rows, np.zeros_like(rows))['logits']
@@ -59,27 +68,41 @@ def _of_teacher(run: Run, name: str, stored) -> dict[str, Any]:
     'validation',
     name,
   )
+  sham = run.lessons[run.own].objective.sham
+
+  def describe(logits, labels):
+    heard = logits if sham is None else sham(logits, labels, temperature)
+    return teaching.describe(heard, labels, temperature)
+
+  unseen = on_validation.logits, on_validation.labels
   said = {
-    'training views': teaching.describe(on_training, labels, temperature),
-    'validation': teaching.describe(
-      on_validation.logits, on_validation.labels, temperature
-    ),
+    'training views': describe(on_training, labels),
+    'validation': describe(*unseen),
   }
-  worries = teaching.warnings(*said.values())
-  logging.info('%s says, at temperature %g:', name, temperature)
+  scaled_nll = teaching.scaled_nll(*unseen)
+  places = said['training views'], said['validation']
+  worries = teaching.warnings(*places, scaled_nll, probe_nll)
+  kind = run.settings.distillation.sham
+  what = '' if sham is None else f' (a sham, {kind})'
+  logging.info('%s%s says, at temperature %g:', name, what, temperature)
   for line in teaching.lines(said):
     logging.info('  %s', line)
+  if probe_nll is not None:
+    logging.info(
+      '  validation NLL after temperature scaling: %.3f, of a probe of the '
+      "student's own features %.3f",
+      *(scaled_nll, probe_nll),
+    )
   for worry in worries:
     logging.warning('%s: %s', name, worry)
-  return {'temperature': temperature, **said, 'warnings': worries}
-
-
-def _spread(labels: np.ndarray) -> np.ndarray:
-  """Rows of labelled training images, evenly chosen where there are many."""
-  rows = np.flatnonzero(labels >= 0)
-  if rows.size > _MAX_IMAGES:
-    rows = rows[np.linspace(0, rows.size - 1, _MAX_IMAGES).astype(int)]
-  return rows
+  return {
+    'temperature': temperature,
+    'sham': kind,
+    **said,
+    'scaled_nll': scaled_nll,
+    'student_probe_nll': probe_nll,
+    'warnings': worries,
+  }
 
 
 def _on_views(run: Run, name: str, rows: np.ndarray) -> np.ndarray:

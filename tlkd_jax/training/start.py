@@ -115,7 +115,7 @@ def load_source(settings: Settings, learner: Loaded) -> Loaded:
 
 def _relationship(settings, source, dataset, mesh: Mesh) -> np.ndarray:
   """p(source class | class), from the source's view of the training images."""
-  split = _clean(dataset)
+  split = as_evaluated(dataset, dataset.splits['train'])
   predictions = evaluate.predict(
     make_eval_step(source.network, mesh),
     sharding.replicate((source.params, source.model_state), mesh),
@@ -130,9 +130,8 @@ def _relationship(settings, source, dataset, mesh: Mesh) -> np.ndarray:
   return np.asarray(table)
 
 
-def _clean(dataset: data.Dataset) -> data.Split:
-  """The training images as they would be evaluated, uint8 as those are."""
-  split = dataset.splits['train']
+def as_evaluated(dataset: data.Dataset, split: data.Split) -> data.Split:
+  """Training images as they would be evaluated, uint8 as those are."""
   cut = preparation.make_evaluated(dataset)
   parts = [
     np.rint(cut(split.images[start : start + _AT_ONCE])).astype(np.uint8)

@@ -63,6 +63,8 @@ def finish(run: Run, progress) -> dict[str, Any]:
   said = run.workdir / SAYS
   if said.exists():
     summary['teacher_says'] = json.loads(said.read_text())
+  if run.cost is not None:
+    summary['cost_matched'] = run.cost.as_json()
   summary = records.plain(summary)
   if sharding.is_lead():
     folder = run.workdir / 'predictions'

@@ -3,6 +3,7 @@
 config.json        every setting
 origins.json       the runs that it was made from, to find them again
 data.json.gz       the files, classes and splits that it began with
+cost.json          what a teacher would take, of TL at the cost of TL+KD
 summary.json       written when the run is finished
 metrics.jsonl      the course of training, tensorboard/ beside it
 predictions/       logits, labels, indices of validation and test
@@ -24,6 +25,8 @@ from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings, origins
 from tlkd_jax.training import preparation
+
+_COST = 'cost.json'
 
 
 def check(workdir: pathlib.Path, settings: Settings) -> None:
@@ -133,6 +136,24 @@ def write(workdir: pathlib.Path, settings: Settings) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   origins.write(workdir, config)
   replace_text(path, json.dumps(config, indent=1))
+
+
+def write_cost(workdir: pathlib.Path, cost: dict[str, Any]) -> None:
+  """Writes what the further steps of a run were counted from."""
+  if sharding.is_lead():
+    replace_text(workdir / _COST, json.dumps(cost, indent=1))
+
+
+def read_cost(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """What `write_cost` wrote; None of a run without further steps."""
+  path = workdir / _COST
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def length(workdir: pathlib.Path, settings: Settings) -> int:
+  """Steps of a run that was begun, those for its cost among them."""
+  cost = read_cost(workdir) or {'further_steps': 0}
+  return num_steps(settings) + cost['further_steps']
 
 
 def num_steps(settings: Settings) -> int:
