@@ -18,6 +18,7 @@ from tlkd_jax.report import (
   pairing,
   pictures,
   runs,
+  teaching,
   training,
   verdict_section,
 )
@@ -112,7 +113,9 @@ def _first(
 
 
 def _detail(detail: context.Context, replicates: int) -> list[Section]:
+  said = teaching.section(detail)
   return [
+    *([said] if said else []),
     accuracy.metrics_section(detail, replicates),
     accuracy.disagreement_section(detail),
     pictures.changed_section(detail),
