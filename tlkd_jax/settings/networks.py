@@ -19,7 +19,13 @@ from tlkd_jax.settings.rules import (
 )
 
 STUDENT_FITS = ('finetuned', 'probed')
-TEACHER_FITS = ('finetuned', 'early', 'probed', 'crossfitted')
+TEACHER_FITS = (
+  'finetuned',
+  'early',
+  'probed',
+  'crossfitted',
+  'crossfitted_finetuned',
+)
 
 _RATE = number(0, 1, below=True)
 
@@ -76,7 +82,8 @@ class Student:
   )
   probe_folds: int = key(
     5,
-    'Of a probe: folds of the cross-validation that chooses its strength.',
+    'Of a probe: folds of the cross-validation that chooses its strength; of a '
+    'cross-fitted teacher: its own.',
     whole(3),
   )
 
@@ -145,10 +152,34 @@ class Teacher(Student):
     "How it learns: 'finetuned'; 'early', the step with the least validation "
     "NLL after temperature scaling; 'probed', logistic regression on its "
     "frozen features; 'crossfitted', a probe for each of probe_folds, of which "
-    'the one that never saw an image speaks of it.',
+    'the one that never saw an image speaks of it; '
+    "'crossfitted_finetuned', the same of networks that are fine-tuned.",
     one_of(TEACHER_FITS),
   )
   label_smoothing: float = key(0.0, "Of the teacher's own fine-tuning.", _RATE)
+  without_fold: int = key(
+    0,
+    'Of a run that is a part of a cross-fitted teacher, which sets it: the one '
+    'of probe_folds that it does not see, from 1 on; 0 is none.',
+    whole(0),
+  )
 
   def __post_init__(self):
-    refuse(settle(self, 'teacher') or self._wrong('teacher'))
+    refuse(
+      settle(self, 'teacher') or self._wrong('teacher') or self._wrong_fold()
+    )
+
+  def _wrong_fold(self) -> list[str]:
+    if not self.without_fold:
+      return []
+    if self.without_fold > self.probe_folds:
+      return [
+        f'teacher.without_fold is {self.without_fold}; accepted: at most '
+        f'teacher.probe_folds, {self.probe_folds}'
+      ]
+    if self.fit not in ('finetuned', 'early'):
+      return [
+        f'teacher.without_fold is {self.without_fold}, and teacher.fit is '
+        f'{self.fit!r}; accepted: 0, or a teacher that is fine-tuned'
+      ]
+    return []

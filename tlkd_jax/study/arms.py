@@ -71,6 +71,9 @@ def _kinds_of_teacher() -> dict[str, StudyArm]:
     'early': _fitted('early', 'early teacher'),
     'probed': _fitted('probed', 'probed teacher'),
     'crossfitted': _fitted('crossfitted', 'cross-fitted teacher'),
+    'crossfitted_finetuned': _fitted(
+      'crossfitted_finetuned', 'cross-fitted fine-tuned teacher'
+    ),
   }
   arms = {
     'tl': _TL,

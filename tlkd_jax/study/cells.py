@@ -18,7 +18,7 @@ from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.settings.top import AUTOMATIC
 from tlkd_jax.study.matrix import Cell, make_config, needed
-from tlkd_jax.training import balance, inputs, networks, probes, targets
+from tlkd_jax.training import balance, crossfit, inputs, networks, probes, targets
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.loop import fine_tune
 from tlkd_jax.training.metric_writers import read_rows
@@ -211,8 +211,14 @@ def _images(
   if own.fit in probes.KINDS:
     section = own.network(networks.role(networks.learner_names(own)[0]))
     return summary['num_train'] * (1 + section.probe_views)
-  rows = read_rows(folder / 'metrics.jsonl')
-  steps = max(row['step'] for row in rows if row['split'] == 'train')
+  folders = [folder]
+  if own.fit == crossfit.KIND:
+    numbers = range(1, own.teacher.probe_folds + 1)
+    folders = [crossfit.folder_of(folder, number) for number in numbers]
+  steps = 0
+  for place in folders:
+    rows = read_rows(place / 'metrics.jsonl')
+    steps += max(row['step'] for row in rows if row['split'] == 'train')
   return steps * own.batch_size
 
 
@@ -238,8 +244,11 @@ def _thin(
   """Removes checkpoints that nothing needs any more."""
   if keep == 'all':
     return
-  folder = folder_of(root, cell) / 'checkpoints'
-  shutil.rmtree(folder / 'latest', ignore_errors=True)
+  folder = folder_of(root, cell)
+  shutil.rmtree(folder / 'checkpoints' / 'latest', ignore_errors=True)
+  for part in folder.glob('fold*'):
+    # The whole is in the cell's own.
+    shutil.rmtree(part / 'checkpoints', ignore_errors=True)
   if keep == 'best':
     return
   for other in [cell, *needed(cell, matrix)]:

@@ -66,6 +66,8 @@ def count(settings: Settings, dataset: Dataset) -> Cost:
   )
   learn = _SAY if settings.optimizer.train_only == 'head' else _LEARN
   step = learn * own * size
+  if settings.teacher.fit == 'crossfitted_finetuned':
+    theirs *= settings.teacher.probe_folds
   fit = theirs * _images_to_fit(settings, dataset, learn)
   says = theirs * _SAY * _images_to_say(settings, dataset)
   further = math.ceil((fit + says) / step)

@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 
 from tlkd_jax import data, models
+from tlkd_jax.models import side_by_side
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.models.network import DTYPES, Loaded, Network
 from tlkd_jax.models.weights import loading
@@ -178,6 +179,16 @@ def read_as(
     )
   order = class_order(run, description, class_names)
   return _as_trained(model, description), *_read(run, model, order)
+
+
+def variant(run: str, name: str) -> str:
+  """What a run's model is called: `name`, or several of it side by side.
+
+  Raises:
+    FileNotFoundError, ValueError: see checkpoints.read_description.
+  """
+  found = checkpoints.read_description(run).model
+  return found if side_by_side.parts_of(found)[0] == name else name
 
 
 def read_folds(run: str, class_names: list[str]) -> Tree | None:

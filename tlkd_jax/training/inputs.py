@@ -20,7 +20,7 @@ from tlkd_jax.data import (
 )
 from tlkd_jax.runtime import sharding
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import networks, preparation
+from tlkd_jax.training import logistic, networks, preparation
 from tlkd_jax.training.step import Mixing
 
 
@@ -140,12 +140,30 @@ def learns_without_labels(settings: Settings) -> bool:
   return settings.arm == 'kd' and settings.distillation.unlabelled != ''
 
 
+def folds_of(settings: Settings, labels: np.ndarray) -> np.ndarray:
+  """The fold of each training image of a cross-fitted teacher; int32 [N].
+
+  Raises:
+    ValueError: see logistic.make_folds.
+  """
+  return logistic.make_folds(
+    labels, settings.teacher.probe_folds, settings.seed
+  )
+
+
 def training_data(settings: Settings, dataset: data.Dataset) -> data.Dataset:
   """The data of one run: under a teacher, unlabelled images too.
+
+  Of a teacher without a fold, the training images of the other folds.
 
   Raises:
     ValueError, FileNotFoundError: see unlabelled.extend.
   """
+  number = settings.teacher.without_fold
+  if settings.arm == 'teacher' and number:
+    labels = dataset.splits['train'].labels
+    rows = np.flatnonzero(folds_of(settings, labels) != number - 1)
+    return _with_rows(dataset, rows)
   if not learns_without_labels(settings):
     return dataset
   assert dataset.look is not None
@@ -158,6 +176,12 @@ def training_data(settings: Settings, dataset: data.Dataset) -> data.Dataset:
   )
   others = tuple(training_data(settings, other) for other in dataset.others)
   return dataclasses.replace(extended, others=others)
+
+
+def _with_rows(dataset: data.Dataset, rows: np.ndarray) -> data.Dataset:
+  splits = dataset.splits | {'train': dataset.splits['train'].take(rows)}
+  others = tuple(_with_rows(other, rows) for other in dataset.others)
+  return dataclasses.replace(dataset, splits=splits, others=others)
 
 
 def make_augmentation(

@@ -23,6 +23,7 @@ from tlkd_jax.runtime.errors import Interrupted, RunError, as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
   costs,
+  crossfit,
   data_record,
   finished,
   inputs,
@@ -104,6 +105,8 @@ def fine_tune(
       data_record.write(workdir, more, data_record.UNLABELLED)
   if settings.fit in probes.KINDS:
     return probes.fit(run)
+  if settings.fit == crossfit.KIND:
+    return crossfit.fit(run, dataset, fine_tune)
   checkpoints = Checkpoints(workdir, settings.keep_checkpoints)
   try:
     state, position = _start(run, checkpoints)

@@ -335,7 +335,8 @@ def load_teachers(
   for name, run in teacher_runs(settings).items():
     if name == 'teacher':
       model = models.create_model(
-        settings.teacher.name, num_classes=len(class_names)
+        finished.variant(run, settings.teacher.name),
+        num_classes=len(class_names),
       )
       model, params, model_state = finished.read_as(run, model, class_names)
       network = make_network(settings, name, model)

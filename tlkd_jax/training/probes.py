@@ -34,18 +34,9 @@ from tlkd_jax.training import (
 from tlkd_jax.training.checkpoints import Checkpoints
 from tlkd_jax.training.run import Run
 from tlkd_jax.training.step import as_int32
-from tlkd_jax.training.summary import finish
+from tlkd_jax.training.summary import Spent, finish
 
 KINDS = ('probed', 'crossfitted')
-
-
-@dataclasses.dataclass(frozen=True)
-class _Spent:
-  """What a run of no steps says of its course."""
-
-  best_step: int
-  seconds: float
-  images: int
 
 
 def fit(run: Run) -> dict[str, Any]:
@@ -95,7 +86,7 @@ def fit(run: Run) -> dict[str, Any]:
   finally:
     checkpoints.close()
   num_images = features.shape[0] * features.shape[1]
-  return finish(run, _Spent(0, time.monotonic() - begun, num_images))
+  return finish(run, Spent(0, time.monotonic() - begun, num_images))
 
 
 def compute_features(run: Run, num_views: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What a run says at its end: metrics of its best step and of its teacher."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -18,6 +19,15 @@ SPLITS = ('validation', 'test')
 SAYS = 'teacher_says.json'
 
 
+@dataclasses.dataclass(frozen=True)
+class Spent:
+  """What a run without steps of its own says of its course."""
+
+  best_step: int
+  seconds: float
+  images: int
+
+
 def finish(run: Run, progress) -> dict[str, Any]:
   """Final metrics of the best step and of the first guide, on both splits.
 
@@ -26,7 +36,7 @@ def finish(run: Run, progress) -> dict[str, Any]:
 
   Args:
     run: its checkpoints hold a best step.
-    progress: of the loop.
+    progress: of the loop, or Spent.
 
   Returns:
     The summary, which is written to WORKDIR/summary.json.
