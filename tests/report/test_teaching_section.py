@@ -49,7 +49,7 @@ def write(folder, **summary):
   return data, markdown.page('T', '', sections), html_text
 
 
-def test_the_page_has_it_before_what_came_of_it(tmp_path):
+def test_the_page_has_it_where_the_pair_is_shown(tmp_path):
   make_runs(tmp_path, teacher_says={'teacher': SAID})
   page.write([tmp_path], tmp_path / 'report', replicates=20)
   for name in ('report.md', 'index.html'):
@@ -58,9 +58,10 @@ def test_the_page_has_it_before_what_came_of_it(tmp_path):
       text.index(words)
       for words in (
         'Did TL+KD beat TL?',
+        'From here on one pair is shown',
         'gives the label a probability of 0.987',
         'Targets at temperature 2',
-        'All metrics on the',
+        'Who is right where',
       )
     ]
     assert places == sorted(places), name
@@ -79,12 +80,12 @@ def test_it_is_said_in_words_and_in_a_table(tmp_path):
   assert math.isnan(rows[1]['entropy']) and rows[0]['entropy'] == 0.0953
   assert table['source'] == '../kd/summary.json'
   for words in (
-    'gives the label a probability of 0.987 at temperature 2, as if 1.100 of 3',
+    'gives the label a probability of 0.987 at temperature 2, as if 1.1 of 3',
     'on validation images 0.600',
     '100 % of the views and of 72 % of the validation images',
-    'knows less of these classes than logistic regression',
+    'The teacher itself knows less of these classes than logistic regression',
     'validation NLL 1.250 and 1.125',
-    'Warning: of teacher, its targets are little more than the labels.',
+    'Warning, teacher: its targets are little more than the labels.',
   ):
     assert words in text, words
   assert 'sham' not in text
@@ -97,7 +98,7 @@ def test_it_is_said_in_words_and_in_a_table(tmp_path):
     ({'student_probe_nll': None}, 'On the views', 'logistic regression'),
     ({'sham': 'uniform'}, 'the same for all other classes', 'than its own'),
     ({'sham': 'permuted'}, 'at other classes than its own', 'the same for all'),
-    ({'warnings': []}, 'On the views', 'Warning: of'),
+    ({'warnings': []}, 'On the views', 'Warning, '),
   ],
 )
 def test_what_depends_on_the_run(changes, there, not_there, tmp_path):

@@ -115,8 +115,8 @@ def _first(
 def _detail(detail: context.Context, replicates: int) -> list[Section]:
   said = teaching.section(detail)
   return [
-    *([said] if said else []),
     accuracy.metrics_section(detail, replicates),
+    *([said] if said else []),
     accuracy.disagreement_section(detail),
     pictures.changed_section(detail),
     pictures.gradcam_section(detail),

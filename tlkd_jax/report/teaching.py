@@ -41,7 +41,7 @@ def section(context: Context) -> Section | None:
   for name, found in said.items():
     blocks.append(Text(_in_words(name, found, len(context.class_names))))
     blocks += [
-      Text(f'Warning: of {name}, {worry}.') for worry in found['warnings']
+      Text(f'Warning, {name}: {worry}.') for worry in found['warnings']
     ]
   rows = [
     {
@@ -76,12 +76,17 @@ def _in_words(name: str, found: dict[str, Any], num_classes: int) -> str:
   text = (
     f'On the views that the student learns from, the {name} gives the label '
     f'a probability of {_show(seen, "p_label")} at temperature '
-    f'{found["temperature"]:g}, as if {_show(seen, "effective_classes")} of '
+    f'{found["temperature"]:g}, as if {_classes(seen)} of '
     f'{num_classes} classes were in question; on validation images '
-    f'{_show(unseen, "p_label")}, and {_show(unseen, "effective_classes")}. '
+    f'{_show(unseen, "p_label")}, and {_classes(unseen)}. '
     f'It names the label of {_percent(seen)} of the views and of '
     f'{_percent(unseen)} of the validation images.'
   )
+  sham = found.get('sham', 'off')
+  if sham != 'off':
+    text += (
+      f" All this is of a sham: p(label) is the {name}'s, and {_SHAMS[sham]}."
+    )
   known, probe = (
     records.number(found.get(key))
     for key in ('scaled_nll', 'student_probe_nll')
@@ -89,20 +94,20 @@ def _in_words(name: str, found: dict[str, Any], num_classes: int) -> str:
   if not math.isnan(known + probe):
     than = 'less' if known > probe else 'more'
     text += (
-      f' It knows {than} of these classes than logistic regression on the '
+      f' The {name} itself knows {than} of these classes than logistic regression on the '
       f"student's own features: validation NLL {show(known)} and "
       f'{show(probe)}, each after temperature scaling.'
-    )
-  sham = found.get('sham', 'off')
-  if sham != 'off':
-    text += (
-      f" All this is of a sham: p(label) is the {name}'s, and {_SHAMS[sham]}."
     )
   return text
 
 
 def _show(values: dict[str, Any], key: str) -> str:
   return show(_number(values, key))
+
+
+def _classes(values: dict[str, Any]) -> str:
+  count = _number(values, 'effective_classes')
+  return '–' if math.isnan(count) else f'{count:.1f}'
 
 
 def _percent(values: dict[str, Any]) -> str:
