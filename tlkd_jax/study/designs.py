@@ -42,7 +42,8 @@ DATASETS: dict[str, dict[str, Any]] = {
     'study.run_arms': ('tl', 'tl_label_smoothing', 'kd'),
     'image_size': 64,
     'num_steps': 100,
-    'data.num_eval_per_class': 200,
+    'data.num_validation_per_class': 200,
+    'data.num_test_per_class': 200,
   },
 }
 _SMOKE = {'study.seeds': 2, 'study.sizes': (2, 4)}

@@ -279,6 +279,7 @@ def _check_sizes(config: Settings, matrix: list[Cell]) -> None:
       'image_size': 8,
       'teacher.image_size': 0,
       'data.train_size': None,
-      'data.num_eval_per_class': 1,
+      'data.num_validation_per_class': 1,
+      'data.num_test_per_class': 1,
     }
     inputs.load_dataset(_with_values(own, least, largest))
