@@ -20,7 +20,7 @@ from tlkd_jax.data import (
 )
 from tlkd_jax.runtime import sharding
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import networks, preparation
+from tlkd_jax.training import defaults, networks, preparation
 from tlkd_jax.training.step import Mixing
 
 
@@ -121,7 +121,10 @@ def _examples(settings: Settings) -> dict[str, Any]:
   return {
     'name': settings.dataset,
     'labelling': dataclasses.asdict(labelling(settings)),
-    'num_train_per_class': settings.num_train_per_class or None,
+    'num_train_per_class': defaults.per_class(
+      settings.dataset, settings.num_train_per_class, settings.train_fraction
+    )
+    or None,
     'train_fraction': settings.train_fraction,
     'train_size': section.train_size,
     'train_zoom': _train_zoom(settings),

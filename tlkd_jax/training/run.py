@@ -94,6 +94,10 @@ def set_up(
   learners = networks.load_learners(settings, dataset.class_names)
   teachers = networks.load_teachers(settings, dataset.class_names)
   num_steps = workdirs.num_steps(settings)
+  if not (num_steps or workdirs.is_adopted(settings)):
+    raise ValueError(
+      'num_steps is 0: training.defaults.for_data says how many the data take'
+    )
   schedule = optimizers.learning_rate_schedule(
     settings.optimizer.learning_rate,
     num_steps,
