@@ -151,7 +151,11 @@ def pictures(cache_dir, tmp_path_factory):
   """Test images of digits as files: what a run has seen, to the pixel."""
   folder = tmp_path_factory.mktemp('pictures')
   dataset = load_splits(
-    'digits', image_size=16, num_eval_per_class=4, cache_dir=cache_dir
+    'digits',
+    image_size=16,
+    num_validation_per_class=4,
+    num_test_per_class=4,
+    cache_dir=cache_dir,
   )
   images = dataset.splits['test'].images[:11]
   for number, image in enumerate(images):

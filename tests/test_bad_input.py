@@ -720,7 +720,8 @@ def test_run_on_a_folder_with_bad_images(
   arguments = place.train(
     data__on_bad_image='skip',
     num_train_per_class=0,
-    data__num_eval_per_class=0,
+    data__num_validation_per_class=0,
+    data__num_test_per_class=0,
     num_steps=1,
     batch_size=4,
   )

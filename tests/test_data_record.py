@@ -213,7 +213,8 @@ def test_the_files_of_a_folder(change, named, folder, tmp_path):
       f'folder:{folder}',
       image_size=8,
       num_train_per_class=1,
-      num_eval_per_class=1,
+      num_validation_per_class=1,
+      num_test_per_class=1,
       cache_dir=tmp_path / 'cache',
     )
     return data_record.of_labelled(loaded)

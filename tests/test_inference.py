@@ -136,7 +136,12 @@ def test_evaluate_equals_the_runs_summary(arm, compare_run, tmp_path):
 def pictures(cache_dir, tmp_path_factory):
   """Eleven test digits as the run saw them, and a file that is no image."""
   folder = tmp_path_factory.mktemp('pictures')
-  options = {'image_size': 16, 'num_eval_per_class': 4, 'cache_dir': cache_dir}
+  options = {
+    'image_size': 16,
+    'num_validation_per_class': 4,
+    'num_test_per_class': 4,
+    'cache_dir': cache_dir,
+  }
   test = load_splits('digits', num_train_per_class=1, **options).splits['test']
   (folder / 'deep').mkdir()
   for i, image in enumerate(test.images[:11]):

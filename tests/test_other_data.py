@@ -23,7 +23,12 @@ NAMES = tuple(str(k) for k in range(10))
 @pytest.fixture(scope='module')
 def digits(cache_dir):
   """Test digits as the runs of tests/tiny.py saw them."""
-  options = {'image_size': 16, 'num_eval_per_class': 4, 'cache_dir': cache_dir}
+  options = {
+    'image_size': 16,
+    'num_validation_per_class': 4,
+    'num_test_per_class': 4,
+    'cache_dir': cache_dir,
+  }
   return load_splits('digits', num_train_per_class=1, **options).splits['test']
 
 

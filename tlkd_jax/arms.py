@@ -22,6 +22,7 @@ from tlkd_jax.training import (
   balance,
   checkpoints,
   data_record,
+  defaults,
   finished,
   inputs,
   networks,
@@ -54,10 +55,8 @@ def run(
     )
   devices.say(mesh)
   with as_user_errors():
-    plan = protocols.plan(settings, workdir)
-    # What comes last says most of what was meant.
-    for part in reversed(plan):
-      workdirs.check(part.workdir, part.settings)
+    settings = defaults.settled(settings)
+    plan = _checked_plan(settings, workdir)
     for run_before in (
       settings.student.checkpoint,
       settings.teacher.checkpoint,
@@ -67,18 +66,29 @@ def run(
         checkpoints.read_description(run_before)
         finished.check_finished(run_before)
     dataset = inputs.load_dataset(_as_planned(settings, plan))
-    about_classes = balance.lines(settings, dataset)
+    settings = defaults.for_data(settings, dataset)
+    plan = _checked_plan(settings, workdir)
+    about = balance.lines(settings, dataset) + defaults.lines(settings, dataset)
     record = data_record.of_labelled(dataset)
     for part in plan:
       data_record.check(part.workdir, record)
     _check_loading(settings, plan, dataset.class_names)
-  logging.info('%s', '\n  '.join([dataset.describe(), *about_classes]))
+  logging.info('%s', '\n  '.join([dataset.describe(), *about]))
   summaries = {}
   for part in plan:
     if len(plan) > 1:
       logging.info('%s, in %s', protocols.label(part.key), part.workdir)
     summaries[part.key] = fine_tune(part.settings, part.workdir, dataset, mesh)
   return summaries
+
+
+def _checked_plan(settings: Settings, workdir: pathlib.Path) -> list[Part]:
+  """The runs, none of which is there with another configuration."""
+  plan = protocols.plan(settings, workdir)
+  # What comes last says most of what was meant.
+  for part in reversed(plan):
+    workdirs.check(part.workdir, part.settings)
+  return plan
 
 
 def table(

@@ -84,11 +84,22 @@ def test_index_of_an_example_does_not_depend_on_the_subset(load):
   assert len(set(number_of.values())) == len(whole)
 
 
-def test_num_eval_per_class(load):
-  dataset = load('digits', num_eval_per_class=4)
-  assert _per_class(dataset.splits['validation'], 10) == [4] * 10
-  assert _per_class(dataset.splits['test'], 10) == [4] * 10
-  assert len(dataset.splits['train']) == 1169
+@pytest.mark.parametrize(
+  ('validation', 'test'), [(4, 4), (4, 3), (None, 2), (5, None)]
+)
+def test_validation_and_test_are_cut_apart(load, validation, test):
+  whole = load('digits')
+  dataset = load(
+    'digits', num_validation_per_class=validation, num_test_per_class=test
+  )
+  for split, count in (('validation', validation), ('test', test)):
+    found, all_of_it = dataset.splits[split], whole.splits[split]
+    if count is None:
+      assert found.names == all_of_it.names
+    else:
+      assert _per_class(found, 10) == [count] * 10
+      assert set(found.names) < set(all_of_it.names)
+  assert dataset.splits['train'].names == whole.splits['train'].names
 
 
 def test_folder_with_three_splits(load, three_splits):

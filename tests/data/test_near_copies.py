@@ -111,7 +111,8 @@ def test_photographs_on_one_table(shared_dir, load):
   dataset = load(
     f'folder:{shared_dir / "data" / "trashnet.zip"}',
     num_train_per_class=60,
-    num_eval_per_class=20,
+    num_validation_per_class=20,
+    num_test_per_class=20,
     near_duplicates=True,
   )
   (copy,) = [c for c in dataset.facts['copies'] if c['what'] == 'across']

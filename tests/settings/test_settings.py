@@ -14,7 +14,7 @@ import pytest
 from configs import study as study_file
 from tlkd_jax import settings
 from tlkd_jax.runtime.trees import flatten
-from tlkd_jax.settings import Settings, WrongSettings
+from tlkd_jax.settings import Settings, WrongSettings, recorded
 from tlkd_jax.training import workdir
 
 FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures' / 'settings'
@@ -409,6 +409,28 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
   assert settings.from_config(json.loads(text)) == config
   (tmp_path / 'config.json').write_text(text)
   workdir.check(tmp_path, config)
+
+
+def test_a_run_of_a_version_with_one_key_for_both_splits(tmp_path):
+  """Resumed, repeated and evaluated with what it said of both."""
+  old = json.loads((FIXTURES / 'config.json').read_text())
+  for name in ('num_validation_per_class', 'num_test_per_class'):
+    del old['data'][name]
+  old['data']['num_eval_per_class'] = 3
+  (tmp_path / 'config.json').write_text(json.dumps(old))
+  same = settings.with_values(
+    settings.make('kd'),
+    {'data.num_validation_per_class': 3, 'data.num_test_per_class': 3},
+  )
+  workdir.check(tmp_path, same)
+  assert settings.from_config(workdir.read(tmp_path)) == same
+  again = recorded.get_config(str(tmp_path / 'config.json'))
+  assert settings.from_config(again) == same
+  message = 'data.num_test_per_class: 3 there, 0 now'
+  with pytest.raises(ValueError, match=message):
+    workdir.check(tmp_path, settings.make('kd'))
+  with pytest.raises(WrongSettings, match='num_eval_per_class.*did you mean'):
+    settings.with_values(same, {'data.num_eval_per_class': 3})
 
 
 def test_a_run_of_a_version_that_lacked_keys_is_resumed(tmp_path):

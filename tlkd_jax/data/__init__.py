@@ -229,7 +229,8 @@ def load_splits(
   image_size: int,
   num_train_per_class: int | None = None,
   train_fraction: float = 1.0,
-  num_eval_per_class: int | None = None,
+  num_validation_per_class: int | None = None,
+  num_test_per_class: int | None = None,
   seed: int = 0,
   on_bad_image: str = 'error',
   memory_budget_bytes: int = 4 << 30,
@@ -261,8 +262,9 @@ def load_splits(
     image_size: side of the images that the model shall see.
     num_train_per_class: so many train examples of each class, or None.
     train_fraction: this share of each class of train, in (0, 1].
-    num_eval_per_class: at most so many validation and test examples of each
-      class, always the same ones; for short runs.
+    num_validation_per_class: at most so many validation examples of each class,
+      always the same ones; for short runs.
+    num_test_per_class: likewise, of test.
     seed: chooses the train subset.
     on_bad_image: 'error', or 'skip' to replace or leave out files that cannot
       be decoded.
@@ -308,8 +310,8 @@ def load_splits(
   )
   choices = {
     'train': _choose_train(found, num_train_per_class, train_fraction, seed),
-    'validation': _choose_eval(found, 'validation', num_eval_per_class),
-    'test': _choose_eval(found, 'test', num_eval_per_class),
+    'validation': _choose_eval(found, 'validation', num_validation_per_class),
+    'test': _choose_eval(found, 'test', num_test_per_class),
   }
   geometries = _geometries(look, train_size, train_zoom, found.splits['train'])
   mapped_in = _mapped_folder(

@@ -305,7 +305,8 @@ def of_steps(
     if 0 < count < least
   ]
   frozen = optimizer.freeze_until_step
-  if frozen >= num_steps and optimizer.train_only != 'head':
+  # 0 steps are as many as the data will say.
+  if 0 < num_steps <= frozen and optimizer.train_only != 'head':
     lines.append(
       f'optimizer.freeze_until_step is {frozen}, so that in {num_steps} steps '
       '(num_steps) nothing but the head would move; accepted: a whole number '

@@ -17,7 +17,8 @@ from tlkd_jax.settings.top import Settings
 _SMOKE = {
   'image_size': 32,
   'num_train_per_class': 4,
-  'data.num_eval_per_class': 4,
+  'data.num_validation_per_class': 4,
+  'data.num_test_per_class': 4,
   'batch_size': 8,
   'num_steps': 6,
   'log_every_steps': 2,

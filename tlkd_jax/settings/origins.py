@@ -16,6 +16,7 @@ from typing import Any
 
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.paths import expanded
+from tlkd_jax.settings.older import in_todays_keys
 
 KEYS = (
   'student.checkpoint',
@@ -57,7 +58,7 @@ def write(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 
 def located(folder: pathlib.Path, config: Config) -> Config:
-  """A recorded configuration, with its runs where they lie now.
+  """A recorded configuration: today's keys, its runs where they lie now.
 
   Args:
     folder: of the run.
@@ -71,7 +72,7 @@ def located(folder: pathlib.Path, config: Config) -> Config:
     return config
   config = {
     name: value.copy() if isinstance(value, dict) else value
-    for name, value in config.items()
+    for name, value in in_todays_keys(config).items()
   }
   for key, origins in known.items():
     places = _places(config, key)

@@ -62,11 +62,12 @@ class Data:
     "Own copies of digits and folders; None is the user's cache folder.",
     optional(location()),
   )
-  num_eval_per_class: int = key(
+  num_validation_per_class: int = key(
     0,
-    'At most this many validation and test images per class; 0 is all.',
+    'At most this many validation images per class; 0 is all.',
     whole(0),
   )
+  num_test_per_class: int = key(0, 'The same, of test images.', whole(0))
   on_bad_image: str = key(
     'error',
     'What an unreadable image is: an error, or skipped and in the summary.',

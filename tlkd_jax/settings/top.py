@@ -15,6 +15,7 @@ from tlkd_jax.settings.rules import (
   location,
   number,
   one_of,
+  optional,
   refuse,
   section,
   settle,
@@ -59,9 +60,16 @@ class Settings:
     "'parquet:PATH' | TFDS name | 'arrays:KEY', of data.Dataset.from_arrays.",
     location(),
   )
-  image_size: int = key(64, "Side of the student's images, pixels.", whole(8))
-  num_train_per_class: int = key(
-    20, 'Training images per class; 0 is all.', whole(0)
+  image_size: int = key(
+    0,
+    "Side of the student's images, pixels; 0 is 64 for digits, else the native "
+    'side of its weights.',
+    whole(8, zero=True),
+  )
+  num_train_per_class: int | None = key(
+    None,
+    'Training images per class; 0 is all, None is 20 for digits, else all.',
+    optional(whole(0)),
   )
   train_fraction: float = key(
     1.0,
@@ -69,7 +77,12 @@ class Settings:
     number(0, 1, above=True),
   )
   batch_size: int = key(32, 'Global, over all devices.', whole(1))
-  num_steps: int = key(200, 'Batches the student learns from.', whole(1))
+  num_steps: int = key(
+    0,
+    'Batches the student learns from; 0 is 200 for digits, else 20 epochs, but '
+    'at least 200 and at most 5,000.',
+    whole(1, zero=True),
+  )
   cost_matched: bool = key(
     False,
     'Of arm tl: so many steps more as the teacher would take (its fitting, and '
@@ -108,7 +121,10 @@ class Settings:
     10, 'Training metrics are averaged and written.', whole(1)
   )
   eval_every_steps: int = key(
-    50, 'Validation, choice of best, checkpoint.', whole(1)
+    0,
+    'Validation, choice of best, checkpoint; 0 is 50, or a twentieth of '
+    'num_steps where that is more.',
+    whole(1, zero=True),
   )
   keep_checkpoints: int = key(2, 'Newest kept, beside the best.', whole(1))
   early_stopping: int = key(

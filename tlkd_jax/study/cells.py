@@ -21,6 +21,7 @@ from tlkd_jax.study.matrix import Cell, make_config, needed
 from tlkd_jax.training import (
   balance,
   crossfit,
+  defaults,
   inputs,
   networks,
   probes,
@@ -106,6 +107,7 @@ def run(
   (folder / 'failed.txt').unlink(missing_ok=True)
   own = configure(config, cell, matrix, root)
   dataset, summaries = load(own), []
+  own = defaults.for_data(own, dataset)
   # An arm may consist of several runs, of which the last is its result.
   parts = protocols.plan(own, folder)
   for part in parts:
@@ -149,7 +151,7 @@ def configure(
     last = protocols.plan(own, folder)[-1].settings
     new = workdirs.comparable(flatten(workdirs.as_json(last)))
     old = workdirs.comparable(new | there)
-    shared = (there.keys() & new.keys()) - _PLACES
+    shared = (there.keys() & new.keys()) - _PLACES - workdirs.left_open(new)
     keys = sorted(k for k in shared if old[k] != new[k])
     if keys:
       raise workdirs.another_configuration(

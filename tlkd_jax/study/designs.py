@@ -8,6 +8,7 @@ from tlkd_jax import settings
 from tlkd_jax.answer.labels import dataset_name
 from tlkd_jax.settings import Settings, StudyDataset
 from tlkd_jax.study import arms
+from tlkd_jax.training import preparation
 
 # Data set -> train sizes, arms (with their teachers), and what differs from
 # tlkd_jax/settings; chosen to be small enough for two cores.
@@ -42,7 +43,8 @@ DATASETS: dict[str, dict[str, Any]] = {
     'study.run_arms': ('tl', 'tl_label_smoothing', 'kd'),
     'image_size': 64,
     'num_steps': 100,
-    'data.num_eval_per_class': 200,
+    'data.num_validation_per_class': 200,
+    'data.num_test_per_class': 200,
   },
 }
 _SMOKE = {'study.seeds': 2, 'study.sizes': (2, 4)}
@@ -54,7 +56,8 @@ _TUNED: dict[str, dict[str, Any]] = {
     'study.sizes': (10,),
     'image_size': 64,
     'num_steps': 100,
-    'data.num_eval_per_class': 100,
+    'data.num_validation_per_class': 100,
+    'data.num_test_per_class': 100,
   },
 }
 
@@ -88,7 +91,7 @@ def make(
   base = settings.make(
     'study', dataset=dataset, student=student, teacher=teacher, smoke=smoke
   )
-  image_size = values.get('image_size', base.image_size)
+  image_size = values.get('image_size') or preparation.image_size(base)
   values |= {
     # Smoothed labels are an arm of their own, the teacher-free rival.
     'label_smoothing': 0.0,

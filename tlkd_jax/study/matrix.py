@@ -9,7 +9,7 @@ from tlkd_jax import settings
 from tlkd_jax.settings import Settings, Study, WrongSettings
 from tlkd_jax.study import trials
 from tlkd_jax.study.trials import Trial
-from tlkd_jax.training import inputs, networks
+from tlkd_jax.training import inputs, networks, preparation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +216,7 @@ def make_config(
   size = networks.look(theirs, role).image_size
   values = {
     'teacher.name': theirs.network(role).name,
-    'teacher.image_size': 0 if size == own.image_size else size,
+    'teacher.image_size': 0 if size == preparation.image_size(own) else size,
     'teacher.checkpoint': str(its_folder),
     'distillation.more_teachers': tuple(str(guides[name][1]) for name in more),
   }
@@ -279,6 +279,7 @@ def _check_sizes(config: Settings, matrix: list[Cell]) -> None:
       'image_size': 8,
       'teacher.image_size': 0,
       'data.train_size': None,
-      'data.num_eval_per_class': 1,
+      'data.num_validation_per_class': 1,
+      'data.num_test_per_class': 1,
     }
     inputs.load_dataset(_with_values(own, least, largest))

@@ -20,7 +20,7 @@ from tlkd_jax.data import (
 )
 from tlkd_jax.runtime import sharding
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import logistic, networks, preparation
+from tlkd_jax.training import defaults, logistic, networks, preparation
 from tlkd_jax.training.step import Mixing
 
 
@@ -121,11 +121,15 @@ def _examples(settings: Settings) -> dict[str, Any]:
   return {
     'name': settings.dataset,
     'labelling': dataclasses.asdict(labelling(settings)),
-    'num_train_per_class': settings.num_train_per_class or None,
+    'num_train_per_class': defaults.per_class(
+      settings.dataset, settings.num_train_per_class, settings.train_fraction
+    )
+    or None,
     'train_fraction': settings.train_fraction,
     'train_size': section.train_size,
     'train_zoom': _train_zoom(settings),
-    'num_eval_per_class': section.num_eval_per_class or None,
+    'num_validation_per_class': section.num_validation_per_class or None,
+    'num_test_per_class': section.num_test_per_class or None,
     'seed': settings.seed,
     'on_bad_image': section.on_bad_image,
     'near_duplicates': section.near_duplicates,

@@ -13,6 +13,7 @@ from tlkd_jax.settings import Settings, Student
 
 # Where neither settings nor weights name another.
 _INTERPOLATION = 'bicubic'
+_DIGITS_SIDE = 64
 
 
 def weights_of(section: Student) -> str | None:
@@ -36,7 +37,39 @@ def look_of_data(settings: Settings) -> Look:
     student.name,
     student.weights,
   )
-  return Look(settings.image_size, crop, interpolation)
+  return Look(image_size(settings), crop, interpolation)
+
+
+def image_size(settings: Settings) -> int:
+  """Side of the student's images in pixels, where it is left open too."""
+  student = settings.student
+  return side(
+    settings.dataset, settings.image_size, student.name, student.weights
+  )
+
+
+def side(dataset: str, said: int, name: str, weights: str) -> int:
+  """config.image_size, where it is 0 the native one of the weights.
+
+  Args:
+    dataset: config.dataset.
+    said: config.image_size.
+    name: of the student's variant.
+    weights: student.weights.
+
+  Raises:
+    ValueError: what lies beside the weights is damaged.
+  """
+  if said:
+    return said
+  if data.default_crop(dataset) == 1:
+    # Digits are 8 pixels wide.
+    return _DIGITS_SIDE
+  source = _source(name, weights)
+  known = None
+  if source not in (None, 'scratch'):
+    known = loading.preprocessing(source).image_size
+  return known or models.MODELS[name].image_size
 
 
 def resampling(dataset: data.Dataset) -> dict[str, Any]:

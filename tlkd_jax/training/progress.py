@@ -18,9 +18,10 @@ class Progress:
     self._start = start
     self._began = time.monotonic()
     self._notes: dict[str, str] = {}
-    lead = sharding.is_lead()
-    bar = lead and bars.wanted()
-    self._lines = lead and not bar
+    self._paced: tuple[int, float] | None = None
+    self._lead = sharding.is_lead()
+    bar = self._lead and bars.wanted()
+    self._lines = self._lead and not bar
     self._bar = bars.tqdm(
       desc=name,
       total=total,
@@ -54,6 +55,35 @@ class Progress:
         left,
       )
 
+  def pace(self, step: int, in_steps: float) -> None:
+    """Says how long the rest will take, at the second of two calls.
+
+    Args:
+      step: that is done, on the device too.
+      in_steps: what is left to do, evaluations included, as so many steps.
+    """
+    now = time.monotonic()
+    if self._paced is None:
+      self._paced = step, now
+      return
+    before, then = self._paced
+    seconds = (now - then) / (step - before)
+    if self._lead:
+      logging.info(
+        '%s: %.2g s a step, about %s to go',
+        self._name,
+        seconds,
+        _as_text(seconds * in_steps),
+      )
+
   def close(self) -> None:
     """Ends the bar."""
     self._bar.close()
+
+
+def _as_text(seconds: float) -> str:
+  if seconds < 90:
+    return f'{seconds:.0f} s'
+  if seconds < 5400:
+    return f'{seconds / 60:.0f} min'
+  return f'{seconds / 3600:.1f} h'

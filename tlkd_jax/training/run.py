@@ -98,6 +98,10 @@ def set_up(
   teachers = networks.load_teachers(settings, dataset.class_names)
   cost = costs.count(settings, dataset) if settings.cost_matched else None
   num_steps = cost.total_steps if cost else workdirs.num_steps(settings)
+  if not (num_steps or workdirs.is_adopted(settings)):
+    raise ValueError(
+      'num_steps is 0: training.defaults.for_data says how many the data take'
+    )
   schedule = optimizers.learning_rate_schedule(
     settings.optimizer.learning_rate,
     num_steps,

@@ -24,7 +24,7 @@ from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings, origins
-from tlkd_jax.training import preparation
+from tlkd_jax.training import defaults, preparation
 
 _COST = 'cost.json'
 
@@ -32,7 +32,8 @@ _COST = 'cost.json'
 def check(workdir: pathlib.Path, settings: Settings) -> None:
   """Checks that a run's folder is new or holds the same configuration.
 
-  Keys that an earlier version lacked have their defaults there.
+  Keys that an earlier version lacked have their defaults there. Numbers of
+  steps that are left open until the data are known are not compared.
 
   Raises:
     ValueError: the folder holds a run of another configuration; the message
@@ -46,7 +47,7 @@ def check(workdir: pathlib.Path, settings: Settings) -> None:
   new = comparable(flatten(as_json(settings)))
   changed = [
     key
-    for key in sorted(old | new)
+    for key in sorted((old | new).keys() - left_open(new))
     if not _alike(workdir, key, old.get(key, '-'), new.get(key, '-'))
   ]
   if changed:
@@ -175,7 +176,24 @@ def comparable(flat: dict[str, Any]) -> dict[str, Any]:
     flat['student.name'],
     flat['student.weights'],
   )
-  return flat | {'data.crop': crop, 'data.interpolation': interpolation}
+  return flat | {
+    'data.crop': crop,
+    'data.interpolation': interpolation,
+    'image_size': preparation.side(
+      flat['dataset'],
+      flat['image_size'],
+      flat['student.name'],
+      flat['student.weights'],
+    ),
+    'num_train_per_class': defaults.per_class(
+      flat['dataset'], flat['num_train_per_class'], flat['train_fraction']
+    ),
+  }
+
+
+def left_open(flat: dict[str, Any]) -> set[str]:
+  """Dotted keys that the data will settle."""
+  return {k for k in ('num_steps', 'eval_every_steps') if not flat[k]}
 
 
 def is_adopted(settings: Settings) -> bool:

@@ -1,0 +1,202 @@
+"""What is taken of images of one's own unless the settings say otherwise."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from tests import tiny
+from tests.data.pictures import make_classes
+from tlkd_jax import arms, data, settings
+from tlkd_jax.runtime import sharding
+from tlkd_jax.settings import WrongSettings
+from tlkd_jax.study import arms as study_arms
+from tlkd_jax.study import designs
+from tlkd_jax.study.matrix import make_config, make_matrix
+from tlkd_jax.training import defaults, loop, preparation, progress
+from tlkd_jax.training import workdir as workdirs
+
+pytestmark = pytest.mark.usefixtures('tiny_models')
+
+
+def numbers(made) -> tuple:
+  return (
+    made.image_size,
+    made.num_train_per_class,
+    made.num_steps,
+    made.eval_every_steps,
+  )
+
+
+# Arm, its argument, values, labelled images -> the numbers that are used.
+CASES = [
+  ('kd', {}, {}, 200, (64, 20, 200, 50)),
+  ('kd', {}, {}, None, (64, 20, 200, 50)),
+  ('compare', {'student': 'efficientnet_lite2'}, {}, 7, (64, 20, 200, 50)),
+  ('tl', {}, {'train_fraction': 0.5}, 600, (64, 0, 200, 50)),
+  ('tl', {}, {'num_train_per_class': 0}, 1169, (64, 0, 200, 50)),
+  ('tl', {}, {'image_size': 32, 'num_steps': 2000}, 9, (32, 20, 2000, 100)),
+  # 20 epochs, 200 to 5,000 steps.
+  ('kd', {'dataset': 'folder:x'}, {}, None, (224, 0, 0, 0)),
+  ('kd', {'dataset': 'folder:x'}, {}, 100, (224, 0, 200, 50)),
+  ('kd', {'dataset': 'csv:x.csv'}, {}, 320, (224, 0, 200, 50)),
+  ('tl', {'dataset': 'cifar10'}, {}, 321, (224, 0, 201, 50)),
+  ('compare', {'dataset': 'folder:x'}, {}, 3200, (224, 0, 2000, 100)),
+  ('teacher', {'dataset': 'arrays:x'}, {}, 8000, (224, 0, 5000, 250)),
+  ('kd', {'dataset': 'folder:x'}, {}, 50000, (224, 0, 5000, 250)),
+  ('kd', {'dataset': 'folder:x'}, {'batch_size': 8}, 400, (224, 0, 1000, 50)),
+  (
+    'tl',
+    {'dataset': 'folder:x', 'student': 'efficientnet_lite2'},
+    {},
+    100,
+    (260, 0, 200, 50),
+  ),
+  (
+    'tl',
+    {'dataset': 'folder:x', 'student': 'tiny'},
+    {'student.weights': 'scratch'},
+    100,
+    (32, 0, 200, 50),
+  ),
+  # What is said is done.
+  (
+    'kd',
+    {'dataset': 'folder:x'},
+    {
+      'image_size': 96,
+      'num_train_per_class': 20,
+      'num_steps': 100,
+      'eval_every_steps': 7,
+    },
+    50000,
+    (96, 20, 100, 7),
+  ),
+  (
+    'kd',
+    {'dataset': 'folder:x'},
+    {'train_fraction': 0.1},
+    3200,
+    (224, 0, 2000, 100),
+  ),
+  ('kd', {'dataset': 'folder:x', 'smoke': True}, {}, 5000, (32, 4, 6, 6)),
+]
+
+
+@pytest.mark.parametrize(('arm', 'names', 'values', 'count', 'found'), CASES)
+def test_what_is_left_open_is_settled(arm, names, values, count, found):
+  made = settings.with_values(settings.make(arm, **names), values)
+  done = defaults.settled(made, count)
+  assert numbers(done) == found
+  # Once, and by nothing else.
+  assert defaults.settled(done, 10**6) == done or count is None
+  assert preparation.look_of_data(made) == preparation.look_of_data(done)
+
+
+def test_weights_that_say_their_size(tmp_path):
+  (tmp_path / 'config.json').write_text(
+    json.dumps(
+      {
+        'architecture': 'resnet18',
+        'pretrained_cfg': {'input_size': [3, 96, 96]},
+      }
+    )
+  )
+  (tmp_path / 'model.safetensors').write_bytes(b'')
+  made = settings.with_values(
+    settings.make('tl', dataset='folder:x', student='resnet18'),
+    {'student.weights': str(tmp_path)},
+  )
+  assert preparation.image_size(made) == 96
+
+
+def test_too_few_steps_are_refused_when_they_are_known():
+  made = settings.with_values(
+    settings.make('tl', dataset='folder:x'),
+    {'optimizer.freeze_until_step': 300},
+  )
+  assert defaults.settled(made).num_steps == 0
+  with pytest.raises(WrongSettings, match='freeze_until_step is 300, so that'):
+    defaults.settled(made, 100)
+
+
+def test_a_study_of_images_of_ones_own():
+  made = designs.make(dataset='folder:x/mine')
+  assert made.study.arms['teacher_high_res'].changes == {
+    'teacher.image_size': 16 * round(224 * study_arms.HIGH_RESOLUTION / 16)
+  }
+  matrix = make_matrix(made)
+  own = make_config(made, matrix[0], matrix, {})
+  done = defaults.settled(own, 30)
+  assert numbers(done) == (224, matrix[0].size, 200, 50)
+  known = designs.make(dataset='folder:x/trashnet.zip')
+  assert numbers(defaults.settled(known, 99))[::2] == (64, 100)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  root = tmp_path_factory.mktemp('own')
+  make_classes(root / 'train', {'cat': 13, 'dog': 11})
+  make_classes(root / 'test', {'cat': 2, 'dog': 2})
+  return f'folder:{root}'
+
+
+def test_a_run_says_and_records_what_it_takes(
+  folder, cache_dir, tmp_path, caplog, monkeypatch
+):
+  """The whole command, but for the most of its steps."""
+  monkeypatch.setattr(defaults, '_LEAST_STEPS', 30)
+  monkeypatch.setattr(loop, '_PACED', (1, 3))
+  monkeypatch.setattr(progress.bars, 'wanted', lambda: False)
+  config = settings.with_values(
+    tiny.make_config('tl', cache_dir, dataset=folder),
+    {
+      'image_size': 0,
+      'num_train_per_class': None,
+      'num_steps': 0,
+      'eval_every_steps': 0,
+    },
+  )
+  with caplog.at_level(logging.INFO, logger='absl'):
+    arms.run(config, tmp_path / 'run', sharding.make_mesh())
+  # A validation image is cut from each class; 20 epochs of 22 images.
+  said = '22 training images at 32 px (kept at 36 px), 55 steps of 8: 20 epochs'
+  assert said in caplog.text
+  (paced,) = [r for r in caplog.messages if ' to go' in r]
+  assert paced.startswith('tl: ') and ' s a step, about ' in paced
+  recorded = settings.from_config(workdirs.read(tmp_path / 'run'))
+  assert numbers(recorded) == (32, 0, 55, 50)
+  # The same command resumes it, and that of what it took too.
+  for again in (config, recorded):
+    arms.run(again, tmp_path / 'run', sharding.make_mesh())
+  longer = settings.with_values(config, {'num_steps': 60})
+  with pytest.raises(Exception, match='num_steps: 55 there, 60 now'):
+    arms.run(longer, tmp_path / 'run', sharding.make_mesh())
+
+
+def test_the_rest_is_counted_with_its_evaluations():
+  split = {'validation': 96, 'test': 64, 'train': 9}
+  run = type('Run', (), {})()
+  run.settings = settings.make('tl')
+  run.settings = defaults.settled(run.settings)
+  run.num_steps = 200
+  images = {
+    name: data.Split(
+      np.zeros((count, 1, 1, 3), np.uint8),
+      np.zeros(count, np.int32),
+      np.arange(count),
+      [''] * count,
+    )
+    for name, count in split.items()
+  }
+  run.dataset = data.Dataset('x', ['a'], images, 1, True, {}, [])
+  # Two evaluations of 3 batches, the last one of both splits, 5 batches.
+  assert loop._left(run, 100) == pytest.approx(100 + (2 * 3 + 5) / 3)
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'text'), [(89, '89 s'), (600, '10 min'), (9000, '2.5 h')]
+)
+def test_times_for_people(seconds, text):
+  assert progress._as_text(seconds) == text

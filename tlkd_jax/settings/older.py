@@ -1,0 +1,26 @@
+"""Configurations that earlier versions have recorded, in today's keys."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Section -> a key that it had -> the keys that took its place, with its value.
+_REPLACED = {
+  'data': {
+    'num_eval_per_class': ('num_validation_per_class', 'num_test_per_class')
+  }
+}
+
+
+def in_todays_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A recorded configuration, nested dicts, with the keys that it has now."""
+  found = dict(config)
+  for section, replaced in _REPLACED.items():
+    inner = found.get(section)
+    if not isinstance(inner, Mapping):
+      continue
+    for old, keys in replaced.items():
+      if old in inner:
+        rest = {key: value for key, value in inner.items() if key != old}
+        inner = rest | dict.fromkeys(keys, inner[old])
+    found[section] = dict(inner)
+  return found

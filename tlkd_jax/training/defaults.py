@@ -1,0 +1,95 @@
+"""What the settings leave open: sizes, images and steps, by the data.
+
+Digits, which are always at hand, stay few and small, so that a first run takes
+minutes. Of other data all training images are taken, at the student's native
+size, and the steps follow their number.
+"""
+
+import math
+
+import numpy as np
+
+from tlkd_jax import data
+from tlkd_jax.settings import Settings, with_values
+from tlkd_jax.training import preparation
+
+_DIGITS = 'digits'
+_DIGITS_PER_CLASS, _DIGITS_STEPS = 20, 200
+# What fine-tuning takes, where that is neither too few steps nor too many.
+_EPOCHS, _LEAST_STEPS, _MOST_STEPS = 20, 200, 5000
+_EVALUATIONS, _LEAST_BETWEEN = 20, 50
+
+
+def settled(settings: Settings, num_images: int | None = None) -> Settings:
+  """Settings with numbers for what they leave open.
+
+  Args:
+    settings: of a run, or of 'compare'.
+    num_images: labelled training images, by which steps are counted; None
+      leaves those open that depend on it.
+
+  Raises:
+    WrongSettings: they exclude each other now.
+    ValueError: what lies beside the student's weights is damaged.
+  """
+  steps = settings.num_steps or _steps(settings, num_images)
+  own = {
+    'image_size': preparation.image_size(settings),
+    'num_train_per_class': per_class(
+      settings.dataset, settings.num_train_per_class, settings.train_fraction
+    ),
+    'num_steps': steps,
+    'eval_every_steps': settings.eval_every_steps
+    or (max(_LEAST_BETWEEN, steps // _EVALUATIONS) if steps else 0),
+  }
+  return with_values(settings, own)
+
+
+def for_data(settings: Settings, dataset: data.Dataset) -> Settings:
+  """The same, by the labelled training images that there are."""
+  return settled(settings, _count(dataset))
+
+
+def per_class(dataset: str, said: int | None, fraction: float) -> int:
+  """Training images per class, 0 for all.
+
+  Args:
+    dataset: config.dataset.
+    said: config.num_train_per_class.
+    fraction: config.train_fraction.
+  """
+  if said is not None:
+    return said
+  return _DIGITS_PER_CLASS if dataset == _DIGITS and fraction == 1 else 0
+
+
+def lines(settings: Settings, dataset: data.Dataset) -> list[str]:
+  """What a run learns from and for how long, a sentence each.
+
+  Args:
+    settings: from `for_data`.
+    dataset: of the run.
+  """
+  count = _count(dataset)
+  epochs = settings.num_steps * settings.batch_size / count
+  kept = dataset.splits['train'].images.shape[1]
+  return [
+    f'{count} training images at {dataset.image_size} px (kept at {kept} px), '
+    f'{settings.num_steps} steps of {settings.batch_size}: {epochs:.3g} epochs',
+    'num_train_per_class, image_size and num_steps change that; how long a run '
+    'takes is said once some of its steps are measured',
+  ]
+
+
+def _steps(settings: Settings, num_images: int | None) -> int:
+  """Of a run that does not say; 0 where that is not known yet."""
+  if settings.dataset == _DIGITS:
+    return _DIGITS_STEPS
+  if num_images is None:
+    return 0
+  wanted = math.ceil(_EPOCHS * num_images / settings.batch_size)
+  return min(max(wanted, _LEAST_STEPS), _MOST_STEPS)
+
+
+def _count(dataset: data.Dataset) -> int:
+  return int(np.count_nonzero(dataset.splits['train'].labels >= 0))
