@@ -95,8 +95,8 @@ def _in_words(name: str, found: dict[str, Any], num_classes: int) -> str:
     than = 'less' if known > probe else 'more'
     text += (
       f' The {name} itself knows {than} of these classes than logistic '
-      f"regression on the student's own features: validation NLL {show(known)} and "
-      f'{show(probe)}, each after temperature scaling.'
+      f"regression on the student's own features: validation NLL {show(known)} "
+      f'and {show(probe)}, each after temperature scaling.'
     )
   return text
 

@@ -18,7 +18,14 @@ from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.settings.top import AUTOMATIC
 from tlkd_jax.study.matrix import Cell, make_config, needed
-from tlkd_jax.training import balance, crossfit, inputs, networks, probes, targets
+from tlkd_jax.training import (
+  balance,
+  crossfit,
+  inputs,
+  networks,
+  probes,
+  targets,
+)
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.loop import fine_tune
 from tlkd_jax.training.metric_writers import read_rows
