@@ -127,7 +127,7 @@ def test_a_study_of_images_of_ones_own():
     'teacher.image_size': 16 * round(224 * study_arms.HIGH_RESOLUTION / 16)
   }
   matrix = make_matrix(made)
-  own = make_config(made, matrix[0], matrix, {})
+  own = make_config(made, matrix[0], {})
   done = defaults.settled(own, 30)
   assert numbers(done) == (224, matrix[0].size, 200, 50)
   known = designs.make(dataset='folder:x/trashnet.zip')
