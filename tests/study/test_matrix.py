@@ -125,7 +125,7 @@ def test_another_loss_brings_its_published_settings():
     ({'tutors': ('teacher',)}, "'study.arms.mine.tutors'.*teachers"),
     ({'changes': {'num_stepz': 3}}, "mine: unknown .*'num_stepz'.*num_steps"),
     ({'changes': {'num_steps': 'x'}}, 'study.arms.mine: num_steps'),
-    ({'changes': {'num_steps': 0}}, 'study.arms.mine: num_steps is 0'),
+    ({'changes': {'num_steps': -1}}, 'study.arms.mine: num_steps is -1'),
     ({'changes': {'ema_decay': 7}}, 'study.arms.mine: ema_decay is 7'),
     ({'changes': {'student': {'name': 'resnet19'}}}, 'resnet18'),
   ],
