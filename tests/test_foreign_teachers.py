@@ -43,7 +43,7 @@ SAID = {
 
 @pytest.fixture(scope='module')
 def state_dict():
-  with tiny.named():
+  with tiny.registered():
     model = models.create_model('tiny_teacher', num_classes=10)
   found = {}
   for shape, leaf in pretrained.leaf_table(model).values():

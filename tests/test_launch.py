@@ -115,7 +115,9 @@ def place(tmp_path):
     'WORKERS': str(tmp_path / 'workers'),
     'SLURM_JOB_ID': str(free_job()),
     'SLURM_SUBMIT_DIR': str(ROOT),
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=1',
+    'XLA_FLAGS': (
+      f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=1'
+    ),
   }
   for name in ('PYTHON', 'SLURM_ARRAY_TASK_ID', 'KEEP', 'SETUP', 'REMOTE'):
     environment.pop(name, None)
@@ -142,11 +144,11 @@ def calls(folder) -> list[str]:
 
 @pytest.fixture
 def training(cache_dir, session_dir, compare_run):
-  """(config, flags) of a TL+KD run, the same as in test_distributed."""
+  """(config, flags) of a TL+KD run, as in test_distributed but shorter."""
   config, *changes = tiny.arguments(
     'kd',
     cache_dir,
-    num_steps=60,
+    num_steps=20,
     log_every_steps=10,
     eval_every_steps=10,
     batch_norm='train',

@@ -42,7 +42,7 @@ def teacher(request, cache_dir, tmp_path_factory):
   config = tiny.make_config(
     'teacher', cache_dir, teacher__fit=request.param, **PROBE
   )
-  with tiny.named():
+  with tiny.registered():
     arms.run(config, workdir, sharding.make_mesh())
   return config, workdir
 
@@ -126,7 +126,7 @@ def student(teacher, cache_dir, tmp_path_factory):
     arms.run(config, workdir, sharding.make_mesh())
     return workdir
 
-  with tiny.named():
+  with tiny.registered():
     return {mode: call(mode) for mode in ('online', 'cached')}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.test_bad_input import call_main
 from tests.workdirs import arrays
 from tlkd_jax import arms, losses
 from tlkd_jax.runtime import sharding
@@ -29,7 +30,11 @@ from tlkd_jax.training import run as run_parts
 from tlkd_jax.training.metric_writers import read_rows
 from tlkd_jax.training.objective import Objective, Term
 
-pytestmark = pytest.mark.usefixtures('tiny_models')
+pytestmark = [
+  pytest.mark.usefixtures('tiny_models'),
+  # How ml_collections 1.1.0 loads a file.
+  pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning'),
+]
 
 # 40 images, so that an epoch has 5 steps and the third repeats the first.
 STEPS, VIEWS, BATCHES = 15, 2, 5
@@ -397,16 +402,18 @@ def test_killed_fill_goes_on(start, online, tmp_path, counts, monkeypatch):
   assert_same(online, cached)
 
 
-def test_a_mistake_is_named_before_the_data_are_opened(start_main, tmp_path):
+def test_a_mistake_is_named_before_the_data_are_opened(
+  tmp_path, monkeypatch, capsys
+):
   arguments = tiny.arguments(
     'compare', tmp_path / 'none', targets__mode='cached', targets__views=2
   )
-  process = start_main(
+  code = call_main(
+    monkeypatch,
     *arguments,
     '--config.distillation.loss=fitnet',
     f'--workdir={tmp_path / "run"}',
   )
-  _, message = process.communicate()
-  assert process.returncode == 2
-  assert "'fitnet' compares feature maps" in message
+  assert code == 2
+  assert "'fitnet' compares feature maps" in capsys.readouterr().err
   assert not list(tmp_path.iterdir())

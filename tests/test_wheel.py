@@ -120,7 +120,7 @@ def environment(wheel, tmp_path_factory) -> pathlib.Path:
 def weights(compare_run, tmp_path_factory) -> pathlib.Path:
   """A file of weights for the tiny model."""
   out = tmp_path_factory.mktemp('weights') / 'tiny.safetensors'
-  with tiny.named():
+  with tiny.registered():
     export_run(compare_run / 'tl', 'safetensors', out)
   return out
 
@@ -177,8 +177,8 @@ def test_a_configuration_that_is_neither_here_nor_packaged(call):
 def test_a_run_in_another_folder(call, weights, tmp_path):
   out = call(
     'tlkd-jax',
-    *('--config', 'configs/kd.py:smoke,student=tiny'),
-    *('--config.num_steps=2', '--workdir=run'),
+    # As in the README's lines, which compile the same programs.
+    *('--config', 'configs/kd.py:smoke,student=tiny', '--workdir=run'),
     weights=weights,
   )
   assert 'TL+KD' in out

@@ -6,9 +6,6 @@ these models beside the package's own.
 
 import contextlib
 import dataclasses
-import functools
-
-import jax
 
 from tlkd_jax import models, settings
 from tlkd_jax.models.families import inverted
@@ -48,27 +45,8 @@ SPECS = {
 }
 
 
-# Optimising takes longer than these programs run.
-COMPILER_OPTIONS = {
-  'xla_backend_optimization_level': 0,
-  'xla_llvm_disable_expensive_passes': True,
-}
-
-
 @contextlib.contextmanager
 def registered():
-  """The models are in MODELS, and jax.jit compiles fast, while this is open."""
-  jit = jax.jit
-  jax.jit = functools.partial(jit, compiler_options=COMPILER_OPTIONS)
-  try:
-    with named():
-      yield
-  finally:
-    jax.jit = jit
-
-
-@contextlib.contextmanager
-def named():
   """The models are in MODELS while this is open, also inside another."""
   added = SPECS.keys() - models.MODELS.keys()
   models.MODELS.update(SPECS)
@@ -90,7 +68,7 @@ def make_config(
     loss: as in the argument of a configuration file.
     **changes: keys to set, with '__' for the dot.
   """
-  with named():
+  with registered():
     return settings.with_values(_smoke(arm, loss), _values(cache_dir, changes))
 
 
@@ -146,7 +124,7 @@ def arguments(arm: str, cache_dir, **changes) -> list[str]:
 
 
 def _smoke(arm: str, loss: str = 'kd') -> settings.Settings:
-  with named():
+  with registered():
     return settings.make(arm, student='tiny', loss=loss, smoke=True)
 
 

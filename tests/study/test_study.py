@@ -42,7 +42,7 @@ def make(cache_dir):
   """A study of the tiny models: changes -> configuration."""
 
   def make_config(**changes):
-    with tiny.named():
+    with tiny.registered():
       config = study_config.get_config('smoke,student=tiny')
       flat = settings.to_dict(tiny.make_config('tl', cache_dir))
       config.update({k: v for k, v in flat.items() if k != 'arm'})
@@ -147,7 +147,7 @@ def test_another_configuration_is_refused(finished, make):
   cell = matrix.make_matrix(config)[0]
   message = r'another configuration:\n  num_steps: 6 there, 7 now'
   moved = make(study__sizes=(2,), data__cache_dir='elsewhere')
-  with tiny.named():
+  with tiny.registered():
     with pytest.raises(ValueError, match=message):
       cells.configure(config, cell, matrix.make_matrix(config), root)
     cells.configure(moved, cell, matrix.make_matrix(moved), root)

@@ -6,6 +6,7 @@ params['blocks']['0']['0']['project']['conv']['kernel'].
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -91,10 +92,11 @@ class Model:
     return outputs, _plain(nnx.state(module, nnx.BatchStat))
 
 
+@functools.lru_cache(maxsize=256)
 def to_functional(
   name: str, spec: ModelSpec, num_classes: int, **options
 ) -> Model:
-  """Traces the structure of a variant without allocating its arrays."""
+  """Traces the structure of a variant without allocating its arrays, once."""
   module = nnx.eval_shape(
     lambda: _build(spec, num_classes, options, jax.random.key(0))
   )
