@@ -67,6 +67,8 @@ def run(
         checkpoints.read_description(run_before)
         finished.check_finished(run_before)
     dataset = inputs.load_dataset(_as_planned(settings, plan))
+    for part in plan:
+      inputs.check_unlabelled(part.settings, dataset)
     about_classes = balance.lines(settings, dataset)
     record = data_record.of_labelled(dataset)
     for part in plan:
@@ -92,11 +94,17 @@ def table(
   """
   rows = []
   guided = next((s for s in summaries.values() if 'teacher' in s), {})
+  if 'tl' in summaries and 'self_training' in guided:
+    # It stands there as TL.
+    guided = {}
   for key, summary in ({'teacher': guided} | summaries).items():
     role = 'teacher' if key == 'teacher' else 'student'
-    peer = role == 'teacher' and 'mutual' in summary
+    name = protocols.label(key)
+    if role == 'teacher' and 'mutual' in summary:
+      name = 'peer'
+    elif key == 'kd' and 'self_training' in summary:
+      name = 'self-training'
     if role in summary:
-      name = 'peer' if peer else protocols.label(key)
       rows.append((name, summary[role]))
   changes = None
   if {'tl', 'kd'} <= summaries.keys():
@@ -131,7 +139,7 @@ def _check_loading(
   if len(plan) == 1 and not together:
     return
   # A probe, which the last run may start from, is not there yet.
-  own = protocols.with_arm(settings, last.arm)
+  own = protocols.with_arm(protocols.self_trained(settings), last.arm)
   learners = networks.load_learners(own, class_names)
   student = learners.get('student')
   if student is not None:
