@@ -68,6 +68,8 @@ def run(
     dataset = inputs.load_dataset(_as_planned(settings, plan))
     settings = defaults.for_data(settings, dataset)
     plan = _checked_plan(settings, workdir)
+    for part in plan:
+      inputs.check_unlabelled(part.settings, dataset)
     about = balance.lines(settings, dataset) + defaults.lines(settings, dataset)
     record = data_record.of_labelled(dataset)
     for part in plan:
@@ -77,7 +79,9 @@ def run(
   summaries = {}
   for part in plan:
     if len(plan) > 1:
-      logging.info('%s, in %s', protocols.label(part.key), part.workdir)
+      kind = part.settings.distillation.self_training
+      name = protocols.label(part.key, self_trained=kind != 'none')
+      logging.info('%s, in %s', name, part.workdir)
     summaries[part.key] = fine_tune(part.settings, part.workdir, dataset, mesh)
   return summaries
 
@@ -102,11 +106,19 @@ def table(
   """
   rows = []
   guided = next((s for s in summaries.values() if 'teacher' in s), {})
+  if 'tl' in summaries and 'self_training' in guided:
+    # It stands there as TL.
+    guided = {}
   for key, summary in ({'teacher': guided} | summaries).items():
     role = 'teacher' if key == 'teacher' else 'student'
-    peer = role == 'teacher' and 'mutual' in summary
+    name = protocols.label(
+      key,
+      self_trained='self_training' in summary,
+      fixmatch='fixmatch' in summary,
+    )
+    if role == 'teacher' and 'mutual' in summary:
+      name = 'peer'
     if role in summary:
-      name = 'peer' if peer else protocols.label(key)
       rows.append((name, summary[role]))
   changes = None
   if {'tl', 'kd'} <= summaries.keys():
@@ -141,7 +153,7 @@ def _check_loading(
   if len(plan) == 1 and not together:
     return
   # A probe, which the last run may start from, is not there yet.
-  own = protocols.with_arm(settings, last.arm)
+  own = protocols.with_arm(protocols.self_trained(settings), last.arm)
   learners = networks.load_learners(own, class_names)
   student = learners.get('student')
   if student is not None:
