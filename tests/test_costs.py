@@ -26,7 +26,7 @@ def macs():
   """Side -> multiply-adds of (student, teacher) for an image."""
 
   def of(name, size):
-    with tiny.named():
+    with tiny.registered():
       return describe.describe(name, size, num_classes=10).macs
 
   return {

@@ -47,7 +47,7 @@ def teacher(cache_dir, tmp_path_factory):
   """(its settings, its workdir)."""
   workdir = tmp_path_factory.mktemp('crossfit')
   config = make_config(cache_dir)
-  with tiny.named():
+  with tiny.registered():
     arms.run(config, workdir, sharding.make_mesh())
   return config, workdir
 
