@@ -41,7 +41,7 @@ def test_the_rest_are_the_other_training_images_once_each(digits, cache_dir):
 
 
 def test_all_looks_have_the_same_rest(cache_dir):
-  with tiny.named():
+  with tiny.registered():
     config = tiny.make_config(
       'kd',
       cache_dir,
