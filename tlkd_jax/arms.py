@@ -69,6 +69,8 @@ def run(
     settings = defaults.for_data(settings, dataset)
     plan = _checked_plan(settings, workdir)
     about = balance.lines(settings, dataset) + defaults.lines(settings, dataset)
+    for part in plan:
+      inputs.check_unlabelled(part.settings, dataset)
     record = data_record.of_labelled(dataset)
     for part in plan:
       data_record.check(part.workdir, record)
@@ -102,11 +104,17 @@ def table(
   """
   rows = []
   guided = next((s for s in summaries.values() if 'teacher' in s), {})
+  if 'tl' in summaries and 'self_training' in guided:
+    # It stands there as TL.
+    guided = {}
   for key, summary in ({'teacher': guided} | summaries).items():
     role = 'teacher' if key == 'teacher' else 'student'
-    peer = role == 'teacher' and 'mutual' in summary
+    name = protocols.label(key)
+    if role == 'teacher' and 'mutual' in summary:
+      name = 'peer'
+    elif key == 'kd' and 'self_training' in summary:
+      name = 'self-training'
     if role in summary:
-      name = 'peer' if peer else protocols.label(key)
       rows.append((name, summary[role]))
   changes = None
   if {'tl', 'kd'} <= summaries.keys():
@@ -141,7 +149,7 @@ def _check_loading(
   if len(plan) == 1 and not together:
     return
   # A probe, which the last run may start from, is not there yet.
-  own = protocols.with_arm(settings, last.arm)
+  own = protocols.with_arm(protocols.self_trained(settings), last.arm)
   learners = networks.load_learners(own, class_names)
   student = learners.get('student')
   if student is not None:

@@ -10,16 +10,21 @@ Every part is a run of its own in the workdir, resumed or skipped by itself:
   WORKDIR/assistantN    distillation.assistants, taught by the one before
   WORKDIR/generationN   students before the last of distillation.generations
                         (born again), each taught by the one before
+  WORKDIR/tl            of distillation.self_training: the student's own TL run,
+                        its teacher where config.teacher.checkpoint is not set
   WORKDIR/tl, WORKDIR/kd   of 'compare'; of 'tl' and 'kd' it is WORKDIR itself
 """
 
 import dataclasses
 import pathlib
 import re
+from typing import Any
 
+from tlkd_jax import losses
 from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.models.weights import hub
 from tlkd_jax.settings import Settings, with_values
+from tlkd_jax.settings.distillation import SELF_TRAINING
 from tlkd_jax.settings.sections import TRANSFER_TERMS
 from tlkd_jax.training import networks, preparation
 from tlkd_jax.training import workdir as workdirs
@@ -61,11 +66,13 @@ def plan(settings: Settings, workdir: pathlib.Path) -> list[Part]:
   probe, settings = _probe(settings, workdir)
   if settings.arm == 'tl':
     return [*probe, Part('tl', workdir, settings)]
+  tl = Part('tl', workdir / 'tl', with_arm(settings, 'tl'))
+  if settings.distillation.self_training != 'none':
+    return [*probe, *_self_training(settings, workdir, tl)]
   teacher, guided = _teacher(settings, workdir)
   before, guided = _before_the_last(guided, settings, workdir)
   if settings.arm == 'kd':
     return [*teacher, *probe, *before, Part('kd', workdir, guided)]
-  tl = Part('tl', workdir / 'tl', with_arm(settings, 'tl'))
   last = Part('kd', workdir / 'kd', guided)
   return [*teacher, *probe, tl, *before, last]
 
@@ -80,6 +87,42 @@ def folders(
 def with_arm(settings: Settings, arm: str) -> Settings:
   """The same for another arm."""
   return with_values(settings, {'arm': arm})
+
+
+def self_trained(settings: Settings) -> Settings:
+  """What self-training stands for, said in the keys of distillation.
+
+  Pseudo-labels of the unlabelled images alone, from a teacher that is the
+  student's own model and sees each image as it is: Lee, ICML workshop 2013;
+  Xie et al., CVPR 2020, arXiv:1911.04252, algorithm 1.
+  """
+  kind = settings.distillation.self_training
+  if kind == 'none':
+    return settings
+  loss = SELF_TRAINING[kind]
+  brought: dict[str, Any] = {
+    'teacher.name': settings.student.name,
+    'distillation.loss': loss,
+    'distillation.taught': 'unlabelled',
+    'distillation.teacher_view': 'clean',
+  }
+  if settings.distillation.loss != loss:
+    brought['distillation.options'] = losses.hyperparameters_of(loss)
+  if kind == 'soft':
+    brought['distillation.temperature'] = 1.0
+  return with_values(settings, brought)
+
+
+def _self_training(
+  settings: Settings, workdir: pathlib.Path, tl: Part
+) -> list[Part]:
+  guided = with_arm(self_trained(settings), 'kd')
+  compared = settings.arm == 'compare'
+  folder = workdir / 'kd' if compared else workdir
+  if settings.teacher.checkpoint:
+    return [*[tl] * compared, Part('kd', folder, guided)]
+  guided = with_values(guided, {'teacher.checkpoint': str(tl.workdir)})
+  return [tl, Part('kd', folder, guided)]
 
 
 def _probe(

@@ -17,6 +17,9 @@ from tlkd_jax.data import randaugment
 
 # ITU-R BT.601 luma.
 _LUMA = (0.299, 0.587, 0.114)
+# Sets its key apart from those of RandAugment's operations.
+_CUTOUT = 2**30
+_GREY = 128.0
 
 # The kernels of `transforms.INTERPOLATIONS`; those that JAX cannot antialias
 # are replaced by the next narrow one.
@@ -69,6 +72,7 @@ def augment(
   saturation: float = 0.0,
   randaugment_ops: int = 0,
   randaugment_magnitude: float = 9.0,
+  cutout: float = 0.0,
 ) -> jax.Array:
   """Draws one view of each image.
 
@@ -92,6 +96,8 @@ def augment(
     saturation: the same, around each pixel's grey.
     randaugment_ops: operations of RandAugment per image, 0 for none.
     randaugment_magnitude: their strength, 0 to 10.
+    cutout: largest side of a grey square, as a share of the image's; 0 for
+      none.
 
   Returns:
     float32[B, image_size, image_size, 3] in 0..255.
@@ -131,6 +137,9 @@ def augment(
     images = randaugment.randaugment(
       images, keys[:, 3], randaugment_ops, randaugment_magnitude
     )
+  if cutout:
+    places = jax.vmap(lambda key: jax.random.fold_in(key, _CUTOUT))(keys[:, 3])
+    images = jax.vmap(lambda i, k: _cut_out(i, k, cutout))(images, places)
   return images
 
 
@@ -269,6 +278,17 @@ def _jitter(
   image = blend(image, mean.reshape(1, 1, 1), factors[1])
   grey = (image @ jnp.asarray(_LUMA))[..., None]
   return blend(image, grey, factors[2])
+
+
+def _cut_out(image: jax.Array, key: jax.Array, most: float) -> jax.Array:
+  """Cutout (DeVries and Taylor 2017, arXiv:1708.04552), its side drawn too."""
+  side_key, place_key = jax.random.split(key)
+  size = image.shape[0]
+  half = jax.random.uniform(side_key) * most * size / 2
+  centre = jax.random.uniform(place_key, (2,)) * size
+  rows, columns = jnp.abs(jnp.arange(size) + 0.5 - centre[:, None]) < half
+  inside = rows[:, None] & columns[None, :]
+  return jnp.where(inside[..., None], _GREY, image)
 
 
 def normalize(

@@ -60,10 +60,13 @@ def open_split(
   builder,
   parts: list[str],
   image_key: str,
-  label_key: str,
+  label_key: str | None,
   cache: pathlib.Path,
 ) -> Source:
-  """Reads labels and names of a split; images stay undecoded."""
+  """Reads labels and names of a split; images stay undecoded.
+
+  Without a `label_key` no label is read, and all are 0.
+  """
   images = {
     key: tfds.decode.SkipDecoding()
     for key, feature in builder.info.features.items()
@@ -80,6 +83,8 @@ def open_split(
     ) from error
   info_file = pathlib.Path(builder.data_path) / 'dataset_info.json'
   identity = f'{info_file.resolve()} {info_file.stat().st_mtime_ns} {split}'
+  if label_key is None:
+    identity += ' without labels'
   fingerprint = hashlib.sha256(identity.encode()).hexdigest()
   index = cache / 'index' / f'{fingerprint[:24]}.npz'
   names, labels, digests = _read_index(
@@ -96,7 +101,11 @@ def open_split(
 
 
 def _read_index(
-  records, split: str, image_key: str, label_key: str, index: pathlib.Path
+  records,
+  split: str,
+  image_key: str,
+  label_key: str | None,
+  index: pathlib.Path,
 ):
   """Names, labels and digests, from `index` if an earlier run wrote it."""
   if index.exists():
@@ -117,7 +126,7 @@ def _read_index(
     stop = min(start + _RECORDS_AT_ONCE, len(records))
     for record in records.__getitems__(list(range(start, stop))):
       names.append(_name(record, f'{split}-{len(names):07d}'))
-      labels.append(record[label_key])
+      labels.append(0 if label_key is None else record[label_key])
       digests.append(_digest(record[image_key]))
   label_array = np.asarray(labels, np.int32)
   digest_array = np.asarray(digests, np.uint64)

@@ -17,6 +17,7 @@ A batch is a dict of
 B is the global batch size divided by the number of processes.
 """
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping
@@ -34,6 +35,20 @@ Draw = Callable[[int], tuple[int, int]]
 Lookup = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Shares:
+  """What a batch consists of where images without labels are learned from.
+
+  Attributes:
+    labelled: so many images of a global batch have labels, the first ones; the
+      rest have none.
+    finish_step: from this step on all of them have labels.
+  """
+
+  labelled: int
+  finish_step: int
+
+
 def train_iterator(
   split: Split,
   batch_size: int,
@@ -42,6 +57,7 @@ def train_iterator(
   num_batches: int | None = None,
   num_views: int = 0,
   balanced: bool = False,
+  shares: Shares | None = None,
   targets: Mapping[str, Lookup] | None = None,
   others: Mapping[str, Split] | None = None,
   process_index: int = 0,
@@ -58,8 +74,9 @@ def train_iterator(
   `num_views` the epoch modulo that.
 
   With `balanced` every class is drawn equally often instead, see
-  `_balanced_draw`, and `view` is the epoch of the example's class. Either way
-  draw number n is a function of the seed and n alone.
+  `_balanced_draw`, and `view` is the epoch of the example's class. With
+  `shares` images with and without labels have epochs of their own, see
+  `_shared_draw`. Always draw number n is a function of the seed and n alone.
 
   Args:
     split: N examples.
@@ -69,6 +86,7 @@ def train_iterator(
     num_views: an example cycles through so many views; 0 is a new one each
       epoch.
     balanced: whether classes are drawn equally often, rather than examples.
+    shares: how many images of a batch have labels; None draws from all alike.
     targets: by name, for each teacher whose outputs are stored, read in the
       prefetching threads; those of the views of `num_batches` batches.
     others: by the name of a look, the same examples in the same order.
@@ -85,7 +103,12 @@ def train_iterator(
     ValueError: empty split, or a batch size that the processes cannot share.
   """
   local = _local_slice(split, batch_size, process_index, process_count)
-  draw = _balanced_draw(split, seed) if balanced else _draw(split, seed)
+  if shares is not None:
+    draw = _shared_draw(split, batch_size, seed, shares)
+  elif balanced:
+    draw = _balanced_draw(split, seed)
+  else:
+    draw = _draw(np.arange(len(split)), seed)
 
   def gather(step: int) -> Batch:
     first = step * batch_size
@@ -111,21 +134,61 @@ def train_iterator(
 
 
 def most_views(
-  split: Split, batch_size: int, num_batches: int, *, balanced: bool = False
+  split: Split,
+  batch_size: int,
+  num_batches: int,
+  *,
+  balanced: bool = False,
+  shares: Shares | None = None,
 ) -> int:
   """How many views `train_iterator` draws of its most frequent example."""
   draws, smallest = num_batches * batch_size, len(split)
+  if shares is not None:
+    labelled = int(np.count_nonzero(split.labels >= 0))
+    shared = min(shares.finish_step, num_batches)
+    others = shared * (batch_size - shares.labelled)
+    of_labelled = -(-(draws - others) // labelled)
+    return max(of_labelled, -(-others // (len(split) - labelled)))
   if balanced:
     sizes = np.unique(split.labels, return_counts=True)[1]
     draws, smallest = -(-draws // sizes.size), int(sizes.min())
   return -(-draws // smallest)
 
 
-def _draw(split: Split, seed: int) -> Draw:
-  """One epoch after another, each a permutation of its own."""
-  size = len(split)
+def _draw(rows: np.ndarray, seed: int) -> Draw:
+  """One epoch after another of these rows, each a permutation of its own."""
+  size = rows.size
   order: Any = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
-  return lambda number: (order[number], number // size)
+  return lambda number: (int(rows[order[number]]), number // size)
+
+
+def _shared_draw(
+  split: Split, batch_size: int, seed: int, shares: Shares
+) -> Draw:
+  """So many labelled images in each batch, then others; at the end the former.
+
+  Both have epochs of their own, which go on from batch to batch.
+
+  Raises:
+    ValueError: one of the two kinds is missing.
+  """
+  has_label = split.labels >= 0
+  if has_label.all() or not has_label.any():
+    raise ValueError('images with labels and images without are needed')
+  labelled = _draw(np.flatnonzero(has_label), seed)
+  unlabelled = _draw(np.flatnonzero(~has_label), seed)
+  count = shares.labelled
+  others = batch_size - count
+
+  def draw(number: int) -> tuple[int, int]:
+    step, place = divmod(number, batch_size)
+    if step >= shares.finish_step:
+      return labelled(number - shares.finish_step * others)
+    if place < count:
+      return labelled(step * count + place)
+    return unlabelled(step * others + place - count)
+
+  return draw
 
 
 def _balanced_draw(split: Split, seed: int) -> Draw:

@@ -166,6 +166,43 @@ def open_test(
   return Sources(list(class_names), {'test': source}, flip_ok, notes, left_out)
 
 
+def open_unlabelled(
+  name: str,
+  split: str,
+  *,
+  data_dir: str | os.PathLike | None = None,
+  cache_dir: str | os.PathLike | None = None,
+) -> Source:
+  """Opens the images of one split of a TFDS data set; labels are not read.
+
+  Args:
+    name: of a prepared data set, whose images need no labels.
+    split: as the data set calls it.
+    data_dir: as of `open_sources`.
+    cache_dir: likewise.
+
+  Raises:
+    ValueError: no such data set or split, or one without images.
+    FileNotFoundError: it has not been prepared.
+  """
+  cache = pathlib.Path(cache_dir or default_cache_dir()).expanduser()
+  builder = _open_tfds(name, pathlib.Path(data_dir or default_data_dir()))
+  if split not in builder.info.splits:
+    raise ValueError(
+      f'data set {name!r} has no split {split!r}; accepted: '
+      f'{", ".join(builder.info.splits)}'
+    )
+  keys = [
+    key
+    for key, feature in builder.info.features.items()
+    if isinstance(feature, tfds.features.Image)
+  ]
+  if not keys:
+    raise ValueError(f'data set {name!r} has no images: no Image feature')
+  key = 'image' if 'image' in keys else keys[0]
+  return open_split(builder, [split], key, None, cache)
+
+
 def _open(
   name: str,
   data_dir: str | os.PathLike | None,

@@ -1,24 +1,75 @@
-"""Images without classes, for a teacher to label while a student learns."""
+"""Images without classes, to be learned from beside those with.
+
+They come from a folder, from a TFDS split, or are the rest of the training
+images, of which the labelled subset was chosen. No label of theirs is read.
+"""
 
 import dataclasses
 import hashlib
+import os
 import pathlib
+import re
 
 import numpy as np
 from absl import logging
 
 from tlkd_jax.data import (
   Dataset,
+  Labelling,
   Split,
   decode,
   default_crop,
   facts,
+  sources,
   transforms,
 )
 from tlkd_jax.data.builders import archives, walk
 from tlkd_jax.data.index import NO_DIGEST, Source
 
 NO_LABEL = -1
+REST = 'rest'
+
+# NAME[/CONFIG][:VERSION] of TFDS, then a split, which begins with a letter.
+_TFDS = re.compile(
+  r'tfds:(?P<name>\w+(?:/[\w.-]+)?(?::[\d.*]+)?)(?::(?P<split>[A-Za-z]\w*))?'
+)
+_TFDS_SPLIT = 'train'
+
+
+@dataclasses.dataclass(frozen=True)
+class Where:
+  """Where data sets lie and how they are read, as of load_splits."""
+
+  data_dir: str | os.PathLike | None = None
+  cache_dir: str | os.PathLike | None = None
+  labelling: Labelling | None = None
+
+
+def is_place(place: str) -> bool:
+  """Whether a text has the form of a place of images."""
+  kind, _, path = place.partition(':')
+  if place == REST or kind == 'folder' and path:
+    return True
+  return _TFDS.fullmatch(place) is not None
+
+
+def check(dataset: Dataset, place: str, where: Where) -> None:
+  """Fails on a place that has no images, before anything is decoded.
+
+  Args:
+    dataset: as load_splits gives it.
+    place: as in `extend`.
+    where: likewise.
+
+  Raises:
+    ValueError, FileNotFoundError: see `extend`.
+  """
+  if place == REST and dataset.files:
+    _check_rest(len(dataset.files['train'].names), dataset)
+  elif place.startswith('folder:'):
+    _existing(place)
+  elif place != REST:
+    _tfds_source(place, 0, where)
 
 
 def extend(
@@ -28,57 +79,74 @@ def extend(
   crop_fraction: float | None = None,
   interpolation: str = 'bicubic',
   on_bad_image: str = 'error',
+  where: Where | None = None,
 ) -> Dataset:
-  """Adds a folder's images, with label -1, to the training images.
+  """Adds images, with label -1, to the training images.
 
-  Both are held in memory together. Sub-folders are searched; their names mean
-  nothing. An archive will do as well.
+  Both are held in memory together.
 
   Args:
     dataset: as load_splits gives it.
-    place: 'folder:PATH'.
+    place: 'rest', the data set's other training images; 'folder:PATH', whose
+      sub-folders are searched and mean nothing, or an archive;
+      'tfds:NAME[:SPLIT]', by default of the split train.
     crop_fraction: as in load_splits.
     interpolation: likewise.
     on_bad_image: likewise.
+    where: of the data set, for 'rest', and of TFDS sets.
 
   Returns:
     The data set with a longer train split and a note on it.
 
   Raises:
-    ValueError: `place` is no folder of images, or an image is bad.
-    FileNotFoundError: there is no such folder.
+    ValueError: `place` has no images or is none, or an image is bad.
+    FileNotFoundError: there is no such folder, or no such prepared set.
   """
-  kind, _, path = place.partition(':')
-  if kind != 'folder' or not path:
+  where, train = where or Where(), dataset.splits['train']
+  if not is_place(place):
     raise ValueError(
-      f"distillation.unlabelled is {place!r}; accepted: 'folder:PATH'"
+      f"distillation.unlabelled is {place!r}; accepted: 'rest', 'folder:PATH' "
+      "or 'tfds:NAME:SPLIT'"
     )
-  train = dataset.splits['train']
+  size = train.images.shape[1]
   crop = crop_fraction or default_crop(dataset.name)
   short_side = transforms.resize_size(dataset.image_size, crop)
-  side = train.images.shape[1]
-  geometry = decode.Geometry(max(short_side, side), side, interpolation)
-  if not pathlib.Path(path).expanduser().exists():
-    raise FileNotFoundError(f'distillation.unlabelled: no folder {path}')
-  with archives.open_tree(path) as tree:
-    source = _source(tree, int(train.indices.max()) + 1)
-    decoded = decode.decode(
+  geometry = decode.Geometry(max(short_side, size), size, interpolation)
+  first_index = int(train.indices.max()) + 1
+
+  def decoded_from(source: Source) -> tuple[Source, decode.Decoded]:
+    return source, decode.decode(
       source,
       decode.whole(source, 1),
       geometry,
       description=f'{place} without labels',
       on_bad_image=on_bad_image,
     )
+
+  if place == REST:
+    source, decoded = decoded_from(_rest(dataset, where))
+  elif place.startswith('folder:'):
+    with archives.open_tree(_existing(place)) as tree:
+      source, decoded = decoded_from(_folder_source(tree, first_index))
+  else:
+    source, decoded = decoded_from(_tfds_source(place, first_index, where))
+  return _joined(dataset, place, source, decoded)
+
+
+def _joined(
+  dataset: Dataset, place: str, source: Source, decoded: decode.Decoded
+) -> Dataset:
+  train, count = dataset.splits['train'], len(decoded.images)
   images = np.concatenate([train.images, decoded.images])
   images.flags.writeable = False
-  count = len(decoded.images)
   split = Split(
     images,
     np.concatenate([train.labels, np.full(count, NO_LABEL, np.int32)]),
     np.concatenate([train.indices, source.indices[decoded.rows]]),
     train.names + [source.names[row] for row in decoded.rows.tolist()],
   )
-  note = f'{count} images of {place} are learned from without labels'
+  whose = 'the rest of train' if place == REST else place
+  note = f'{count} images of {whose} are learned from without labels'
   return dataclasses.replace(
     dataset,
     splits=dataset.splits | {'train': split},
@@ -87,7 +155,52 @@ def extend(
   )
 
 
-def _source(tree: walk.Tree, first_index: int) -> Source:
+def _rest(dataset: Dataset, where: Where) -> Source:
+  """The training images that the subset left, without their labels."""
+  whole = sources.open_sources(
+    dataset.name,
+    data_dir=where.data_dir,
+    cache_dir=where.cache_dir,
+    labelling=where.labelling,
+  ).splits['train']
+  _check_rest(len(whole.names), dataset)
+  hidden = dataclasses.replace(whole, labels=np.zeros_like(whole.labels))
+  chosen = dataset.splits['train'].indices
+  return hidden.take(np.flatnonzero(~np.isin(whole.indices, chosen)))
+
+
+def _check_rest(count: int, dataset: Dataset) -> None:
+  if count <= len(dataset.splits['train']):
+    raise ValueError(
+      f"distillation.unlabelled is 'rest', and all {count} training images of "
+      f'{dataset.name} are labelled ones; choose fewer with '
+      'num_train_per_class or train_fraction'
+    )
+
+
+def _tfds_source(place: str, first_index: int, where: Where) -> Source:
+  found = _TFDS.fullmatch(place)
+  assert found is not None
+  try:
+    source = sources.open_unlabelled(
+      found['name'],
+      found['split'] or _TFDS_SPLIT,
+      data_dir=where.data_dir,
+      cache_dir=where.cache_dir,
+    )
+  except (ValueError, FileNotFoundError) as error:
+    raise type(error)(f'distillation.unlabelled: {error}') from error
+  return dataclasses.replace(source, indices=source.indices + first_index)
+
+
+def _existing(place: str) -> str:
+  path = place.partition(':')[2]
+  if not pathlib.Path(path).expanduser().exists():
+    raise FileNotFoundError(f'distillation.unlabelled: no folder {path}')
+  return path
+
+
+def _folder_source(tree: walk.Tree, first_index: int) -> Source:
   files, left_out = walk.images(tree)
   if not files:
     raise ValueError(

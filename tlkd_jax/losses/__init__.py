@@ -100,6 +100,7 @@ _RAMP = 20 / 240
 
 LOSSES: dict[str, Loss] = {
   'kd': Loss(logits.kd, reads='logits', p_label_at='temperature'),
+  'pseudo_label': Loss(logits.pseudo_label, reads='logits'),
   'kd_logit_std': Loss(logits.kd_logit_std, reads='logits', weight=9.0),
   'dkd': Loss(
     logits.dkd,

@@ -37,6 +37,25 @@ def kd(
   return _mean_kl(*_logits(student_outputs, teacher_outputs), temperature)
 
 
+def pseudo_label(
+  student_outputs, teacher_outputs, labels, *, threshold=0.0
+) -> jax.Array:
+  """Mean over the batch of 1(max q >= threshold) * -log p_s(argmax q).
+
+  q = softmax(z_t). Lee, ICML workshop 2013, equation 15, without threshold;
+  Sohn et al., FixMatch, NeurIPS 2020, arXiv:2001.07685, equation 4, where q is
+  the student's own of a weak view and p_s that of a strong one. An image below
+  the threshold counts in the mean with a loss of 0.
+  """
+  student, teacher = _logits(student_outputs, teacher_outputs)
+  sure = jnp.max(jax.nn.softmax(teacher), axis=-1) >= threshold
+  chosen = jnp.argmax(teacher, axis=-1)
+  nll = -jnp.take_along_axis(
+    numerics.log_softmax(student), chosen[:, None], axis=-1
+  )
+  return jnp.mean(jnp.where(sure, nll[:, 0], 0.0))
+
+
 def kd_logit_std(
   student_outputs,
   teacher_outputs,

@@ -59,8 +59,9 @@ def remarks(
   found = [_knew(name, said) for name, said in _said(kd).items()]
   teacher = kd.get('teacher') or summaries.get('teacher', {}).get('teacher')
   student = (tl or kd).get('student')
-  # A peer is not there to be the better one.
-  if teacher and student and not kd.get('mutual'):
+  # A peer, or the student's own run, is not there to be the better one.
+  apart = not (kd.get('mutual') or kd.get('self_training'))
+  if teacher and student and apart:
     gap = teacher['test']['top1'] - student['test']['top1']
     arm = 'TL' if tl else 'the TL+KD student'
     if gap <= 0:
@@ -71,8 +72,10 @@ def remarks(
     else:
       found.append(f'The teacher is better than {arm} by {gap:.3f} top-1.')
   if kd and tl:
-    found.append(_cost(summaries))
-    found.append(_gain(tl['student']['test'], kd['student']['test'], changes))
+    name = 'self-training' if kd.get('self_training') else 'TL+KD'
+    tests = tl['student']['test'], kd['student']['test']
+    found.append(_cost(summaries, name))
+    found.append(_gain(name[:1].upper() + name[1:], *tests, changes))
   return found
 
 
@@ -92,25 +95,28 @@ def _knew(name: str, said: Mapping[str, Any]) -> str:
   )
 
 
-def _cost(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+def _cost(summaries: Mapping[str, Mapping[str, Any]], name: str) -> str:
   own = summaries['kd']['seconds']
-  teacher = summaries.get('teacher', {}).get('seconds', 0.0)
   plain = summaries['tl']['seconds']
+  teacher = summaries.get('teacher', {}).get('seconds', 0.0)
+  if 'self_training' in summaries['kd']:
+    teacher = plain
   times = (own + teacher) / max(plain, 1e-9)
   extra = f' and {teacher:.0f} s for its teacher' if teacher else ''
   return (
-    f'Training took {plain:.0f} s for TL, {own:.0f} s for TL+KD{extra}: '
+    f'Training took {plain:.0f} s for TL, {own:.0f} s for {name}{extra}: '
     f'{times:.1f} times the cost.'
   )
 
 
 def _gain(
+  name: str,
   tl: Mapping[str, Any],
   kd: Mapping[str, Any],
   changes: Mapping[str, Any] | None,
 ) -> str:
   gain, nll = kd['top1'] - tl['top1'], kd['nll'] - tl['nll']
-  text = f'TL+KD minus TL on test: {gain:+.3f} top-1, {nll:+.3f} NLL'
+  text = f'{name} minus TL on test: {gain:+.3f} top-1, {nll:+.3f} NLL'
   if changes is None:
     return f'{text}. {_ONE_SEED}'
   won, lost, count = changes['only_x'], changes['only_y'], changes['count']

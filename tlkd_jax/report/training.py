@@ -118,12 +118,15 @@ def _teacher_images(run: RunFolder, images: int) -> int:
   """Images that the teacher saw while the student saw `images`."""
   if run.arm != 'kd':
     return 0
-  config = run.config
+  config, summary = run.config, run.summary
   return targets.images_seen(
     images,
-    int(run.summary['num_train']),
+    int(summary['num_train']) + int(summary.get('num_unlabelled', 0)),
     mode=config.get('targets.mode', 'online'),
-    views=int(config.get('targets.views', 0)),
+    views=targets.num_views(
+      int(config.get('targets.views', 0)),
+      config.get('distillation.teacher_view', 'same'),
+    ),
     balanced=config.get('data.balance') == 'sampling',
   )
 

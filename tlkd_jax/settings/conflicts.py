@@ -6,7 +6,11 @@ Each returns one line per conflict, beginning with a key that takes part in it.
 import re
 
 from tlkd_jax import losses, models
-from tlkd_jax.settings.distillation import Distillation
+from tlkd_jax.settings.distillation import (
+  LABELLED_FRACTION,
+  SELF_TRAINING,
+  Distillation,
+)
 from tlkd_jax.settings.networks import Student, Teacher
 from tlkd_jax.settings.sections import (
   Augment,
@@ -16,6 +20,8 @@ from tlkd_jax.settings.sections import (
   Transfer,
 )
 
+# Fits that leave a kept head what it is.
+_LEARNED = ('finetuned', 'early', 'fixmatch')
 _MIXING = 'augment.mixup_alpha or augment.cutmix_alpha above 0'
 
 
@@ -127,14 +133,14 @@ def of_fits(arm: str, student: Student, teacher: Teacher) -> list[str]:
   lines = []
   if student.fit != 'finetuned' and arm not in ('teacher', 'tl'):
     lines.append(
-      f'student.fit is {student.fit!r}, which learns from labels alone, of arm '
-      f'tl; arm is {arm!r}; accepted: finetuned'
+      f'student.fit is {student.fit!r}, of arm tl, which no teacher guides; '
+      f'arm is {arm!r}; accepted: finetuned'
     )
   lines += [
     f"{place}.head is 'keep', and {place}.fit {section.fit!r} fits a last "
     'layer in its place; accepted: new'
     for place, section in (('student', student), ('teacher', teacher))
-    if section.head == 'keep' and section.fit not in ('finetuned', 'early')
+    if section.head == 'keep' and section.fit not in _LEARNED
   ]
   return lines
 
@@ -159,6 +165,7 @@ def of_cost(
     'distillation.more_teachers': (section.more_teachers, ()),
     'distillation.assistants': (section.assistants, ()),
     'distillation.generations': (section.generations, 1),
+    'distillation.self_training': (section.self_training, 'none'),
   }
   if targets.mode != 'online':
     values['distillation.unlabelled'] = (section.unlabelled, '')
@@ -168,6 +175,120 @@ def of_cost(
     for name, (value, accepted) in values.items()
     if value != accepted
   ]
+
+
+def of_unlabelled(
+  section: Distillation, every: bool, batch_size: int
+) -> list[str]:
+  """Images without labels, and what is only said of them.
+
+  Args:
+    section: of the run.
+    every: whether all training images are labelled ones.
+    batch_size: of the run.
+  """
+  if section.unlabelled == 'rest' and every:
+    return [
+      "distillation.unlabelled is 'rest', and num_train_per_class 0 with "
+      'train_fraction 1.0 takes all training images as labelled ones; '
+      'accepted: fewer of them'
+    ]
+  if section.unlabelled and batch_size < 2:
+    return [
+      f'batch_size is {batch_size}, and with distillation.unlabelled a batch '
+      'has images of both kinds; accepted: a whole number >= 2'
+    ]
+  if section.unlabelled:
+    return []
+  values = {
+    'labelled_fraction': (section.labelled_fraction, LABELLED_FRACTION),
+    'taught': (section.taught, 'all'),
+    'self_training': (section.self_training, 'none'),
+  }
+  return [
+    f'distillation.{name} is {value!r}, and distillation.unlabelled names no '
+    f"images, e.g. 'rest'; accepted: {accepted!r}"
+    for name, (value, accepted) in values.items()
+    if value != accepted
+  ]
+
+
+def of_fixmatch(section: Distillation, augment: Augment) -> list[str]:
+  """What FixMatch learns from, and what it has views of its own for."""
+  if not section.unlabelled:
+    return [
+      "student.fit is 'fixmatch', which learns from images without labels: "
+      "give them in distillation.unlabelled, e.g. 'rest'"
+    ]
+  if augment.mixes:
+    return [
+      "student.fit is 'fixmatch', which compares two views of one image: not "
+      f'with {_MIXING}'
+    ]
+  return []
+
+
+def of_views(
+  section: Distillation, augment: Augment, *, guided: bool
+) -> list[str]:
+  """Who sees mixed images; and steps in which nothing would be learned."""
+  lines = []
+  if guided and section.mixed == 'soft' and not augment.mixes:
+    lines.append(
+      "distillation.mixed is 'soft', and no image is mixed; accepted: all, or "
+      f'{_MIXING}'
+    )
+  labelled_apart = section.self_training != 'none'
+  if section.teacher_view == 'clean' and augment.mixes and not labelled_apart:
+    lines.append(
+      "distillation.teacher_view is 'clean', and the student sees mixtures of "
+      f'several images, with {_MIXING}; accepted: same'
+    )
+  if guided and section.finish_fraction > 0 and section.hard_weight == 0:
+    lines.append(
+      f'distillation.finish_fraction is {section.finish_fraction}, in which '
+      'labels alone are learned from, and distillation.hard_weight is 0.0; '
+      'accepted: 0.0'
+    )
+  return lines
+
+
+def of_self_training(
+  section: Distillation, augment: Augment, teacher: Teacher
+) -> list[str]:
+  """A teacher that is the student's own run, with a loss that it brings."""
+  if section.self_training == 'none':
+    return []
+  brought = SELF_TRAINING[section.self_training]
+  values = {
+    'distillation.mutual': (section.mutual, False),
+    'distillation.more_teachers': (section.more_teachers, ()),
+    'distillation.assistants': (section.assistants, ()),
+    'distillation.generations': (section.generations, 1),
+    'teacher.fit': (teacher.fit, 'finetuned'),
+    'teacher.num_steps': (teacher.num_steps, 0),
+    'teacher.image_size': (teacher.image_size, 0),
+    'teacher.label_smoothing': (teacher.label_smoothing, 0.0),
+  }
+  lines = [
+    f'{name} is {value!r}, and with distillation.self_training the teacher is '
+    f"the student's own TL run; accepted: {accepted!r}"
+    for name, (value, accepted) in values.items()
+    if value != accepted
+  ]
+  if augment.mixes:
+    lines.append(
+      f'distillation.self_training is {section.self_training!r}, which labels '
+      f'single images: not with {_MIXING}'
+    )
+  names = [name for name, _ in chosen_losses(section).values()]
+  if names not in (['kd'], [brought]):
+    lines.append(
+      f'distillation.self_training is {section.self_training!r}, which brings '
+      f'its own loss, {brought!r}; distillation.loss is {"+".join(names)!r}; '
+      'accepted: kd, without further losses'
+    )
+  return lines
 
 
 def of_mutual(
@@ -181,6 +302,7 @@ def of_mutual(
     'distillation.assistants': (section.assistants, ()),
     'distillation.generations': (section.generations, 1),
     'distillation.sham': (section.sham, 'off'),
+    'distillation.teacher_view': (section.teacher_view, 'same'),
     'targets.mode': (targets.mode, 'online'),
     'teacher.num_steps': (teacher.num_steps, 0),
     'teacher.fit': (teacher.fit, 'finetuned'),

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tlkd_jax import losses, models
+from tlkd_jax.data import unlabelled
 from tlkd_jax.losses import shams
 from tlkd_jax.settings.options import check_options
 from tlkd_jax.settings.rules import (
+  Rule,
   flag,
   key,
   location,
@@ -25,8 +27,30 @@ from tlkd_jax.settings.sections import TRANSFER_TERMS
 
 SCHEDULES = ('constant', 'linear', 'cosine')
 ENSEMBLES = ('losses', 'probabilities')
+TAUGHT = ('all', 'unlabelled')
+TEACHER_VIEWS = ('same', 'clean')
+MIXED = ('all', 'soft')
+# Kind of pseudo-labels -> the loss that learns from them.
+SELF_TRAINING = {'hard': 'pseudo_label', 'soft': 'kd'}
+LABELLED_FRACTION = 0.5
 
 _FRACTION = number(0, 1)
+
+
+def _unlabelled() -> Rule:
+  """Where images without labels are."""
+  plain = location(empty=True)
+
+  def accept(value):
+    value = plain.accept(value)
+    if value and not unlabelled.is_place(value):
+      raise ValueError
+    return value
+
+  words = (
+    "'rest', a text like 'folder:...' or 'tfds:NAME:SPLIT', or '' for none"
+  )
+  return dataclasses.replace(plain, accept=accept, words=words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +123,55 @@ class Distillation:
   unlabelled: str = key(
     '',
     'Images without labels that the student learns from beside the training '
-    "images, by the teacher alone: 'folder:PATH'; '' is none.",
-    location(empty=True, start='folder:'),
+    "images, by its teachers or by student.fit='fixmatch': 'rest' are the "
+    'training images outside the labelled subset; folder:PATH; '
+    "tfds:NAME[:SPLIT], by default of its split train; '' is none.",
+    _unlabelled(),
+  )
+  labelled_fraction: float = key(
+    LABELLED_FRACTION,
+    'With unlabelled images, the share of labelled ones in each batch, rounded '
+    'to whole images, at least one of each kind. batch_size counts both.',
+    number(0, 1, above=True, below=True),
+  )
+  finish_fraction: float = key(
+    0.0,
+    'Share of the steps, the last ones, in which the student learns from '
+    'labels alone, and batches are of labelled images.',
+    number(0, 1, below=True),
+  )
+  taught: str = key(
+    'all',
+    "Images of a batch that the teachers' losses are of: 'all', or the "
+    "'unlabelled' ones.",
+    one_of(TAUGHT),
+  )
+  teacher_view: str = key(
+    'same',
+    "What frozen teachers see: the 'same' view as the student, or the image as "
+    "it is evaluated ('clean').",
+    one_of(TEACHER_VIEWS),
+  )
+  mixed: str = key(
+    'all',
+    "With mixup or CutMix: 'all' losses are of mixed images, or those of the "
+    "teachers alone ('soft') and the hard loss of the images as they are, in a "
+    'forward pass of its own.',
+    one_of(MIXED),
+  )
+  self_training: str = key(
+    'none',
+    "The student's own TL run labels the unlabelled images, and no other "
+    "teacher: 'hard' pseudo-labels, or 'soft' ones, its probabilities.",
+    one_of(('none', *SELF_TRAINING)),
+  )
+  fixmatch_weight: float = key(
+    1.0, "Of student.fit='fixmatch': of its loss.", number(0, above=True)
+  )
+  fixmatch_threshold: float = key(
+    0.95,
+    'Likewise: probability from which on its own answer is a target.',
+    _FRACTION,
   )
   more_teachers: tuple[str, ...] = key(
     (),

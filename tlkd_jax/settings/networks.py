@@ -18,7 +18,7 @@ from tlkd_jax.settings.rules import (
   whole,
 )
 
-STUDENT_FITS = ('finetuned', 'probed')
+STUDENT_FITS = ('finetuned', 'probed', 'fixmatch')
 TEACHER_FITS = (
   'finetuned',
   'early',
@@ -72,7 +72,8 @@ class Student:
   fit: str = key(
     'finetuned',
     "'probed' leaves the backbone as it starts and fits the last layer by "
-    'logistic regression; of arm tl.',
+    "logistic regression; 'fixmatch' is fine-tuned on distillation.unlabelled "
+    'too, each image a target for a strong view of it. Both of arm tl.',
     one_of(STUDENT_FITS),
   )
   probe_views: int = key(

@@ -164,6 +164,7 @@ class Settings:
   def _conflicts(self) -> list[str]:
     guides, mixing = self.distillation, self.augment
     student, teacher = self.student, self.teacher
+    guided = self.arm in ('kd', 'compare', 'study')
     lines = conflicts.of_losses(guides, mixing)
     lines += conflicts.of_sham(guides, mixing)
     lines += conflicts.of_stages(guides, self.transfer, student, teacher)
@@ -174,7 +175,14 @@ class Settings:
         self.arm, student, teacher, guides, self.targets
       )
     lines += conflicts.of_mutual(guides, self.targets, teacher)
-    if self.arm in ('kd', 'compare', 'study'):
+    if self.arm in ('kd', 'compare') or self.fit == 'fixmatch':
+      every = not self.num_train_per_class and self.train_fraction == 1
+      lines += conflicts.of_unlabelled(guides, every, self.batch_size)
+    if self.fit == 'fixmatch':
+      lines += conflicts.of_fixmatch(guides, mixing)
+    lines += conflicts.of_views(guides, mixing, guided=guided)
+    lines += conflicts.of_self_training(guides, mixing, teacher)
+    if guided:
       lines += conflicts.of_weights(guides)
     lines += conflicts.of_targets(self.targets, guides, mixing)
     lines += conflicts.of_transfer(

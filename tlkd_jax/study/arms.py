@@ -40,6 +40,25 @@ def _grid() -> dict[str, StudyArm]:
   return arms
 
 
+def _with_unlabelled() -> dict[str, StudyArm]:
+  """The same images without labels, with a teacher and without one."""
+  rest = {'distillation.unlabelled': 'rest'}
+  hard = rest | {'distillation.self_training': 'hard'}
+  soft = rest | {'distillation.self_training': 'soft'}
+  fixmatch = rest | {'student.fit': 'fixmatch'}
+  return {
+    'teacher': _TEACHER,
+    'tl': _TL,
+    'kd': StudyArm('kd', 'TL+KD', ('teacher',)),
+    'kd_rest': StudyArm('kd', 'TL+KD, unlabelled', ('teacher',), rest),
+    'self_training_rest': StudyArm('kd', 'self-training, hard', ('tl',), hard),
+    'self_training_soft_rest': StudyArm(
+      'kd', 'self-training, soft', ('tl',), soft
+    ),
+    'fixmatch_rest': StudyArm('tl', 'FixMatch', (), fixmatch),
+  }
+
+
 def _of_losses() -> dict[str, StudyArm]:
   """An arm for each loss that reads a teacher, with its published settings."""
   arms = {}
@@ -196,6 +215,8 @@ ARMS: dict[str, dict[str, StudyArm]] = {
     'kd_l2_sp': StudyArm('kd', 'TL+KD, L2-SP', ('teacher',), _L2_SP),
     'born_again': StudyArm('kd', 'born again', ('tl',)),
   },
+  # What are images without labels worth, with a teacher and without?
+  'unlabelled': _with_unlabelled(),
 }
 
 

@@ -113,7 +113,7 @@ def run(
   for part in parts:
     summaries.append(fine_tune(part.settings, part.workdir, dataset, mesh))
   assert config.study is not None
-  record = _record(own, cell, folder, summaries[-1])
+  record = _record(parts[-1].settings, cell, folder, summaries[-1])
   if cell.seed in config.study.tuning_seeds:
     record['tuning'] = True
   for part, summary in zip(parts[:-1], summaries, strict=False):
@@ -195,13 +195,17 @@ def _record(
       [row['step'], row['seconds'], row['top1']] for row in _with_seconds(rows)
     ],
     # Images through a network: trained on, and seen by teachers meanwhile.
-    'train_images': images,
+    'train_images': images
+    // config.batch_size
+    * inputs.images_per_step(config),
     'teacher_images': len(cell.teachers)
     * targets.images_seen(
       images,
-      summary['num_train'],
+      summary['num_train'] + summary.get('num_unlabelled', 0),
       mode=config.targets.mode,
-      views=config.targets.views,
+      views=targets.num_views(
+        config.targets.views, config.distillation.teacher_view
+      ),
       balanced=inputs.is_balanced(config),
     ),
     'seconds': summary['seconds'],

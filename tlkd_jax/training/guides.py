@@ -7,6 +7,8 @@ last linear layer), 'params', and of a start what start.py adds. By name:
   teacher, teacher2, ...  frozen, in evaluation mode; online, or stored targets
   start                   the learner as it was before the first update, frozen
   any learner's name      that network at this step, in training mode
+  itself                  the learner at this step on the plain views, where it
+                          is judged on strong ones (FixMatch)
 """
 
 from collections.abc import Mapping
@@ -21,6 +23,8 @@ from tlkd_jax.training import folds
 Array = jax.Array
 Guide = dict[str, Any]
 
+ITSELF = 'itself'
+
 
 def frozen(
   networks: Mapping[str, Network],
@@ -28,6 +32,7 @@ def frozen(
   images: Mapping[str, Array],
   stored: Mapping[str, Tree],
   index: Array,
+  first: Mapping[str, int] | None = None,
 ) -> dict[str, Guide]:
   """The guides that do not learn.
 
@@ -39,15 +44,23 @@ def frozen(
       see, cut as the network looks at them.
     stored: name -> outputs of these views, where they were computed before.
     index: int [B], of the images in their split.
+    first: name -> the image from which on it is a guide; 0 where not given. All
+      are computed, so that they are what is stored.
   """
   found = {}
   for name, network in networks.items():
     given = constants[name]
-    if name in stored:
-      found[name] = from_outputs(network, given, stored[name])
-    else:
-      found[name] = speak(network, given, images[name], index)
+    outputs = stored.get(name)
+    if outputs is None:
+      outputs = run_frozen(network, given, images[name], index)
+    rest = rows_from(outputs, (first or {}).get(name, 0))
+    found[name] = from_outputs(network, given, rest)
   return found
+
+
+def rows_from(outputs: Tree, first: int) -> Tree:
+  """The outputs for the images of a batch from this one on."""
+  return jax.tree.map(lambda x: x[first:], outputs) if first else outputs
 
 
 def speak(
@@ -64,6 +77,14 @@ def speak(
     images: float [B, S, S, 3] in 0..255.
     index: int [B], of the images in their split; a cross-fitted one needs it.
   """
+  outputs = run_frozen(network, constants, images, index)
+  return from_outputs(network, constants, outputs)
+
+
+def run_frozen(
+  network: Network, constants: Tree, images: Array, index: Array | None
+) -> Tree:
+  """Its outputs alone; arguments as of `speak`."""
   outputs, _ = network.model.apply(
     constants['params'], constants['model_state'], network.prepare(images)
   )
@@ -72,7 +93,7 @@ def speak(
     pre_logits = outputs['pre_logits']
     said = folds.logits(constants['folds'], pre_logits, index)
     outputs = outputs | {'logits': said}
-  return from_outputs(network, constants, outputs)
+  return outputs
 
 
 def from_outputs(network: Network, constants: Tree, outputs: Tree) -> Guide:

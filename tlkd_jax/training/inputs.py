@@ -23,6 +23,22 @@ from tlkd_jax.settings import Settings
 from tlkd_jax.training import defaults, logistic, networks, preparation
 from tlkd_jax.training.step import Mixing
 
+# Strengths of FixMatch's RandAugment and Cutout; and its own views.
+_STRONG = {
+  'randaugment_ops': 2,
+  'randaugment_magnitude': 5.0,
+  'cutout': 0.5,
+}
+_STRONG_SEED = 2**29 - 1
+_CLEAN = {
+  'crop': 'centre',
+  'flip': False,
+  'brightness': 0.0,
+  'contrast': 0.0,
+  'saturation': 0.0,
+  'randaugment_ops': 0,
+}
+
 
 def data_key(settings: Settings) -> str:
   """Two runs of one key have the same examples, whatever their looks."""
@@ -141,7 +157,59 @@ def _examples(settings: Settings) -> dict[str, Any]:
 
 def learns_without_labels(settings: Settings) -> bool:
   """Whether images without labels are among a run's training images."""
-  return settings.arm == 'kd' and settings.distillation.unlabelled != ''
+  learns = settings.arm == 'kd' or settings.fit == 'fixmatch'
+  return learns and settings.distillation.unlabelled != ''
+
+
+def finish_step(settings: Settings) -> int:
+  """The step from which on a student learns from labels alone."""
+  steps = settings.num_steps
+  return steps - round(settings.distillation.finish_fraction * steps)
+
+
+def shares(settings: Settings) -> pipeline.Shares | None:
+  """How many images of a batch have labels; None where all of them have."""
+  if not learns_without_labels(settings):
+    return None
+  size = settings.batch_size
+  labelled = round(settings.distillation.labelled_fraction * size)
+  return pipeline.Shares(min(max(labelled, 1), size - 1), finish_step(settings))
+
+
+def taught_from(settings: Settings) -> int:
+  """Guides speak of the images of a batch from this one on."""
+  found = shares(settings)
+  alone = settings.distillation.taught == 'unlabelled'
+  if found is None or not (alone or settings.fit == 'fixmatch'):
+    return 0
+  return found.labelled
+
+
+def images_per_step(settings: Settings) -> int:
+  """Images that the student sees in a step, each view counted."""
+  mixed = settings.arm == 'kd' and settings.distillation.mixed == 'soft'
+  if not (mixed or settings.fit == 'fixmatch'):
+    return settings.batch_size
+  return 2 * settings.batch_size - taught_from(settings)
+
+
+def where(settings: Settings) -> unlabelled.Where:
+  """Where the data of a run lie."""
+  section = settings.data
+  return unlabelled.Where(
+    section.data_dir, section.cache_dir, labelling(settings)
+  )
+
+
+def check_unlabelled(settings: Settings, dataset: data.Dataset) -> None:
+  """Fails on unlabelled images that are not there; none is decoded.
+
+  Raises:
+    ValueError, FileNotFoundError: see unlabelled.check.
+  """
+  if learns_without_labels(settings):
+    place = settings.distillation.unlabelled
+    unlabelled.check(dataset, place, where(settings))
 
 
 def folds_of(settings: Settings, labels: np.ndarray) -> np.ndarray:
@@ -156,7 +224,7 @@ def folds_of(settings: Settings, labels: np.ndarray) -> np.ndarray:
 
 
 def training_data(settings: Settings, dataset: data.Dataset) -> data.Dataset:
-  """The data of one run: under a teacher, unlabelled images too.
+  """The data of one run, with the unlabelled images that it learns from.
 
   Of a teacher without a fold, the training images of the other folds.
 
@@ -177,6 +245,7 @@ def training_data(settings: Settings, dataset: data.Dataset) -> data.Dataset:
     crop_fraction=dataset.look.crop,
     interpolation=dataset.look.interpolation,
     on_bad_image=settings.data.on_bad_image,
+    where=where(settings),
   )
   others = tuple(training_data(settings, other) for other in dataset.others)
   return dataclasses.replace(extended, others=others)
@@ -215,6 +284,41 @@ def _draw_view(images, index, view, *, seed, **options):
   return augment.augment(images, seed, index, view, **options)
 
 
+def make_strong(augmentation: functools.partial) -> functools.partial:
+  """FixMatch's strong view: another crop, RandAugment, then Cutout.
+
+  Sohn et al., NeurIPS 2020, arXiv:2001.07685, section 2.3. Operations have the
+  mean of the strengths that are drawn there.
+
+  Args:
+    augmentation: from `make_augmentation`, the weak view.
+  """
+  options = augmentation.keywords | _STRONG
+  return functools.partial(_draw_strong_view, **options)
+
+
+def _draw_strong_view(images, index, view, *, seed, **options):
+  return _draw_view(images, index, view, seed=seed ^ _STRONG_SEED, **options)
+
+
+def make_clean(augmentation: functools.partial) -> functools.partial:
+  """The image as it is evaluated, whatever the view.
+
+  Args:
+    augmentation: from `make_augmentation`.
+  """
+  return functools.partial(augmentation, **_CLEAN)
+
+
+def heard_through(
+  settings: Settings, dataset: data.Dataset
+) -> functools.partial:
+  """The views that a frozen teacher sees, cut as in `dataset`."""
+  augmentation = make_augmentation(settings, dataset)
+  clean = settings.distillation.teacher_view == 'clean'
+  return make_clean(augmentation) if clean else augmentation
+
+
 def make_mixing(settings: Settings) -> Mixing | None:
   """Mixup and CutMix of a run, None without."""
   mixup, cutmix = settings.augment.mixup_alpha, settings.augment.cutmix_alpha
@@ -245,6 +349,11 @@ def train_batches(
     looks: of networks that see other images than the run's own.
   """
   views = 0 if settings.arm == 'teacher' else settings.targets.views
+  if settings.distillation.teacher_view == 'clean':
+    targets = {
+      name: functools.partial(_of_first_view, stored)
+      for name, stored in targets.items()
+    }
   return pipeline.train_iterator(
     dataset.splits['train'],
     batch_size=settings.batch_size,
@@ -252,10 +361,16 @@ def train_batches(
     num_batches=num_steps,
     num_views=views,
     balanced=is_balanced(settings),
+    shares=shares(settings),
     targets=targets,
     others={str(look): dataset.seen(look).splits['train'] for look in looks},
     **sharding.this_process(),
   )
+
+
+def _of_first_view(stored: Callable, rows, views):
+  """What a teacher says of images that it sees one way alone."""
+  return stored(rows, np.zeros_like(views))
 
 
 def one_ahead(batches, mesh: Mesh) -> Iterator[tuple[Any, Any]]:

@@ -15,8 +15,9 @@ from tlkd_jax.losses import shams
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Loaded, Network, output_shapes
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import balance, networks, optimizers
+from tlkd_jax.training import balance, inputs, networks, optimizers
 from tlkd_jax.training import start as starts
+from tlkd_jax.training.guides import ITSELF
 from tlkd_jax.training.objective import Objective, Term
 from tlkd_jax.training.state import Beginning
 from tlkd_jax.training.step import Lesson
@@ -94,6 +95,7 @@ def _make_term(
     num_steps,
     warmup=round(section.warmup_fraction * num_steps),
   )
+  weights = until(weights, inputs.finish_step(settings))
   return Term(name, weights, hyperparameters, temperature)
 
 
@@ -117,6 +119,27 @@ def make_schedule(
     return (start + (end - start) * share) * ramp
 
   return value
+
+
+def until(weight: optax.Schedule, finish_step: int) -> optax.Schedule:
+  """The same weight before a step, and 0 from it on."""
+
+  def value(step):
+    return jnp.where(step < finish_step, weight(step), 0.0)
+
+  return value
+
+
+def consistency(settings: Settings) -> Term:
+  """FixMatch's loss of unlabelled images; see losses.logits.pseudo_label."""
+  section = settings.distillation
+  weight = optax.constant_schedule(section.fixmatch_weight)
+  return Term(
+    'pseudo_label',
+    until(weight, inputs.finish_step(settings)),
+    {'threshold': section.fixmatch_threshold},
+    guide=ITSELF,
+  )
 
 
 def _positions(name: str, dataset: data.Dataset | None) -> np.ndarray | None:
@@ -150,6 +173,8 @@ def make_lessons(
     if name == 'student':
       kept = starts.make_terms(settings, model)
       terms = objective.terms + kept
+      if settings.fit == 'fixmatch':
+        terms += (consistency(settings),)
       objective = dataclasses.replace(objective, terms=terms)
     optimizer = optimizers.make_optimizer(model, schedule, settings.optimizer)
     lessons[name] = Lesson(loaded.network, objective, optimizer, guides)

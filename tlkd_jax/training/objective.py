@@ -21,7 +21,7 @@ from tlkd_jax.losses import supervised
 from tlkd_jax.losses.numerics import LOGIT_LIMIT, as_float32, log_softmax
 from tlkd_jax.losses.shams import Sham
 from tlkd_jax.models.functional import Tree
-from tlkd_jax.training.guides import Guide
+from tlkd_jax.training.guides import ITSELF, Guide
 from tlkd_jax.training.state import Learner
 
 Array = jax.Array
@@ -38,7 +38,8 @@ class Term:
     temperature: step -> temperature, in place of the keyword; None keeps it.
     positions: int32, example index -> its row of the loss's memory; None for
       losses without one.
-    guide: the one that it is compared with; None: those of the lesson.
+    guide: the one that it is compared with, 'start' or 'itself'; None: those
+      of the lesson.
   """
 
   name: str
@@ -72,6 +73,21 @@ class Objective:
   sham: Sham | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Taught:
+  """A learner on the images of which its guides speak.
+
+  Attributes:
+    outputs: of its model for them.
+    soft_labels: [N, K], for the guides' accuracy.
+    batch: for labels and example indices, [N].
+  """
+
+  outputs: Tree
+  soft_labels: Array
+  batch: Mapping[str, Array]
+
+
 def evaluate(
   objective: Objective,
   names: tuple[str, ...],
@@ -82,6 +98,7 @@ def evaluate(
   batch: Mapping[str, Array],
   key: Array,
   step: Array,
+  taught: Taught | None = None,
 ) -> tuple[Array, Tree, dict[str, Array]]:
   """The objective of one learner on one batch.
 
@@ -95,6 +112,8 @@ def evaluate(
     batch: for labels and example indices.
     key: for losses that draw a mask.
     step: int32 scalar, for the schedules.
+    taught: of the terms of guides other than the start, where they are of
+      other images, or of other views of them.
 
   Returns:
     (scalar, new memory, {'loss', 'hard_loss', 'accuracy', with guides
@@ -109,10 +128,14 @@ def evaluate(
   metrics = {'hard_loss': hard, 'accuracy': accuracy(logits, soft_labels)}
   loss = objective.hard_weight * hard
   memory = {name: dict(parts) for name, parts in learner.memory.items()}
-  said = {**outputs, 'params': learner.params}
-  taught = [term for term in objective.terms if term.guide is None]
-  kept = [term for term in objective.terms if term.guide is not None]
-  for terms in (taught, kept):
+  plain = Taught(outputs, soft_labels, batch)
+  taught = taught or plain
+  of_lesson = [t for t in objective.terms if t.guide is None]
+  of_itself = [t for t in objective.terms if t.guide == ITSELF]
+  kept = [t for t in objective.terms if t.guide not in (None, ITSELF)]
+  groups = ((of_lesson, taught), (of_itself, taught), (kept, plain))
+  for terms, on in groups:
+    said = {**on.outputs, 'params': learner.params}
     total = jnp.float32(0.0)
     for number, term in enumerate(terms):
       chosen = [guides[name] for name in _guides_of(term, names)]
@@ -121,15 +144,15 @@ def evaluate(
         chosen = [_shammed(g, sham, term, batch['label'], step) for g in chosen]
       if len(chosen) > 1 and objective.ensemble == 'probabilities':
         chosen = [_mean_guide(chosen, term, step)]
-      mean = _value(term, learner, said, chosen, memory, batch, key, step)
-      soft = terms is taught and number == 0
+      mean = _value(term, learner, said, chosen, memory, on.batch, key, step)
+      soft = terms is of_lesson and number == 0
       metrics['soft_loss' if soft else f'{term.name}_loss'] = mean
       total = total + term.weight(step) * mean
     if terms:
       loss = loss + total
   if names:
     logits = mean_logits([guides[name]['logits'] for name in names], 1.0)
-    metrics['teacher_accuracy'] = accuracy(logits, soft_labels)
+    metrics['teacher_accuracy'] = accuracy(logits, taught.soft_labels)
   return loss, memory, metrics | {'loss': loss}
 
 

@@ -124,7 +124,7 @@ def set_up(
     frozen | ({starts.NAME: first.network} if kept else {}),
     inputs.make_augmentation(settings, dataset),
     schedule,
-    make_mode(settings),
+    make_mode(settings, dataset),
     mesh,
     {
       look: inputs.make_augmentation(settings, dataset.seen(look))
@@ -153,19 +153,39 @@ def set_up(
   )
 
 
-def make_mode(settings: Settings) -> Mode:
-  """How the learners of a run are run."""
+def make_mode(settings: Settings, dataset: Dataset | None = None) -> Mode:
+  """How the learners of a run are run.
+
+  Args:
+    settings: of the run.
+    dataset: from inputs.training_data; None where learners and guides see the
+      same views.
+  """
+  strong, clean = None, {}
+  if dataset is not None and settings.fit == 'fixmatch':
+    augmentation = inputs.make_augmentation(settings, dataset)
+    strong = inputs.make_strong(augmentation)
+  section = settings.distillation
+  taught = settings.arm == 'kd'
+  if dataset is not None and taught and section.teacher_view == 'clean':
+    clean = {None: inputs.heard_through(settings, dataset)} | {
+      other.look: inputs.heard_through(settings, other)
+      for other in dataset.others
+    }
   head_only = settings.optimizer.train_only == 'head'
-  section = settings.transfer
   stochastic = settings.batch_norm == 'stochastic'
   return Mode(
     # A linear probe reads fixed features.
     norm_train=settings.batch_norm != 'frozen' and not head_only,
-    batch_chance=section.stoch_norm_p if stochastic else 1.0,
+    batch_chance=settings.transfer.stoch_norm_p if stochastic else 1.0,
     head_only=head_only,
     remat=settings.remat == 'blocks',
     ema_decay=settings.ema_decay,
     mixing=inputs.make_mixing(settings),
+    mixed_apart=taught and section.mixed == 'soft',
+    taught_from=inputs.taught_from(settings),
+    strong=strong,
+    clean=clean,
   )
 
 

@@ -109,7 +109,7 @@ def _on_views(run: Run, name: str, rows: np.ndarray) -> np.ndarray:
   """Logits [N, K] of the first random view of each image."""
   teacher = run.teachers[name]
   seen = run.dataset.seen(teacher.network.look)
-  augmentation = inputs.make_augmentation(run.settings, seen)
+  augmentation = inputs.heard_through(run.settings, seen)
   compute = views.make_compute(
     teacher.network, augmentation, ('logits',), run.mesh
   )

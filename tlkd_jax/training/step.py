@@ -69,6 +69,13 @@ class Mode:
     ema_decay: of the weight average, where a learner keeps one.
     mixing: (images, soft labels [B, K], key of the step) -> both, mixed; or
       None.
+    mixed_apart: only guides' terms are of mixed images, in a forward pass of
+      their own; the hard loss is of the images as they are.
+    taught_from: guides' terms are of the batch's images from this one on.
+    strong: in place of the augmentation, for the terms of the guide 'itself';
+      None without such terms.
+    clean: by look, None for that of the run's own, what frozen guides see in
+      place of the learners' views; {} for the same views.
   """
 
   norm_train: bool = False
@@ -77,6 +84,17 @@ class Mode:
   remat: bool = False
   ema_decay: float = 0.0
   mixing: Mixing | None = None
+  mixed_apart: bool = False
+  taught_from: int = 0
+  strong: Callable[..., Array] | None = None
+  clean: Mapping[Look | None, Callable[..., Array]] = dataclasses.field(
+    default_factory=dict
+  )
+
+  @property
+  def apart(self) -> bool:
+    """Whether guides' terms have images of their own."""
+    return self.mixed_apart or self.strong is not None
 
 
 def make_step(
@@ -109,8 +127,11 @@ def make_step(
   """
   own = next(iter(lessons.values()))
   networks = {name: lesson.network for name, lesson in lessons.items()}
+  # Other frozen networks, such as the start, go with the hard loss.
+  teachers = {name for lesson in lessons.values() for name in lesson.guides}
+  first = mode.taught_from
 
-  def loss_fn(params, state, guides, images, soft_labels, batch, root):
+  def loss_fn(params, state, guides, images, labels, batch, root):
     if mode.head_only:
       params = {
         name: _stop_backbone(lessons[name].network.model, part)
@@ -130,12 +151,20 @@ def make_step(
         batch_chance=mode.batch_chance,
         remat=mode.remat,
       )
+    soft_labels, taught_labels = labels
+    outputs, taught = _split(outputs, batch['label'].size, mode)
+    own_params = {n: {'params': params[n]['weights']} for n in lessons}
     guides = guides | {
-      name: guidance.from_outputs(
-        lesson.network, {'params': params[name]['weights']}, outputs[name]
-      )
-      for name, lesson in lessons.items()
+      name: guidance.from_outputs(network, own_params[name], taught[name])
+      for name, network in networks.items()
     }
+    if mode.strong is not None:
+      name, network = next(iter(networks.items()))
+      plain = guidance.rows_from(outputs[name], first)
+      guides[guidance.ITSELF] = guidance.from_outputs(
+        network, own_params[name], plain
+      )
+    rest = {key: batch[key][first:] for key in ('label', 'index')}
     total, memories, metrics = jnp.float32(0.0), {}, {}
     for name, lesson in lessons.items():
       loss, memories[name], values = objectives.evaluate(
@@ -148,6 +177,7 @@ def make_step(
         batch,
         jax.random.fold_in(key, 1),
         state.step,
+        objectives.Taught(taught[name], taught_labels[first:], rest),
       )
       total = total + loss
       metrics[name] = values
@@ -162,6 +192,7 @@ def make_step(
       own.objective.label_smoothing,
     )
     stored = batch.get('targets', {})
+    taught, taught_labels = views, soft_labels
     if mode.mixing is not None:
       if stored:
         raise ValueError('stored targets are not those of mixed images')
@@ -171,18 +202,36 @@ def make_step(
         look: mode.mixing(images, soft_labels, key)
         for look, images in views.items()
       }
-      views = {look: images for look, (images, _) in mixed.items()}
-      _, soft_labels = mixed[None]
-    images = {
-      name: views.get(network.look, views[None])
-      for name, network in (*networks.items(), *frozen.items())
+      taught = {look: images for look, (images, _) in mixed.items()}
+      _, taught_labels = mixed[None]
+      if not mode.mixed_apart:
+        views, soft_labels = taught, taught_labels
+    if mode.strong is not None:
+      taught = draw_views(batch, mode.strong, {}, root)
+    heard = taught
+    if mode.clean:
+      clean = {look: draw for look, draw in mode.clean.items() if look}
+      heard = draw_views(batch, mode.clean[None], clean, root)
+    images = {name: _seen(views, network) for name, network in networks.items()}
+    if mode.apart:
+      for name, network in networks.items():
+        more = _seen(taught, network)[first:]
+        images[name] = jnp.concatenate([images[name], more])
+    shown = {
+      name: _seen(heard if name in teachers else views, network)
+      for name, network in frozen.items()
     }
     guides = guidance.frozen(
-      frozen, constants['guides'], images, stored, batch['index']
+      frozen,
+      constants['guides'],
+      shown,
+      stored,
+      batch['index'],
+      dict.fromkeys(teachers, first),
     )
     params = {name: part.params for name, part in state.learners.items()}
     grads, (model_states, memories, metrics) = jax.grad(loss_fn, has_aux=True)(
-      params, state, guides, images, soft_labels, batch, root
+      params, state, guides, images, (soft_labels, taught_labels), batch, root
     )
     learners = {}
     for name, before in state.learners.items():
@@ -210,6 +259,20 @@ def make_step(
     donate_argnames='state',
     in_shardings=(copied, copied, split),
     out_shardings=(copied, copied),
+  )
+
+
+def _seen(views: Mapping[Look | None, Array], network: Network) -> Array:
+  return views.get(network.look, views[None])
+
+
+def _split(outputs: Tree, size: int, mode: Mode) -> tuple[Tree, Tree]:
+  """Learners' outputs for the batch, and for what guides' terms are of."""
+  if not mode.apart:
+    return outputs, guidance.rows_from(outputs, mode.taught_from)
+  return (
+    jax.tree.map(lambda x: x[:size], outputs),
+    jax.tree.map(lambda x: x[size:], outputs),
   )
 
 

@@ -50,6 +50,8 @@ def finish(run: Run, progress) -> dict[str, Any]:
     summary['teacher'] = {}
     if guide in run.learners:
       summary['mutual'] = True
+    if settings.distillation.self_training != 'none':
+      summary['self_training'] = settings.distillation.self_training
   for split in SPLITS:
     predictions = predict(run, run.eval_step, variables, split)
     found[split] = predictions
@@ -66,6 +68,7 @@ def finish(run: Run, progress) -> dict[str, Any]:
     'seconds': progress.seconds,
     'images_per_second': progress.images / max(progress.seconds, 1e-9),
     'num_train': int(np.sum(run.dataset.splits['train'].labels >= 0)),
+    'num_unlabelled': int(np.sum(run.dataset.splits['train'].labels < 0)),
     'skipped_images': run.dataset.skipped,
     'notes': list(run.dataset.notes),
     'data': run.dataset.facts,

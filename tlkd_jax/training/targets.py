@@ -60,6 +60,7 @@ class Recipe:
     balanced: whether the run draws classes equally often.
     dtype: a name in target_store.DTYPES.
     top_k: see target_store.Layout.
+    shares: how many images of a batch have labels, None where all have.
   """
 
   root: pathlib.Path
@@ -72,6 +73,7 @@ class Recipe:
   balanced: bool
   dtype: str
   top_k: int
+  shares: pipeline.Shares | None = None
 
   def layout(self) -> Layout:
     """How the outputs are stored."""
@@ -133,16 +135,22 @@ def recipes(
       ).expanduser(),
       teacher,
       outputs_read(objective),
-      inputs.make_augmentation(settings, dataset.seen(teacher.look)),
+      inputs.heard_through(settings, dataset.seen(teacher.look)),
       dataset.seen(teacher.look).splits['train'],
-      section.views,
+      num_views(section.views, settings.distillation.teacher_view),
       settings.batch_size,
       inputs.is_balanced(settings),
       section.dtype,
       section.top_k,
+      inputs.shares(settings),
     )
     for name, teacher in teachers.items()
   }
+
+
+def num_views(views: int, teacher_view: str) -> int:
+  """Views of which a teacher's outputs are stored: targets.views, or one."""
+  return 1 if teacher_view == 'clean' else views
 
 
 def images_seen(
@@ -152,9 +160,9 @@ def images_seen(
 
   Args:
     images: that the student has learned from until then, counted each time.
-    num_train: training images.
+    num_train: training images, with and without labels.
     mode: targets.mode.
-    views: targets.views.
+    views: from `num_views`.
     balanced: whether classes are drawn equally often.
   """
   if mode == 'online':
@@ -187,7 +195,11 @@ def prepare(
   """
   size = len(recipe.split)
   drawn = pipeline.most_views(
-    recipe.split, recipe.batch_size, num_steps, balanced=recipe.balanced
+    recipe.split,
+    recipe.batch_size,
+    num_steps,
+    balanced=recipe.balanced,
+    shares=recipe.shares,
   )
   num_views = min(recipe.num_views, drawn)
   layout = recipe.layout()
