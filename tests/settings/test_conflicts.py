@@ -13,6 +13,10 @@ CACHED = {'targets.mode': 'cached', 'targets.views': 2}
 MUTUAL = {'distillation.mutual': True}
 CHAIN = {'distillation.generations': 2}
 MORE = {'distillation.more_teachers': ('runs/a',)}
+REST = {'distillation.unlabelled': 'rest'}
+NO_IMAGES = {'distillation.unlabelled': ''}
+SELF_TRAINED = REST | {'distillation.self_training': 'hard'}
+FIXMATCH = REST | {'arm': 'tl', 'student.fit': 'fixmatch'}
 DKD = {'distillation.loss': 'dkd'}
 AT = {'distillation.loss': 'at'}
 SHAM = {'distillation.sham': 'uniform'}
@@ -128,6 +132,97 @@ CONFLICTS = [
     {'data.balance': 'sampling'},
     {'distillation.unlabelled': 'folder:x'},
     "data.balance is 'sampling', which draws images by their class: not with",
+  ),
+  (
+    REST,
+    {'num_train_per_class': 0},
+    "distillation.unlabelled is 'rest', and num_train_per_class 0 with",
+  ),
+  (REST, {'batch_size': 1}, 'batch_size is 1, and with distillation.unlabel'),
+  (
+    REST | {'distillation.labelled_fraction': 0.25},
+    NO_IMAGES,
+    'distillation.labelled_fraction is 0.25, and distillation.unlabelled names',
+  ),
+  (
+    REST | {'distillation.taught': 'unlabelled'},
+    NO_IMAGES,
+    "distillation.taught is 'unlabelled', and distillation.unlabelled names",
+  ),
+  (
+    SELF_TRAINED,
+    NO_IMAGES,
+    "distillation.self_training is 'hard', and distillation.unlabelled names",
+  ),
+  (FIXMATCH, NO_IMAGES, "student.fit is 'fixmatch', which learns from images"),
+  (FIXMATCH, MIXED, "student.fit is 'fixmatch', which compares two views"),
+  (FIXMATCH, {'arm': 'kd'}, "student.fit is 'fixmatch', of arm tl, which no"),
+  (
+    FIXMATCH,
+    {'data.balance': 'sampling'},
+    "data.balance is 'sampling', which draws images by their class: not with",
+  ),
+  (
+    MIXED | {'distillation.mixed': 'soft'},
+    {'augment.mixup_alpha': 0},
+    "distillation.mixed is 'soft', and no image is mixed",
+  ),
+  (
+    {'distillation.teacher_view': 'clean'},
+    MIXED,
+    "distillation.teacher_view is 'clean', and the student sees mixtures",
+  ),
+  (
+    {'distillation.finish_fraction': 0.2},
+    {'distillation.hard_weight': 0},
+    'distillation.finish_fraction is 0.2, in which labels alone are learned',
+  ),
+  (
+    {'distillation.teacher_view': 'clean'},
+    MUTUAL,
+    "distillation.teacher_view is 'clean', and with distillation.mutual",
+  ),
+  (
+    SELF_TRAINED,
+    MUTUAL,
+    'distillation.mutual is True, and with distillation.s',
+  ),
+  (SELF_TRAINED, MORE, "distillation.more_teachers is ('runs/a',), and with"),
+  (SELF_TRAINED, CHAIN, 'distillation.generations is 2, and with distilla'),
+  (
+    SELF_TRAINED,
+    {'distillation.assistants': ('resnet18',)},
+    "distillation.assistants is ('resnet18',), and with distillation.self_tra",
+  ),
+  (
+    SELF_TRAINED,
+    {'teacher.fit': 'probed'},
+    "teacher.fit is 'probed', and with distillation.self_training",
+  ),
+  (
+    SELF_TRAINED,
+    {'teacher.image_size': 96},
+    'teacher.image_size is 96, and with distillation.self_training',
+  ),
+  (
+    SELF_TRAINED,
+    {'distillation.loss': 'rkd'},
+    "distillation.self_training is 'hard', which brings its own loss",
+  ),
+  (
+    SELF_TRAINED | {'distillation.self_training': 'soft'},
+    {'distillation.loss': 'pseudo_label'},
+    "distillation.self_training is 'soft', which brings its own loss, 'kd'",
+  ),
+  (
+    SELF_TRAINED,
+    {'distillation.extra.rkd.weight': 1.0},
+    "distillation.self_training is 'hard', which brings its own loss",
+  ),
+  (
+    SELF_TRAINED,
+    {'augment.cutmix_alpha': 1.0},
+    "distillation.self_training is 'hard', which labels single images: not",
   ),
   (
     {'optimizer.accumulate_steps': 4},

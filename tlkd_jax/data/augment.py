@@ -286,7 +286,8 @@ def _cut_out(image: jax.Array, key: jax.Array, most: float) -> jax.Array:
   size = image.shape[0]
   half = jax.random.uniform(side_key) * most * size / 2
   centre = jax.random.uniform(place_key, (2,)) * size
-  rows, columns = jnp.abs(jnp.arange(size) + 0.5 - centre[:, None]) < half
+  places = jnp.arange(size) + 0.5
+  rows, columns = (jnp.abs(places - middle) < half for middle in centre)
   inside = rows[:, None] & columns[None, :]
   return jnp.where(inside[..., None], _GREY, image)
 

@@ -50,11 +50,12 @@ def frozen(
   found = {}
   for name, network in networks.items():
     given = constants[name]
-    outputs = stored.get(name)
-    if outputs is None:
-      outputs = run_frozen(network, given, images[name], index)
-    rest = rows_from(outputs, (first or {}).get(name, 0))
-    found[name] = from_outputs(network, given, rest)
+    start = (first or {}).get(name, 0)
+    if name in stored:
+      kept = rows_from(stored[name], start)
+      found[name] = from_outputs(network, given, kept)
+    else:
+      found[name] = speak(network, given, images[name], index, start)
   return found
 
 
@@ -68,6 +69,7 @@ def speak(
   constants: Tree,
   images: Array,
   index: Array | None = None,
+  first: int = 0,
 ) -> Guide:
   """What a frozen network says of a batch.
 
@@ -76,15 +78,8 @@ def speak(
     constants: {'params', 'model_state', ...}.
     images: float [B, S, S, 3] in 0..255.
     index: int [B], of the images in their split; a cross-fitted one needs it.
+    first: the image from which on it is a guide.
   """
-  outputs = run_frozen(network, constants, images, index)
-  return from_outputs(network, constants, outputs)
-
-
-def run_frozen(
-  network: Network, constants: Tree, images: Array, index: Array | None
-) -> Tree:
-  """Its outputs alone; arguments as of `speak`."""
   outputs, _ = network.model.apply(
     constants['params'], constants['model_state'], network.prepare(images)
   )
@@ -93,7 +88,7 @@ def run_frozen(
     pre_logits = outputs['pre_logits']
     said = folds.logits(constants['folds'], pre_logits, index)
     outputs = outputs | {'logits': said}
-  return outputs
+  return from_outputs(network, constants, rows_from(outputs, first))
 
 
 def from_outputs(network: Network, constants: Tree, outputs: Tree) -> Guide:

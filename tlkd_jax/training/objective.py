@@ -139,9 +139,9 @@ def evaluate(
     total = jnp.float32(0.0)
     for number, term in enumerate(terms):
       chosen = [guides[name] for name in _guides_of(term, names)]
-      if terms is taught and objective.sham is not None:
-        sham = objective.sham
-        chosen = [_shammed(g, sham, term, batch['label'], step) for g in chosen]
+      if terms is of_lesson and objective.sham is not None:
+        sham, labels = objective.sham, on.batch['label']
+        chosen = [_shammed(g, sham, term, labels, step) for g in chosen]
       if len(chosen) > 1 and objective.ensemble == 'probabilities':
         chosen = [_mean_guide(chosen, term, step)]
       mean = _value(term, learner, said, chosen, memory, on.batch, key, step)
