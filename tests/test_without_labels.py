@@ -229,6 +229,28 @@ def test_shares_are_rounded_and_of_both_kinds(fraction, batch_size, labelled):
     assert inputs.shares(other) is None and inputs.taught_from(other) == 0
 
 
+def test_how_often_images_are_drawn_is_said(cache_dir):
+  config = tiny.make_config(
+    'kd',
+    cache_dir,
+    num_steps=10,
+    num_train_per_class=2,
+    distillation__labelled_fraction=0.25,
+    distillation__finish_fraction=0.2,
+    **REST,
+  )
+  dataset = inputs.training_data(config, inputs.load_dataset(config))
+  count = len(dataset.splits['train']) - 20
+  # 8 steps of 2 and 6 images, then 2 of 8.
+  assert inputs.about_shares(config, dataset) == [
+    f'each batch of 8 has 2 of 20 labelled images and 6 of {count} without '
+    'label; in 10 steps one of the former is drawn 1.6 times, one of the '
+    f'latter {48 / count:.3g} times',
+    'the last 2 steps are of labels alone',
+  ]
+  assert inputs.about_shares(tiny.make_config('kd'), dataset) == []
+
+
 def test_strong_views_differ_from_weak_ones_and_are_of_the_seed():
   config = tiny.make_config('kd', augment__crop='random_resized')
   images = np.random.default_rng(0).integers(0, 256, (6, 20, 20, 3), np.uint8)

@@ -79,7 +79,9 @@ def run(
   summaries = {}
   for part in plan:
     if len(plan) > 1:
-      logging.info('%s, in %s', protocols.label(part.key), part.workdir)
+      kind = part.settings.distillation.self_training
+      name = protocols.label(part.key, self_trained=kind != 'none')
+      logging.info('%s, in %s', name, part.workdir)
     summaries[part.key] = fine_tune(part.settings, part.workdir, dataset, mesh)
   return summaries
 
@@ -109,11 +111,10 @@ def table(
     guided = {}
   for key, summary in ({'teacher': guided} | summaries).items():
     role = 'teacher' if key == 'teacher' else 'student'
-    name = protocols.label(key)
+    self_trained = 'self_training' in summary
+    name = protocols.label(key, self_trained=self_trained)
     if role == 'teacher' and 'mutual' in summary:
       name = 'peer'
-    elif key == 'kd' and 'self_training' in summary:
-      name = 'self-training'
     if role in summary:
       rows.append((name, summary[role]))
   changes = None

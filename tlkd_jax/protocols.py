@@ -46,8 +46,10 @@ class Part:
   settings: Settings
 
 
-def label(key: str) -> str:
+def label(key: str, *, self_trained: bool = False) -> str:
   """A part's name for people."""
+  if key == 'kd' and self_trained:
+    return 'self-training'
   return LABELS.get(key, re.sub(r'(\d+)$', r' \1', key))
 
 

@@ -193,6 +193,33 @@ def images_per_step(settings: Settings) -> int:
   return 2 * settings.batch_size - taught_from(settings)
 
 
+def about_shares(settings: Settings, dataset: data.Dataset) -> list[str]:
+  """How often images with labels and without are drawn, a sentence each.
+
+  Args:
+    settings: of the run.
+    dataset: from `training_data`.
+  """
+  found = shares(settings)
+  if found is None:
+    return []
+  labels = dataset.splits['train'].labels
+  labelled = int(np.count_nonzero(labels >= 0))
+  others = labels.size - labelled
+  size, steps, end = settings.batch_size, settings.num_steps, found.finish_step
+  drawn = end * (size - found.labelled)
+  often = (steps * size - drawn) / labelled
+  lines = [
+    f'each batch of {size} has {found.labelled} of {labelled} labelled images '
+    f'and {size - found.labelled} of {others} without label; in {steps} steps '
+    f'one of the former is drawn {often:.3g} times, one of the latter '
+    f' {drawn / others:.3g} times'
+  ]
+  if end < steps:
+    lines.append(f'the last {steps - end} steps are of labels alone')
+  return lines
+
+
 def where(settings: Settings) -> unlabelled.Where:
   """Where the data of a run lie."""
   section = settings.data

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax.data import Dataset, Look, Split
@@ -94,6 +95,8 @@ def set_up(
     stored = dataset.splits['train'].images.shape[1]
     memory.check_images(settings.batch_size, stored, dataset.image_size, mesh)
   dataset = inputs.training_data(settings, dataset)
+  for line in inputs.about_shares(settings, dataset):
+    logging.info('%s', line)
   learners = networks.load_learners(settings, dataset.class_names)
   teachers = networks.load_teachers(settings, dataset.class_names)
   cost = costs.count(settings, dataset) if settings.cost_matched else None
