@@ -481,6 +481,7 @@ def test_self_training_runs_and_is_called_so(cache_dir, tmp_path):
   labels = {line.split('  ')[0] for line in text.splitlines()}
   assert {'TL', 'self-training'} <= labels and 'teacher' not in labels
   assert 'Self-training minus TL on test' in text and 'KD' not in text
+  assert 's for self-training and' in text
   assert 'little to teach' not in text
 
 

@@ -111,8 +111,11 @@ def table(
     guided = {}
   for key, summary in ({'teacher': guided} | summaries).items():
     role = 'teacher' if key == 'teacher' else 'student'
-    self_trained = 'self_training' in summary
-    name = protocols.label(key, self_trained=self_trained)
+    name = protocols.label(
+      key,
+      self_trained='self_training' in summary,
+      fixmatch='fixmatch' in summary,
+    )
     if role == 'teacher' and 'mutual' in summary:
       name = 'peer'
     if role in summary:

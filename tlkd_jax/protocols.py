@@ -46,10 +46,14 @@ class Part:
   settings: Settings
 
 
-def label(key: str, *, self_trained: bool = False) -> str:
+def label(
+  key: str, *, self_trained: bool = False, fixmatch: bool = False
+) -> str:
   """A part's name for people."""
   if key == 'kd' and self_trained:
     return 'self-training'
+  if key == 'tl' and fixmatch:
+    return 'FixMatch'
   return LABELS.get(key, re.sub(r'(\d+)$', r' \1', key))
 
 

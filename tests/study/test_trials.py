@@ -54,6 +54,30 @@ def test_a_key_is_tried_by_the_arms_that_read_it(key, readers):
     assert of_arm == [{expected: value} for value in values], name
 
 
+def test_fixmatch_tries_keys_of_its_own_beside_those_of_tl():
+  arms = {
+    'tl': ARMS['tl'],
+    'kd': ARMS['kd'],
+    'teacher': ARMS['teacher'],
+    'fixmatch': StudyArm('tl', '', (), {'student.fit': 'fixmatch'}),
+  }
+  grid = {
+    'optimizer.learning_rate': (0.1,),
+    'distillation.temperature': (3.0,),
+    'distillation.labelled_fraction': (0.2,),
+    'distillation.fixmatch_threshold': (0.7,),
+  }
+  study = Study(datasets={'a': StudyDataset()}, arms=arms, grid=grid)
+  found = trials.of_arms(study, list(arms))
+  rate, temperature, share, threshold = grid
+  assert {name: {*dict(trial)} for name, (trial,) in found.items()} == {
+    'tl': {rate},
+    'kd': {rate, temperature, share},
+    'teacher': {rate},
+    'fixmatch': {rate, share, threshold},
+  }
+
+
 def test_an_arms_own_grid_stands_in_place_of_the_studys():
   own = {'tl': {'optimizer.learning_rate': (0.3, 0.4)}}
   found = of_arms(RATES, own)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkd_jax.settings import Study
+from tlkd_jax.settings import Study, StudyArm
 
 # ((key, value), ...), in the order of the grid.
 Trial = tuple[tuple[str, Any], ...]
@@ -20,6 +20,15 @@ _READERS = {
   'targets': ('kd',),
   'student': ('tl', 'kd'),
 }
+# Keys of a section of teachers that FixMatch, an arm of kind tl, reads.
+_BY_FIXMATCH = frozenset(
+  {
+    'distillation.labelled_fraction',
+    'distillation.finish_fraction',
+    'distillation.fixmatch_weight',
+    'distillation.fixmatch_threshold',
+  }
+)
 
 
 def of_arms(study: Study, names: list[str]) -> dict[str, list[Trial]]:
@@ -79,11 +88,15 @@ def _of_arm(study: Study, name: str) -> list[Trial]:
 def _own_grid(study: Study, name: str) -> dict[str, tuple]:
   arm = study.arms[name]
   grid = {**study.grid, **arm.grid}
-  return {
-    key: values
-    for key, values in grid.items()
-    if arm.kind in _READERS.get(key.split('.')[0], (arm.kind,))
-  }
+  return {key: values for key, values in grid.items() if _reads(arm, key)}
+
+
+def _reads(arm: StudyArm, key: str) -> bool:
+  if arm.changes.get('student.fit') == 'fixmatch' and key in _BY_FIXMATCH:
+    return True
+  of_others = key.startswith('distillation.fixmatch_')
+  readers = _READERS.get(key.split('.')[0], (arm.kind,))
+  return arm.kind in readers and not of_others
 
 
 def _grid_of_teachers(study: Study, name: str) -> dict[str, tuple]:

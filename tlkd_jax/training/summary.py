@@ -46,6 +46,8 @@ def finish(run: Run, progress) -> dict[str, Any]:
   summary: dict[str, Any] = {'arm': settings.arm, own: {}}
   found: dict[str, evaluate.Predictions] = {}
   guide, guide_step, theirs = _first_guide(run)
+  if settings.fit == 'fixmatch':
+    summary['fixmatch'] = True
   if guide is not None:
     summary['teacher'] = {}
     if guide in run.learners:
