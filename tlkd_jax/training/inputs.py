@@ -213,7 +213,7 @@ def about_shares(settings: Settings, dataset: data.Dataset) -> list[str]:
     f'each batch of {size} has {found.labelled} of {labelled} labelled images '
     f'and {size - found.labelled} of {others} without label; in {steps} steps '
     f'one of the former is drawn {often:.3g} times, one of the latter '
-    f' {drawn / others:.3g} times'
+    f'{drawn / others:.3g} times'
   ]
   if end < steps:
     lines.append(f'the last {steps - end} steps are of labels alone')
