@@ -132,7 +132,11 @@ def test_a_chain_runs_and_is_not_run_twice(
     summaries['kd']['teacher']['test']['nll']
     == summaries['generation1']['student']['test']['nll']
   )
-  lines = [line.split('  ')[0] for line in arms.table(summaries).splitlines()]
+  folders = {
+    part.key: part.workdir for part in protocols.plan(config, tmp_path)
+  }
+  text = arms.table(summaries, folders)
+  lines = [line.split('  ')[0] for line in text.splitlines()]
   assert {'teacher', 'linear probe', 'assistant 1', 'TL+KD'} <= set(lines)
   times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.npz')}
   assert arms.run(config, tmp_path, mesh) == summaries
