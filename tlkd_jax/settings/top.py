@@ -176,7 +176,7 @@ class Settings:
       )
     lines += conflicts.of_mutual(guides, self.targets, teacher)
     if self.arm in ('kd', 'compare') or self.fit == 'fixmatch':
-      every = not self.num_train_per_class and self.train_fraction == 1
+      every = self.num_train_per_class == 0 and self.train_fraction == 1
       lines += conflicts.of_unlabelled(guides, every, self.batch_size)
     if self.fit == 'fixmatch':
       lines += conflicts.of_fixmatch(guides, mixing)
