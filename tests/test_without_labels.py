@@ -27,7 +27,15 @@ from tlkd_jax.data import augment, sources, subsets
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, UserError
 from tlkd_jax.settings import WrongSettings
-from tlkd_jax.training import guides, inputs, lessons, loop, networks, says
+from tlkd_jax.training import (
+  defaults,
+  guides,
+  inputs,
+  lessons,
+  loop,
+  networks,
+  says,
+)
 from tlkd_jax.training.metric_writers import read_rows
 from tlkd_jax.training.objective import Objective, Term
 from tlkd_jax.training.step import Lesson
@@ -508,3 +516,9 @@ def test_what_is_missing_is_said_before_the_teacher_learns(
       arms.run(config, tmp_path, sharding.make_mesh(1))
   with pytest.raises(WrongSettings, match='takes all training images'):
     tiny.make_config('kd', cache_dir, num_train_per_class=0, **REST)
+  # Of images of one's own all are labelled ones unless told otherwise.
+  left_open = tiny.make_config(
+    'kd', dataset='folder:x', num_train_per_class=None, **REST
+  )
+  with pytest.raises(WrongSettings, match='takes all training images'):
+    defaults.settled(left_open)

@@ -71,6 +71,8 @@ def run(
     for part in plan:
       inputs.check_unlabelled(part.settings, dataset)
     about = balance.lines(settings, dataset) + defaults.lines(settings, dataset)
+    for part in plan:
+      inputs.check_unlabelled(part.settings, dataset)
     record = data_record.of_labelled(dataset)
     for part in plan:
       data_record.check(part.workdir, record)

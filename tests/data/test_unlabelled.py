@@ -40,15 +40,14 @@ def test_the_rest_are_the_other_training_images_once_each(digits, cache_dir):
     assert split.names[row] == names[index]
 
 
-def test_all_looks_have_the_same_rest(cache_dir):
-  with tiny.registered():
-    config = tiny.make_config(
-      'kd',
-      cache_dir,
-      teacher__image_size=24,
-      distillation__unlabelled='rest',
-    )
-    dataset = inputs.training_data(config, inputs.load_dataset(config))
+def test_all_looks_have_the_same_rest(tiny_models, cache_dir):
+  config = tiny.make_config(
+    'kd',
+    cache_dir,
+    teacher__image_size=24,
+    distillation__unlabelled='rest',
+  )
+  dataset = inputs.training_data(config, inputs.load_dataset(config))
   (other,) = dataset.others
   own, theirs = dataset.splits['train'], other.splits['train']
   assert theirs.images.shape[1] > own.images.shape[1]
