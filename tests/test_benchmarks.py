@@ -17,6 +17,7 @@ from benchmarks import (
   scaling,
   tables,
   train_step,
+  transfer_weights,
 )
 from tests import tiny
 
@@ -194,3 +195,21 @@ def test_an_entry_keeps_its_rows_and_its_error():
   entry = run_all.run_entry('run_all --out')
   assert entry['rows'] == [] and '--out' in entry['failed']
   assert entry['cores'] and entry['versions']['jax'] == jax.__version__
+
+
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    ('tl', {}),
+    ('bss=1e-5', {'bss': 1e-5}),
+    ('lwf=0.4 source_scale=0.2', {'lwf': 0.4, 'source_scale': 0.2}),
+  ],
+)
+def test_weights_of_a_try(text, expected):
+  assert transfer_weights.weights_of(text) == expected
+
+
+@pytest.mark.parametrize('text', ['lfw=1', 'lwf=1 bss', 'TL', 'bss', 'bss=x'])
+def test_a_try_of_no_term_is_refused(text):
+  with pytest.raises(argparse.ArgumentTypeError, match='NAME=NUMBER of delta'):
+    transfer_weights.weights_of(text)

@@ -161,6 +161,32 @@ def test_delta_attention_golden(golden):
   )
 
 
+def test_delta_of_means_is_attention_that_is_even():
+  rng = np.random.default_rng(0)
+  shapes = {'stage1': (3, 4, 6, 5), 'stage2': (3, 2, 3, 8)}
+
+  def draw(scale):
+    maps = {name: scale * rng.normal(size=s) for name, s in shapes.items()}
+    return {'features': maps}
+
+  own, start = draw(1.0), draw(0.1)
+  even = {name: np.full(s[-1], 1 / s[-1]) for name, s in shapes.items()}
+  delta = LOSSES['delta'].function
+  found = delta(own, start, None, mean_over_positions=True)
+  expected = delta(own, start, None, channel_attention=even)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  # Maps of twice the side, each value four times, are no further apart.
+  larger = [
+    {'features': {n: m.repeat(2, 1).repeat(2, 2) for n, m in f.items()}}
+    for f in (own['features'], start['features'])
+  ]
+  np.testing.assert_allclose(
+    delta(*larger, None, mean_over_positions=True), found, rtol=1e-5
+  )
+  summed = delta(own, start, None)
+  np.testing.assert_allclose(delta(*larger, None), 4 * summed, rtol=1e-5)
+
+
 def test_delta_rejects_another_architecture():
   with pytest.raises(ValueError, match='own pretrained state'):
     LOSSES['delta'].function(

@@ -173,6 +173,7 @@ WRONG = [
   # transfer
   ('transfer.l2_sp', -0.1, 'a number >= 0'),
   ('transfer.lwf_temperature', 0, 'a number > 0'),
+  ('transfer.co_tuning_temperature', 0, 'a number > 0'),
   ('transfer.stoch_norm_p', 1.5, 'a number in [0, 1]'),
   ('transfer.bss_k', 0, 'a whole number >= 1'),
   # study

@@ -98,10 +98,17 @@ def lwf_of_outputs(
   )
 
 
-def co_tuning_of_outputs(student_outputs, teacher_outputs, labels):
-  """`co_tuning` of the learner's source head, by the start's table."""
+def co_tuning_of_outputs(
+  student_outputs, teacher_outputs, labels, *, temperature=1.0
+):
+  """`co_tuning` of the learner's source head, by the start's table.
+
+  Its logits are divided by `temperature`, as those of the table were: the
+  paper calibrates the pretrained network (section 3.2), which is far too sure
+  of images smaller than it was trained on.
+  """
   head = student_outputs['params']['source_head']
-  logits = head_logits(student_outputs, head)
+  logits = head_logits(student_outputs, head) / temperature
   return co_tuning(logits, labels, teacher_outputs['relationship'])
 
 
@@ -117,6 +124,7 @@ def delta(
   labels,
   *,
   channel_attention=None,
+  mean_over_positions=False,
   stages=None,
 ):
   """Behaviour regularisation: |f_s - f_t|^2 / 2, summed over everything.
@@ -124,12 +132,15 @@ def delta(
   The teacher is the pretrained network itself. With `channel_attention` a, the
   sum over examples and channels of C a_c |f_s - f_t|^2 / (2 h w). Li et al.,
   ICLR 2019, arXiv:1901.09229, equation 4; no mean over the batch, as in tllib.
+  `mean_over_positions` is that with every channel alike, a_c = 1 / C: the
+  published results are of means, whose weight outlasts a change of image size.
 
   Args:
     student_outputs: Model outputs.
     teacher_outputs: Outputs of the network at the start of fine-tuning.
     labels: Unused.
     channel_attention: None, [C] (one stage) or {stage: [C]}, summing to one.
+    mean_over_positions: Whether to divide by h w without attention too.
     stages: See `losses/stages.py`.
 
   Returns:
@@ -151,10 +162,11 @@ def delta(
     attention = channel_attention
     if isinstance(attention, dict):
       attention = attention[stage]
+    _, height, width, channels = s.shape
     if attention is None:
-      loss += 0.5 * jnp.sum(square)
+      count = height * width if mean_over_positions else 1
+      loss += 0.5 * jnp.sum(square) / count
     else:
-      _, height, width, channels = s.shape
       weight = channels * jnp.asarray(attention, jnp.float32)
       weight = weight.reshape(1, 1, 1, -1) / (height * width)
       loss += 0.5 * jnp.sum(weight * square)

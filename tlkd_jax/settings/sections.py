@@ -280,7 +280,10 @@ class Transfer:
   )
   l2_sp_head: float = key(0.0, 'beta/2 |w|^2 of the head.', number(0))
   delta: float = key(
-    0.0, '1/2 sum of squared differences of feature maps.', number(0)
+    0.0,
+    '1/2 sum over images and channels of the squared differences of feature '
+    'maps, mean over positions (DELTA).',
+    number(0),
   )
   delta_stages: tuple[str, ...] = key(
     (), "() is all, else ('stage4',) or the like.", several(text())
@@ -300,6 +303,11 @@ class Transfer:
     'The head of student.weights goes on learning, from the classes that the '
     'labels resemble (Co-Tuning).',
     number(0),
+  )
+  co_tuning_temperature: float = key(
+    1.0,
+    'Of the source probabilities of Co-Tuning, in its table and its loss.',
+    number(0, above=True),
   )
   stoch_norm_p: float = key(
     0.5,

@@ -37,12 +37,20 @@ def make_terms(settings: Settings, model: Model) -> tuple[Term, ...]:
   l2_sp = {'alpha': section.l2_sp, 'beta': section.l2_sp_head, 'head': heads}
   # The two weights of L2-SP are in its formula.
   on = 1.0 if section.l2_sp or section.l2_sp_head else 0.0
+  delta = {
+    'stages': tuple(section.delta_stages) or None,
+    'mean_over_positions': True,
+  }
   terms: list[tuple[str, float, dict[str, Any]]] = [
     ('l2_sp', on, l2_sp),
-    ('delta', section.delta, {'stages': tuple(section.delta_stages) or None}),
+    ('delta', section.delta, delta),
     ('bss', section.bss, {'k': section.bss_k}),
     ('lwf', section.lwf, {'temperature': section.lwf_temperature}),
-    ('co_tuning', section.co_tuning, {}),
+    (
+      'co_tuning',
+      section.co_tuning,
+      {'temperature': section.co_tuning_temperature},
+    ),
   ]
   return tuple(
     Term(name, optax.constant_schedule(weight), options, guide=NAME)
@@ -116,6 +124,7 @@ def load_source(settings: Settings, learner: Loaded) -> Loaded:
 def _relationship(settings, source, dataset, mesh: Mesh) -> np.ndarray:
   """p(source class | class), from the source's view of the training images."""
   split = as_evaluated(dataset, dataset.splits['train'])
+  temperature = settings.transfer.co_tuning_temperature
   predictions = evaluate.predict(
     make_eval_step(source.network, mesh),
     sharding.replicate((source.params, source.model_state), mesh),
@@ -125,7 +134,9 @@ def _relationship(settings, source, dataset, mesh: Mesh) -> np.ndarray:
     mesh,
   )
   table = formulas.category_relationship(
-    jax.nn.softmax(predictions.logits), split.labels, len(dataset.class_names)
+    jax.nn.softmax(predictions.logits / temperature),
+    split.labels,
+    len(dataset.class_names),
   )
   return np.asarray(table)
 
