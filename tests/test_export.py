@@ -77,6 +77,14 @@ def save_run(folder, name='tiny', image_size=16, arm='kd'):
   return student
 
 
+@pytest.mark.usefixtures('tiny_models')
+def test_of_an_ensemble_a_member_is_exported(tmp_path):
+  save_run(tmp_path / 'run', 'tiny x2', arm='tl')
+  with pytest.raises(UserError, match='tiny x2, .*run/member1 to member2$'):
+    out = tmp_path / 'a.safetensors'
+    export.export_run(tmp_path / 'run', 'safetensors', out)
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """(workdir of a tiny run, its student)."""

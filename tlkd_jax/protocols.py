@@ -137,10 +137,12 @@ def _probe(
   """LP-FT: the probe, and the settings that start from it."""
   if not settings.transfer.probe_steps:
     return [], settings
+  fit = settings.student.fit
   probe = with_values(
     settings,
     {
       'arm': 'tl',
+      'student.fit': 'finetuned' if fit == 'ensemble' else fit,
       'optimizer.train_only': 'head',
       'optimizer.freeze_until_step': 0,
       'transfer.probe_steps': 0,

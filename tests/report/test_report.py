@@ -319,6 +319,21 @@ def test_mistakes_are_one_message(tmp_path, capsys):
   assert 'summary.json is damaged' in capsys.readouterr().err
 
 
+def test_members_are_parts_of_their_ensemble(tmp_path):
+  """It stands beside a pair; the runs that it consists of do not."""
+  for arm in ('tl', 'kd'):
+    synthetic.write_run(tmp_path / arm, arm)
+  whole = tmp_path / 'ensemble'
+  synthetic.write_run(whole, 'tl', student__fit='ensemble')
+  for number in (1, 2):
+    place = whole / f'member{number}'
+    synthetic.write_run(place, 'tl', student__member=number)
+  paired, notes = pair(tmp_path)
+  arms = [row['arm'] for row in paired.rows]
+  assert arms == ['tl', 'kd', 'tl, student.fit=ensemble']
+  assert len(notes) == 1 and 'ensemble has no partner' in notes[0]
+
+
 def test_a_key_that_an_older_version_lacked_parts_no_pair(tmp_path):
   for arm in ('tl', 'kd'):
     synthetic.write_run(tmp_path / arm, arm)

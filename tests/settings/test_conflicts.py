@@ -276,6 +276,45 @@ CONFLICTS = [
       ('student', 'probed'),
     )
   ),
+  *(
+    (
+      {'arm': 'tl', 'student.fit': 'ensemble'},
+      {'arm': arm},
+      "student.fit is 'ensemble', of arm tl, which no teacher guides; arm",
+    )
+    for arm in ('kd', 'compare')
+  ),
+  (
+    {'arm': 'kd'} | MUTUAL,
+    {'student.fit': 'ensemble'},
+    "student.fit is 'ensemble', of arm tl, which no teacher guides; arm",
+  ),
+  (
+    {'arm': 'tl', 'student.fit': 'ensemble'},
+    {'cost_matched': True},
+    "student.fit is 'ensemble', and cost_matched counts a student that is",
+  ),
+  *(
+    (
+      {'arm': 'tl', 'student.member': 2},
+      {'arm': arm},
+      'student.member is 2, of a part of an ensemble, which is of arm tl; arm',
+    )
+    for arm in ('teacher', 'kd', 'compare')
+  ),
+  *(
+    (
+      {'arm': 'tl', 'student.fit': fit},
+      {'student.member': 1},
+      f"student.member is 1, and student.fit is '{fit}'; accepted: 0, or",
+    )
+    for fit in ('probed', 'ensemble')
+  ),
+  (
+    {'arm': 'tl', 'student.members': 3, 'student.member': 3},
+    {'student.members': 2},
+    'student.member is 3; accepted: at most student.members, 2',
+  ),
   (
     {'targets.views': 0},
     {'targets.mode': 'cached', 'targets.dtype': 'float32'},

@@ -294,6 +294,18 @@ def test_side_by_side_is_one_after_the_other(
   assert rows(tmp_path) == unbroken
 
 
+def test_checkpoints_of_parts_go_with_keep_best(tmp_path):
+  cell = matrix.Cell('digits', 2, 'tl', 0, (), 'TL', 'tl', (), ())
+  folder = cells.folder_of(tmp_path, cell)
+  for place in ('checkpoints/best', 'fold1/checkpoints', 'member2/checkpoints'):
+    (folder / place).mkdir(parents=True)
+  cells._thin('best', tmp_path, cell, [cell])
+  kept = {str(p.relative_to(folder)) for p in folder.rglob('checkpoints')}
+  assert kept == {'checkpoints'}
+  assert (folder / 'member2').exists()
+
+
+@pytest.mark.usefixtures('tiny_models')
 @pytest.mark.parametrize(
   ('arm', 'changes', 'images'),
   [
@@ -305,16 +317,22 @@ def test_side_by_side_is_one_after_the_other(
       {'teacher__fit': 'crossfitted_finetuned', 'teacher__probe_folds': 3},
       (2 + 3 + 4) * 8,
     ),
+    (
+      'tl',
+      {'student__fit': 'ensemble', 'student__members': 3},
+      (2 + 3 + 4) * 8,
+    ),
   ],
 )
 def test_images_of_a_run_that_has_no_steps_of_its_own(
   arm, changes, images, tmp_path
 ):
-  """A probe passes over its images; a cross-fitted teacher's folds learn."""
+  """A probe passes over its images; folds and members learn."""
   own = tiny.make_config(arm, **changes)
   folders = {tmp_path: 6}
-  if own.fit == 'crossfitted_finetuned':
-    folders = {tmp_path / f'fold{n}': n + 1 for n in (1, 2, 3)}
+  part = {'crossfitted_finetuned': 'fold', 'ensemble': 'member'}.get(own.fit)
+  if part:
+    folders = {tmp_path / f'{part}{n}': n + 1 for n in (1, 2, 3)}
   for folder, steps in folders.items() if own.fit != 'probed' else ():
     folder.mkdir(exist_ok=True)
     row = {'step': steps, 'split': 'train', 'loss': 1.0}

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from tlkd_jax.models import create_model
+from tlkd_jax.models import create_model, side_by_side
 from tlkd_jax.models.functional import Array, Model, Tree
 from tlkd_jax.models.weights import folding, twins
-from tlkd_jax.training import checkpoints, finished
+from tlkd_jax.training import checkpoints, ensemble, finished
 from tlkd_jax.training.checkpoints import Description
 
 # Largest difference of logits that a converted model may have, as a share of
@@ -59,13 +59,24 @@ def load_student(
 
   Raises:
     FileNotFoundError: no run with a checkpoint lies there.
-    ValueError: it is a teacher's run or corrupt, or there is no norm to fold.
+    ValueError: it is a teacher's run, an ensemble or corrupt, or there is no
+      norm to fold.
   """
   description = checkpoints.read_description(checkpoint)
   if description.arm == 'teacher':
     raise ValueError(
       f'{checkpoint} is the run of a teacher, and students are exported: give '
       'the workdir of a TL or TL+KD run'
+    )
+  _, count = side_by_side.parts_of(description.model)
+  if count:
+    first, *_, last = (
+      ensemble.folder_of(pathlib.Path(checkpoint), n)
+      for n in range(1, count + 1)
+    )
+    raise ValueError(
+      f'{checkpoint} holds several students, {description.model}, and one is '
+      f'exported: give the workdir of a member, {first} to {last.name}'
     )
   loaded = finished.restore(str(checkpoint), description)
   model = loaded.network.model

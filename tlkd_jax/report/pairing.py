@@ -140,7 +140,8 @@ def pair(runs: Sequence[RunFolder], notes: list[str]) -> Paired:
 def _groups(runs: Sequence[RunFolder]) -> list[_Group]:
   found: dict[str, _Group] = {}
   for run in runs:
-    if run.arm != 'teacher':
+    # A member of an ensemble is a part of it.
+    if run.arm != 'teacher' and not run.config.get('student.member'):
       # A key that an older version lacked is one that is not set.
       kept = {
         key: value

@@ -15,8 +15,9 @@ from tlkd_jax.settings.top import Settings
 _HEAD = """# Configuration keys
 
 Made from `tlkd_jax/settings/` by `python -m tlkd_jax.settings`. `student.*`
-stands for `teacher.*` too. Any key is set by `--config.KEY=VALUE`; a wrong one
-is answered with the nearest that exist, a wrong value with what is accepted.
+stands for `teacher.*` too, but for members and member. Any key is set by
+`--config.KEY=VALUE`; a wrong one is answered with the nearest that exist, a
+wrong value with what is accepted.
 
 ## The run
 """

@@ -21,7 +21,7 @@ from tlkd_jax.settings.sections import (
 )
 
 # Fits that leave a kept head what it is.
-_LEARNED = ('finetuned', 'early', 'fixmatch')
+_LEARNED = ('finetuned', 'early', 'fixmatch', 'ensemble')
 _MIXING = 'augment.mixup_alpha or augment.cutmix_alpha above 0'
 
 
@@ -135,6 +135,11 @@ def of_fits(arm: str, student: Student, teacher: Teacher) -> list[str]:
     lines.append(
       f'student.fit is {student.fit!r}, of arm tl, which no teacher guides; '
       f'arm is {arm!r}; accepted: finetuned'
+    )
+  if student.member and arm != 'tl':
+    lines.append(
+      f'student.member is {student.member}, of a part of an ensemble, which is '
+      f'of arm tl; arm is {arm!r}; accepted: 0'
     )
   lines += [
     f"{place}.head is 'keep', and {place}.fit {section.fit!r} fits a last "

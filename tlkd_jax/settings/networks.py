@@ -18,7 +18,7 @@ from tlkd_jax.settings.rules import (
   whole,
 )
 
-STUDENT_FITS = ('finetuned', 'probed', 'fixmatch')
+STUDENT_FITS = ('finetuned', 'probed', 'fixmatch', 'ensemble')
 TEACHER_FITS = (
   'finetuned',
   'early',
@@ -31,8 +31,11 @@ _RATE = number(0, 1, below=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Student:
-  """The network that is fine-tuned, and where it starts."""
+class NetworkSection:
+  """A network that is fitted, and where it starts.
+
+  What a student and a teacher have in common; defaults are the student's.
+  """
 
   name: str = key(
     'efficientnet_lite0',
@@ -73,7 +76,9 @@ class Student:
     'finetuned',
     "'probed' leaves the backbone as it starts and fits the last layer by "
     "logistic regression; 'fixmatch' is fine-tuned on distillation.unlabelled "
-    'too, each image a target for a strong view of it. Both of arm tl.',
+    "too, each image a target for a strong view of it; 'ensemble' fine-tunes "
+    'members of other draws on the same images and says the mean of their '
+    'logits. All of arm tl.',
     one_of(STUDENT_FITS),
   )
   probe_views: int = key(
@@ -87,9 +92,6 @@ class Student:
     'cross-fitted teacher: its own.',
     whole(3),
   )
-
-  def __post_init__(self):
-    refuse(settle(self, 'student') or self._wrong('student'))
 
   def _wrong(self, place: str) -> list[str]:
     if (
@@ -111,7 +113,44 @@ class Student:
 
 
 @dataclasses.dataclass(frozen=True)
-class Teacher(Student):
+class Student(NetworkSection):
+  """The network that is fine-tuned, and where it starts."""
+
+  members: int = key(
+    2,
+    'Of an ensemble: its students.',
+    whole(2),
+  )
+  member: int = key(
+    0,
+    'Of a run that is a part of an ensemble, which sets it: the one of members '
+    'that it is, from 1 on; 0 is none.',
+    whole(0),
+  )
+
+  def __post_init__(self):
+    refuse(
+      settle(self, 'student') or self._wrong('student') or self._wrong_member()
+    )
+
+  def _wrong_member(self) -> list[str]:
+    if not self.member:
+      return []
+    if self.member > self.members:
+      return [
+        f'student.member is {self.member}; accepted: at most student.members, '
+        f'{self.members}'
+      ]
+    if self.fit != 'finetuned':
+      return [
+        f'student.member is {self.member}, and student.fit is {self.fit!r}; '
+        'accepted: 0, or a student that is fine-tuned'
+      ]
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher(NetworkSection):
   """The network that teaches, as it is fine-tuned itself."""
 
   name: str = key(

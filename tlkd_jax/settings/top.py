@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import numpy as np
+
 from tlkd_jax.evaluation.metrics import METRICS
 from tlkd_jax.models.network import DTYPES
 from tlkd_jax.runtime.errors import unknown_name
 from tlkd_jax.settings import conflicts
 from tlkd_jax.settings.distillation import Distillation
-from tlkd_jax.settings.networks import Student, Teacher
+from tlkd_jax.settings.networks import NetworkSection, Student, Teacher
 from tlkd_jax.settings.rules import (
   flag,
   key,
@@ -151,15 +153,31 @@ class Settings:
     refuse(settle(self, ''))
     refuse(self._conflicts())
 
-  def network(self, role: str) -> Student:
+  def network(self, role: str) -> NetworkSection:
     """The section of a network: 'student' or 'teacher'."""
-    return {'student': self.student, 'teacher': self.teacher}[role]
+    found: dict[str, NetworkSection] = {
+      'student': self.student,
+      'teacher': self.teacher,
+    }
+    return found[role]
 
   @property
   def fit(self) -> str:
     """How the run's own network learns."""
     fits = {'teacher': self.teacher.fit, 'tl': self.student.fit}
     return fits.get(self.arm, 'finetuned')
+
+  @property
+  def seed_of_draws(self) -> int:
+    """Of order, augmentation, dropout and heads; subsets follow `seed` itself.
+
+    The first member of an ensemble draws what TL of the seed draws.
+    """
+    member = self.student.member
+    if member <= 1:
+      return self.seed
+    (word,) = np.random.SeedSequence((self.seed, member)).generate_state(1)
+    return int(word) >> 1
 
   def _conflicts(self) -> list[str]:
     guides, mixing = self.distillation, self.augment

@@ -182,6 +182,10 @@ ARMS: dict[str, dict[str, StudyArm]] = {
     'tl_cost_matched': StudyArm(
       'tl', "TL at TL+KD's cost", (), {'cost_matched': True}
     ),
+    # As many students as a student and its teacher are networks.
+    'tl_ensemble': StudyArm(
+      'tl', 'TL, mean of two students', (), {'student.fit': 'ensemble'}
+    ),
   },
   # Baselines; `make_arms` adds every loss. L2-SP's weights are its paper's
   # (arXiv 1802.01483). Those of DELTA, BSS, LwF and Co-Tuning are a hundredth

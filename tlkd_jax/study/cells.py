@@ -22,6 +22,7 @@ from tlkd_jax.training import (
   balance,
   crossfit,
   defaults,
+  ensemble,
   inputs,
   networks,
   probes,
@@ -43,6 +44,8 @@ _PLACES = frozenset(
     'targets.dir',
   }
 )
+# Of the kinds of run whose learning is that of their parts.
+_PARTS = {crossfit.KIND: crossfit.parts, ensemble.KIND: ensemble.parts}
 
 
 def folder_of(root: pathlib.Path, cell: Cell) -> pathlib.Path:
@@ -224,12 +227,8 @@ def _images(
   if own.fit in probes.KINDS:
     section = own.network(networks.role(networks.learner_names(own)[0]))
     return summary['num_train'] * (1 + section.probe_views)
-  folders = [folder]
-  if own.fit == crossfit.KIND:
-    numbers = range(1, own.teacher.probe_folds + 1)
-    folders = [crossfit.folder_of(folder, number) for number in numbers]
   steps = 0
-  for place in folders:
+  for place in _PARTS[own.fit](own, folder) if own.fit in _PARTS else [folder]:
     rows = read_rows(place / 'metrics.jsonl')
     steps += max(row['step'] for row in rows if row['split'] == 'train')
   return steps * own.batch_size
@@ -259,7 +258,7 @@ def _thin(
     return
   folder = folder_of(root, cell)
   shutil.rmtree(folder / 'checkpoints' / 'latest', ignore_errors=True)
-  for part in folder.glob('fold*'):
+  for part in (*folder.glob('fold*'), *folder.glob('member*')):
     # The whole is in the cell's own.
     shutil.rmtree(part / 'checkpoints', ignore_errors=True)
   if keep == 'best':

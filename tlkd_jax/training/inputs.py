@@ -292,7 +292,7 @@ def make_augmentation(
   flips = {'auto': dataset.flip_ok, 'on': True, 'off': False}
   return functools.partial(
     _draw_view,
-    seed=settings.seed,
+    seed=settings.seed_of_draws,
     image_size=dataset.image_size,
     crop=section.crop,
     scale=tuple(section.scale),
@@ -384,7 +384,7 @@ def train_batches(
   return pipeline.train_iterator(
     dataset.splits['train'],
     batch_size=settings.batch_size,
-    seed=settings.seed,
+    seed=settings.seed_of_draws,
     num_batches=num_steps,
     num_views=views,
     balanced=is_balanced(settings),

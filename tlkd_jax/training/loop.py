@@ -25,6 +25,7 @@ from tlkd_jax.training import (
   costs,
   crossfit,
   data_record,
+  ensemble,
   finished,
   inputs,
   memory,
@@ -44,6 +45,8 @@ from tlkd_jax.training.summary import SPLITS, finish, predict
 # Between these steps of a run or of what is left of it its pace is measured:
 # the first one compiles.
 _PACED = (1, 6)
+# Runs that consist of others, which are run first.
+_JOINED = {crossfit.KIND: crossfit.fit, ensemble.KIND: ensemble.fit}
 
 
 @dataclasses.dataclass
@@ -109,8 +112,8 @@ def fine_tune(
       data_record.write(workdir, more, data_record.UNLABELLED)
   if settings.fit in probes.KINDS:
     return probes.fit(run)
-  if settings.fit == crossfit.KIND:
-    return crossfit.fit(run, dataset, fine_tune)
+  if settings.fit in _JOINED:
+    return _JOINED[settings.fit](run, dataset, fine_tune)
   checkpoints = Checkpoints(workdir, settings.keep_checkpoints)
   try:
     state, position = _start(run, checkpoints)

@@ -62,8 +62,8 @@ def role(name: str) -> str:
 
 def seed_of(settings: Settings, name: str) -> int:
   """Of what is drawn for a learner's start."""
-  number = learner_names(settings).index(name)
-  return settings.seed ^ (_OTHER_SEED + number) if number else settings.seed
+  number, seed = learner_names(settings).index(name), settings.seed_of_draws
+  return seed ^ (_OTHER_SEED + number) if number else seed
 
 
 def look(settings: Settings, name: str) -> Look:

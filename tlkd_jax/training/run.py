@@ -215,7 +215,7 @@ def make_constants(run: Run) -> dict[str, Any]:
   }
   if run.start:
     guides[starts.NAME] = run.start
-  seed = as_int32(run.settings.seed)
+  seed = as_int32(run.settings.seed_of_draws)
   return sharding.replicate({'guides': guides, 'seed': seed}, run.mesh)
 
 
