@@ -44,7 +44,7 @@ _OTHERS = {
   'data.label_column': 'species',
   'data.split_column': 'fold',
   'data.pattern': '{class}_*',
-  'augment.crop': 'centre',
+  'augment.crop': 'random_resized',
 }
 
 
