@@ -32,7 +32,14 @@ from tlkd_jax.data import pipeline
 from tlkd_jax.evaluation import metrics
 from tlkd_jax.losses import supervised, transfer
 from tlkd_jax.models.network import last_layer
-from tlkd_jax.training import guides, inputs, networks, optimizers, start
+from tlkd_jax.training import (
+  drawing,
+  guides,
+  inputs,
+  networks,
+  optimizers,
+  start,
+)
 
 BATCH = 32
 TERMS = ('delta', 'bss', 'lwf', 'co_tuning')
@@ -122,7 +129,7 @@ def make_step(config, dataset, learner):
     chosen.final_fraction,
   )
   optimizer = optimizers.make_optimizer(network.model, schedule, chosen)
-  augmentation = inputs.make_augmentation(config, dataset)
+  augmentation = drawing.make_augmentation(config, dataset)
 
   def loss_fn(learned, begun, weights, images, labels, key):
     said, _ = network.model.apply(

@@ -14,6 +14,7 @@ from tlkd_jax.runtime import sharding
 from tlkd_jax.settings import WrongSettings
 from tlkd_jax.training import (
   crossfit,
+  drawing,
   folds,
   guides,
   inputs,
@@ -77,7 +78,7 @@ def said_by_each(settings, teacher, split):
 
 def said(settings, loaded, dataset, split, mesh):
   """Logits [N, K] of a frozen teacher on view 0 of a split, as in the step."""
-  augmentation = inputs.make_augmentation(settings, dataset)
+  augmentation = drawing.make_augmentation(settings, dataset)
   compute = views.make_compute(loaded.network, augmentation, ('logits',), mesh)
   given = sharding.replicate(
     (

@@ -15,7 +15,7 @@ from tlkd_jax.models.weights import loading
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, UserError
 from tlkd_jax.settings import Settings, with_values
-from tlkd_jax.training import ensemble, finished, inputs, joined, loop
+from tlkd_jax.training import drawing, ensemble, finished, inputs, joined, loop
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -90,7 +90,7 @@ def test_members_draw_differently_from_the_same_images(cache_dir, tmp_path):
     batches = inputs.train_batches(own, dataset, count // own.batch_size, {})
     orders.append(np.concatenate([batch['index'] for batch in batches]))
     batches.close()
-    augmentation = inputs.make_augmentation(own, dataset)
+    augmentation = drawing.make_augmentation(own, dataset)
     assert augmentation.keywords['seed'] == own.seed_of_draws
   known = set(dataset.splits['train'].indices)
   assert all(set(order) <= known for order in orders)

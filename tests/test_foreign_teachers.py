@@ -16,6 +16,7 @@ from tlkd_jax.runtime.errors import UserError
 from tlkd_jax.settings import WrongSettings
 from tlkd_jax.training import (
   checkpoints,
+  elsewhere,
   finished,
   inputs,
   networks,
@@ -377,6 +378,6 @@ def test_look_alikes_are_compared_before_the_first_step(
   network = networks.make_network(config, 'student', model)
   learner = networks.Loaded(network, *variables, look_alikes=('timm/other',))
   caplog.set_level(logging.INFO, 'absl')
-  networks.compare_look_alikes({'student': learner}, dataset)
+  elsewhere.compare_look_alikes({'student': learner}, dataset)
   said = 'of its weights, their BatchNorm statistics do not tell which'
   assert f'student: {said} (tiny_teacher ' in caplog.text

@@ -24,7 +24,7 @@ from tlkd_jax.losses import shams
 from tlkd_jax.models.network import output_shapes
 from tlkd_jax.runtime import sharding
 from tlkd_jax.settings import make, with_values
-from tlkd_jax.training import guides, inputs, lessons, optimizers
+from tlkd_jax.training import drawing, guides, lessons, optimizers
 from tlkd_jax.training import objective as objectives
 from tlkd_jax.training.objective import Objective, Term
 from tlkd_jax.training.state import Learner
@@ -352,9 +352,9 @@ def test_mixing_is_of_the_seed_and_the_step():
   config = tiny.make_config('kd', augment__mixup_alpha=1.0)
   images = make_batch()['image'].astype(np.float32)
   soft = np.eye(8, dtype=np.float32)
-  mixed, _ = inputs.make_mixing(config)(images, soft, jax.random.key(0))
+  mixed, _ = drawing.make_mixing(config)(images, soft, jax.random.key(0))
   assert np.abs(mixed - images).max() > 1
-  assert inputs.make_mixing(tiny.make_config('kd')) is None
+  assert drawing.make_mixing(tiny.make_config('kd')) is None
 
 
 def test_images_without_label_count_for_the_teacher_alone():

@@ -7,7 +7,7 @@ from PIL import Image
 from tests import tiny
 from tlkd_jax.data import augment, load_splits, transforms, unlabelled
 from tlkd_jax.settings import with_values
-from tlkd_jax.training import inputs, preparation
+from tlkd_jax.training import drawing, inputs, preparation
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -133,7 +133,7 @@ def sharpness(images) -> float:
 def views(config, dataset) -> np.ndarray:
   images = dataset.splits['train'].images
   numbers = np.arange(len(images))
-  draw = inputs.make_augmentation(config, dataset)
+  draw = drawing.make_augmentation(config, dataset)
   drawn = [
     draw(images, numbers, np.full_like(numbers, view), seed=0)
     for view in range(4)

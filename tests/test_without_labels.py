@@ -29,12 +29,14 @@ from tlkd_jax.runtime.errors import Interrupted, UserError
 from tlkd_jax.settings import WrongSettings
 from tlkd_jax.training import (
   defaults,
+  drawing,
   guides,
   inputs,
   lessons,
   loop,
   networks,
   says,
+  shares,
 )
 from tlkd_jax.training.metric_writers import read_rows
 from tlkd_jax.training.objective import Objective, Term
@@ -193,7 +195,7 @@ def test_weights_of_the_last_steps_are_0():
     distillation__end_weight=3.0,
   )
   # 2.5 steps are rounded to 2.
-  assert inputs.finish_step(config) == 8
+  assert shares.finish_step(config) == 8
   objective = lessons.make_objective(config, None, guided=True)
   weights = [float(objective.terms[0].weight(step)) for step in range(10)]
   assert min(weights[:8]) >= 1.0 and weights[8:] == [0.0, 0.0]
@@ -230,11 +232,11 @@ def test_shares_are_rounded_and_of_both_kinds(fraction, batch_size, labelled):
     distillation__labelled_fraction=fraction,
     **REST,
   )
-  shares = inputs.shares(config)
-  assert shares is not None
-  assert (shares.labelled, shares.finish_step) == (labelled, 6)
+  found = shares.of_batch(config)
+  assert found is not None
+  assert (found.labelled, found.finish_step) == (labelled, 6)
   for other in (tiny.make_config('kd'), tiny.make_config('tl', **REST)):
-    assert inputs.shares(other) is None and inputs.taught_from(other) == 0
+    assert shares.of_batch(other) is None and shares.taught_from(other) == 0
 
 
 def test_how_often_images_are_drawn_is_said(cache_dir):
@@ -250,13 +252,13 @@ def test_how_often_images_are_drawn_is_said(cache_dir):
   dataset = inputs.training_data(config, inputs.load_dataset(config))
   count = len(dataset.splits['train']) - 20
   # 8 steps of 2 and 6 images, then 2 of 8.
-  assert inputs.about_shares(config, dataset) == [
+  assert shares.about(config, dataset) == [
     f'each batch of 8 has 2 of 20 labelled images and 6 of {count} without '
     'label; in 10 steps one of the former is drawn 1.6 times, one of the '
     f'latter {48 / count:.3g} times',
     'the last 2 steps are of labels alone',
   ]
-  assert inputs.about_shares(tiny.make_config('kd'), dataset) == []
+  assert shares.about(tiny.make_config('kd'), dataset) == []
 
 
 def test_strong_views_differ_from_weak_ones_and_are_of_the_seed():
@@ -265,7 +267,7 @@ def test_strong_views_differ_from_weak_ones_and_are_of_the_seed():
     inputs._draw_view, seed=3, image_size=8, crop='random_resized', flip=False
   )
   index, view = np.arange(4), np.zeros(4, np.int32)
-  strong, clean = inputs.make_strong(weak), inputs.make_clean(weak)
+  strong, clean = drawing.make_strong(weak), drawing.make_clean(weak)
   for change in (inputs._STRONG, {'crop': 'random_resized', 'seed': 3}):
     assert change.items() <= strong.keywords.items()
   draw = jax.jit(lambda *args: strong(*args[:3], seed=args[3]))
@@ -458,7 +460,7 @@ def test_self_training_is_two_runs_of_one_model(kind, loss, options):
     assert [str(p.workdir.relative_to('runs/a')) for p in (first, last)] == (
       places
     )
-    assert not inputs.learns_without_labels(first.settings)
+    assert not shares.learns_without_labels(first.settings)
     section = last.settings.distillation
     assert (section.loss, dict(section.options)) == (loss, options)
     assert (section.taught, section.teacher_view) == ('unlabelled', 'clean')

@@ -26,7 +26,7 @@ from tlkd_jax.models.weights import hub
 from tlkd_jax.settings import Settings, with_values
 from tlkd_jax.settings.distillation import SELF_TRAINING
 from tlkd_jax.settings.sections import TRANSFER_TERMS
-from tlkd_jax.training import networks, preparation
+from tlkd_jax.training import elsewhere, preparation
 from tlkd_jax.training import workdir as workdirs
 
 
@@ -64,10 +64,10 @@ def plan(settings: Settings, workdir: pathlib.Path) -> list[Part]:
     settings: arm is 'teacher', 'tl', 'kd' or 'compare'.
     workdir: of the command.
   """
-  networks.check_checkpoints(settings)
+  elsewhere.check_checkpoints(settings)
   if settings.arm == 'teacher':
     if workdirs.is_adopted(settings):
-      settings = networks.adopted(settings)
+      settings = elsewhere.adopted(settings)
     return [Part('teacher', workdir, settings)]
   probe, settings = _probe(settings, workdir)
   if settings.arm == 'tl':
@@ -166,7 +166,7 @@ def _teacher(
   place = settings.teacher.checkpoint
   folder = workdir / 'teacher'
   if place and not settings.distillation.mutual and hub.is_weights(place):
-    own = networks.adopted(settings)
+    own = elsewhere.adopted(settings)
     as_there = {
       f'teacher.{name}': vars(own.teacher)[name]
       for name in ('image_size', 'crop', 'interpolation')

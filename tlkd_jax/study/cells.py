@@ -26,6 +26,7 @@ from tlkd_jax.training import (
   inputs,
   networks,
   probes,
+  shares,
   targets,
 )
 from tlkd_jax.training import workdir as workdirs
@@ -200,7 +201,7 @@ def _record(
     # Images through a network: trained on, and seen by teachers meanwhile.
     'train_images': images
     // config.batch_size
-    * inputs.images_per_step(config),
+    * shares.images_per_step(config),
     'teacher_images': len(cell.teachers)
     * targets.images_seen(
       images,

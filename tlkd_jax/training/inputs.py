@@ -12,32 +12,13 @@ from jax.sharding import Mesh
 from tlkd_jax import data
 from tlkd_jax.data import (
   Look,
-  augment,
-  mixing,
   pipeline,
   transforms,
   unlabelled,
 )
 from tlkd_jax.runtime import sharding
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import defaults, logistic, networks, preparation
-from tlkd_jax.training.step import Mixing
-
-# Strengths of FixMatch's RandAugment and Cutout; and its own views.
-_STRONG = {
-  'randaugment_ops': 2,
-  'randaugment_magnitude': 5.0,
-  'cutout': 0.5,
-}
-_STRONG_SEED = 2**29 - 1
-_CLEAN = {
-  'crop': 'centre',
-  'flip': False,
-  'brightness': 0.0,
-  'contrast': 0.0,
-  'saturation': 0.0,
-  'randaugment_ops': 0,
-}
+from tlkd_jax.training import defaults, logistic, networks, preparation, shares
 
 
 def data_key(settings: Settings) -> str:
@@ -155,71 +136,6 @@ def _examples(settings: Settings) -> dict[str, Any]:
   }
 
 
-def learns_without_labels(settings: Settings) -> bool:
-  """Whether images without labels are among a run's training images."""
-  learns = settings.arm == 'kd' or settings.fit == 'fixmatch'
-  return learns and settings.distillation.unlabelled != ''
-
-
-def finish_step(settings: Settings) -> int:
-  """The step from which on a student learns from labels alone."""
-  steps = settings.num_steps
-  return steps - round(settings.distillation.finish_fraction * steps)
-
-
-def shares(settings: Settings) -> pipeline.Shares | None:
-  """How many images of a batch have labels; None where all of them have."""
-  if not learns_without_labels(settings):
-    return None
-  size = settings.batch_size
-  labelled = round(settings.distillation.labelled_fraction * size)
-  return pipeline.Shares(min(max(labelled, 1), size - 1), finish_step(settings))
-
-
-def taught_from(settings: Settings) -> int:
-  """Guides speak of the images of a batch from this one on."""
-  found = shares(settings)
-  alone = settings.distillation.taught == 'unlabelled'
-  if found is None or not (alone or settings.fit == 'fixmatch'):
-    return 0
-  return found.labelled
-
-
-def images_per_step(settings: Settings) -> int:
-  """Images that the student sees in a step, each view counted."""
-  mixed = settings.arm == 'kd' and settings.distillation.mixed == 'soft'
-  if not (mixed or settings.fit == 'fixmatch'):
-    return settings.batch_size
-  return 2 * settings.batch_size - taught_from(settings)
-
-
-def about_shares(settings: Settings, dataset: data.Dataset) -> list[str]:
-  """How often images with labels and without are drawn, a sentence each.
-
-  Args:
-    settings: of the run.
-    dataset: from `training_data`.
-  """
-  found = shares(settings)
-  if found is None:
-    return []
-  labels = dataset.splits['train'].labels
-  labelled = int(np.count_nonzero(labels >= 0))
-  others = labels.size - labelled
-  size, steps, end = settings.batch_size, settings.num_steps, found.finish_step
-  drawn = end * (size - found.labelled)
-  often = (steps * size - drawn) / labelled
-  lines = [
-    f'each batch of {size} has {found.labelled} of {labelled} labelled images '
-    f'and {size - found.labelled} of {others} without label; in {steps} steps '
-    f'one of the former is drawn {often:.3g} times, one of the latter '
-    f'{drawn / others:.3g} times'
-  ]
-  if end < steps:
-    lines.append(f'the last {steps - end} steps are of labels alone')
-  return lines
-
-
 def where(settings: Settings) -> unlabelled.Where:
   """Where the data of a run lie."""
   section = settings.data
@@ -234,7 +150,7 @@ def check_unlabelled(settings: Settings, dataset: data.Dataset) -> None:
   Raises:
     ValueError, FileNotFoundError: see unlabelled.check.
   """
-  if learns_without_labels(settings):
+  if shares.learns_without_labels(settings):
     place = settings.distillation.unlabelled
     unlabelled.check(dataset, place, where(settings))
 
@@ -263,7 +179,7 @@ def training_data(settings: Settings, dataset: data.Dataset) -> data.Dataset:
     labels = dataset.splits['train'].labels
     rows = np.flatnonzero(folds_of(settings, labels) != number - 1)
     return _with_rows(dataset, rows)
-  if not learns_without_labels(settings):
+  if not shares.learns_without_labels(settings):
     return dataset
   assert dataset.look is not None
   extended = unlabelled.extend(
@@ -282,76 +198,6 @@ def _with_rows(dataset: data.Dataset, rows: np.ndarray) -> data.Dataset:
   splits = dataset.splits | {'train': dataset.splits['train'].take(rows)}
   others = tuple(_with_rows(other, rows) for other in dataset.others)
   return dataclasses.replace(dataset, splits=splits, others=others)
-
-
-def make_augmentation(
-  settings: Settings, dataset: data.Dataset
-) -> functools.partial:
-  """The random view of a run: (uint8 images, index, view) -> float images."""
-  section = settings.augment
-  flips = {'auto': dataset.flip_ok, 'on': True, 'off': False}
-  return functools.partial(
-    _draw_view,
-    seed=settings.seed_of_draws,
-    image_size=dataset.image_size,
-    crop=section.crop,
-    scale=tuple(section.scale),
-    ratio=tuple(section.ratio),
-    **preparation.resampling(dataset),
-    flip=flips[section.flip],
-    brightness=section.brightness,
-    contrast=section.contrast,
-    saturation=section.saturation,
-    randaugment_ops=section.randaugment_ops,
-    randaugment_magnitude=section.randaugment_magnitude,
-  )
-
-
-def _draw_view(images, index, view, *, seed, **options):
-  return augment.augment(images, seed, index, view, **options)
-
-
-def make_strong(augmentation: functools.partial) -> functools.partial:
-  """FixMatch's strong view: another crop, RandAugment, then Cutout.
-
-  Sohn et al., NeurIPS 2020, arXiv:2001.07685, section 2.3. Operations have the
-  mean of the strengths that are drawn there.
-
-  Args:
-    augmentation: from `make_augmentation`, the weak view.
-  """
-  options = augmentation.keywords | _STRONG
-  return functools.partial(_draw_strong_view, **options)
-
-
-def _draw_strong_view(images, index, view, *, seed, **options):
-  return _draw_view(images, index, view, seed=seed ^ _STRONG_SEED, **options)
-
-
-def make_clean(augmentation: functools.partial) -> functools.partial:
-  """The image as it is evaluated, whatever the view.
-
-  Args:
-    augmentation: from `make_augmentation`.
-  """
-  return functools.partial(augmentation, **_CLEAN)
-
-
-def heard_through(
-  settings: Settings, dataset: data.Dataset
-) -> functools.partial:
-  """The views that a frozen teacher sees, cut as in `dataset`."""
-  augmentation = make_augmentation(settings, dataset)
-  clean = settings.distillation.teacher_view == 'clean'
-  return make_clean(augmentation) if clean else augmentation
-
-
-def make_mixing(settings: Settings) -> Mixing | None:
-  """Mixup and CutMix of a run, None without."""
-  mixup, cutmix = settings.augment.mixup_alpha, settings.augment.cutmix_alpha
-  if max(mixup, cutmix) == 0:
-    return None
-  return functools.partial(mixing.mix, mixup_alpha=mixup, cutmix_alpha=cutmix)
 
 
 def is_balanced(settings: Settings) -> bool:
@@ -388,7 +234,7 @@ def train_batches(
     num_batches=num_steps,
     num_views=views,
     balanced=is_balanced(settings),
-    shares=shares(settings),
+    shares=shares.of_batch(settings),
     targets=targets,
     others={str(look): dataset.seen(look).splits['train'] for look in looks},
     **sharding.this_process(),

@@ -15,7 +15,7 @@ from tlkd_jax.losses import shams
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Loaded, Network, output_shapes
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import balance, inputs, networks, optimizers
+from tlkd_jax.training import balance, networks, optimizers, shares
 from tlkd_jax.training import start as starts
 from tlkd_jax.training.guides import ITSELF
 from tlkd_jax.training.objective import Objective, Term
@@ -95,7 +95,7 @@ def _make_term(
     num_steps,
     warmup=round(section.warmup_fraction * num_steps),
   )
-  weights = until(weights, inputs.finish_step(settings))
+  weights = until(weights, shares.finish_step(settings))
   return Term(name, weights, hyperparameters, temperature)
 
 
@@ -136,7 +136,7 @@ def consistency(settings: Settings) -> Term:
   weight = optax.constant_schedule(section.fixmatch_weight)
   return Term(
     'pseudo_label',
-    until(weight, inputs.finish_step(settings)),
+    until(weight, shares.finish_step(settings)),
     {'threshold': section.fixmatch_threshold},
     guide=ITSELF,
   )

@@ -25,13 +25,14 @@ from tlkd_jax.training import (
   costs,
   crossfit,
   data_record,
+  elsewhere,
   ensemble,
   finished,
   inputs,
   memory,
-  networks,
   probes,
   says,
+  shares,
 )
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.checkpoints import Checkpoints, abstract_like
@@ -106,7 +107,7 @@ def fine_tune(
     if run.cost is not None:
       workdirs.write_cost(workdir, run.cost.as_json())
       costs.say(run.cost)
-    if inputs.learns_without_labels(settings):
+    if shares.learns_without_labels(settings):
       more = data_record.of_unlabelled(run.dataset)
       data_record.check(workdir, more, data_record.UNLABELLED)
       data_record.write(workdir, more, data_record.UNLABELLED)
@@ -163,7 +164,7 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[State, Position]:
   copied = sharding.replicated(run.mesh)
   if step is None:
     # The jitted copy owns its buffers, so that donating them is safe.
-    networks.compare_look_alikes(run.learners, run.dataset)
+    elsewhere.compare_look_alikes(run.learners, run.dataset)
     on_device = sharding.replicate(run.beginnings, run.mesh)
     return jax.jit(begin, out_shardings=copied)(on_device), Position()
   logging.info('resumes from step %d of %s', step, run.workdir)

@@ -23,6 +23,7 @@ from tlkd_jax.models.network import with_last_layer
 from tlkd_jax.runtime import bars, sharding
 from tlkd_jax.runtime.errors import as_user_errors
 from tlkd_jax.training import (
+  drawing,
   finished,
   folds,
   inputs,
@@ -142,7 +143,7 @@ def _centre(run: Run) -> Callable[..., jax.Array]:
 def _evaluated_or_drawn(run: Run) -> Callable[..., jax.Array]:
   """View -1 is the image as it is evaluated: one program for both."""
   centre = _centre(run)
-  drawn = inputs.make_augmentation(run.settings, run.dataset)
+  drawn = drawing.make_augmentation(run.settings, run.dataset)
 
   def cut(images, index, view, *, seed):
     given = images, index, view

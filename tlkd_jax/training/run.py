@@ -17,12 +17,14 @@ from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
   balance,
   costs,
+  drawing,
   folds,
   inputs,
   lessons,
   memory,
   networks,
   optimizers,
+  shares,
   targets,
 )
 from tlkd_jax.training import start as starts
@@ -95,7 +97,7 @@ def set_up(
     stored = dataset.splits['train'].images.shape[1]
     memory.check_images(settings.batch_size, stored, dataset.image_size, mesh)
   dataset = inputs.training_data(settings, dataset)
-  for line in inputs.about_shares(settings, dataset):
+  for line in shares.about(settings, dataset):
     logging.info('%s', line)
   learners = networks.load_learners(settings, dataset.class_names)
   teachers = networks.load_teachers(settings, dataset.class_names)
@@ -125,12 +127,12 @@ def set_up(
   step = make_step(
     learned,
     frozen | ({starts.NAME: first.network} if kept else {}),
-    inputs.make_augmentation(settings, dataset),
+    drawing.make_augmentation(settings, dataset),
     schedule,
     make_mode(settings, dataset),
     mesh,
     {
-      look: inputs.make_augmentation(settings, dataset.seen(look))
+      look: drawing.make_augmentation(settings, dataset.seen(look))
       for look in looks
     },
   )
@@ -166,13 +168,13 @@ def make_mode(settings: Settings, dataset: Dataset | None = None) -> Mode:
   """
   strong, clean = None, {}
   if dataset is not None and settings.fit == 'fixmatch':
-    augmentation = inputs.make_augmentation(settings, dataset)
-    strong = inputs.make_strong(augmentation)
+    augmentation = drawing.make_augmentation(settings, dataset)
+    strong = drawing.make_strong(augmentation)
   section = settings.distillation
   taught = settings.arm == 'kd'
   if dataset is not None and taught and section.teacher_view == 'clean':
-    clean = {None: inputs.heard_through(settings, dataset)} | {
-      other.look: inputs.heard_through(settings, other)
+    clean = {None: drawing.heard_through(settings, dataset)} | {
+      other.look: drawing.heard_through(settings, other)
       for other in dataset.others
     }
   head_only = settings.optimizer.train_only == 'head'
@@ -184,9 +186,9 @@ def make_mode(settings: Settings, dataset: Dataset | None = None) -> Mode:
     head_only=head_only,
     remat=settings.remat == 'blocks',
     ema_decay=settings.ema_decay,
-    mixing=inputs.make_mixing(settings),
+    mixing=drawing.make_mixing(settings),
     mixed_apart=taught and section.mixed == 'soft',
-    taught_from=inputs.taught_from(settings),
+    taught_from=shares.taught_from(settings),
     strong=strong,
     clean=clean,
   )

@@ -11,7 +11,7 @@ from absl import logging
 from tlkd_jax.evaluation import records, teaching
 from tlkd_jax.models.network import make_eval_step
 from tlkd_jax.runtime import sharding
-from tlkd_jax.training import inputs, own_probe, targets, views
+from tlkd_jax.training import drawing, own_probe, targets, views
 from tlkd_jax.training.run import Run, constants
 from tlkd_jax.training.step import as_int32
 from tlkd_jax.training.summary import SAYS, predict
@@ -109,7 +109,7 @@ def _on_views(run: Run, name: str, rows: np.ndarray) -> np.ndarray:
   """Logits [N, K] of the first random view of each image."""
   teacher = run.teachers[name]
   seen = run.dataset.seen(teacher.network.look)
-  augmentation = inputs.heard_through(run.settings, seen)
+  augmentation = drawing.heard_through(run.settings, seen)
   compute = views.make_compute(
     teacher.network, augmentation, ('logits',), run.mesh
   )

@@ -36,7 +36,7 @@ from tlkd_jax.models.network import Network, output_shapes
 from tlkd_jax.runtime import bars, sharding
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import inputs, networks, views
+from tlkd_jax.training import drawing, inputs, networks, shares, views
 from tlkd_jax.training.objective import Objective
 from tlkd_jax.training.step import as_int32
 from tlkd_jax.training.target_store import Layout, Store, Targets
@@ -53,7 +53,7 @@ class Recipe:
     root: folder of this and other sets of targets.
     teacher: the model and how it looks at images.
     outputs: which of its outputs are kept, 'logits' first.
-    augmentation: from inputs.make_augmentation.
+    augmentation: from drawing.make_augmentation.
     split: the training examples.
     num_views: V, of the run.
     batch_size: of the run.
@@ -135,14 +135,14 @@ def recipes(
       ).expanduser(),
       teacher,
       outputs_read(objective),
-      inputs.heard_through(settings, dataset.seen(teacher.look)),
+      drawing.heard_through(settings, dataset.seen(teacher.look)),
       dataset.seen(teacher.look).splits['train'],
       num_views(section.views, settings.distillation.teacher_view),
       settings.batch_size,
       inputs.is_balanced(settings),
       section.dtype,
       section.top_k,
-      inputs.shares(settings),
+      shares.of_batch(settings),
     )
     for name, teacher in teachers.items()
   }
