@@ -66,6 +66,7 @@ def make_step(pair: Pair, mesh, batch_size: int):
   from tlkd_jax.data import augment
   from tlkd_jax.models.network import Network
   from tlkd_jax.training import lessons, optimizers
+  from tlkd_jax.training.showing import Views
   from tlkd_jax.training.state import Beginning, create
   from tlkd_jax.training.step import Lesson, Mode
   from tlkd_jax.training.step import make_step as make
@@ -88,7 +89,7 @@ def make_step(pair: Pair, mesh, batch_size: int):
   step = make(
     {'student': Lesson(views[0], objective, optimizer, ('teacher',))},
     {'teacher': views[1]},
-    view_of,
+    Views(view_of),
     schedule,
     Mode(),
     mesh,

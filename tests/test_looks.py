@@ -14,7 +14,7 @@ from tlkd_jax.data import Look, augment, pipeline
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import sharding
 from tlkd_jax.study.cells import Loader
-from tlkd_jax.training import inputs, networks, step
+from tlkd_jax.training import inputs, networks, showing
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -214,7 +214,7 @@ def test_the_views_of_a_batch_by_look():
   def twice(images, index, view, *, seed):
     return draw(images, index, view, seed=seed, times=2)
 
-  views = step.draw_views(batch, draw, {THEIRS: twice}, 5)
+  views = showing.draw_views(batch, draw, {THEIRS: twice}, 5)
   assert views.keys() == {None, THEIRS}
   assert (views[None] == 5).all() and views[None].shape == (2, 4, 4, 3)
   assert (views[THEIRS] == 7).all() and views[THEIRS].shape == (2, 6, 6, 3)

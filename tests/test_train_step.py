@@ -17,6 +17,7 @@ from tlkd_jax.models.network import Network, make_eval_step
 from tlkd_jax.runtime import sharding
 from tlkd_jax.training import guides, lessons, optimizers, run
 from tlkd_jax.training.objective import Objective, Term
+from tlkd_jax.training.showing import Views
 from tlkd_jax.training.state import Beginning
 from tlkd_jax.training.state import create as create_state
 from tlkd_jax.training.step import Lesson, Mode
@@ -118,8 +119,12 @@ def make_step(
   return step, create, mesh, views
 
 
-def make_lessons_step(lessons, frozen, schedule, mesh, **mode):
-  return make_step_of(lessons, frozen, crop, schedule, Mode(**mode), mesh)
+def make_lessons_step(lessons, frozen, schedule, mesh, **options):
+  of_mode = [field.name for field in dataclasses.fields(Mode)]
+  mode = Mode(**{k: v for k, v in options.items() if k in of_mode})
+  drawn = {k: v for k, v in options.items() if k not in of_mode}
+  views = Views(crop, **drawn)
+  return make_step_of(lessons, frozen, views, schedule, mode, mesh)
 
 
 def make_state(lesson, mesh, ema=False, projector=None, memory=None):
@@ -211,7 +216,7 @@ def test_one_program_serves_all_seeds():
   optimizer = optimizers.make_optimizer(view.model, schedule, settings)
   lesson = Lesson(view, make_objective(None, 1.0, 3.0, 0.0), optimizer)
   shared = make_step_of(
-    {'student': lesson}, {}, shifted, schedule, Mode(), mesh
+    {'student': lesson}, {}, Views(shifted), schedule, Mode(), mesh
   )
   batch = sharding.shard_batch(make_batch(), mesh)
   losses = []

@@ -1,12 +1,13 @@
 """The random views of a run: how a network's images are drawn in a step."""
 
 import functools
+from collections.abc import Iterable
 
 from tlkd_jax import data
-from tlkd_jax.data import augment, mixing
+from tlkd_jax.data import Look, augment, mixing
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import preparation
-from tlkd_jax.training.step import Mixing
+from tlkd_jax.training import preparation, shares
+from tlkd_jax.training.showing import Mixing, Views
 
 # Strengths of FixMatch's RandAugment and Cutout; and its own views.
 _STRONG = {
@@ -93,3 +94,35 @@ def make_mixing(settings: Settings) -> Mixing | None:
   if max(mixup, cutmix) == 0:
     return None
   return functools.partial(mixing.mix, mixup_alpha=mixup, cutmix_alpha=cutmix)
+
+
+def make_views(
+  settings: Settings, dataset: data.Dataset, looks: Iterable[Look] = ()
+) -> Views:
+  """How the images of a run's batches are drawn.
+
+  Args:
+    settings: of the run.
+    dataset: from inputs.training_data, as the run's own network sees it.
+    looks: of networks that have images of their own in the batch.
+  """
+  section, taught = settings.distillation, settings.arm == 'kd'
+  augmentation = make_augmentation(settings, dataset)
+  strong, clean = None, {}
+  if settings.fit == 'fixmatch':
+    strong = make_strong(augmentation)
+  if taught and section.teacher_view == 'clean':
+    clean = {None: heard_through(settings, dataset)} | {
+      other.look: heard_through(settings, other) for other in dataset.others
+    }
+  return Views(
+    plain=augmentation,
+    others={
+      look: make_augmentation(settings, dataset.seen(look)) for look in looks
+    },
+    mixing=make_mixing(settings),
+    mixed_apart=taught and section.mixed == 'soft',
+    taught_from=shares.taught_from(settings),
+    strong=strong,
+    clean=clean,
+  )

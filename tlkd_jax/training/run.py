@@ -127,14 +127,10 @@ def set_up(
   step = make_step(
     learned,
     frozen | ({starts.NAME: first.network} if kept else {}),
-    drawing.make_augmentation(settings, dataset),
+    drawing.make_views(settings, dataset, looks),
     schedule,
-    make_mode(settings, dataset),
+    make_mode(settings),
     mesh,
-    {
-      look: drawing.make_augmentation(settings, dataset.seen(look))
-      for look in looks
-    },
   )
   return Run(
     settings=settings,
@@ -158,25 +154,8 @@ def set_up(
   )
 
 
-def make_mode(settings: Settings, dataset: Dataset | None = None) -> Mode:
-  """How the learners of a run are run.
-
-  Args:
-    settings: of the run.
-    dataset: from inputs.training_data; None where learners and guides see the
-      same views.
-  """
-  strong, clean = None, {}
-  if dataset is not None and settings.fit == 'fixmatch':
-    augmentation = drawing.make_augmentation(settings, dataset)
-    strong = drawing.make_strong(augmentation)
-  section = settings.distillation
-  taught = settings.arm == 'kd'
-  if dataset is not None and taught and section.teacher_view == 'clean':
-    clean = {None: drawing.heard_through(settings, dataset)} | {
-      other.look: drawing.heard_through(settings, other)
-      for other in dataset.others
-    }
+def make_mode(settings: Settings) -> Mode:
+  """How the learners of a run are run."""
   head_only = settings.optimizer.train_only == 'head'
   stochastic = settings.batch_norm == 'stochastic'
   return Mode(
@@ -186,11 +165,6 @@ def make_mode(settings: Settings, dataset: Dataset | None = None) -> Mode:
     head_only=head_only,
     remat=settings.remat == 'blocks',
     ema_decay=settings.ema_decay,
-    mixing=drawing.make_mixing(settings),
-    mixed_apart=taught and section.mixed == 'soft',
-    taught_from=shares.taught_from(settings),
-    strong=strong,
-    clean=clean,
   )
 
 

@@ -6,10 +6,9 @@ a learner says is a constant in the loss of another that it guides, so that
 none is ahead of the others and their order does not matter.
 
 The batch is uint8; augmentation and each model's own normalisation happen on
-the device inside the step. All see the same view, each in pixels that were cut
-from the files for it. Frozen networks
-run in evaluation mode; their variables are an argument of their own, never
-donated and never part of the state.
+the device inside the step. Frozen networks run in evaluation mode; their
+variables are an argument of their own, never donated and never part of the
+state.
 """
 
 import dataclasses
@@ -22,21 +21,18 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from tlkd_jax.data import Look
 from tlkd_jax.losses import supervised
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.models.network import Network
 from tlkd_jax.runtime import sharding
 from tlkd_jax.training import guides as guidance
 from tlkd_jax.training import objective as objectives
-from tlkd_jax.training import optimizers
-from tlkd_jax.training.objective import Objective
+from tlkd_jax.training import optimizers, showing
+from tlkd_jax.training.objective import Objective, Taught
+from tlkd_jax.training.showing import Views
 from tlkd_jax.training.state import Learner, State
 
 Array = jax.Array
-Mixing = Callable[[Array, Array, Array], tuple[Array, Array]]
-# Sets the keys of mixing apart from those of dropout.
-_MIXING = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +63,6 @@ class Mode:
     remat: keep the inputs of blocks only, and compute the rest again for the
       backward pass.
     ema_decay: of the weight average, where a learner keeps one.
-    mixing: (images, soft labels [B, K], key of the step) -> both, mixed; or
-      None.
-    mixed_apart: only guides' terms are of mixed images, in a forward pass of
-      their own; the hard loss is of the images as they are.
-    taught_from: guides' terms are of the batch's images from this one on.
-    strong: in place of the augmentation, for the terms of the guide 'itself';
-      None without such terms.
-    clean: by look, None for that of the run's own, what frozen guides see in
-      place of the learners' views; {} for the same views.
   """
 
   norm_train: bool = False
@@ -83,40 +70,25 @@ class Mode:
   head_only: bool = False
   remat: bool = False
   ema_decay: float = 0.0
-  mixing: Mixing | None = None
-  mixed_apart: bool = False
-  taught_from: int = 0
-  strong: Callable[..., Array] | None = None
-  clean: Mapping[Look | None, Callable[..., Array]] = dataclasses.field(
-    default_factory=dict
-  )
-
-  @property
-  def apart(self) -> bool:
-    """Whether guides' terms have images of their own."""
-    return self.mixed_apart or self.strong is not None
 
 
 def make_step(
   lessons: Mapping[str, Lesson],
   frozen: Mapping[str, Network],
-  augmentation: Callable[..., Array],
+  views: Views,
   schedule: optax.Schedule,
   mode: Mode,
   mesh: Mesh,
-  others: Mapping[Look, Callable[..., Array]] | None = None,
 ) -> Callable:
   """Builds the update.
 
   Args:
     lessons: of the networks that learn, the run's own first.
     frozen: the networks that do not.
-    augmentation: (uint8 images, index, view, seed=) -> float images in 0..255.
+    views: how the images of a batch are drawn.
     schedule: step -> learning rate, for the metrics.
     mode: of all learners.
     mesh: devices.
-    others: likewise `augmentation`, of the looks of networks that have images
-      of their own in the batch.
 
   Returns:
     step(state, constants, batch) -> (state, metrics): state donated;
@@ -129,9 +101,9 @@ def make_step(
   networks = {name: lesson.network for name, lesson in lessons.items()}
   # Other frozen networks, such as the start, go with the hard loss.
   teachers = {name for lesson in lessons.values() for name in lesson.guides}
-  first = mode.taught_from
+  first = views.taught_from
 
-  def loss_fn(params, state, guides, images, labels, batch, root):
+  def loss_fn(params, state, guides, shown, batch, root):
     if mode.head_only:
       params = {
         name: _stop_backbone(lessons[name].network.model, part)
@@ -143,7 +115,7 @@ def make_step(
       outputs[name], model_states[name] = lesson.network.model.apply(
         params[name]['weights'],
         state.learners[name].model_state,
-        lesson.network.prepare(images[name]),
+        lesson.network.prepare(shown.learners[name]),
         train=True,
         norm_train=mode.norm_train,
         # 1 is the losses' own.
@@ -151,14 +123,13 @@ def make_step(
         batch_chance=mode.batch_chance,
         remat=mode.remat,
       )
-    soft_labels, taught_labels = labels
-    outputs, taught = _split(outputs, batch['label'].size, mode)
+    outputs, taught = showing.split(views, outputs, batch['label'].size)
     own_params = {n: {'params': params[n]['weights']} for n in lessons}
     guides = guides | {
       name: guidance.from_outputs(network, own_params[name], taught[name])
       for name, network in networks.items()
     }
-    if mode.strong is not None:
+    if views.strong is not None:
       name, network = next(iter(networks.items()))
       plain = guidance.rows_from(outputs[name], first)
       guides[guidance.ITSELF] = guidance.from_outputs(
@@ -173,11 +144,11 @@ def make_step(
         dataclasses.replace(state.learners[name], params=params[name]),
         outputs[name],
         guides,
-        soft_labels,
+        shown.soft_labels,
         batch,
         jax.random.fold_in(key, 1),
         state.step,
-        objectives.Taught(taught[name], taught_labels[first:], rest),
+        Taught(taught[name], shown.taught_labels, rest),
       )
       total = total + loss
       metrics[name] = values
@@ -185,53 +156,25 @@ def make_step(
 
   def step(state: State, constants, batch):
     root = constants['seed']
-    views = draw_views(batch, augmentation, others or {}, root)
     soft_labels = supervised.soft_labels(
       batch['label'],
       own.network.model.num_classes,
       own.objective.label_smoothing,
     )
-    stored = batch.get('targets', {})
-    taught, taught_labels = views, soft_labels
-    if mode.mixing is not None:
-      if stored:
-        raise ValueError('stored targets are not those of mixed images')
-      key = jax.random.fold_in(jax.random.key(root), _MIXING)
-      key = jax.random.fold_in(key, state.step)
-      mixed = {
-        look: mode.mixing(images, soft_labels, key)
-        for look, images in views.items()
-      }
-      taught = {look: images for look, (images, _) in mixed.items()}
-      _, taught_labels = mixed[None]
-      if not mode.mixed_apart:
-        views, soft_labels = taught, taught_labels
-    if mode.strong is not None:
-      taught = draw_views(batch, mode.strong, {}, root)
-    heard = taught
-    if mode.clean:
-      clean = {look: draw for look, draw in mode.clean.items() if look}
-      heard = draw_views(batch, mode.clean[None], clean, root)
-    images = {name: _seen(views, network) for name, network in networks.items()}
-    if mode.apart:
-      for name, network in networks.items():
-        more = _seen(taught, network)[first:]
-        images[name] = jnp.concatenate([images[name], more])
-    shown = {
-      name: _seen(heard if name in teachers else views, network)
-      for name, network in frozen.items()
-    }
+    shown = showing.show(
+      views, batch, networks, frozen, teachers, soft_labels, root, state.step
+    )
     guides = guidance.frozen(
       frozen,
       constants['guides'],
-      shown,
-      stored,
+      shown.frozen,
+      batch.get('targets', {}),
       batch['index'],
       dict.fromkeys(teachers, first),
     )
     params = {name: part.params for name, part in state.learners.items()}
     grads, (model_states, memories, metrics) = jax.grad(loss_fn, has_aux=True)(
-      params, state, guides, images, (soft_labels, taught_labels), batch, root
+      params, state, guides, shown, batch, root
     )
     learners = {}
     for name, before in state.learners.items():
@@ -260,37 +203,6 @@ def make_step(
     in_shardings=(copied, copied, split),
     out_shardings=(copied, copied),
   )
-
-
-def _seen(views: Mapping[Look | None, Array], network: Network) -> Array:
-  return views.get(network.look, views[None])
-
-
-def _split(outputs: Tree, size: int, mode: Mode) -> tuple[Tree, Tree]:
-  """Learners' outputs for the batch, and for what guides' terms are of."""
-  if not mode.apart:
-    return outputs, guidance.rows_from(outputs, mode.taught_from)
-  return (
-    jax.tree.map(lambda x: x[:size], outputs),
-    jax.tree.map(lambda x: x[size:], outputs),
-  )
-
-
-def draw_views(
-  batch: Mapping[str, Any],
-  augmentation: Callable[..., Array],
-  others: Mapping[Look, Callable[..., Array]],
-  seed: Array,
-) -> dict[Look | None, Array]:
-  """One view of each example, for each look; None is that of the run's own."""
-
-  def draw(augmentation, images):
-    return augmentation(images, batch['index'], batch['view'], seed=seed)
-
-  views: dict[Look | None, Array] = {None: draw(augmentation, batch['image'])}
-  for look, other in others.items():
-    views[look] = draw(other, batch['others'][str(look)])
-  return views
 
 
 def as_int32(seed: int) -> np.ndarray:
