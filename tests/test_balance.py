@@ -108,7 +108,8 @@ def test_a_metric_that_few_classes_do_not_have():
 def test_logit_adjustment_by_hand(tau, guided):
   """-log of softmax(z + tau log pi), in float64, with smoothing, TL and KD."""
   dataset = data_of([80, 15, 5], unlabelled=40)
-  config = make(**LOGITS, data__balance_tau=tau, arm='kd' if guided else 'tl')
+  arm = 'kd' if guided else 'tl'
+  config = make(**LOGITS, data__balance_tau=tau, arm=arm, num_steps=200)
   total = lessons.make_objective(config, dataset, guided=guided)
   rng = np.random.default_rng(0)
   logits = (5 * rng.normal(size=(7, 3))).astype(np.float32)
@@ -176,6 +177,7 @@ def test_views_of_which_targets_are_stored(balanced, views, monkeypatch):
     batch_size=16,
     num_views=7,
     balanced=balanced,
+    shares=None,
     layout=lambda: None,
     fingerprint=lambda *_: {},
   )

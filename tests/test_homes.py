@@ -46,7 +46,7 @@ def test_workdirs(home, monkeypatch):
   """Of the command, and of the functions."""
   seen = []
   monkeypatch.setattr(arms, 'run', lambda _, root, mesh: seen.append(root))
-  monkeypatch.setattr(arms, 'table', lambda _: '')
+  monkeypatch.setattr(arms, 'table', lambda *_: '')
   monkeypatch.setattr(
     conduct, 'run', lambda _, root: ([], str(seen.append(root)))
   )

@@ -68,8 +68,6 @@ def run(
     dataset = inputs.load_dataset(_as_planned(settings, plan))
     settings = defaults.for_data(settings, dataset)
     plan = _checked_plan(settings, workdir)
-    for part in plan:
-      inputs.check_unlabelled(part.settings, dataset)
     about = balance.lines(settings, dataset) + defaults.lines(settings, dataset)
     for part in plan:
       inputs.check_unlabelled(part.settings, dataset)

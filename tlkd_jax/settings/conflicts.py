@@ -11,7 +11,7 @@ from tlkd_jax.settings.distillation import (
   SELF_TRAINING,
   Distillation,
 )
-from tlkd_jax.settings.networks import Student, Teacher
+from tlkd_jax.settings.networks import OPEN, Student, Teacher
 from tlkd_jax.settings.sections import (
   Augment,
   Data,
@@ -21,7 +21,7 @@ from tlkd_jax.settings.sections import (
 )
 
 # Fits that leave a kept head what it is.
-_LEARNED = ('finetuned', 'early', 'fixmatch', 'ensemble')
+_LEARNED = (OPEN, 'finetuned', 'early', 'fixmatch', 'ensemble')
 _MIXING = 'augment.mixup_alpha or augment.cutmix_alpha above 0'
 
 
@@ -258,6 +258,10 @@ def of_views(
   return lines
 
 
+def _stated_fit(teacher: Teacher) -> str:
+  return 'finetuned' if teacher.fit == OPEN else teacher.fit
+
+
 def of_self_training(
   section: Distillation, augment: Augment, teacher: Teacher
 ) -> list[str]:
@@ -270,7 +274,7 @@ def of_self_training(
     'distillation.more_teachers': (section.more_teachers, ()),
     'distillation.assistants': (section.assistants, ()),
     'distillation.generations': (section.generations, 1),
-    'teacher.fit': (teacher.fit, 'finetuned'),
+    'teacher.fit': (_stated_fit(teacher), 'finetuned'),
     'teacher.num_steps': (teacher.num_steps, 0),
     'teacher.image_size': (teacher.image_size, 0),
     'teacher.label_smoothing': (teacher.label_smoothing, 0.0),
@@ -310,7 +314,7 @@ def of_mutual(
     'distillation.teacher_view': (section.teacher_view, 'same'),
     'targets.mode': (targets.mode, 'online'),
     'teacher.num_steps': (teacher.num_steps, 0),
-    'teacher.fit': (teacher.fit, 'finetuned'),
+    'teacher.fit': (_stated_fit(teacher), 'finetuned'),
     'teacher.label_smoothing': (teacher.label_smoothing, 0.0),
   }
   lines = [

@@ -19,7 +19,10 @@ from tlkd_jax.settings.rules import (
 )
 
 STUDENT_FITS = ('finetuned', 'probed', 'fixmatch', 'ensemble')
+# Of teacher.fit: by what the run is, see training/defaults.py.
+OPEN = 'auto'
 TEACHER_FITS = (
+  OPEN,
   'finetuned',
   'early',
   'probed',
@@ -188,12 +191,16 @@ class Teacher(NetworkSection):
     optional(one_of(transforms.INTERPOLATIONS)),
   )
   fit: str = key(
-    'finetuned',
+    OPEN,
     "How it learns: 'finetuned'; 'early', the step with the least validation "
     "NLL after temperature scaling; 'probed', logistic regression on its "
     "frozen features; 'crossfitted', a probe for each of probe_folds, of which "
     'the one that never saw an image speaks of it; '
-    "'crossfitted_finetuned', the same of networks that are fine-tuned.",
+    "'crossfitted_finetuned', the same of networks that are fine-tuned. 'auto' "
+    "is 'probed' where a run of kd or compare fits it first, with pretrained "
+    'weights, one head and probe_folds images of each class, and neither '
+    'num_steps nor label_smoothing speaks of fine-tuning; else '
+    "'finetuned'.",
     one_of(TEACHER_FITS),
   )
   label_smoothing: float = key(0.0, "Of the teacher's own fine-tuning.", _RATE)
@@ -217,7 +224,7 @@ class Teacher(NetworkSection):
         f'teacher.without_fold is {self.without_fold}; accepted: at most '
         f'teacher.probe_folds, {self.probe_folds}'
       ]
-    if self.fit not in ('finetuned', 'early'):
+    if self.fit not in (OPEN, 'finetuned', 'early'):
       return [
         f'teacher.without_fold is {self.without_fold}, and teacher.fit is '
         f'{self.fit!r}; accepted: 0, or a teacher that is fine-tuned'

@@ -9,8 +9,9 @@ import math
 
 import numpy as np
 
-from tlkd_jax import data
+from tlkd_jax import data, models
 from tlkd_jax.settings import Settings, with_values
+from tlkd_jax.settings.networks import OPEN
 from tlkd_jax.training import preparation
 
 _DIGITS = 'digits'
@@ -20,13 +21,17 @@ _EPOCHS, _LEAST_STEPS, _MOST_STEPS = 20, 200, 5000
 _EVALUATIONS, _LEAST_BETWEEN = 20, 50
 
 
-def settled(settings: Settings, num_images: int | None = None) -> Settings:
-  """Settings with numbers for what they leave open.
+def settled(
+  settings: Settings, num_images: int | None = None, smallest: int | None = None
+) -> Settings:
+  """Settings with values for what they leave open.
 
   Args:
     settings: of a run, or of 'compare'.
     num_images: labelled training images, by which steps are counted; None
       leaves those open that depend on it.
+    smallest: those of the smallest class, by which teachers are fitted; None
+      likewise.
 
   Raises:
     WrongSettings: they exclude each other now.
@@ -34,6 +39,7 @@ def settled(settings: Settings, num_images: int | None = None) -> Settings:
   """
   steps = settings.num_steps or _steps(settings, num_images)
   own = {
+    'teacher.fit': _teacher_fit(settings, smallest),
     'image_size': preparation.image_size(settings),
     'num_train_per_class': per_class(
       settings.dataset, settings.num_train_per_class, settings.train_fraction
@@ -47,7 +53,9 @@ def settled(settings: Settings, num_images: int | None = None) -> Settings:
 
 def for_data(settings: Settings, dataset: data.Dataset) -> Settings:
   """The same, by the labelled training images that there are."""
-  return settled(settings, _count(dataset))
+  labels = dataset.splits['train'].labels
+  of_class = np.bincount(labels[labels >= 0])
+  return settled(settings, int(of_class.sum()), int(of_class.min()))
 
 
 def per_class(dataset: str, said: int | None, fraction: float) -> int:
@@ -89,6 +97,34 @@ def _steps(settings: Settings, num_images: int | None) -> int:
     return 0
   wanted = math.ceil(_EPOCHS * num_images / settings.batch_size)
   return min(max(wanted, _LEAST_STEPS), _MOST_STEPS)
+
+
+def _teacher_fit(settings: Settings, smallest: int | None) -> str:
+  """How a teacher is fitted where that is left open.
+
+  A probe was the best teacher where it was tuned (docs/results.md), and takes
+  seconds. Not where nothing is fitted first, or the settings speak of
+  fine-tuning, or a probe cannot be fitted.
+  """
+  teacher, guides = settings.teacher, settings.distillation
+  if teacher.fit != OPEN:
+    return teacher.fit
+  first = settings.arm in ('kd', 'compare') or settings.cost_matched
+  if (
+    not first
+    or guides.mutual
+    or guides.self_training != 'none'
+    or teacher.checkpoint
+    or teacher.head == 'keep'
+    or teacher.num_steps
+    or teacher.label_smoothing
+    or teacher.weights == 'scratch'
+    or len(models.MODELS[teacher.name].head) > 1
+  ):
+    return 'finetuned'
+  if smallest is None:
+    return OPEN
+  return 'probed' if smallest >= teacher.probe_folds else 'finetuned'
 
 
 def _count(dataset: data.Dataset) -> int:

@@ -9,6 +9,7 @@ from tlkd_jax import data, models
 from tlkd_jax.models.network import Loaded
 from tlkd_jax.models.weights import hub, loading, look_alikes
 from tlkd_jax.settings import Settings, with_values
+from tlkd_jax.settings.networks import OPEN
 from tlkd_jax.training import preparation
 
 _IMAGES_LOOKED_AT = 32
@@ -32,7 +33,7 @@ def adopted(settings: Settings) -> Settings:
       'config.teacher.head=keep they are used as they are, with their head. To '
       'fine-tune them first give them as teacher.weights'
     )
-  if section.fit != 'finetuned':
+  if section.fit not in (OPEN, 'finetuned'):
     raise ValueError(
       f'teacher.fit is {section.fit!r}, and teacher.checkpoint names weights, '
       f"{place}, which are used as they are; accepted: 'finetuned', or the "

@@ -24,6 +24,7 @@ from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings, origins
+from tlkd_jax.settings.networks import OPEN
 from tlkd_jax.training import defaults, preparation
 
 _COST = 'cost.json'
@@ -179,6 +180,10 @@ def comparable(flat: dict[str, Any]) -> dict[str, Any]:
   return flat | {
     'data.crop': crop,
     'data.interpolation': interpolation,
+    # Of a run that was not told: earlier versions fine-tuned every teacher.
+    'teacher.fit': (
+      'finetuned' if flat['teacher.fit'] == OPEN else flat['teacher.fit']
+    ),
     'image_size': preparation.side(
       flat['dataset'],
       flat['image_size'],
@@ -193,7 +198,8 @@ def comparable(flat: dict[str, Any]) -> dict[str, Any]:
 
 def left_open(flat: dict[str, Any]) -> set[str]:
   """Dotted keys that the data will settle."""
-  return {k for k in ('num_steps', 'eval_every_steps') if not flat[k]}
+  keys = {k for k in ('num_steps', 'eval_every_steps') if not flat[k]}
+  return keys | ({'teacher.fit'} if flat['teacher.fit'] == OPEN else set())
 
 
 def is_adopted(settings: Settings) -> bool:
