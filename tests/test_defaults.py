@@ -200,3 +200,35 @@ def test_the_rest_is_counted_with_its_evaluations():
 )
 def test_times_for_people(seconds, text):
   assert progress._as_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+  ('arm', 'changes', 'smallest', 'expected'),
+  [
+    ('kd', {}, 20, 'probed'),
+    ('compare', {}, 5, 'probed'),
+    ('kd', {}, None, 'auto'),
+    ('kd', {}, 4, 'finetuned'),
+    ('teacher', {}, 20, 'finetuned'),
+    ('tl', {}, 20, 'finetuned'),
+    ('tl', {'cost_matched': True}, 20, 'probed'),
+    ('kd', {'teacher.fit': 'early'}, 20, 'early'),
+    ('kd', {'teacher.num_steps': 50}, 20, 'finetuned'),
+    ('kd', {'teacher.label_smoothing': 0.1}, 20, 'finetuned'),
+    ('kd', {'teacher.weights': 'scratch'}, 20, 'finetuned'),
+    ('kd', {'teacher.checkpoint': 'runs/a'}, 20, 'finetuned'),
+    ('kd', {'distillation.mutual': True}, 20, 'finetuned'),
+    (
+      'kd',
+      {'teacher.name': 'deit_tiny_distilled_patch16_224'},
+      20,
+      'finetuned',
+    ),
+  ],
+)
+def test_how_a_teacher_is_fitted_where_that_is_open(
+  arm, changes, smallest, expected
+):
+  made = settings.with_values(settings.make(arm), changes)
+  done = defaults.settled(made, 200, smallest)
+  assert done.teacher.fit == expected
