@@ -41,7 +41,7 @@ def run(
 ) -> dict[str, dict[str, Any]]:
   """Runs settings.arm; returns the key of each part of the plan -> summary.
 
-  'kd' without teacher.checkpoint fine-tunes the teacher first, in
+  'kd' without teacher.checkpoint fits the teacher first, in
   WORKDIR/teacher; 'compare' has WORKDIR/teacher, WORKDIR/tl and WORKDIR/kd;
   the rest is in protocols.py.
 
