@@ -264,11 +264,11 @@ def test_how_often_images_are_drawn_is_said(cache_dir):
 def test_strong_views_differ_from_weak_ones_and_are_of_the_seed():
   images = np.random.default_rng(0).integers(0, 256, (4, 12, 12, 3), np.uint8)
   weak = functools.partial(
-    inputs._draw_view, seed=3, image_size=8, crop='random_resized', flip=False
+    drawing._draw_view, seed=3, image_size=8, crop='random_resized', flip=False
   )
   index, view = np.arange(4), np.zeros(4, np.int32)
   strong, clean = drawing.make_strong(weak), drawing.make_clean(weak)
-  for change in (inputs._STRONG, {'crop': 'random_resized', 'seed': 3}):
+  for change in (drawing._STRONG, {'crop': 'random_resized', 'seed': 3}):
     assert change.items() <= strong.keywords.items()
   draw = jax.jit(lambda *args: strong(*args[:3], seed=args[3]))
   found = np.asarray(draw(images, index, view, 3))
