@@ -5,9 +5,11 @@ the short side is resized with Pillow's antialiased filters, the centre is
 cropped. Everything random happens later, on the device (`augment.py`).
 """
 
+import contextlib
 import functools
 import io
 import re
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -127,12 +129,22 @@ def decode_image(data: bytes) -> Image.Image:
       than 65,535 pixels, 32-bit whole numbers (their range is not known), and
       floats that leave the range from 0 to 1.
   """
+  with _opened(data) as image:
+    _check_plausible(image, len(data))
+    return as_rgb(image)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+  """The image of a file; all that fails meanwhile is a BadImageError."""
   if is_unreadable(data):
     raise BadImageError(data.removeprefix(_UNREADABLE).decode())
+  formats = _FORMATS
+  if _HEIF_MARK.match(data) and has_heif():
+    formats = ('HEIF',)
   try:
-    with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
-      _check_plausible(image, len(data))
-      return as_rgb(image)
+    with Image.open(io.BytesIO(data), formats=formats) as image:
+      yield image
   except MemoryError:
     raise
   except Exception as error:
@@ -141,10 +153,6 @@ def decode_image(data: bytes) -> Image.Image:
       # Its own message has the address of the stream.
       reason = 'cannot identify image file'
     raise BadImageError(f'{reason} ({len(data)} bytes)') from error
-
-
-def _formats(data: bytes) -> tuple[str, ...]:
-  return ('HEIF',) if _HEIF_MARK.match(data) and has_heif() else _FORMATS
 
 
 def _check_plausible(image: Image.Image, num_bytes: int) -> None:
@@ -226,15 +234,10 @@ def short_side_of(data: bytes) -> int | None:
   Args:
     data: the bytes of the file.
   """
-  if is_unreadable(data):
-    return None
   try:
-    with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
+    with _opened(data) as image:
       return min(image.size)
-  except MemoryError:
-    raise
-  # What a damaged header raises depends on where the damage is.
-  except Exception:
+  except BadImageError:
     return None
 
 

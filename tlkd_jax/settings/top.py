@@ -7,7 +7,7 @@ import numpy as np
 from tlkd_jax.evaluation.metrics import METRICS
 from tlkd_jax.models.network import DTYPES
 from tlkd_jax.runtime.errors import unknown_name
-from tlkd_jax.settings import conflicts
+from tlkd_jax.settings import conflicts, guiding
 from tlkd_jax.settings.distillation import Distillation
 from tlkd_jax.settings.networks import NetworkSection, Student, Teacher
 from tlkd_jax.settings.rules import (
@@ -183,26 +183,26 @@ class Settings:
     guides, mixing = self.distillation, self.augment
     student, teacher = self.student, self.teacher
     guided = self.arm in ('kd', 'compare', 'study')
-    lines = conflicts.of_losses(guides, mixing)
-    lines += conflicts.of_sham(guides, mixing)
+    lines = guiding.of_losses(guides, mixing)
+    lines += guiding.of_sham(guides, mixing)
     lines += conflicts.of_stages(guides, self.transfer, student, teacher)
-    lines += conflicts.of_protocols(guides)
+    lines += guiding.of_protocols(guides)
     lines += conflicts.of_fits(self.arm, student, teacher)
     if self.cost_matched:
       lines += conflicts.of_cost(
         self.arm, student, teacher, guides, self.targets
       )
-    lines += conflicts.of_mutual(guides, self.targets, teacher)
+    lines += guiding.of_mutual(guides, self.targets, teacher)
     if self.arm in ('kd', 'compare') or self.fit == 'fixmatch':
       # None, too, may come to all: that is known with the data.
       every = self.num_train_per_class == 0 and self.train_fraction == 1
-      lines += conflicts.of_unlabelled(guides, every, self.batch_size)
+      lines += guiding.of_unlabelled(guides, every, self.batch_size)
     if self.fit == 'fixmatch':
-      lines += conflicts.of_fixmatch(guides, mixing)
-    lines += conflicts.of_views(guides, mixing, guided=guided)
-    lines += conflicts.of_self_training(guides, mixing, teacher)
+      lines += guiding.of_fixmatch(guides, mixing)
+    lines += guiding.of_views(guides, mixing, guided=guided)
+    lines += guiding.of_self_training(guides, mixing, teacher)
     if guided:
-      lines += conflicts.of_weights(guides)
+      lines += guiding.of_weights(guides)
     lines += conflicts.of_targets(self.targets, guides, mixing)
     lines += conflicts.of_transfer(
       self.transfer, guides, mixing, student, self.batch_size

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -102,7 +101,7 @@ def scores_of(
   groups: dict[tuple[str, str], dict[Trial, list[tuple[Cell, float]]]] = {}
   for cell in tuning:
     record = cells.read_record(cells.folder_of(root, cell))
-    value = _number(record['validation'][metric])
+    value = records.number(record['validation'][metric])
     key = cell.arm, scope_of(study, cell.dataset, cell.size)
     found = groups.setdefault(key, {}).setdefault(cell.trial, [])
     found.append((cell, value))
@@ -180,7 +179,3 @@ def _weighed(found: Sequence[tuple[Cell, float]]) -> list[float]:
     float(np.mean([np.mean(values) for values in own.values()]))
     for own in by_seed.values()
   ]
-
-
-def _number(value: Any) -> float:
-  return float('nan') if value is None else float(value)

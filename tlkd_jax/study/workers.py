@@ -22,8 +22,7 @@ from absl import logging
 from tlkd_jax.runtime import bars, interrupts
 from tlkd_jax.runtime.errors import Interrupted, RunError, UserError
 from tlkd_jax.study import cells, claims
-from tlkd_jax.study import matrix as matrices
-from tlkd_jax.study.matrix import Cell
+from tlkd_jax.study.matrix import Cell, needed
 
 POLL_SECONDS = 1.0
 
@@ -100,7 +99,7 @@ def _take(cell: Cell, shard, root, now: dict[Cell, str]) -> bool:
   if now[cell] != 'open':
     return False
   # `now` ages while this process works; the files do not.
-  if not all(cells.is_done(root, c) for c in matrices.needed(cell, shard)):
+  if not all(cells.is_done(root, c) for c in needed(cell, shard)):
     return False
   folder = cells.folder_of(root, cell)
   if not claims.take(folder, root / 'claims.lock'):
@@ -219,7 +218,7 @@ class Report:
   def __call__(self) -> None:
     """Prints a line where something changed; rewrites STUDY/progress.txt."""
     now = states(self._shard, self._root)
-    if set(now.values()) == {'done'} and len(self._known()) > len(now):
+    if set(now.values()) == {'done'}:
       # The cells that tune are finished, and say which ones confirm.
       self._shard = self._known()
       self._bar.total = len(self._shard)

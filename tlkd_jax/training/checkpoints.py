@@ -329,6 +329,18 @@ def _first_line(error: Exception) -> str:
   return f'{type(error).__name__}: {lines[0] if lines else ""}'[:300]
 
 
+def keep_best(
+  workdir: pathlib.Path, params: Tree, model_state: Tree, description
+) -> None:
+  """Saves a network that took no steps as the best of its run."""
+  checkpoints = Checkpoints(workdir)
+  try:
+    model = {'params': params, 'model_state': model_state}
+    checkpoints.save_best(model, description)
+  finally:
+    checkpoints.close()
+
+
 def abstract_like(tree: Any, sharding: jax.sharding.Sharding) -> Any:
   """Shapes and dtypes of `tree`, all with one sharding, for `restore`."""
   return jax.tree.map(

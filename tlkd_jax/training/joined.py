@@ -21,7 +21,7 @@ from tlkd_jax.models.weights import loading
 from tlkd_jax.runtime.errors import as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import finished, networks
-from tlkd_jax.training.checkpoints import Checkpoints
+from tlkd_jax.training.checkpoints import keep_best
 from tlkd_jax.training.run import Run
 from tlkd_jax.training.summary import Spent
 
@@ -74,13 +74,7 @@ def fit(
   params, model_state, heads = side_by_side.join(single.model, found)
   network = as_one(single, len(parts))
   description = finished.describe(run.settings, network, run.dataset, 0)
-  checkpoints = Checkpoints(run.workdir)
-  try:
-    checkpoints.save_best(
-      {'params': params, 'model_state': model_state}, description
-    )
-  finally:
-    checkpoints.close()
+  keep_best(run.workdir, params, model_state, description)
   whole = dataclasses.replace(
     run,
     learners={run.own: Loaded(network, params, model_state)},

@@ -32,7 +32,7 @@ from tlkd_jax.training import (
   preparation,
   views,
 )
-from tlkd_jax.training.checkpoints import Checkpoints
+from tlkd_jax.training.checkpoints import keep_best
 from tlkd_jax.training.run import Run
 from tlkd_jax.training.step import as_int32
 from tlkd_jax.training.summary import Spent, finish
@@ -79,13 +79,7 @@ def fit(run: Run) -> dict[str, Any]:
   )
   params = with_last_layer(model, loaded.params, dataclasses.asdict(head))
   description = finished.describe(run.settings, loaded.network, run.dataset, 0)
-  checkpoints = Checkpoints(run.workdir)
-  try:
-    checkpoints.save_best(
-      {'params': params, 'model_state': loaded.model_state}, description
-    )
-  finally:
-    checkpoints.close()
+  keep_best(run.workdir, params, loaded.model_state, description)
   num_images = features.shape[0] * features.shape[1]
   return finish(run, Spent(0, time.monotonic() - begun, num_images))
 
