@@ -16,7 +16,7 @@ import trees
 from pictures import make_classes
 
 from tlkd_jax.data import transforms
-from tlkd_jax.data.builders import archives, walk
+from tlkd_jax.data.builders import archives, entries, walk, zips
 
 PETS = {'unsplit': {'cat': 3, 'dog': 3}}
 
@@ -234,7 +234,7 @@ def _patched(path, offset_local, offset_central, value):
 def test_other_methods_are_one_message(
   method, name, pets, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(archives, '_inflate64', lambda: None)
+  monkeypatch.setattr(zips, '_inflate64', lambda: None)
   members = {n: b'x' for n in trees.names('cat/*3 dog/*3')}
   path = trees.write_zip(tmp_path / 'x.zip', members)
   _patched(path, 8, 10, method)
@@ -293,7 +293,7 @@ def test_a_member_beyond_the_limit_is_a_bad_image(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('kind', ['zip', 'tar.gz', 'tar.bz2', 'tar.xz'])
 def test_archives_that_grow_too_much_are_refused(kind, tmp_path, monkeypatch):
-  monkeypatch.setattr(archives, '_FREE_BYTES', 1 << 20)
+  monkeypatch.setattr(entries, '_FREE_BYTES', 1 << 20)
   path = tmp_path / f'x.{kind}'
   if kind == 'zip':
     _bomb(path, 8)

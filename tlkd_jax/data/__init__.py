@@ -13,7 +13,6 @@ To add a data set, write a builder in `builders/` and a line in `kinds.py`.
 """
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from tlkd_jax.data import facts as _facts
 from tlkd_jax.data import sources as _sources
 from tlkd_jax.data.builders import arrays as _arrays
 from tlkd_jax.data.builders.headers import Labelling
+from tlkd_jax.data.examples import Files, Look, Split
 from tlkd_jax.data.index import Source
 from tlkd_jax.data.kinds import DATASETS
 from tlkd_jax.runtime.errors import as_user_errors
@@ -42,79 +42,6 @@ __all__ = [
 
 _EVAL_SALT = 'evaluation'
 _FILES_LOOKED_AT = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-  """How a network's images are cut from the files.
-
-  Attributes:
-    image_size: their side in pixels.
-    crop: share of the short side that the centre crop keeps.
-    interpolation: of resizing, a key of `transforms.INTERPOLATIONS`.
-  """
-
-  image_size: int
-  crop: float
-  interpolation: str
-
-  def __str__(self) -> str:
-    return f'{self.image_size} px, crop {self.crop:g}, {self.interpolation}'
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-  """The decoded examples of one split.
-
-  Attributes:
-    images: uint8[N, S, S, 3], in memory or memory-mapped, read only.
-    labels: int32[N].
-    indices: int64[N], the number of each example in its whole split; no
-      choice of subset changes it.
-    names: N names, for instance relative file names.
-  """
-
-  images: np.ndarray
-  labels: np.ndarray
-  indices: np.ndarray
-  names: list[str]
-
-  def __len__(self) -> int:
-    return self.labels.size
-
-  def take(self, rows: np.ndarray | slice) -> 'Split':
-    """The examples at `rows`, in that order; of a slice without a copy."""
-    chosen = np.arange(len(self))[rows].tolist()
-    return Split(
-      self.images[rows],
-      self.labels[rows],
-      self.indices[rows],
-      [self.names[row] for row in chosen],
-    )
-
-  def fingerprint(self) -> str:
-    """A digest of pixels, labels and indices."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr(self.images.shape).encode())
-    digest.update(self.labels.tobytes() + self.indices.tobytes())
-    for start in range(0, len(self), 1024):
-      digest.update(self.images[start : start + 1024].tobytes())
-    return digest.hexdigest()
-
-
-@dataclasses.dataclass(frozen=True)
-class Files:
-  """All examples of a split, chosen or not, by what tells them apart.
-
-  Attributes:
-    names: N names.
-    labels: int32[N].
-    digests: uint64[N], of the bytes of each file.
-  """
-
-  names: list[str]
-  labels: np.ndarray
-  digests: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
