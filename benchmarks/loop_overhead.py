@@ -24,7 +24,7 @@ from benchmarks import machine
 from tlkd_jax import settings
 from tlkd_jax.runtime import allocator, sharding
 from tlkd_jax.runtime.errors import Interrupted
-from tlkd_jax.training import inputs, loop
+from tlkd_jax.training import decoding, inputs, loop
 from tlkd_jax.training.checkpoints import Checkpoints
 from tlkd_jax.training.progress import Progress
 
@@ -66,7 +66,7 @@ def make_run(model: str, image_size: int, batch_size: int, folder: str):
       'memory_check': False,
     },
   )
-  dataset = inputs.load_dataset(config)
+  dataset = decoding.load_dataset(config)
   workdir = pathlib.Path(folder)
   run = loop.set_up(config, workdir, dataset, sharding.make_mesh())
   checkpoints = Checkpoints(workdir, 1)

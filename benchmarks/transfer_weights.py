@@ -33,9 +33,9 @@ from tlkd_jax.evaluation import metrics
 from tlkd_jax.losses import supervised, transfer
 from tlkd_jax.models.network import last_layer
 from tlkd_jax.training import (
+  decoding,
   drawing,
   guides,
-  inputs,
   networks,
   optimizers,
   start,
@@ -79,7 +79,7 @@ def speaker(source):
 def scales(data: str, size: int) -> dict[str, float]:
   """See the top of this file."""
   config = config_of(data, size, 0, 40, 1)
-  dataset = inputs.load_dataset(config)
+  dataset = decoding.load_dataset(config)
   learner = networks.load(config, 'student', dataset.class_names)
   speak = speaker(start.load_source(config, learner))
   split = dataset.splits['train']
@@ -173,7 +173,7 @@ def judged(dataset, config) -> tuple[np.ndarray, np.ndarray]:
   """Validation, and training images that are not in the subset, no test."""
   seed, size = config.seed, config.image_size
   path = config.dataset.partition(':')[2]
-  whole = inputs.load_dataset(config_of(path, size, seed, 0, 1))
+  whole = decoding.load_dataset(config_of(path, size, seed, 0, 1))
   split = whole.splits['train']
   free = ~np.isin(split.indices, dataset.splits['train'].indices)
   rows = np.random.default_rng(seed).permutation(np.flatnonzero(free))
@@ -187,7 +187,7 @@ def judged(dataset, config) -> tuple[np.ndarray, np.ndarray]:
 def tries(data: str, size: int, seed: int, steps: int, weights: list[dict]):
   """Yields a row for each dict of weights, see the top of this file."""
   config = config_of(data, size, seed, 20, steps)
-  dataset = inputs.load_dataset(config)
+  dataset = decoding.load_dataset(config)
   images, labels = judged(dataset, config)
   learner = networks.load(config, 'student', dataset.class_names)
   source = start.load_source(config, learner)

@@ -24,7 +24,7 @@ from tlkd_jax.evaluation import evaluate, predictions
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, UserError
 from tlkd_jax.runtime.trees import flatten
-from tlkd_jax.training import loop
+from tlkd_jax.training import judging
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NAMES = [str(k) for k in range(10)]
@@ -132,14 +132,14 @@ def test_an_interrupted_run_is_saved_and_goes_on(
   """As the stop button of a notebook does, which sends SIGINT."""
   changes = overrides('tl', cache_dir, num_steps=4)
   made = tlkd_jax.make_settings('tl', changes, student='tiny', smoke=True)
-  collect = loop._collect
+  collect = judging.collect
 
   def press(run, pending, number, checkpoints):
     if number == 2:
       os.kill(os.getpid(), signal.SIGINT)
     return collect(run, pending, number, checkpoints)
 
-  monkeypatch.setattr(loop, '_collect', press)
+  monkeypatch.setattr(judging, 'collect', press)
   with pytest.raises(Interrupted, match='stopped at step 3 of 4, saved in'):
     tlkd_jax.fine_tune(made, tmp_path)
   result = tlkd_jax.fine_tune(made, tmp_path)

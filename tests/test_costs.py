@@ -11,7 +11,7 @@ from tlkd_jax import arms, protocols
 from tlkd_jax.models import describe
 from tlkd_jax.runtime import sharding
 from tlkd_jax.settings import WrongSettings
-from tlkd_jax.training import costs, finished, inputs
+from tlkd_jax.training import costs, decoding, finished
 from tlkd_jax.training.metric_writers import read_rows
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
@@ -74,7 +74,7 @@ def test_the_count_by_hand(case, size, cache_dir, macs):
   changes, fit, says = CASES[case]
   config = make_config(cache_dir, teacher__image_size=size, **changes)
   assert (config.num_steps, config.batch_size) == (6, 8)
-  dataset = inputs.load_dataset(config)
+  dataset = decoding.load_dataset(config)
   assert len(dataset.splits['train']) == 40
   own, theirs = macs[16][0], macs[size][1]
   cost = costs.count(config, dataset)
@@ -88,7 +88,7 @@ def test_the_count_by_hand(case, size, cache_dir, macs):
 
 def test_a_step_of_the_head_alone_is_one_pass(cache_dir, macs):
   config = make_config(cache_dir, optimizer__train_only='head')
-  cost = costs.count(config, inputs.load_dataset(config))
+  cost = costs.count(config, decoding.load_dataset(config))
   own, theirs = macs[16]
   assert cost.student_step == 8 * own
   assert cost.teacher_fit == cost.teacher_says == 6 * 8 * theirs
@@ -98,7 +98,7 @@ def test_a_run_has_the_steps_and_says_so(cache_dir, tmp_path, caplog):
   config = make_config(cache_dir, log_every_steps=1)
   caplog.set_level('INFO', logger='absl')
   summary = arms.run(config, tmp_path, sharding.make_mesh(1))['tl']
-  cost = costs.count(config, inputs.load_dataset(config))
+  cost = costs.count(config, decoding.load_dataset(config))
   assert cost.further_steps > 6
   told = {'unit': 'multiply-adds', **dataclasses.asdict(cost)}
   assert summary['cost_matched'] == told

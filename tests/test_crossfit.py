@@ -14,6 +14,7 @@ from tlkd_jax.runtime import sharding
 from tlkd_jax.settings import WrongSettings
 from tlkd_jax.training import (
   crossfit,
+  decoding,
   drawing,
   folds,
   guides,
@@ -65,7 +66,7 @@ def said_by_each(settings, teacher, split):
   """Logits [F, N, K] of the networks of a teacher on a view of the images."""
   _, workdir = teacher
   mesh = sharding.make_mesh()
-  dataset = inputs.load_dataset(settings)
+  dataset = decoding.load_dataset(settings)
   found = []
   for number in (1, 2, 3):
     place = str(crossfit.folder_of(workdir, number))
@@ -97,14 +98,14 @@ def test_every_image_is_spoken_of_by_the_network_that_never_saw_it(
 ):
   config, workdir = teacher
   settings = student_settings(cache_dir, workdir)
-  dataset = inputs.load_dataset(settings)
+  dataset = decoding.load_dataset(settings)
   split = dataset.splits['train']
   of_image = logistic.make_folds(split.labels, 3, config.seed)
   assert set(of_image) == {0, 1, 2}
   # What each was fitted to, by number in the data set.
   for number in (1, 2, 3):
     own = crossfit.without(config, number)
-    seen = inputs.training_data(own, inputs.load_dataset(own)).splits['train']
+    seen = inputs.training_data(own, decoding.load_dataset(own)).splits['train']
     missed = split.indices[of_image == number - 1]
     assert not set(missed) & set(seen.indices)
     assert set(missed) | set(seen.indices) == set(split.indices)
@@ -127,7 +128,7 @@ def test_of_other_images_the_mean_speaks(teacher, cache_dir):
   """In the step, and in the predictions of the run itself."""
   _, workdir = teacher
   settings = student_settings(cache_dir, workdir)
-  dataset = inputs.load_dataset(settings)
+  dataset = decoding.load_dataset(settings)
   (loaded,) = networks.load_teachers(settings, dataset.class_names).values()
   validation = dataset.splits['validation']
   whole = said(settings, loaded, dataset, validation, sharding.make_mesh())
@@ -150,7 +151,7 @@ def test_a_flipped_label_changes_no_target_of_its_image(
 ):
   """Given the folds, the network that speaks of it never knew its label."""
   config, workdir = teacher
-  dataset = inputs.load_dataset(config)
+  dataset = decoding.load_dataset(config)
   split = dataset.splits['train']
   of_image = logistic.make_folds(split.labels, 3, config.seed)
   image = 5
@@ -190,7 +191,7 @@ def test_it_is_resumed_bitwise(teacher, cache_dir, tmp_path):
 
     return fine_tune
 
-  dataset = inputs.load_dataset(config)
+  dataset = decoding.load_dataset(config)
   run = run_parts.set_up(config, tmp_path, dataset, sharding.make_mesh())
   with pytest.raises(Stopped):
     crossfit.fit(run, dataset, until(1))
@@ -225,7 +226,7 @@ def test_stored_targets_are_bitwise_online(teacher, cache_dir, tmp_path):
 def test_classes_in_another_order_are_matched(teacher, cache_dir):
   _, workdir = teacher
   settings = student_settings(cache_dir, workdir)
-  names = inputs.load_dataset(settings).class_names
+  names = decoding.load_dataset(settings).class_names
   order = np.roll(np.arange(len(names)), 3)
   (straight,) = networks.load_teachers(settings, names).values()
   (turned,) = networks.load_teachers(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests import tiny
 from tlkd_jax.data import Dataset, Files, load_splits
-from tlkd_jax.training import data_record, inputs, workdir
+from tlkd_jax.training import data_record, decoding, inputs, workdir
 from tlkd_jax.training.loop import fine_tune
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
@@ -229,7 +229,7 @@ def test_images_without_labels_have_a_record_of_their_own(folder, cache_dir):
   config = tiny.make_config(
     'kd', cache_dir, distillation__unlabelled=f'folder:{folder}'
   )
-  own = inputs.load_dataset(config)
+  own = decoding.load_dataset(config)
 
   def record():
     return data_record.of_unlabelled(inputs.training_data(config, own))
@@ -263,7 +263,7 @@ def test_a_run_records_its_data_and_is_resumed_without_a_word(
   """One that has no record, of a version before, gets one."""
   shutil.copytree(compare_run / 'tl', tmp_path / 'tl')
   config = tiny.make_config('tl', cache_dir)
-  dataset = inputs.load_dataset(config)
+  dataset = decoding.load_dataset(config)
   path = tmp_path / 'tl' / data_record.LABELLED
   written = path.read_bytes()
   files = json.loads(gzip.decompress(written))['files']

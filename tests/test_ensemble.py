@@ -15,7 +15,15 @@ from tlkd_jax.models.weights import loading
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, UserError
 from tlkd_jax.settings import Settings, with_values
-from tlkd_jax.training import drawing, ensemble, finished, inputs, joined, loop
+from tlkd_jax.training import (
+  decoding,
+  drawing,
+  ensemble,
+  finished,
+  inputs,
+  joined,
+  loop,
+)
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -82,8 +90,10 @@ def test_members_draw_differently_from_the_same_images(cache_dir, tmp_path):
   config = make_config(cache_dir, student__members=3)
   members = list(ensemble.parts(config, tmp_path).values())
   assert [own.student.member for own in members] == [1, 2, 3]
-  assert {inputs.data_key(own) for own in members} == {inputs.data_key(config)}
-  dataset = inputs.load_dataset(config)
+  assert {decoding.data_key(own) for own in members} == {
+    decoding.data_key(config)
+  }
+  dataset = decoding.load_dataset(config)
   count = len(dataset.splits['train'])
   orders = []
   for own in members:

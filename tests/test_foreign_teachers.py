@@ -16,9 +16,9 @@ from tlkd_jax.runtime.errors import UserError
 from tlkd_jax.settings import WrongSettings
 from tlkd_jax.training import (
   checkpoints,
+  decoding,
   elsewhere,
   finished,
-  inputs,
   networks,
   workdir,
 )
@@ -98,7 +98,7 @@ def test_it_is_evaluated_first_and_used_as_it_is(
   assert description.step == 0
 
   # Its predictions are those of the model on images cut for it.
-  data = inputs.load_seen(config, description.look).splits['test']
+  data = decoding.load_seen(config, description.look).splits['test']
   images = loaded.network.prepare(np.asarray(data.images, np.float32))
   expected = loaded.network.model.apply(
     loaded.params, loaded.model_state, images
@@ -372,7 +372,7 @@ def test_look_alikes_are_compared_before_the_first_step(
     models.MODELS, 'timm/other', models.MODELS['tiny_teacher']
   )
   config = tiny.make_config('tl', cache_dir, student__name='tiny_teacher')
-  dataset = inputs.load_dataset(config)
+  dataset = decoding.load_dataset(config)
   model = models.create_model('tiny_teacher', num_classes=10)
   variables = pretrained.from_torch(model, state_dict)
   network = networks.make_network(config, 'student', model)

@@ -16,7 +16,7 @@ from tests.workdirs import arrays
 from tlkd_jax import arms, evaluating, inference
 from tlkd_jax.data import load_splits
 from tlkd_jax.evaluation import evaluate, predictions, records
-from tlkd_jax.report import runs
+from tlkd_jax.report import closing, runs
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.command_line import find_config
 from tlkd_jax.runtime.errors import UserError
@@ -89,15 +89,15 @@ def test_table_and_remarks(compare_run):
     for arm in ('teacher', 'tl', 'kd')
   }
   folders = {arm: compare_run / arm for arm in summaries}
-  text = arms.table(summaries, folders)
+  text = closing.table(summaries, folders)
   for label in ('teacher', 'TL ', 'TL+KD', 'validation', 'test', 'agreement'):
     assert label in text
   summaries['kd']['teacher']['test']['top1'] = 0.0
   summaries['tl']['student']['test']['top1'] = 0.5
-  text = arms.table(summaries, folders)
+  text = closing.table(summaries, folders)
   assert 'no better than TL on test (-0.500' in text
   summaries['kd']['teacher']['test']['top1'] = 0.9
-  text = arms.table(summaries, folders)
+  text = closing.table(summaries, folders)
   assert 'no better' not in text and 'better than TL by 0.400 top-1' in text
   hits = []
   for arm in ('kd', 'tl'):

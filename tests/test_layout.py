@@ -21,6 +21,7 @@ ORDER = (
   ('settings', 'answer'),
   ('training',),
   ('report',),
+  ('chains',),
   ('protocols',),
   ('arms', 'evaluating', 'inference'),
   ('study', 'export'),

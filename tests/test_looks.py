@@ -14,7 +14,7 @@ from tlkd_jax.data import Look, augment, pipeline
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import sharding
 from tlkd_jax.study.cells import Loader
-from tlkd_jax.training import inputs, networks, showing
+from tlkd_jax.training import decoding, inputs, networks, showing
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -96,13 +96,13 @@ def assert_equal(one, other):
 
 
 def test_a_students_pixels_do_not_depend_on_its_teacher(cache_dir, teacher):
-  alone = inputs.load_dataset(tiny.make_config('tl', cache_dir))
+  alone = decoding.load_dataset(tiny.make_config('tl', cache_dir))
   assert alone.look == OWN and not alone.others
   for changes in (
     {'teacher__image_size': 24},
     {'teacher__checkpoint': teacher},
   ):
-    guided = inputs.load_dataset(tiny.make_config('kd', cache_dir, **changes))
+    guided = decoding.load_dataset(tiny.make_config('kd', cache_dir, **changes))
     assert_equal(guided, alone)
     (other,) = guided.others
     assert guided.seen(other.look) is other
@@ -115,19 +115,19 @@ def test_a_teacher_in_another_run_sees_what_it_saw_in_its_own(
   cache_dir, teacher
 ):
   taught = tiny.make_config('teacher', cache_dir, teacher__image_size=24)
-  own = inputs.load_dataset(taught)
+  own = decoding.load_dataset(taught)
   guided = tiny.make_config('kd', cache_dir, teacher__image_size=24)
-  assert_equal(inputs.load_dataset(guided).seen(own.look), own)
+  assert_equal(decoding.load_dataset(guided).seen(own.look), own)
 
 
 def test_cells_of_a_study_share_what_is_decoded(cache_dir, monkeypatch):
-  decoded, load_seen = [], inputs.load_seen
+  decoded, load_seen = [], decoding.load_seen
 
   def count(settings, look, shared_by=1):
     decoded.append(look.image_size)
     return load_seen(settings, look, shared_by)
 
-  monkeypatch.setattr(inputs, 'load_seen', count)
+  monkeypatch.setattr(decoding, 'load_seen', count)
   load = Loader()
   for arm, size, seed in (
     ('tl', 0, 0),
@@ -181,7 +181,7 @@ def test_all_networks_see_the_same_view(options):
 
 def test_batches_bring_the_images_of_each_look(cache_dir):
   config = tiny.make_config('kd', cache_dir, teacher__image_size=24)
-  dataset = inputs.load_dataset(config)
+  dataset = decoding.load_dataset(config)
   (other,) = dataset.others
   batches = inputs.train_batches(config, dataset, 2, {}, [other.look])
   for batch in batches:

@@ -28,13 +28,13 @@ from tlkd_jax.models import create_model
 from tlkd_jax.models.families import inverted
 from tlkd_jax.models.families.inverted import Row
 from tlkd_jax.models.network import Network, make_eval_step
-from tlkd_jax.report import page
+from tlkd_jax.report import closing, page
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, UserError
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.training import (
   checkpoints,
-  inputs,
+  decoding,
   lessons,
   loop,
   networks,
@@ -242,7 +242,7 @@ def test_the_peer_has_groups_of_its_own(cache_dir, tmp_path, monkeypatch):
     'optimizer__learning_rate': 1.0,
   }
   config = tiny.make_config('kd', cache_dir, **changes)
-  dataset, mesh = inputs.load_dataset(config), sharding.make_mesh(1)
+  dataset, mesh = decoding.load_dataset(config), sharding.make_mesh(1)
   made = run.set_up(config, tmp_path, dataset, mesh)
 
   def moves(name):
@@ -289,7 +289,7 @@ def finished(cache_dir, tmp_path_factory):
     config = tiny.make_config('compare', cache_dir, **settings())
     summaries = arms.run(config, workdir, sharding.make_mesh(1))
     folders = protocols.folders(config, workdir)
-    return workdir, summaries, arms.table(summaries, folders)
+    return workdir, summaries, closing.table(summaries, folders)
 
 
 def test_both_losses_fall(finished):
@@ -313,7 +313,7 @@ def test_the_peer_of_the_best_step_is_measured_and_kept(finished):
   assert description.model == 'tiny_teacher'
   assert description.step == summary['best_step']
   peer = restore(str(folder / 'peer'), description)
-  own = inputs.load_dataset(tiny.make_config('kd', **data_of(folder)))
+  own = decoding.load_dataset(tiny.make_config('kd', **data_of(folder)))
   start = networks.load(
     tiny.make_config('kd', **MUTUAL, **data_of(folder)), 'peer', own.class_names
   )

@@ -13,10 +13,10 @@ from tlkd_jax.evaluation import calibration, metrics, teaching
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import UserError
 from tlkd_jax.training import (
+  decoding,
   folds,
-  inputs,
+  judging,
   logistic,
-  loop,
   networks,
   own_probe,
   probes,
@@ -53,7 +53,7 @@ def head_of(workdir):
 
 def test_the_backbone_stays_and_the_head_fits(teacher):
   config, workdir = teacher
-  dataset = inputs.load_dataset(config)
+  dataset = decoding.load_dataset(config)
   run = run_parts.set_up(config, workdir, dataset, sharding.make_mesh())
   found = arrays(workdir, 'best')
   start = {
@@ -87,7 +87,7 @@ def test_its_summary_is_that_of_a_run(teacher):
 def test_views_are_those_of_a_student_of_the_seed(teacher):
   """The first is the image as it is evaluated."""
   config, workdir = teacher
-  dataset = inputs.load_dataset(config)
+  dataset = decoding.load_dataset(config)
   run = run_parts.set_up(config, workdir, dataset, sharding.make_mesh())
   features = probes.compute_features(run, 2)
   stored = dataset.splits['train'].images
@@ -146,7 +146,7 @@ def test_the_target_of_an_image_is_of_the_head_that_never_saw_it(
     assert found is None
     return
   settings = tiny.make_config('kd', cache_dir, teacher__checkpoint=str(workdir))
-  dataset = inputs.load_dataset(settings)
+  dataset = decoding.load_dataset(settings)
   split = dataset.splits['train']
   run = run_parts.set_up(config, workdir, dataset, sharding.make_mesh())
   features = probes.compute_features(run, 0)[:, 0]
@@ -165,7 +165,7 @@ def test_of_images_in_no_fold_the_mean_speaks(teacher, cache_dir):
   if config.fit == 'probed':
     return
   found = folds.read(workdir, None)
-  split = inputs.load_dataset(config).splits['test']
+  split = decoding.load_dataset(config).splits['test']
   placed = folds.place(found, split)
   assert (placed['fold'] == 3).all()
   features = np.random.default_rng(0).normal(size=(4, 16)).astype(np.float32)
@@ -193,13 +193,13 @@ def test_early_is_the_step_of_the_least_scaled_nll(
   cache_dir, tmp_path, monkeypatch
 ):
   seen = []
-  predict = loop.predict
+  predict = judging.predict
 
   def recorded(*args):
     seen.append(predict(*args))
     return seen[-1]
 
-  monkeypatch.setattr(loop, 'predict', recorded)
+  monkeypatch.setattr(judging, 'predict', recorded)
   config = tiny.make_config(
     'teacher',
     cache_dir,
@@ -238,7 +238,7 @@ def test_what_the_teacher_says_is_measured(teacher, student, cache_dir):
     teacher__checkpoint=str(workdir),
     augment__crop='random_resized',
   )
-  dataset = inputs.load_dataset(settings)
+  dataset = decoding.load_dataset(settings)
   split = dataset.splits['train']
   run = run_parts.set_up(config, workdir, dataset, sharding.make_mesh())
   features = probes.compute_features(run, 1)[:, 1]
@@ -275,7 +275,7 @@ def test_the_students_own_probe(teacher, cache_dir, tmp_path, caplog):
     data__crop=0.8,
     augment__crop='random_resized',
   )
-  dataset = inputs.load_dataset(settings)
+  dataset = decoding.load_dataset(settings)
   mesh = sharding.make_mesh()
   run = run_parts.set_up(settings, tmp_path, dataset, mesh)
   logits, labels = own_probe.predict(run)
@@ -336,7 +336,7 @@ def test_of_one_image_of_a_class_there_is_no_probe(
     student__name='tiny_teacher',
     student__checkpoint=str(teacher[1]),
   )
-  dataset = inputs.load_dataset(settings)
+  dataset = decoding.load_dataset(settings)
   run = run_parts.set_up(settings, tmp_path, dataset, sharding.make_mesh())
   caplog.set_level('INFO', logger='absl')
   assert own_probe.predict(run) is None

@@ -9,8 +9,9 @@ from PIL import Image
 
 from tests import tiny
 from tlkd_jax import arms, protocols
+from tlkd_jax.report import closing
 from tlkd_jax.runtime import sharding
-from tlkd_jax.training import inputs
+from tlkd_jax.training import decoding, inputs
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 ROOT = pathlib.Path('runs/a')
@@ -135,7 +136,7 @@ def test_a_chain_runs_and_is_not_run_twice(
   folders = {
     part.key: part.workdir for part in protocols.plan(config, tmp_path)
   }
-  text = arms.table(summaries, folders)
+  text = closing.table(summaries, folders)
   lines = [line.split('  ')[0] for line in text.splitlines()]
   assert {'teacher', 'linear probe', 'assistant 1', 'TL+KD'} <= set(lines)
   times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.npz')}
@@ -156,7 +157,7 @@ def pictures(tmp_path):
 def test_unlabelled_images_join_the_training_images(pictures, cache_dir):
   changes = {'distillation__unlabelled': f'folder:{pictures}'}
   config = tiny.make_config('kd', cache_dir, **changes)
-  plain = inputs.load_dataset(config)
+  plain = decoding.load_dataset(config)
   dataset = inputs.training_data(config, plain)
   own, split = plain.splits['train'], dataset.splits['train']
   count = len(own)
@@ -197,6 +198,6 @@ def test_a_run_on_unlabelled_images(
 )
 def test_no_images_there(place, error, message, cache_dir):
   config = tiny.make_config('kd', cache_dir, distillation__unlabelled=place)
-  dataset = inputs.load_dataset(tiny.make_config('kd', cache_dir))
+  dataset = decoding.load_dataset(tiny.make_config('kd', cache_dir))
   with pytest.raises(error, match=message):
     inputs.training_data(config, dataset)

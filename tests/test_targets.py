@@ -18,8 +18,8 @@ from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted
 from tlkd_jax.settings import Settings, with_values
 from tlkd_jax.training import (
+  decoding,
   guides,
-  inputs,
   lessons,
   loop,
   networks,
@@ -319,7 +319,7 @@ def test_fingerprint_names_what_changed(change, named, cache_dir, compare_run):
     settings = {'teacher__checkpoint': str(compare_run / 'teacher')} | changes
     settings = SETTINGS | {'targets__mode': 'cached'} | settings
     config = tiny.make_config('kd', cache_dir, **settings)
-    dataset = inputs.load_dataset(config)
+    dataset = decoding.load_dataset(config)
     teachers = networks.load_teachers(config, dataset.class_names)
     (teacher,) = teachers.values()
     (recipe,) = targets.recipes(

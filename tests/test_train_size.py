@@ -7,7 +7,7 @@ from PIL import Image
 from tests import tiny
 from tlkd_jax.data import augment, load_splits, transforms, unlabelled
 from tlkd_jax.settings import with_values
-from tlkd_jax.training import drawing, inputs, preparation
+from tlkd_jax.training import decoding, drawing, preparation
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -69,18 +69,18 @@ def test_how_large_training_images_are_kept(
     teacher__image_size=24,
     **changes,
   )
-  guided = inputs.load_dataset(config)
+  guided = decoding.load_dataset(config)
   (other,) = guided.others
   assert sizes(guided) == {'train': own, 'validation': 16, 'test': 16}
   assert sizes(other) == {'train': theirs, 'validation': 24, 'test': 24}
   assert (guided.square, other.square) == (min(own, 20), min(theirs, 30))
-  alone = inputs.load_dataset(with_values(config, {'arm': 'tl'}))
+  alone = decoding.load_dataset(with_values(config, {'arm': 'tl'}))
   for split in ('train', 'validation', 'test'):
     np.testing.assert_array_equal(
       guided.splits[split].images, alone.splits[split].images
     )
   # Its own run sees what it sees here.
-  teacher = inputs.load_dataset(with_values(config, {'arm': 'teacher'}))
+  teacher = decoding.load_dataset(with_values(config, {'arm': 'teacher'}))
   np.testing.assert_array_equal(
     teacher.splits['train'].images, other.splits['train'].images
   )
@@ -88,7 +88,7 @@ def test_how_large_training_images_are_kept(
 
 def test_digits_are_kept_as_small_as_they_are(cache_dir):
   config = tiny.make_config('tl', cache_dir, augment__crop='random_resized')
-  assert sizes(inputs.load_dataset(config))['train'] == 16
+  assert sizes(decoding.load_dataset(config))['train'] == 16
 
 
 def test_runs_that_keep_images_otherwise_do_not_share_them():
@@ -99,10 +99,10 @@ def test_runs_that_keep_images_otherwise_do_not_share_them():
     {'augment.crop': 'random_resized', 'augment.scale': (0.2, 1.0)},
   ]
   keys = [
-    inputs.data_key(with_values(config, values)) for values in [{}, *others]
+    decoding.data_key(with_values(config, values)) for values in [{}, *others]
   ]
   assert len(set(keys)) == 4
-  assert inputs.data_key(with_values(config, {'arm': 'kd'})) == keys[0]
+  assert decoding.data_key(with_values(config, {'arm': 'kd'})) == keys[0]
 
 
 def test_a_size_below_what_is_seen_is_refused(photographs, cache_dir):
@@ -110,7 +110,7 @@ def test_a_size_below_what_is_seen_is_refused(photographs, cache_dir):
     'tl', cache_dir, dataset=photographs, data__train_size=12
   )
   with pytest.raises(ValueError, match='train_size is 12, less than image_siz'):
-    inputs.load_dataset(config)
+    decoding.load_dataset(config)
 
 
 def test_files_without_a_header_do_not_count(tmp_path):
@@ -150,7 +150,7 @@ def test_training_views_are_as_sharp_as_test_images(photographs, cache_dir):
     data__crop=0.8,
     augment__crop='random_resized',
   )
-  dataset = inputs.load_dataset(config)
+  dataset = decoding.load_dataset(config)
   drawn = views(config, dataset)
   assert drawn.min() >= 0 and drawn.max() <= 255
   test = sharpness(dataset.splits['test'].images)
@@ -159,7 +159,7 @@ def test_training_views_are_as_sharp_as_test_images(photographs, cache_dir):
   small = with_values(config, {'data.train_size': 20})
   soft = with_values(config, {'data.interpolation': 'bilinear'})
   for changed in (small, soft):
-    found = views(changed, inputs.load_dataset(changed))
+    found = views(changed, decoding.load_dataset(changed))
     assert sharpness(found) < 0.88 * test
 
 

@@ -21,7 +21,7 @@ from tlkd_jax.models import create_model
 from tlkd_jax.models.weights import pretrained, torch_files
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.trees import flatten
-from tlkd_jax.training import guides, inputs, networks, optimizers, run, start
+from tlkd_jax.training import decoding, guides, networks, optimizers, run, start
 from tlkd_jax.training.objective import Objective
 from tlkd_jax.training.state import Beginning, create
 from tlkd_jax.training.step import Lesson
@@ -204,7 +204,7 @@ def test_the_table_of_classes_is_that_of_the_source(
     transfer__co_tuning=1.0,
     transfer__co_tuning_temperature=temperature,
   )
-  dataset = inputs.load_dataset(config)
+  dataset = decoding.load_dataset(config)
   learner = networks.load(config, 'student', dataset.class_names)
   terms = start.make_terms(config, learner.network.model)
   begun = start.load(config, terms, learner, dataset, sharding.make_mesh(1))
@@ -231,7 +231,7 @@ def test_scratch_has_no_source_head(cache_dir):
   config = tiny.make_config(
     'tl', cache_dir, transfer__lwf=1.0, student__weights='pretrained'
   )
-  dataset = inputs.load_dataset(config)
+  dataset = decoding.load_dataset(config)
   scratch = tiny.make_config('tl', cache_dir)
   learner = networks.load(scratch, 'student', dataset.class_names)
   terms = start.make_terms(config, learner.network.model)

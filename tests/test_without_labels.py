@@ -24,14 +24,17 @@ from tests.test_train_step import (
 from tests.workdirs import arrays
 from tlkd_jax import arms, protocols
 from tlkd_jax.data import augment, sources, subsets
+from tlkd_jax.report import closing
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, UserError
 from tlkd_jax.settings import WrongSettings
 from tlkd_jax.training import (
+  decoding,
   defaults,
   drawing,
   guides,
   inputs,
+  judging,
   lessons,
   loop,
   networks,
@@ -249,7 +252,7 @@ def test_how_often_images_are_drawn_is_said(cache_dir):
     distillation__finish_fraction=0.2,
     **REST,
   )
-  dataset = inputs.training_data(config, inputs.load_dataset(config))
+  dataset = inputs.training_data(config, decoding.load_dataset(config))
   count = len(dataset.splits['train']) - 20
   # 8 steps of 2 and 6 images, then 2 of 8.
   assert shares.about(config, dataset) == [
@@ -347,7 +350,7 @@ def test_permuting_hidden_labels_changes_nothing(
   for name in ('as it is', 'permuted'):
     if name == 'permuted':
       permute_hidden_labels(monkeypatch, 1)
-    whole = inputs.load_dataset(config)
+    whole = decoding.load_dataset(config)
     files = whole.files['train'].labels
     split = inputs.training_data(config, whole)
     iterator = inputs.train_batches(config, split, 2, {})
@@ -414,7 +417,7 @@ def test_stored_targets_are_those_of_the_step(
   # What is learned is compared, and no more is compiled.
   for module, name in (
     (loop, 'finish'),
-    (loop, '_evaluate'),
+    (judging, 'validate'),
     (says, 'measure'),
   ):
     monkeypatch.setattr(module, name, lambda *_: {})
@@ -497,7 +500,7 @@ def test_self_training_runs_and_is_called_so(cache_dir, tmp_path):
   assert (kd['num_train'], kd['self_training']) == (40, 'soft')
   assert kd['num_unlabelled'] > 1000
   assert any('the rest of train' in note for note in kd['notes'])
-  text = arms.table(summaries, {n: tmp_path / n for n in summaries})
+  text = closing.table(summaries, {n: tmp_path / n for n in summaries})
   labels = {line.split('  ')[0] for line in text.splitlines()}
   assert {'TL', 'self-training'} <= labels and 'teacher' not in labels
   assert 'Self-training minus TL on test' in text and 'KD' not in text

@@ -186,13 +186,14 @@ def fine_tune(settings: 'Settings', workdir: str | os.PathLike) -> Result:
   """
   _prepare()
   from tlkd_jax import arms, protocols
+  from tlkd_jax.report import closing
   from tlkd_jax.runtime import sharding
 
   with as_user_errors():
     root = expanded(workdir)
   summaries = arms.run(settings, root, sharding.make_mesh())
   workdirs = protocols.folders(settings, root)
-  return Result(summaries, workdirs, arms.table(summaries, workdirs))
+  return Result(summaries, workdirs, closing.table(summaries, workdirs))
 
 
 def compare(settings: 'Settings', workdir: str | os.PathLike) -> Result:

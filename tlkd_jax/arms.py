@@ -4,17 +4,15 @@
 """
 
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
 from jax.sharding import Mesh
 
-from tlkd_jax import protocols
-from tlkd_jax.evaluation import comparison, evaluate
+from tlkd_jax import chains, protocols
+from tlkd_jax.answer.labels import label_of_part
+from tlkd_jax.chains import Part
 from tlkd_jax.models.weights import hub
-from tlkd_jax.protocols import Part
-from tlkd_jax.report import tables
 from tlkd_jax.runtime import devices
 from tlkd_jax.runtime.errors import UserError, as_user_errors
 from tlkd_jax.settings import Settings
@@ -22,15 +20,13 @@ from tlkd_jax.training import (
   balance,
   checkpoints,
   data_record,
+  decoding,
   defaults,
   finished,
-  inputs,
   networks,
   start,
 )
-from tlkd_jax.training import (
-  workdir as workdirs,
-)
+from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.loop import fine_tune
 
 _RUNS = ('teacher', 'tl', 'kd', 'compare')
@@ -65,12 +61,12 @@ def run(
       if run_before and not hub.is_weights(run_before):
         checkpoints.read_description(run_before)
         finished.check_finished(run_before)
-    dataset = inputs.load_dataset(_as_planned(settings, plan))
+    dataset = decoding.load_dataset(_as_planned(settings, plan))
     settings = defaults.for_data(settings, dataset)
     plan = _checked_plan(settings, workdir)
     about = balance.lines(settings, dataset) + defaults.lines(settings, dataset)
     for part in plan:
-      inputs.check_unlabelled(part.settings, dataset)
+      decoding.check_unlabelled(part.settings, dataset)
     record = data_record.of_labelled(dataset)
     for part in plan:
       data_record.check(part.workdir, record)
@@ -80,7 +76,7 @@ def run(
   for part in plan:
     if len(plan) > 1:
       kind = part.settings.distillation.self_training
-      name = protocols.label(part.key, self_trained=kind != 'none')
+      name = label_of_part(part.key, self_trained=kind != 'none')
       logging.info('%s, in %s', name, part.workdir)
     summaries[part.key] = fine_tune(part.settings, part.workdir, dataset, mesh)
   return summaries
@@ -95,53 +91,12 @@ def _checked_plan(settings: Settings, workdir: pathlib.Path) -> list[Part]:
   return plan
 
 
-def table(
-  summaries: dict[str, dict[str, Any]], workdirs: Mapping[str, pathlib.Path]
-) -> str:
-  """The closing table of a run, with what a reader must know of it.
-
-  Args:
-    summaries: key of each part -> its summary.
-    workdirs: key -> its folder, for the students' answers.
-  """
-  rows = []
-  guided = next((s for s in summaries.values() if 'teacher' in s), {})
-  if 'tl' in summaries and 'self_training' in guided:
-    # It stands there as TL.
-    guided = {}
-  for key, summary in ({'teacher': guided} | summaries).items():
-    role = 'teacher' if key == 'teacher' else 'student'
-    name = protocols.label(
-      key,
-      self_trained='self_training' in summary,
-      fixmatch='fixmatch' in summary,
-    )
-    if role == 'teacher' and 'mutual' in summary:
-      name = 'peer'
-    if role in summary:
-      rows.append((name, summary[role]))
-  changes = None
-  if {'tl', 'kd'} <= summaries.keys():
-    changes = _changes(workdirs['kd'], workdirs['tl'])
-  said = tables.remarks(summaries, changes)
-  return '\n'.join([tables.closing_table(rows), *said])
-
-
-def _changes(kd: pathlib.Path, tl: pathlib.Path) -> dict[str, Any]:
-  """McNemar's test of two finished runs on the same test images."""
-  correct = []
-  for workdir in (kd, tl):
-    found = evaluate.load(workdir / 'predictions' / 'test.npz')
-    correct.append(found.logits.argmax(axis=-1) == found.labels)
-  return comparison.mcnemar(*correct) | {'count': correct[0].size}
-
-
 def _as_planned(settings: Settings, plan: list[Part]) -> Settings:
   """With the look of a teacher that is taken over from elsewhere."""
   first = plan[0].settings
   if not workdirs.is_adopted(first):
     return settings
-  return protocols.with_arm(first, settings.arm)
+  return chains.with_arm(first, settings.arm)
 
 
 def _check_loading(
@@ -153,7 +108,7 @@ def _check_loading(
   if len(plan) == 1 and not together:
     return
   # A probe, which the last run may start from, is not there yet.
-  own = protocols.with_arm(protocols.self_trained(settings), last.arm)
+  own = chains.with_arm(chains.self_trained(settings), last.arm)
   learners = networks.load_learners(own, class_names)
   student = learners.get('student')
   if student is not None:

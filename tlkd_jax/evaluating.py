@@ -18,8 +18,8 @@ from tlkd_jax.settings import from_config
 from tlkd_jax.training import (
   checkpoints,
   data_record,
+  decoding,
   finished,
-  inputs,
   networks,
   other_data,
 )
@@ -113,7 +113,7 @@ def _subject(
   with as_user_errors():
     description = checkpoints.read_description(folder)
     settings = from_config(workdirs.read(folder))
-    key = f'{inputs.data_key(settings)} {description.look}'
+    key = f'{decoding.data_key(settings)} {description.look}'
     if other:
       key = f'{other} {description.look} {description.class_names}'
     if key not in datasets:
@@ -121,7 +121,7 @@ def _subject(
       datasets[key] = (
         other_data.load(other, settings, description)
         if other
-        else inputs.load_seen(settings, description.look)
+        else decoding.load_seen(settings, description.look)
       )
     dataset = datasets[key]
     if not other:

@@ -6,7 +6,7 @@ Exit codes are those of `command_line`.
 from absl import flags
 from ml_collections.config_flags import config_flags
 
-from tlkd_jax.runtime import allocator, command_line, interrupts
+from tlkd_jax.runtime import allocator, command_line, flag_rules, interrupts
 from tlkd_jax.runtime.command_line import fail
 from tlkd_jax.runtime.errors import UserError, as_user_errors
 from tlkd_jax.runtime.paths import expanded
@@ -74,39 +74,11 @@ _CACHE = flags.DEFINE_string(
 )
 
 
-# Mode -> the flags that it reads; all others are for every mode.
-_READ = {
-  'train': {'config', 'workdir', 'compare'},
-  'evaluate': {'checkpoint', 'suite', 'dataset', 'ood_dataset', 'max_images'},
-  'predict': {'checkpoint', 'input', 'output'},
-}
-# What to do instead, where that is not plain.
-_INSTEAD = {
-  ('train', 'checkpoint'): 'a run is resumed by its --workdir, and started '
-  'from another one with --config.student.checkpoint',
-  ('train', 'dataset'): 'data to train on are --config FILE:dataset=NAME',
-  ('evaluate', 'config'): "what is evaluated is --checkpoint's own "
-  'configuration, and --dataset names other data',
-  ('evaluate', 'workdir'): 'the run is named by --checkpoint',
-  ('evaluate', 'input'): 'images with labels are named by --dataset, others '
-  'are for --mode=predict',
-  ('predict', 'config'): "what predicts is --checkpoint's own configuration",
-  ('predict', 'workdir'): 'the run is named by --checkpoint',
-  ('predict', 'dataset'): 'images are named by --input',
-}
-# Suites of evaluate that read a flag.
-_SUITES_READING = {
-  'ood_dataset': ('ood', 'all'),
-  'max_images': ('corruptions', 'ood', 'qualitative', 'all'),
-  'dataset': ('clean',),
-}
-
-
 def main(argv: list[str]) -> None:
   """Runs what the flags say."""
   if len(argv) > 1:
     fail(f'unexpected arguments: {" ".join(argv[1:])}')
-  _check_flags()
+  flag_rules.check(_MODE.value, _SUITE.value, _DISTRIBUTED.value)
   command_line.run_or_fail(_start_and_run)
 
 
@@ -119,6 +91,7 @@ def _start_and_run() -> None:
 
 def _run() -> None:
   from tlkd_jax import arms, evaluating, inference, protocols
+  from tlkd_jax.report import closing
   from tlkd_jax.runtime import sharding
   from tlkd_jax.settings import from_config, with_values
 
@@ -131,7 +104,7 @@ def _run() -> None:
       workdir = expanded(_WORKDIR.value or f'runs/{settings.arm}')
     summaries = arms.run(settings, workdir, mesh)
     if sharding.is_lead():
-      print(arms.table(summaries, protocols.folders(settings, workdir)))
+      print(closing.table(summaries, protocols.folders(settings, workdir)))
   elif _MODE.value == 'evaluate':
     table = evaluating.evaluate_run(
       _CHECKPOINT.value,
@@ -162,33 +135,6 @@ def _start_jax() -> None:
     except (ValueError, RuntimeError) as error:
       raise UserError(f'--distributed: {error}') from error
   command_line.use_compilation_cache(_CACHE.value)
-
-
-def _check_flags() -> None:
-  mode = _MODE.value
-  for name in sorted(set().union(*_READ.values()) - _READ[mode]):
-    if flags.FLAGS[name].present:
-      others = [f'--mode={m}' for m in _READ if name in _READ[m]]
-      instead = _INSTEAD.get((mode, name), f'it is for {" and ".join(others)}')
-      fail(f'--{name} is not read with --mode={mode}: {instead}')
-  for name, suites in _SUITES_READING.items():
-    if flags.FLAGS[name].present and _SUITE.value not in suites:
-      fail(
-        f'--{name} is not read by --suite={_SUITE.value}; it is for '
-        f'--suite={" and --suite=".join(suites)}'
-      )
-  for name in ('coordinator', 'num_processes', 'process_id'):
-    if flags.FLAGS[name].present and not _DISTRIBUTED.value:
-      fail(f'--{name} is not read without --distributed')
-  needed = {
-    'train': ('config',),
-    'evaluate': ('checkpoint',),
-    'predict': ('checkpoint', 'input'),
-  }
-  for name in needed[mode]:
-    if flags.FLAGS[name].value is None:
-      example = ', e.g. --config configs/compare.py' * (name == 'config')
-      fail(f'--mode={mode} needs --{name}{example}')
 
 
 def run() -> None:

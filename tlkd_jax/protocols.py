@@ -15,46 +15,15 @@ Every part is a run of its own in the workdir, resumed or skipped by itself:
   WORKDIR/tl, WORKDIR/kd   of 'compare'; of 'tl' and 'kd' it is WORKDIR itself
 """
 
-import dataclasses
 import pathlib
-import re
-from typing import Any
 
-from tlkd_jax import losses
-from tlkd_jax.answer.labels import LABELS
+from tlkd_jax import chains
+from tlkd_jax.chains import Part
 from tlkd_jax.models.weights import hub
 from tlkd_jax.settings import Settings, with_values
-from tlkd_jax.settings.distillation import SELF_TRAINING
 from tlkd_jax.settings.sections import TRANSFER_TERMS
-from tlkd_jax.training import elsewhere, preparation
+from tlkd_jax.training import elsewhere
 from tlkd_jax.training import workdir as workdirs
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """One run of a plan.
-
-  Attributes:
-    key: of its summary: 'teacher', 'probe', 'assistant1', 'generation1', 'tl',
-      'kd'.
-    workdir: of the run.
-    settings: of the run.
-  """
-
-  key: str
-  workdir: pathlib.Path
-  settings: Settings
-
-
-def label(
-  key: str, *, self_trained: bool = False, fixmatch: bool = False
-) -> str:
-  """A part's name for people."""
-  if key == 'kd' and self_trained:
-    return 'self-training'
-  if key == 'tl' and fixmatch:
-    return 'FixMatch'
-  return LABELS.get(key, re.sub(r'(\d+)$', r' \1', key))
 
 
 def plan(settings: Settings, workdir: pathlib.Path) -> list[Part]:
@@ -72,11 +41,11 @@ def plan(settings: Settings, workdir: pathlib.Path) -> list[Part]:
   probe, settings = _probe(settings, workdir)
   if settings.arm == 'tl':
     return [*probe, Part('tl', workdir, settings)]
-  tl = Part('tl', workdir / 'tl', with_arm(settings, 'tl'))
+  tl = Part('tl', workdir / 'tl', chains.with_arm(settings, 'tl'))
   if settings.distillation.self_training != 'none':
-    return [*probe, *_self_training(settings, workdir, tl)]
+    return [*probe, *chains.self_training(settings, workdir, tl)]
   teacher, guided = _teacher(settings, workdir)
-  before, guided = _before_the_last(guided, settings, workdir)
+  before, guided = chains.before_the_last(guided, settings, workdir)
   if settings.arm == 'kd':
     return [*teacher, *probe, *before, Part('kd', workdir, guided)]
   last = Part('kd', workdir / 'kd', guided)
@@ -88,47 +57,6 @@ def folders(
 ) -> dict[str, pathlib.Path]:
   """Key of each part of the plan -> its folder."""
   return {part.key: part.workdir for part in plan(settings, workdir)}
-
-
-def with_arm(settings: Settings, arm: str) -> Settings:
-  """The same for another arm."""
-  return with_values(settings, {'arm': arm})
-
-
-def self_trained(settings: Settings) -> Settings:
-  """What self-training stands for, said in the keys of distillation.
-
-  Pseudo-labels of the unlabelled images alone, from a teacher that is the
-  student's own model and sees each image as it is: Lee, ICML workshop 2013;
-  Xie et al., CVPR 2020, arXiv:1911.04252, algorithm 1.
-  """
-  kind = settings.distillation.self_training
-  if kind == 'none':
-    return settings
-  loss = SELF_TRAINING[kind]
-  brought: dict[str, Any] = {
-    'teacher.name': settings.student.name,
-    'distillation.loss': loss,
-    'distillation.taught': 'unlabelled',
-    'distillation.teacher_view': 'clean',
-  }
-  if settings.distillation.loss != loss:
-    brought['distillation.options'] = losses.hyperparameters_of(loss)
-  if kind == 'soft':
-    brought['distillation.temperature'] = 1.0
-  return with_values(settings, brought)
-
-
-def _self_training(
-  settings: Settings, workdir: pathlib.Path, tl: Part
-) -> list[Part]:
-  guided = with_arm(self_trained(settings), 'kd')
-  compared = settings.arm == 'compare'
-  folder = workdir / 'kd' if compared else workdir
-  if settings.teacher.checkpoint:
-    return [*[tl] * compared, Part('kd', folder, guided)]
-  guided = with_values(guided, {'teacher.checkpoint': str(tl.workdir)})
-  return [tl, Part('kd', folder, guided)]
 
 
 def _probe(
@@ -162,7 +90,7 @@ def _probe(
 def _teacher(
   settings: Settings, workdir: pathlib.Path
 ) -> tuple[list[Part], Settings]:
-  guided = with_arm(settings, 'kd')
+  guided = chains.with_arm(settings, 'kd')
   place = settings.teacher.checkpoint
   folder = workdir / 'teacher'
   if place and not settings.distillation.mutual and hub.is_weights(place):
@@ -184,50 +112,4 @@ def _teacher(
   if place or settings.distillation.mutual:
     return [], guided
   guided = with_values(guided, {'teacher.checkpoint': str(folder)})
-  return [Part('teacher', folder, with_arm(settings, 'teacher'))], guided
-
-
-def _before_the_last(
-  guided: Settings, settings: Settings, workdir: pathlib.Path
-) -> tuple[list[Part], Settings]:
-  """Assistants, then generations; and the last student's settings."""
-  parts = []
-  for number, name in enumerate(settings.distillation.assistants, 1):
-    # A probe, or a student's own start, is of another network.
-    assistant = with_values(
-      guided, {'student.name': name, 'student.checkpoint': None}
-    )
-    look = preparation.look_of_data(settings)
-    if preparation.look_of_data(assistant) != look:
-      # Its own weights were trained otherwise; all see the student's images.
-      seen = {'data.crop': look.crop, 'data.interpolation': look.interpolation}
-      assistant = with_values(assistant, seen)
-    key = f'assistant{number}'
-    parts.append(Part(key, workdir / key, _alone(assistant)))
-    guided = _taught_by(guided, name, workdir / key)
-  for number in range(1, settings.distillation.generations):
-    key = f'generation{number}'
-    parts.append(Part(key, workdir / key, _alone(guided)))
-    guided = _taught_by(guided, settings.student.name, workdir / key)
-  return parts, _alone(guided)
-
-
-def _alone(settings: Settings) -> Settings:
-  """Of one run of a chain: its record, taken as it is, repeats that run."""
-  return with_values(
-    settings, {'distillation.assistants': (), 'distillation.generations': 1}
-  )
-
-
-def _taught_by(guided: Settings, name: str, workdir: pathlib.Path) -> Settings:
-  return with_values(
-    guided,
-    {
-      'teacher.name': name,
-      'teacher.checkpoint': str(workdir),
-      # It was a student: it sees the student's images.
-      'teacher.image_size': 0,
-      'teacher.crop': None,
-      'teacher.interpolation': None,
-    },
-  )
+  return [Part('teacher', folder, chains.with_arm(settings, 'teacher'))], guided

@@ -12,7 +12,7 @@ from tests.data.pictures import encode, picture
 from tlkd_jax import data
 from tlkd_jax.data import sources, unlabelled
 from tlkd_jax.data.unlabelled import Where
-from tlkd_jax.training import inputs
+from tlkd_jax.training import decoding, inputs
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +47,7 @@ def test_all_looks_have_the_same_rest(tiny_models, cache_dir):
     teacher__image_size=24,
     distillation__unlabelled='rest',
   )
-  dataset = inputs.training_data(config, inputs.load_dataset(config))
+  dataset = inputs.training_data(config, decoding.load_dataset(config))
   (other,) = dataset.others
   own, theirs = dataset.splits['train'], other.splits['train']
   assert theirs.images.shape[1] > own.images.shape[1]

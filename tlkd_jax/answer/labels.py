@@ -1,6 +1,7 @@
 """What pages, tables and folders call an arm and a data set."""
 
 import pathlib
+import re
 
 # Arm, or part of its protocol -> label.
 LABELS = {
@@ -25,3 +26,14 @@ def dataset_name(dataset: str) -> str:
   if kind == 'arrays':
     return path
   return pathlib.Path(path).stem if kind in _PATHS else kind
+
+
+def label_of_part(
+  key: str, *, self_trained: bool = False, fixmatch: bool = False
+) -> str:
+  """A part's name for people."""
+  if key == 'kd' and self_trained:
+    return 'self-training'
+  if key == 'tl' and fixmatch:
+    return 'FixMatch'
+  return LABELS.get(key, re.sub(r'(\d+)$', r' \1', key))

@@ -5,6 +5,8 @@ square that leaves the range of float32, and the logarithm of a probability
 that rounded to zero. Each has one remedy here; the losses use nothing else.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -196,3 +198,21 @@ def kl_divergence(
     near, q * exp_minus_line(jnp.where(near, d, 0.0)), p - q - q * d
   )
   return jnp.sum(terms, axis=-1, where=where)
+
+
+def mean_logits(logits: list[jax.Array], temperature) -> jax.Array:
+  """Logits whose softmax at T is the mean of the given ones' at T.
+
+  T log(mean_i softmax(z_i / T)), in log space.
+
+  Args:
+    logits: [B, K] of each teacher.
+    temperature: T.
+
+  Returns:
+    [B, K] float32.
+  """
+  logs = jnp.stack(
+    [log_softmax(as_float32(z, LOGIT_LIMIT) / temperature) for z in logits]
+  )
+  return temperature * (jax.nn.logsumexp(logs, axis=0) - math.log(len(logits)))

@@ -84,3 +84,10 @@ def soft_labels(
   onehot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
   smooth = optax.losses.smooth_labels(onehot, label_smoothing)
   return jnp.where((labels >= 0)[:, None], smooth, 0.0)
+
+
+def accuracy(logits: jax.Array, soft_labels: jax.Array) -> jax.Array:
+  """Share of the labelled images whose largest label is predicted."""
+  labelled = jnp.sum(soft_labels, -1) > 0
+  right = jnp.argmax(logits, -1) == jnp.argmax(soft_labels, -1)
+  return jnp.sum(right & labelled) / jnp.maximum(jnp.sum(labelled), 1)

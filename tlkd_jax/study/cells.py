@@ -21,6 +21,7 @@ from tlkd_jax.study.matrix import Cell, make_config, needed
 from tlkd_jax.training import (
   balance,
   crossfit,
+  decoding,
   defaults,
   ensemble,
   inputs,
@@ -279,13 +280,13 @@ class Loader:
     self._known: dict[data.Look, data.Dataset] = {}
 
   def __call__(self, config: Settings) -> data.Dataset:
-    """The data of a run, see inputs.load_dataset."""
-    key, looks = inputs.data_key(config), networks.looks(config)
+    """The data of a run, see decoding.load_dataset."""
+    key, looks = decoding.data_key(config), networks.looks(config)
     # What this run does not need is not kept in memory beside what it needs.
     kept = self._known if key == self._key else {}
     self._known = {look: kept[look] for look in looks if look in kept}
     kept = {}
-    dataset = inputs.load_dataset(config, self._known)
+    dataset = decoding.load_dataset(config, self._known)
     if not self._known:
       about = balance.lines(config, dataset)
       text = '\n  '.join([dataset.describe(), *about])

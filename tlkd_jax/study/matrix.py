@@ -9,7 +9,7 @@ from tlkd_jax import settings
 from tlkd_jax.settings import Settings, Study, WrongSettings
 from tlkd_jax.study import trials
 from tlkd_jax.study.trials import Trial
-from tlkd_jax.training import inputs, networks, preparation
+from tlkd_jax.training import decoding, networks, preparation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,4 +282,4 @@ def _check_sizes(config: Settings, matrix: list[Cell]) -> None:
       'data.num_validation_per_class': 1,
       'data.num_test_per_class': 1,
     }
-    inputs.load_dataset(_with_values(own, least, largest))
+    decoding.load_dataset(_with_values(own, least, largest))

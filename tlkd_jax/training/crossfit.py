@@ -14,7 +14,7 @@ from tlkd_jax.data import Dataset
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import as_user_errors
 from tlkd_jax.settings import Settings, with_values
-from tlkd_jax.training import folds, inputs, joined
+from tlkd_jax.training import folds, joined
 from tlkd_jax.training.logistic import Head
 from tlkd_jax.training.run import Run
 from tlkd_jax.training.summary import finish
@@ -62,7 +62,7 @@ def fit(
   split = run.dataset.splits['train']
   with as_user_errors():
     joined.check(run)
-    of_image = inputs.folds_of(run.settings, split.labels)
+    of_image = folds.of_images(run.settings, split.labels)
   runs = parts(run.settings, run.workdir)
   whole, spent, heads = joined.fit(run, dataset, runs, fine_tune)
   if sharding.is_lead():

@@ -31,7 +31,7 @@ Record = dict[str, Any]
 
 
 def of_labelled(dataset: Dataset) -> Record:
-  """The record of a data set, from inputs.load_dataset."""
+  """The record of a data set, from decoding.load_dataset."""
   files = {
     split: {
       'names': found.names,

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from absl import logging
 
 from tlkd_jax import data, models
+from tlkd_jax.models.functional import Model
 from tlkd_jax.models.network import Loaded
 from tlkd_jax.models.weights import hub, loading, look_alikes
 from tlkd_jax.settings import Settings, with_values
@@ -53,6 +55,34 @@ def adopted(settings: Settings) -> Settings:
         section.interpolation or source.interpolation or spec.interpolation
       ),
     },
+  )
+
+
+def read(
+  settings: Settings, model: Model, class_names: list[str]
+) -> loading.Weights:
+  """A teacher that was fine-tuned elsewhere, with its head.
+
+  Raises:
+    ValueError: it does not name its classes, or they are not those of the data.
+  """
+  section = settings.teacher
+  place = section.checkpoint
+  assert place is not None
+  known = section.classes or loading.describe(place).classes
+  if not known:
+    raise ValueError(
+      f'{place} does not name its classes (no id2label or label_names in a '
+      'config.json beside it); give them in the order of its head: '
+      "config.teacher.classes=('a', 'b', ...)"
+    )
+  return loading.load(
+    model,
+    place,
+    jax.random.key(0),
+    head='keep',
+    classes=section.classes or None,
+    class_names=class_names,
   )
 
 

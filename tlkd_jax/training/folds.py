@@ -15,6 +15,8 @@ from tlkd_jax.data import Split
 from tlkd_jax.evaluation import records
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.runtime.atomic import replace_arrays
+from tlkd_jax.settings import Settings
+from tlkd_jax.training import logistic
 from tlkd_jax.training.logistic import Head
 
 Array = jax.Array
@@ -109,3 +111,14 @@ def logits(placed: Tree, pre_logits: Array, index: Array) -> Array:
   said = jnp.einsum('bd,fdk->bfk', pre_logits, placed['kernel'])
   said = said + placed['bias'][None]
   return jnp.take_along_axis(said, fold[:, None, None], axis=1)[:, 0]
+
+
+def of_images(settings: Settings, labels: np.ndarray) -> np.ndarray:
+  """The fold of each training image of a cross-fitted teacher; int32 [N].
+
+  Raises:
+    ValueError: see logistic.make_folds.
+  """
+  return logistic.make_folds(
+    labels, settings.teacher.probe_folds, settings.seed
+  )

@@ -16,10 +16,8 @@ from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax.data import Dataset
-from tlkd_jax.evaluation import calibration, evaluate
-from tlkd_jax.evaluation.metrics import METRICS, goodness
 from tlkd_jax.runtime import sharding
-from tlkd_jax.runtime.errors import Interrupted, RunError, as_user_errors
+from tlkd_jax.runtime.errors import Interrupted, as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
   costs,
@@ -27,8 +25,8 @@ from tlkd_jax.training import (
   data_record,
   elsewhere,
   ensemble,
-  finished,
   inputs,
+  judging,
   memory,
   probes,
   says,
@@ -36,42 +34,19 @@ from tlkd_jax.training import (
 )
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.checkpoints import Checkpoints, abstract_like
+from tlkd_jax.training.judging import Position
 from tlkd_jax.training.metric_writers import MetricWriter
 from tlkd_jax.training.progress import Progress
 from tlkd_jax.training.run import Run, make_constants, set_up, stored_targets
 from tlkd_jax.training.signals import StopRequest
 from tlkd_jax.training.state import State, create
-from tlkd_jax.training.summary import SPLITS, finish, predict
+from tlkd_jax.training.summary import SPLITS, finish
 
 # Between these steps of a run or of what is left of it its pace is measured:
 # the first one compiles.
 _PACED = (1, 6)
 # Runs that consist of others, which are run first.
 _JOINED = {crossfit.KIND: crossfit.fit, ensemble.KIND: ensemble.fit}
-
-
-@dataclasses.dataclass
-class Position:
-  """Where the loop is, beside the State; part of a checkpoint.
-
-  Attributes:
-    data: of the batches.
-    pending: metrics of the steps since the last written row.
-    best_value: of the metric that chooses the best step, None where it was
-      undefined.
-    best_step: the step that had it.
-    since_best: evaluations since then.
-    seconds: spent so far.
-    images: seen so far.
-  """
-
-  data: Any = None
-  pending: list[dict[str, float]] = dataclasses.field(default_factory=list)
-  best_value: float | None = None
-  best_step: int = 0
-  since_best: int = 0
-  seconds: float = 0.0
-  images: int = 0
 
 
 def fine_tune(
@@ -82,7 +57,7 @@ def fine_tune(
   Args:
     settings: of the run; for 'kd' its teacher.checkpoint names a finished run.
     workdir: folder of the run, created if need be.
-    dataset: from inputs.load_dataset.
+    dataset: from decoding.load_dataset.
     mesh: devices.
 
   Raises:
@@ -119,38 +94,14 @@ def fine_tune(
   try:
     state, position = _start(run, checkpoints)
     if not run.num_steps:
-      return _as_it_is(run, state, position, checkpoints)
-    if int(state.step) < run.num_steps and not _stalled(settings, position):
+      return judging.use_as_it_is(run, state, position, checkpoints)
+    if int(state.step) < run.num_steps and not judging.is_stalled(
+      settings, position
+    ):
       state, position = _loop(run, state, position, checkpoints)
     return finish(run, position)
   finally:
     checkpoints.close()
-
-
-def _as_it_is(run: Run, state: State, position: Position, checkpoints):
-  """Keeps and evaluates a network that does not learn."""
-  writer = MetricWriter(run.workdir, 0) if sharding.is_lead() else None
-  shown = Progress(run.settings.arm, 0, 1)
-  try:
-    _evaluate(run, state, position, 0, writer, checkpoints, shown)
-  finally:
-    shown.close()
-    if writer is not None:
-      writer.close()
-  summary = finish(run, position)
-  found = [summary[run.own][split]['top1'] for split in SPLITS]
-  logging.info(
-    '%s, used as it is: top-1 %.3f on validation, %.3f on test',
-    *(run.own, *found),
-  )
-  chance = 1 / len(run.dataset.class_names)
-  if max(found) <= 1.5 * chance:
-    logging.warning(
-      '%s is hardly better than chance (%.3f): are its classes in the order '
-      'that was said, and its images prepared as in its training?',
-      *(run.own, chance),
-    )
-  return summary
 
 
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[State, Position]:
@@ -230,15 +181,17 @@ def _steps(run, state, position, checkpoints, batches, writer, shown, stop):
     stopping = stop.requested(number)
     if not (writing or stopping):
       continue
-    pending = _collect(run, pending, number, checkpoints)
+    pending = judging.collect(run, pending, number, checkpoints)
     position.seconds = time.monotonic() - clock
     if writing:
       row = {k: float(np.mean([r[k] for r in pending])) for k in pending[0]}
       pending = []
-      _write(writer, number, 'train', row | {'seconds': position.seconds})
+      judging.write(
+        writer, number, 'train', row | {'seconds': position.seconds}
+      )
       shown.message(number, row)
     if evaluating:
-      _evaluate(run, state, position, number, writer, checkpoints, shown)
+      judging.validate(run, state, position, number, writer, checkpoints, shown)
     if evaluating or stopping:
       position.data = after
       position.pending = pending
@@ -249,7 +202,7 @@ def _steps(run, state, position, checkpoints, batches, writer, shown, stop):
         f'stopped at step {number} of {run.num_steps}, saved in '
         f'{run.workdir}; resume with the same command'
       )
-    if _stalled(settings, position):
+    if judging.is_stalled(settings, position):
       logging.info(
         'no gain in %d evaluations: stops at step %d',
         *(position.since_best, number),
@@ -268,83 +221,3 @@ def _left(run: Run, number: int) -> float:
   sizes = {split: len(run.dataset.splits[split]) for split in SPLITS}
   images = evaluations * sizes['validation'] + sum(sizes.values())
   return steps + images / settings.batch_size / 3
-
-
-def _stalled(settings: Settings, position: Position) -> bool:
-  patience = settings.early_stopping
-  return patience > 0 and position.since_best >= patience
-
-
-def _collect(run, pending, number: int, checkpoints) -> list[dict[str, float]]:
-  """The metrics of steps up to `number`, fetched at once.
-
-  Raises:
-    RunError: a loss is not finite.
-  """
-  rows = [
-    {name: float(value) for name, value in row.items()}
-    for row in jax.device_get(pending)
-  ]
-  for step, row in enumerate(rows, start=number - len(rows) + 1):
-    for name in run.learners:
-      prefix = '' if name == run.own else f'{name}_'
-      loss, norm = row[f'{prefix}loss'], row[f'{prefix}gradient_norm']
-      if not np.isfinite([loss, norm]).all():
-        whose = '' if name == run.own else f' of the {name}'
-        raise _diverged(
-          run,
-          f'the loss{whose} is {loss} (gradient norm {norm}) at step {step}, '
-          f'learning rate {row["learning_rate"]:.3g}',
-          checkpoints,
-        )
-  return rows
-
-
-def _diverged(run: Run, what: str, checkpoints) -> RunError:
-  saved = checkpoints.latest_step()
-  return RunError(
-    f'{what}; last good checkpoint: '
-    f'{"none" if saved is None else f"step {saved}"} in {run.workdir}. A '
-    'smaller optimizer.learning_rate or an optimizer.clip_norm may help'
-  )
-
-
-def _evaluate(run, state, position, number, writer, checkpoints, shown):
-  variables = state.learners[run.own].evaluated()
-  predictions = predict(run, run.eval_step, variables, 'validation')
-  if not np.isfinite(predictions.logits).all():
-    what = f'the validation logits after step {number} are not finite'
-    raise _diverged(run, what, checkpoints)
-  summary = evaluate.summarize(predictions)
-  scalars = {k: v for k, v in summary.items() if isinstance(v, float)}
-  _write(writer, number, 'validation', scalars)
-  shown.message(number, scalars)
-  metric, logits = run.best_metric, predictions.logits
-  if run.settings.fit == 'early':
-    metric = 'nll'
-    logits = logits / calibration.fit_temperature(logits, predictions.labels)
-  value = METRICS[metric](logits, predictions.labels)
-  best = goodness(metric, position.best_value)
-  if not position.best_step or goodness(metric, value) > best:
-    position.best_value = value if np.isfinite(value) else None
-    position.best_step = number
-    position.since_best = 0
-    _save_best(run, state, number, checkpoints)
-  else:
-    position.since_best += 1
-
-
-def _save_best(run: Run, state: State, number: int, checkpoints) -> None:
-  for name, learner in run.learners.items():
-    params, model_state = state.learners[name].evaluated()
-    description = finished.describe(
-      run.settings, learner.network, run.dataset, number
-    )
-    model = {'params': params, 'model_state': model_state}
-    other = '' if name == run.own else name
-    checkpoints.save_best(model, description, other)
-
-
-def _write(writer, step: int, split: str, values: dict[str, float]) -> None:
-  if writer is not None:
-    writer.write(step, split, values)

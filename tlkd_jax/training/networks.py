@@ -19,7 +19,7 @@ from tlkd_jax.models.functional import Model
 from tlkd_jax.models.network import DTYPES, Loaded, Network
 from tlkd_jax.models.weights import hub, loading
 from tlkd_jax.settings import Settings, with_values
-from tlkd_jax.training import checkpoints, finished, preparation
+from tlkd_jax.training import checkpoints, elsewhere, finished, preparation
 from tlkd_jax.training import workdir as workdirs
 
 # Sets what is drawn for further learners apart from the first one's.
@@ -146,7 +146,11 @@ def load(settings: Settings, name: str, class_names: list[str]) -> Loaded:
     drop_path=section.drop_path,
   )
   if section.checkpoint and workdirs.is_adopted(settings):
-    return _adopt(settings, name, model, class_names)
+    logging.info(
+      '%s: %s as it is, from %s', name, section.name, section.checkpoint
+    )
+    read = elsewhere.read(settings, model, class_names)
+    return _loaded(settings, name, read)
   if section.checkpoint:
     logging.info('%s: starts from the run %s', place, section.checkpoint)
     model, *variables = finished.read_as(section.checkpoint, model, class_names)
@@ -181,36 +185,6 @@ def _loaded(settings: Settings, name: str, read: loading.Weights) -> Loaded:
   return Loaded(
     network, read.params, read.model_state, look_alikes=read.look_alikes
   )
-
-
-def _adopt(
-  settings: Settings, name: str, model: Model, class_names: list[str]
-) -> Loaded:
-  """A teacher that was fine-tuned elsewhere, with its head.
-
-  Raises:
-    ValueError: it does not name its classes, or they are not those of the data.
-  """
-  section = settings.teacher
-  place = section.checkpoint
-  assert place is not None
-  known = section.classes or loading.describe(place).classes
-  if not known:
-    raise ValueError(
-      f'{place} does not name its classes (no id2label or label_names in a '
-      'config.json beside it); give them in the order of its head: '
-      "config.teacher.classes=('a', 'b', ...)"
-    )
-  logging.info('%s: %s as it is, from %s', name, section.name, place)
-  read = loading.load(
-    model,
-    place,
-    jax.random.key(0),
-    head='keep',
-    classes=section.classes or None,
-    class_names=class_names,
-  )
-  return _loaded(settings, name, read)
 
 
 def load_teachers(

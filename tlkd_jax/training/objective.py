@@ -18,8 +18,9 @@ import optax
 
 from tlkd_jax import losses
 from tlkd_jax.losses import supervised
-from tlkd_jax.losses.numerics import LOGIT_LIMIT, as_float32, log_softmax
+from tlkd_jax.losses.numerics import mean_logits
 from tlkd_jax.losses.shams import Sham
+from tlkd_jax.losses.supervised import accuracy
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.training.guides import ITSELF, Guide
 from tlkd_jax.training.state import Learner
@@ -221,28 +222,3 @@ def _shammed(
   temperature = 1.0 if at_one else _temperature(term, step)
   logits = sham(guide['logits'], labels, temperature)
   return {**guide, 'logits': jax.lax.stop_gradient(logits)}
-
-
-def mean_logits(logits: list[Array], temperature) -> Array:
-  """Logits whose softmax at T is the mean of the given ones' at T.
-
-  T log(mean_i softmax(z_i / T)), in log space.
-
-  Args:
-    logits: [B, K] of each teacher.
-    temperature: T.
-
-  Returns:
-    [B, K] float32.
-  """
-  logs = jnp.stack(
-    [log_softmax(as_float32(z, LOGIT_LIMIT) / temperature) for z in logits]
-  )
-  return temperature * (jax.nn.logsumexp(logs, axis=0) - np.log(len(logits)))
-
-
-def accuracy(logits: Array, soft_labels: Array) -> Array:
-  """Share of the labelled images whose largest label is predicted."""
-  labelled = jnp.sum(soft_labels, -1) > 0
-  right = jnp.argmax(logits, -1) == jnp.argmax(soft_labels, -1)
-  return jnp.sum(right & labelled) / jnp.maximum(jnp.sum(labelled), 1)

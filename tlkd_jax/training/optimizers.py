@@ -8,6 +8,7 @@ learning rate times the head's multiplier, and is never frozen.
 import re
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -107,6 +108,33 @@ def map_with_path(function, tree: Tree, prefix: str = '') -> Tree:
     else function(f'{prefix}{key}', value)
     for key, value in tree.items()
   }
+
+
+def average(before: Tree, params: Tree, step: jax.Array, decay: float) -> Tree:
+  """Weight average with a warm-up, so that early weights are forgotten.
+
+  Args:
+    before: the average so far, {} where none is kept.
+    params: of a learner after the update, {'weights': ...}.
+    step: int32 scalar, updates done before.
+    decay: in [0, 1).
+  """
+  if not before:
+    return {}
+  done = step.astype(jnp.float32)
+  kept = jnp.minimum(decay, (1.0 + done) / (10.0 + done))
+  return jax.tree.map(
+    lambda e, p: kept * e + (1.0 - kept) * p, before, params['weights']
+  )
+
+
+def stop_backbone(model: Model, params: Tree) -> Tree:
+  """The same, where a gradient flows into new layers alone."""
+
+  def stop(path: str, value: Any):
+    return value if is_new(model, path) else jax.lax.stop_gradient(value)
+
+  return map_with_path(stop, params)
 
 
 def learning_rate_factor(

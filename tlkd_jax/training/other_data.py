@@ -9,7 +9,7 @@ from absl import logging
 from tlkd_jax.data import DATASETS, Dataset, other
 from tlkd_jax.runtime.paths import expanded
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import data_record, inputs
+from tlkd_jax.training import data_record, decoding
 from tlkd_jax.training.checkpoints import Description
 
 
@@ -40,7 +40,7 @@ def load(name: str, settings: Settings, description: Description) -> Dataset:
     on_bad_image=section.on_bad_image,
     data_dir=section.data_dir,
     cache_dir=section.cache_dir,
-    labelling=inputs.labelling(settings) if alike else None,
+    labelling=decoding.labelling(settings) if alike else None,
   )
   logging.info('%s', dataset.describe())
   return dataset

@@ -13,7 +13,6 @@ state.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,6 @@ import optax
 from jax.sharding import Mesh
 
 from tlkd_jax.losses import supervised
-from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.models.network import Network
 from tlkd_jax.runtime import sharding
 from tlkd_jax.training import guides as guidance
@@ -106,7 +104,7 @@ def make_step(
   def loss_fn(params, state, guides, shown, batch, root):
     if mode.head_only:
       params = {
-        name: _stop_backbone(lessons[name].network.model, part)
+        name: optimizers.stop_backbone(lessons[name].network.model, part)
         for name, part in params.items()
       }
     key = jax.random.fold_in(jax.random.key(root), state.step)
@@ -187,7 +185,7 @@ def make_step(
         model_states[name],
         opt_state,
         memories[name],
-        _average(before, after, state.step, mode.ema_decay),
+        optimizers.average(before.ema, after, state.step, mode.ema_decay),
       )
       metrics[name]['gradient_norm'] = optax.tree.norm(grads[name])
     rate = jnp.asarray(schedule(state.step), jnp.float32)
@@ -217,22 +215,3 @@ def _named(metrics: dict[str, dict[str, Array]]) -> dict[str, Array]:
     for number, (name, values) in enumerate(metrics.items())
     for key, value in values.items()
   }
-
-
-def _average(before: Learner, params: Tree, step: Array, decay: float) -> Tree:
-  """Weight average with a warm-up, so that early weights are forgotten."""
-  if not before.ema:
-    return {}
-  done = step.astype(jnp.float32)
-  kept = jnp.minimum(decay, (1.0 + done) / (10.0 + done))
-  return jax.tree.map(
-    lambda e, p: kept * e + (1.0 - kept) * p, before.ema, params['weights']
-  )
-
-
-def _stop_backbone(model: Model, params: Tree) -> Tree:
-  def stop(path: str, value: Any):
-    new = optimizers.is_new(model, path)
-    return value if new else jax.lax.stop_gradient(value)
-
-  return optimizers.map_with_path(stop, params)

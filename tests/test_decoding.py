@@ -12,7 +12,7 @@ from tests.workdirs import change_description
 from tlkd_jax import data, evaluating, settings
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import sharding
-from tlkd_jax.training import inputs
+from tlkd_jax.training import decoding
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -53,21 +53,21 @@ def test_the_key_holds_all_that_loading_reads(cache_dir, monkeypatch):
   monkeypatch.setattr(data, 'load_splits', lambda *_, **__: None)
   own = tiny.make_config('kd', cache_dir, num_train_per_class=0)
   seen: set[str] = set()
-  inputs.load_seen(Recording(own, seen), data.Look(16, 1.0, 'bicubic'))
+  decoding.load_seen(Recording(own, seen), data.Look(16, 1.0, 'bicubic'))
   assert seen >= {'seed', *_OTHERS}
-  key = inputs.data_key(own)
-  assert key == inputs.data_key(dataclasses.replace(own))
+  key = decoding.data_key(own)
+  assert key == decoding.data_key(dataclasses.replace(own))
   for name in sorted(seen):
     changed = settings.with_values(own, {name: _OTHERS.get(name, 1000)})
     assert changed != own
-    assert inputs.data_key(changed) != key, name
+    assert decoding.data_key(changed) != key, name
 
 
 def test_what_only_training_reads_does_not_part_the_data(cache_dir):
   own = tiny.make_config('kd', cache_dir)
   others = {'num_steps': 7, 'optimizer.learning_rate': 1.0}
   changed = settings.with_values(own, others)
-  assert inputs.data_key(changed) == inputs.data_key(own)
+  assert decoding.data_key(changed) == decoding.data_key(own)
 
 
 def test_runs_of_a_folder_are_evaluated_on_their_own_pixels(

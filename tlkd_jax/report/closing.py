@@ -1,0 +1,50 @@
+"""What a command prints at its end: a table of its runs, and what it says."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from tlkd_jax.answer.labels import label_of_part
+from tlkd_jax.evaluation import comparison, evaluate
+from tlkd_jax.report import tables
+
+
+def table(
+  summaries: dict[str, dict[str, Any]], workdirs: Mapping[str, pathlib.Path]
+) -> str:
+  """The closing table of a run, with what a reader must know of it.
+
+  Args:
+    summaries: key of each part -> its summary.
+    workdirs: key -> its folder, for the students' answers.
+  """
+  rows = []
+  guided = next((s for s in summaries.values() if 'teacher' in s), {})
+  if 'tl' in summaries and 'self_training' in guided:
+    # It stands there as TL.
+    guided = {}
+  for key, summary in ({'teacher': guided} | summaries).items():
+    role = 'teacher' if key == 'teacher' else 'student'
+    name = label_of_part(
+      key,
+      self_trained='self_training' in summary,
+      fixmatch='fixmatch' in summary,
+    )
+    if role == 'teacher' and 'mutual' in summary:
+      name = 'peer'
+    if role in summary:
+      rows.append((name, summary[role]))
+  changes = None
+  if {'tl', 'kd'} <= summaries.keys():
+    changes = _changes(workdirs['kd'], workdirs['tl'])
+  said = tables.remarks(summaries, changes)
+  return '\n'.join([tables.closing_table(rows), *said])
+
+
+def _changes(kd: pathlib.Path, tl: pathlib.Path) -> dict[str, Any]:
+  """McNemar's test of two finished runs on the same test images."""
+  correct = []
+  for workdir in (kd, tl):
+    found = evaluate.load(workdir / 'predictions' / 'test.npz')
+    correct.append(found.logits.argmax(axis=-1) == found.labels)
+  return comparison.mcnemar(*correct) | {'count': correct[0].size}

@@ -1,0 +1,157 @@
+"""How well a run goes: its metrics, its validation, its best step, its end."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from tlkd_jax.evaluation import calibration, evaluate
+from tlkd_jax.evaluation.metrics import METRICS, goodness
+from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.errors import RunError
+from tlkd_jax.settings import Settings
+from tlkd_jax.training import finished
+from tlkd_jax.training.metric_writers import MetricWriter
+from tlkd_jax.training.progress import Progress
+from tlkd_jax.training.run import Run
+from tlkd_jax.training.state import State
+from tlkd_jax.training.summary import SPLITS, finish, predict
+
+
+@dataclasses.dataclass
+class Position:
+  """Where the loop is, beside the State; part of a checkpoint.
+
+  Attributes:
+    data: of the batches.
+    pending: metrics of the steps since the last written row.
+    best_value: of the metric that chooses the best step, None where it was
+      undefined.
+    best_step: the step that had it.
+    since_best: evaluations since then.
+    seconds: spent so far.
+    images: seen so far.
+  """
+
+  data: Any = None
+  pending: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  best_value: float | None = None
+  best_step: int = 0
+  since_best: int = 0
+  seconds: float = 0.0
+  images: int = 0
+
+
+def is_stalled(settings: Settings, position: Position) -> bool:
+  """Whether a run ends early, for want of gain."""
+  patience = settings.early_stopping
+  return patience > 0 and position.since_best >= patience
+
+
+def write(writer, step: int, split: str, values: dict[str, float]) -> None:
+  """A row of metrics, by the process that writes."""
+  if writer is not None:
+    writer.write(step, split, values)
+
+
+def collect(run, pending, number: int, checkpoints) -> list[dict[str, float]]:
+  """The metrics of steps up to `number`, fetched at once.
+
+  Raises:
+    RunError: a loss is not finite.
+  """
+  rows = [
+    {name: float(value) for name, value in row.items()}
+    for row in jax.device_get(pending)
+  ]
+  for step, row in enumerate(rows, start=number - len(rows) + 1):
+    for name in run.learners:
+      prefix = '' if name == run.own else f'{name}_'
+      loss, norm = row[f'{prefix}loss'], row[f'{prefix}gradient_norm']
+      if not np.isfinite([loss, norm]).all():
+        whose = '' if name == run.own else f' of the {name}'
+        raise _diverged(
+          run,
+          f'the loss{whose} is {loss} (gradient norm {norm}) at step {step}, '
+          f'learning rate {row["learning_rate"]:.3g}',
+          checkpoints,
+        )
+  return rows
+
+
+def validate(run, state, position, number, writer, checkpoints, shown):
+  """Evaluates after a step, and keeps the networks where none was better.
+
+  Raises:
+    RunError: logits that are not finite.
+  """
+  variables = state.learners[run.own].evaluated()
+  predictions = predict(run, run.eval_step, variables, 'validation')
+  if not np.isfinite(predictions.logits).all():
+    what = f'the validation logits after step {number} are not finite'
+    raise _diverged(run, what, checkpoints)
+  summary = evaluate.summarize(predictions)
+  scalars = {k: v for k, v in summary.items() if isinstance(v, float)}
+  write(writer, number, 'validation', scalars)
+  shown.message(number, scalars)
+  metric, logits = run.best_metric, predictions.logits
+  if run.settings.fit == 'early':
+    metric = 'nll'
+    logits = logits / calibration.fit_temperature(logits, predictions.labels)
+  value = METRICS[metric](logits, predictions.labels)
+  best = goodness(metric, position.best_value)
+  if not position.best_step or goodness(metric, value) > best:
+    position.best_value = value if np.isfinite(value) else None
+    position.best_step = number
+    position.since_best = 0
+    _save_best(run, state, number, checkpoints)
+  else:
+    position.since_best += 1
+
+
+def use_as_it_is(run: Run, state: State, position: Position, checkpoints):
+  """Keeps and evaluates a network that does not learn."""
+  writer = MetricWriter(run.workdir, 0) if sharding.is_lead() else None
+  shown = Progress(run.settings.arm, 0, 1)
+  try:
+    validate(run, state, position, 0, writer, checkpoints, shown)
+  finally:
+    shown.close()
+    if writer is not None:
+      writer.close()
+  summary = finish(run, position)
+  found = [summary[run.own][split]['top1'] for split in SPLITS]
+  logging.info(
+    '%s, used as it is: top-1 %.3f on validation, %.3f on test',
+    *(run.own, *found),
+  )
+  chance = 1 / len(run.dataset.class_names)
+  if max(found) <= 1.5 * chance:
+    logging.warning(
+      '%s is hardly better than chance (%.3f): are its classes in the order '
+      'that was said, and its images prepared as in its training?',
+      *(run.own, chance),
+    )
+  return summary
+
+
+def _save_best(run: Run, state: State, number: int, checkpoints) -> None:
+  for name, learner in run.learners.items():
+    params, model_state = state.learners[name].evaluated()
+    description = finished.describe(
+      run.settings, learner.network, run.dataset, number
+    )
+    model = {'params': params, 'model_state': model_state}
+    other = '' if name == run.own else name
+    checkpoints.save_best(model, description, other)
+
+
+def _diverged(run: Run, what: str, checkpoints) -> RunError:
+  saved = checkpoints.latest_step()
+  return RunError(
+    f'{what}; last good checkpoint: '
+    f'{"none" if saved is None else f"step {saved}"} in {run.workdir}. A '
+    'smaller optimizer.learning_rate or an optimizer.clip_norm may help'
+  )
