@@ -11,7 +11,7 @@ from tests import tiny
 from tests.workdirs import change_description
 from tlkd_jax import data, evaluating, settings
 from tlkd_jax.evaluation import evaluate
-from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime import sealed, sharding
 from tlkd_jax.training import decoding
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
@@ -82,7 +82,7 @@ def test_runs_of_a_folder_are_evaluated_on_their_own_pixels(
   path = tmp_path / 'runs' / '3' / 'config.json'
   config = json.loads(path.read_text())
   config['distillation']['more_teachers'] = [str(larger)]
-  path.write_text(json.dumps(config))
+  sealed.write_text(path, json.dumps(config))
   evaluating.evaluate_run(str(tmp_path / 'runs'), sharding.make_mesh())
   logits = {
     run: evaluate.load(run / 'predictions' / 'test.npz').logits

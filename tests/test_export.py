@@ -12,6 +12,7 @@ import pytest
 from jax import export as jax_export
 
 from tests import tiny
+from tests.workdirs import change_description
 from tlkd_jax import export, models
 from tlkd_jax.export import __main__ as command
 from tlkd_jax.export import formats, onnx, stablehlo, weights
@@ -326,10 +327,7 @@ class TestMistakes:
 
   def test_a_run_without_an_arm_is_not_taken_for_a_students(self, tmp_path):
     save_run(tmp_path / 'run')
-    (path,) = tmp_path.glob('run/checkpoints/best/*/record/metadata')
-    record = json.loads(path.read_text())
-    record.pop('arm')
-    path.write_text(json.dumps(record))
+    change_description(tmp_path / 'run', arm=None)
     with pytest.raises(UserError, match='metadata: it lacks arm'):
       export.export_run(
         tmp_path / 'run', 'safetensors', tmp_path / 'a.safetensors'

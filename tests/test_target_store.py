@@ -1,5 +1,6 @@
 """Targets on disk: exact, whole or not at all, and never of something else."""
 
+import errno
 import json
 import re
 import threading
@@ -9,6 +10,7 @@ import pytest
 from absl import logging
 from scipy import special
 
+from tlkd_jax.runtime import mapped
 from tlkd_jax.training.target_store import Layout, Store
 
 WIDTHS = {'logits': 5, 'pre_logits': 3}
@@ -225,6 +227,68 @@ def test_damaged_part_is_computed_again(tmp_path):
   _truncate(store.folder / 'view0.part')
   assert fill(store, layout) == [0, 0]
   assert_right(store)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_a_wrong_bit_in_a_part_is_computed_again(seed, tmp_path):
+  """It would be summed as good when the view is whole."""
+  store, layout = make_store(tmp_path)
+  store.missing(VIEWS)
+  for start in range(0, 8, 2):
+    rows = {k: v[start : start + 2] for k, v in outputs(0).items()}
+    store.write(0, start, layout.encode(rows))
+  part = store.folder / 'view0.part'
+  whole = part.read_bytes()
+  begin = len(whole) - ROWS * layout.row.itemsize
+  draw = np.random.default_rng(seed)
+  for row in range(8):
+    spot = begin + row * layout.row.itemsize
+    spot += int(draw.integers(layout.row.itemsize))
+    changed = bytearray(whole)
+    changed[spot] ^= 1 << int(draw.integers(8))
+    part.write_bytes(bytes(changed))
+    assert make_store(tmp_path)[0].missing(VIEWS)[0] <= row // 2 * 2
+  part.write_bytes(whole)
+  assert fill(*make_store(tmp_path)) == [8, 0]
+  assert_right(store)
+
+
+@pytest.mark.parametrize(
+  ('text', 'first'),
+  [
+    (None, 0),
+    ('', 0),
+    ('0 2 abc', 0),
+    ('2 2 ', 0),
+    ('garbage', 0),
+    ('0 2', 0),
+    ('-1 2 a', 0),
+  ],
+)
+def test_a_part_whose_lines_are_gone(text, first, tmp_path):
+  """What nothing vouches for is computed again."""
+  store, layout = make_store(tmp_path)
+  store.missing(VIEWS)
+  store.write(0, 0, layout.encode({k: v[:4] for k, v in outputs(0).items()}))
+  lines = store.folder / 'view0.rows'
+  lines.unlink() if text is None else lines.write_text(text)
+  assert make_store(tmp_path)[0].missing(VIEWS) == [first, 0]
+  fill(*make_store(tmp_path))
+  assert_right(store)
+
+
+def test_a_full_disk_is_a_message(tmp_path, monkeypatch):
+  """A mapped page without room would be a bus error where it is written."""
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(mapped.os, 'posix_fallocate', full)
+  store, layout = make_store(tmp_path)
+  store.missing(VIEWS)
+  with pytest.raises(OSError, match=r'GB are needed for .* GB are free'):
+    store.write(0, 0, layout.encode(outputs(0)))
+  assert not list(store.folder.glob('view0*'))
 
 
 def test_one_run_fills_at_a_time(tmp_path):

@@ -25,9 +25,12 @@ def arrays(workdir, kind: str = 'latest') -> dict[str, np.ndarray]:
 
 
 def change_description(run: pathlib.Path, **changes) -> None:
-  """Writes other values into a run's description; None leaves one out."""
+  """Writes other values into a run's description; None leaves one out.
+
+  Without the digests, as an earlier version would have written it.
+  """
   (path,) = run.glob('checkpoints/best/*/record/metadata')
-  record = json.loads(path.read_text()) | changes
+  record = json.loads(path.read_text()) | changes | {'digests': None}
   kept = {key: v for key, v in record.items() if v is not None}
   path.write_text(json.dumps(kept))
 

@@ -1,6 +1,5 @@
 """Finished runs evaluated again, on their own data or on others."""
 
-import json
 import pathlib
 
 from absl import logging
@@ -11,7 +10,7 @@ from tlkd_jax.evaluation import records, suites
 from tlkd_jax.evaluation.subject import Subject
 from tlkd_jax.models.network import make_eval_step
 from tlkd_jax.report import tables
-from tlkd_jax.runtime import devices, sharding
+from tlkd_jax.runtime import devices, sealed, sharding
 from tlkd_jax.runtime.errors import as_user_errors, unknown_name
 from tlkd_jax.runtime.paths import expanded
 from tlkd_jax.settings import from_config
@@ -76,7 +75,7 @@ def evaluate_run(
         logging.info('suite %s', name)
       text = suites.SUITES[name](subject)
       if name == 'clean':
-        clean = json.loads((subject.folder / 'clean.json').read_text())
+        clean = sealed.read_json(subject.folder / 'clean.json')
         rows.append((_label(folder, subject, len(folders)), clean))
         if dataset:
           lines += _about_other(folder, subject)

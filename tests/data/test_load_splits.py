@@ -1,3 +1,4 @@
+import errno
 import pathlib
 import shutil
 import subprocess
@@ -10,12 +11,17 @@ from pictures import encode, make_classes, picture
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tlkd_jax.data import decode, prepared, transforms
+from tlkd_jax.data import prepared, transforms
 from tlkd_jax.data.builders import folder, layout, walk
+from tlkd_jax.runtime import mapped
 
 
 def _per_class(split, num_classes):
   return np.bincount(split.labels, minlength=num_classes).tolist()
+
+
+def fingerprints(dataset):
+  return [split.fingerprint() for split in dataset.splits.values()]
 
 
 def test_digits_are_the_real_ones(load):
@@ -293,9 +299,51 @@ def test_over_the_budget_images_are_mapped(monkeypatch, load, three_splits):
     load(name, memory_budget_bytes=1000, seed=5)
 
 
+def test_damaged_decoded_images_are_decoded_again(load, three_splits, tmp_path):
+  name = f'folder:{three_splits}'
+  options = {'memory_budget_bytes': 1000, 'cache_dir': str(tmp_path)}
+  right = [
+    split.fingerprint() for split in load(name, **options).splits.values()
+  ]
+  files = [p for p in tmp_path.glob('decoded/*') if p.is_file()]
+  files += list(tmp_path.glob('decoded/.sums/*'))
+  assert {p.suffix for p in files} == {'.npy', '.json', '.blake2b'}
+  draw = np.random.default_rng(0)
+  for path in files:
+    for _ in range(6):
+      content = bytearray(path.read_bytes())
+      content[draw.integers(len(content))] ^= 1 << int(draw.integers(8))
+      path.write_bytes(bytes(content))
+      assert fingerprints(load(name, **options)) == right, path
+
+
+def test_a_damaged_copy_is_made_again_or_named(load, three_splits, tmp_path):
+  name, options = f'folder:{three_splits}', {'cache_dir': str(tmp_path)}
+  right = [
+    split.fingerprint() for split in load(name, **options).splits.values()
+  ]
+  files = [p for p in tmp_path.rglob('prepared/*/**/*') if p.is_file()]
+  names = {p.name for p in files}
+  assert {'dataset_info.json', 'features.json', 'sums.json'} <= names
+  draw = np.random.default_rng(1)
+  for path in files:
+    for _ in range(4):
+      content = bytearray(path.read_bytes())
+      content[draw.integers(len(content))] ^= 1 << int(draw.integers(8))
+      whole = path.read_bytes()
+      path.write_bytes(bytes(content))
+      try:
+        assert fingerprints(load(name, **options)) == right, path
+      except ValueError as error:
+        assert 'array_record' in path.name and 'is damaged' in str(error)
+        path.write_bytes(whole)
+
+
 def test_no_space_for_mapped_images(monkeypatch, load, three_splits):
-  full = shutil._ntuple_diskusage(10**9, 10**9, 5)
-  monkeypatch.setattr(decode.shutil, 'disk_usage', lambda path: full)
+  def full(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(mapped.os, 'posix_fallocate', full)
   with pytest.raises(OSError, match='are free'):
     load(f'folder:{three_splits}', memory_budget_bytes=0, seed=77)
 

@@ -9,6 +9,7 @@ from tests import strict
 from tests.report import synthetic
 from tlkd_jax.report import html, markdown, page, pairing, runs, teaching
 from tlkd_jax.report.context import open_pair
+from tlkd_jax.runtime import sealed
 
 _PLACE = {
   'p_label': 0.987,
@@ -33,7 +34,7 @@ def make_runs(folder, **summary):
   for arm in ('tl', 'kd'):
     synthetic.write_run(folder / arm, arm)
   path = folder / 'kd' / 'summary.json'
-  path.write_text(json.dumps(json.loads(path.read_text()) | summary))
+  sealed.write_text(path, json.dumps(json.loads(path.read_text()) | summary))
 
 
 def write(folder, **summary):

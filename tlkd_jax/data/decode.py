@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 import uuid
 from collections.abc import Callable
 
@@ -20,7 +19,7 @@ from absl import logging
 
 from tlkd_jax.data import transforms
 from tlkd_jax.data.index import Source
-from tlkd_jax.runtime import bars
+from tlkd_jax.runtime import bars, mapped, sealed
 
 _IMAGES_PER_TASK = 16
 _LISTED = 20
@@ -120,9 +119,9 @@ def decode(
   if mapped_in is None:
     return fill(np.empty(shape, np.uint8))
   key = _key(source, choice, geometry)
-  if not (mapped_in / f'{key}.json').exists():
-    return _write_mapped(mapped_in, key, shape, fill)
   stored = _open_mapped(mapped_in, key)
+  if stored is None:
+    return _write_mapped(mapped_in, key, shape, fill)
   if stored.skipped and on_bad_image == 'error':
     raise ValueError(_bad_message(description, stored.skipped))
   return stored
@@ -261,11 +260,25 @@ def _key(source: Source, choice: Choice, geometry: Geometry) -> str:
   return digest.hexdigest()[:24]
 
 
-def _open_mapped(folder: pathlib.Path, key: str) -> Decoded:
-  stored = json.loads((folder / f'{key}.json').read_text())
-  images = np.load(folder / f'{key}.npy', mmap_mode='r')
-  rows = np.asarray(stored['rows'], np.int64)
-  skipped = [(name, reason) for name, reason in stored['skipped']]
+def _open_mapped(folder: pathlib.Path, key: str) -> Decoded | None:
+  """What an earlier run decoded; None where there is nothing whole."""
+  about, array_file = folder / f'{key}.json', folder / f'{key}.npy'
+  if not about.exists():
+    return None
+  try:
+    stored = sealed.read_json(about)
+    images = np.load(array_file, mmap_mode='r')
+    rows = np.asarray(stored['rows'], np.int64)
+    skipped = [(name, reason) for name, reason in stored['skipped']]
+    # Earlier versions wrote no digest.
+    whole = stored.get('digest') in (None, _digest(images))
+  # What a damaged .npy raises depends on where the damage is.
+  except Exception as error:
+    logging.warning('%s is damaged (%s) and decoded again', array_file, error)
+    return None
+  if not whole:
+    logging.warning('%s is damaged and decoded again', array_file)
+    return None
   return Decoded(images[: rows.size], rows, skipped)
 
 
@@ -276,26 +289,25 @@ def _write_mapped(
   fill: Callable[[np.ndarray], Decoded],
 ) -> Decoded:
   folder.mkdir(parents=True, exist_ok=True)
-  # Writing a mapped page that has no room on the disk kills the process.
-  needed, free = int(np.prod(shape)), shutil.disk_usage(folder).free
-  if needed > free:
-    raise OSError(
-      f'{folder}: {needed / 1e9:.1f} GB are needed for decoded images and '
-      f'{free / 1e9:.1f} GB are free; choose another cache folder, a smaller '
-      'image size or a larger memory budget'
-    )
-  aside = folder / f'.{uuid.uuid4().hex}'
-  array_file, about = aside.with_suffix('.npy'), aside.with_suffix('.json')
+  array_file = folder / f'.{uuid.uuid4().hex}.npy'
   try:
-    images = np.lib.format.open_memmap(array_file, 'w+', np.uint8, shape)
+    images = mapped.create(array_file, np.uint8, shape)
     decoded = fill(images)
     images.flush()
     stored = {'rows': decoded.rows.tolist(), 'skipped': decoded.skipped}
-    about.write_text(json.dumps(stored))
+    stored['digest'] = _digest(images)
     array_file.replace(folder / f'{key}.npy')
-    about.replace(folder / f'{key}.json')
+    sealed.write_text(folder / f'{key}.json', json.dumps(stored))
   finally:
     array_file.unlink(missing_ok=True)
-    about.unlink(missing_ok=True)
   logging.info('decoded images are in %s', folder / f'{key}.npy')
-  return _open_mapped(folder, key)
+  found = _open_mapped(folder, key)
+  assert found is not None
+  return found
+
+
+def _digest(images: np.ndarray) -> str:
+  digest = hashlib.blake2b(digest_size=16)
+  for start in range(0, len(images), _IMAGES_PER_TASK):
+    digest.update(images[start : start + _IMAGES_PER_TASK].tobytes())
+  return digest.hexdigest()

@@ -88,20 +88,41 @@ def open_split(
   fingerprint = hashlib.sha256(identity.encode()).hexdigest()
   index = cache / 'index' / f'{fingerprint[:24]}.npz'
   names, labels, digests = _read_index(
-    records, split, image_key, label_key, index
+    lambda rows: _records(records, rows, builder),
+    len(records),
+    split,
+    image_key,
+    label_key,
+    index,
   )
   return Source(
     names,
     labels,
     np.arange(labels.size, dtype=np.int64),
-    lambda position: records[position][image_key],
+    lambda position: _records(records, [position], builder)[0][image_key],
     fingerprint,
     digests,
   )
 
 
+def _records(records, rows: list[int], builder) -> list[dict]:
+  """Records of a copy.
+
+  Raises:
+    ValueError: their checksums are wrong.
+  """
+  try:
+    return records.__getitems__(rows)
+  except RuntimeError as error:
+    raise ValueError(
+      f'{builder.data_path} is damaged ({error}); delete it, and it is made '
+      'again'
+    ) from error
+
+
 def _read_index(
-  records,
+  read: Callable[[list[int]], list[dict]],
+  count: int,
   split: str,
   image_key: str,
   label_key: str | None,
@@ -116,15 +137,15 @@ def _read_index(
         np.load(file, allow_pickle=False) as stored,
       ):
         arrays_of_it = [stored[key] for key in ('names', 'labels', 'digests')]
-      if {array.shape for array in arrays_of_it} == {(len(records),)}:
+      if {array.shape for array in arrays_of_it} == {(count,)}:
         return arrays_of_it[0].tolist(), *arrays_of_it[1:]
     # What a damaged .npz raises depends on where the damage is.
     except Exception as error:
       logging.warning('%s is damaged (%s) and made again', index, error)
   names, labels, digests = [], [], []
-  for start in range(0, len(records), _RECORDS_AT_ONCE):
-    stop = min(start + _RECORDS_AT_ONCE, len(records))
-    for record in records.__getitems__(list(range(start, stop))):
+  for start in range(0, count, _RECORDS_AT_ONCE):
+    stop = min(start + _RECORDS_AT_ONCE, count)
+    for record in read(list(range(start, stop))):
       names.append(_name(record, f'{split}-{len(names):07d}'))
       labels.append(0 if label_key is None else record[label_key])
       digests.append(_digest(record[image_key]))

@@ -1,6 +1,7 @@
 """Copies of data sets in the cache folder: written once, read by all runs."""
 
 import contextlib
+import hashlib
 import io
 import json
 import pathlib
@@ -14,15 +15,19 @@ from absl import logging
 
 from tlkd_jax.data.builders import folder, labelled, layout, walk
 from tlkd_jax.data.builders.labels import Labelled
-from tlkd_jax.runtime.atomic import replace_text
+from tlkd_jax.runtime import sealed
 
 # Beside the records: what the folder held that is not in them.
 _BESIDE = 'folder.json'
+_SUMS = 'sums.json'
 
 
 def once(cache_dir: pathlib.Path, key: str, make_builder):
   """Writes a builder's files unless an earlier run did."""
   final = cache_dir / 'prepared' / key
+  if final.is_dir() and (name := _damaged(final)):
+    logging.warning('%s is damaged, and %s is made again', name, final)
+    shutil.rmtree(final)
   if not final.is_dir():
     # Written aside and renamed, so that runs that start at the same time or
     # die half-way never see a part.
@@ -32,6 +37,7 @@ def once(cache_dir: pathlib.Path, key: str, make_builder):
     try:
       with contextlib.redirect_stdout(io.StringIO()):
         make_builder(str(aside)).download_and_prepare()
+      _write_sums(aside)
       aside.rename(final)
     except OSError:
       if not final.is_dir():
@@ -39,6 +45,40 @@ def once(cache_dir: pathlib.Path, key: str, make_builder):
     finally:
       shutil.rmtree(aside, ignore_errors=True)
   return make_builder(str(final))
+
+
+def _write_sums(copy: pathlib.Path) -> None:
+  sealed.write_text(copy / _SUMS, json.dumps(_sums(copy)))
+
+
+def _sums(copy: pathlib.Path) -> dict[str, str | int]:
+  """File -> its digest, or its size where its own format has checksums."""
+  found: dict[str, str | int] = {}
+  for path in sorted(copy.rglob('*')):
+    name, size = path.relative_to(copy).as_posix(), path.stat().st_size
+    if path.is_file() and path.parent not in (copy, copy / sealed.FOLDER):
+      if '.array_record' in name or '.tfrecord' in name:
+        found[name] = size
+      else:
+        found[name] = hashlib.blake2b(path.read_bytes()).hexdigest()
+  return found
+
+
+def _damaged(copy: pathlib.Path) -> str | None:
+  """A file of a copy that is not as it was written; None where all are.
+
+  A copy of an earlier version, which has no digests, is taken as it is.
+  """
+  path = copy / _SUMS
+  if not path.exists():
+    return None
+  try:
+    expected = sealed.read_json(path)
+  except ValueError:
+    return _SUMS
+  found = _sums(copy)
+  wrong = [name for name in expected if found.get(name) != expected[name]]
+  return wrong[0] if wrong else None
 
 
 def from_listing(listing: layout.Listing, cache_dir: pathlib.Path, key: str):
@@ -87,7 +127,7 @@ def _with_beside(
   text = json.dumps(beside)
   # The copy may be older than a file beside the images.
   if _stored_beside(path) != beside:
-    replace_text(path, text)
+    sealed.write_text(path, text)
   return builder
 
 
@@ -117,7 +157,7 @@ def is_described(copy: pathlib.Path) -> bool:
 def _stored_beside(path: pathlib.Path) -> dict[str, Any] | None:
   """None where there is none, or a damaged one."""
   try:
-    stored = json.loads(path.read_text())
+    stored = sealed.read_json(path)
   except (FileNotFoundError, ValueError):
     return None
   whole = isinstance(stored, dict) and {'left_out', 'notes'} <= stored.keys()

@@ -3,12 +3,29 @@
 import json
 import math
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from tlkd_jax.runtime.atomic import replace_text
+from tlkd_jax.runtime import sealed
+
+# What reading an archive with a wrong byte raises.
+_DAMAGED = (
+  AttributeError,
+  EOFError,
+  KeyError,
+  NotImplementedError,
+  OverflowError,
+  RuntimeError,
+  SyntaxError,
+  TypeError,
+  ValueError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 
 
 def plain(value: Any) -> Any:
@@ -44,12 +61,20 @@ def dumps(value: Any, indent: int | None = None, **options: Any) -> str:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes `plain(value)`; the folder is made if need be."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  replace_text(path, dumps(value, indent=1) + '\n')
+  sealed.write_text(path, dumps(value, indent=1) + '\n')
 
 
 def read_arrays(
   path: pathlib.Path, names: Iterable[str] | None = None
 ) -> dict[str, np.ndarray]:
-  """Reads an .npz whole, or the arrays named, which cost no more than they."""
-  with np.load(path, allow_pickle=False) as archive:
-    return {name: archive[name] for name in names or archive.files}
+  """Reads an .npz whole, or the arrays named, which cost no more than they.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is damaged, or lacks a name; the message names the file.
+  """
+  try:
+    with path.open('rb') as file, np.load(file, allow_pickle=False) as archive:
+      return {name: archive[name] for name in names or archive.files}
+  except _DAMAGED as error:
+    raise ValueError(f'{path} is damaged: {error}') from error

@@ -6,7 +6,6 @@ metrics.jsonl, predictions/ and evaluation/ are all that is read.
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +16,7 @@ from tlkd_jax.answer.labels import LABELS, dataset_name
 from tlkd_jax.answer.rows import size_in_words
 from tlkd_jax.evaluation import evaluate, records
 from tlkd_jax.evaluation.evaluate import Predictions
+from tlkd_jax.runtime import sealed
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import origins
 from tlkd_jax.training.metric_writers import read_rows
@@ -153,10 +153,10 @@ def read_run(path: pathlib.Path) -> RunFolder:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """A JSON file; ValueError, with its name, if it is damaged."""
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise ValueError(f'{path} is damaged: {error}') from error
+  found = sealed.read_json(path)
+  if not isinstance(found, dict):
+    raise ValueError(f'{path} is damaged: it holds no object')
+  return found
 
 
 def align(*found: Predictions) -> list[Predictions] | None:

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from tlkd_jax.runtime.atomic import replace_text
+from tlkd_jax.runtime import sealed
 from tlkd_jax.runtime.paths import expanded
 from tlkd_jax.settings.older import in_todays_keys
 
@@ -54,7 +54,7 @@ def write(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
   }
   kept = {key: known for key, known in found.items() if known}
   if kept:
-    replace_text(folder / _FILE, json.dumps(kept, indent=1) + '\n')
+    sealed.write_text(folder / _FILE, json.dumps(kept, indent=1) + '\n')
 
 
 def located(folder: pathlib.Path, config: Config) -> Config:
@@ -201,8 +201,8 @@ def _read(folder: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
   path = folder / _FILE
   if not path.exists():
     return {}
+  found = sealed.read_json(path)
   try:
-    found = json.loads(path.read_text())
     return {
       key: [
         {

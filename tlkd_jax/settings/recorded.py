@@ -3,11 +3,11 @@
 A file for `--config` like those of `configs/`; its argument is the record.
 """
 
-import json
 import pathlib
 
 import ml_collections
 
+from tlkd_jax.runtime import sealed
 from tlkd_jax.settings import origins
 from tlkd_jax.settings.door import from_config, to_config_dict
 
@@ -21,10 +21,7 @@ def get_config(arg: str) -> ml_collections.ConfigDict:
   Raises:
     ValueError: it is damaged, or holds no configuration.
   """
-  try:
-    recorded = json.loads(pathlib.Path(arg).read_text())
-  except ValueError as error:
-    raise ValueError(f'{arg} is damaged: {error}') from error
+  recorded = sealed.read_json(pathlib.Path(arg))
   if not isinstance(recorded, dict) or 'arm' not in recorded:
     raise ValueError(f"{arg} is no run's config.json: it names no arm")
   found = origins.located(pathlib.Path(arg).parent, recorded)

@@ -1,7 +1,6 @@
 """One cell of a study: its run, and the record that says it is finished."""
 
 import dataclasses
-import json
 import pathlib
 import shutil
 import time
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 from tlkd_jax import data, protocols
 from tlkd_jax.evaluation import evaluate, records
 from tlkd_jax.evaluation.metrics import compute_metrics, goodness
+from tlkd_jax.runtime import sealed
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.settings.top import AUTOMATIC
@@ -170,7 +170,7 @@ def configure(
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:
   """What `run` wrote."""
-  return json.loads((folder / 'cell.json').read_text())
+  return sealed.read_json(folder / 'cell.json')
 
 
 def _record(

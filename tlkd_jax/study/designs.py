@@ -51,10 +51,17 @@ _SMOKE = {'study.seeds': 2, 'study.sizes': (2, 4)}
 # What differs where the arms are tuned: one size, and half of the images that
 # a choice needs.
 _TUNED: dict[str, dict[str, Any]] = {
-  'trashnet': {'study.sizes': (20,), 'image_size': 96, 'num_steps': 100},
+  'trashnet': {
+    'study.sizes': (20,),
+    'image_size': 96,
+    # The student's; another one is tried by --config.study.datasets.NAME.
+    'teacher.image_size': 0,
+    'num_steps': 100,
+  },
   'cifar10': {
     'study.sizes': (10,),
     'image_size': 64,
+    'teacher.image_size': 0,
     'num_steps': 100,
     'data.num_validation_per_class': 100,
     'data.num_test_per_class': 100,

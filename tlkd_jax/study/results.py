@@ -1,6 +1,5 @@
 """STUDY/results.json: one row a cell, from the records on disk."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, cast
@@ -8,6 +7,7 @@ from typing import Any, cast
 from tlkd_jax.answer.rows import Answers, make_answers
 from tlkd_jax.evaluation import records
 from tlkd_jax.report import markdown
+from tlkd_jax.runtime import sealed
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.settings import Settings
 from tlkd_jax.study import cells
@@ -78,7 +78,7 @@ def _degraded(folder: pathlib.Path) -> dict[str, Any]:
   path = folder / 'evaluation' / 'corruptions.json'
   if not path.exists():
     return {}
-  found = json.loads(path.read_text())
+  found = sealed.read_json(path)
   errors = found['mean_corrupted_error'].items()
   top1 = {group: 1 - error for group, error in errors if error is not None}
   top1 = {'clean': found['clean']['top1']} | top1

@@ -6,11 +6,14 @@ the loop (data order, best so far), enough to resume bit for bit.
 description that suffices to rebuild the model: what evaluation, prediction,
 export and a student's teacher read. Those of another network that learned are
 in `NAME/checkpoints/best/STEP`, of the same step. Orbax writes to a temporary
-folder and renames it, so a killed save leaves the one before.
+folder and renames it, so a killed save leaves the one before. The record of a
+checkpoint holds digests of its arrays and of itself, which are compared when it
+is read: one wrong bit in a weight is a network that nobody trained.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
 import sys
@@ -18,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from tlkd_jax.data import Look
@@ -68,6 +72,9 @@ class Description:
 # Of the runs of a command, as seen from its workdir.
 _BEST_BELOW = '*/checkpoints/best'
 _FIELDS = dataclasses.fields(Learner)
+# Key of a record -> the digests of {'arrays', 'record'}; earlier versions have
+# none.
+_DIGESTS = 'digests'
 
 
 class Checkpoints:
@@ -113,17 +120,16 @@ class Checkpoints:
       ValueError: the files are corrupt or of another structure.
     """
     step = self._latest.latest_step()
+    path = self._latest.directory / str(step)
     args = ocp.args.Composite(
       arrays=ocp.args.StandardRestore(_items(abstract)),
       record=ocp.args.JsonRestore(),
     )
-    restored = _checked(
-      self._latest.directory / str(step),
-      lambda: self._latest.restore(step, args=args),
-    )
+    restored = _checked(path, lambda: self._latest.restore(step, args=args))
     arrays = restored['arrays']
+    record = _verified(path, restored['record'], arrays)
     learners = {k: Learner(**v) for k, v in arrays['learners'].items()}
-    return State(arrays['step'], learners), restored['record']
+    return State(arrays['step'], learners), record
 
   def close(self) -> None:
     """Ends Orbax's threads."""
@@ -133,13 +139,14 @@ class Checkpoints:
   def _write(self, manager, step, arrays, record) -> None:
     if step in manager.all_steps():
       return
+    digests = {'arrays': digest(arrays), 'record': _digest_of(record)}
     try:
       with _quiet_failure():
         manager.save(
           step,
           args=ocp.args.Composite(
             arrays=ocp.args.StandardSave(arrays),
-            record=ocp.args.JsonSave(record),
+            record=ocp.args.JsonSave(record | {_DIGESTS: digests}),
           ),
           force=True,
         )
@@ -176,11 +183,8 @@ def read_description(workdir: str | pathlib.Path) -> Description:
     ValueError: the description is unreadable, lacks a field or has one of
       another kind; the message names the file and all such fields.
   """
-  path = _best_step(workdir) / 'record' / 'metadata'
-  try:
-    record = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise ValueError(f'corrupt checkpoint record {path}: {error}') from error
+  record = _read_record(_best_step(workdir))
+  path = _record_of(_best_step(workdir))
   faults = _faults(record)
   if faults:
     raise ValueError(f'corrupt checkpoint record {path}: {"; ".join(faults)}')
@@ -190,6 +194,59 @@ def read_description(workdir: str | pathlib.Path) -> Description:
       value = record[field.name]
       values[field.name] = tuple(value) if isinstance(value, list) else value
   return Description(**values)
+
+
+def _record_of(step: pathlib.Path) -> pathlib.Path:
+  return step / 'record' / 'metadata'
+
+
+def _read_record(step: pathlib.Path) -> dict[str, Any]:
+  """The record of a checkpoint, compared with its own digest."""
+  path = _record_of(step)
+  try:
+    record = json.loads(path.read_text())
+  except (OSError, RecursionError, ValueError) as error:
+    raise ValueError(f'corrupt checkpoint record {path}: {error}') from error
+  return _verified(step, record) if isinstance(record, dict) else record
+
+
+def _verified(
+  step: pathlib.Path, record: dict[str, Any], arrays: Tree | None = None
+) -> dict[str, Any]:
+  """A record without its digests, which it and the arrays must have.
+
+  Raises:
+    ValueError: something is not what was saved.
+  """
+  own = {key: value for key, value in record.items() if key != _DIGESTS}
+  if _DIGESTS not in record:
+    return own
+  digests = record[_DIGESTS]
+  if not isinstance(digests, dict) or digests.get('record') != _digest_of(own):
+    raise ValueError(
+      f'corrupt checkpoint record {_record_of(step)}: it is not what was saved'
+    )
+  if arrays is not None and digests.get('arrays') != digest(arrays):
+    raise ValueError(
+      f'corrupt checkpoint {step}: its arrays are not those that were saved'
+    )
+  return own
+
+
+def _digest_of(record: dict[str, Any]) -> str:
+  text = json.dumps(json.loads(json.dumps(record)), sort_keys=True)
+  return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def digest(tree: Tree) -> str:
+  """Of names, shapes, dtypes and values; replicated arrays are read once."""
+  found = hashlib.blake2b(digest_size=16)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    whole = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+    value = np.asarray(whole)
+    name = f'{jax.tree_util.keystr(path)} {value.shape} {value.dtype.name}'
+    found.update(name.encode() + value.tobytes())
+  return found.hexdigest()
 
 
 def _faults(record: Any) -> list[str]:
@@ -205,6 +262,9 @@ def _faults(record: Any) -> list[str]:
   ]
   if missing:
     return [f'it lacks {", ".join(missing)}']
+  unknown = sorted(record.keys() - {field.name for field in fields})
+  if unknown:
+    return [f'it has {", ".join(unknown)}, which no version writes']
   faults = []
   for field in fields:
     fits, kind = _KINDS[field.type]
@@ -262,9 +322,12 @@ def read_model(workdir: str | pathlib.Path, abstract: Tree) -> Tree:
     FileNotFoundError: the folder is not a run with a checkpoint.
     ValueError: the files are corrupt or of another structure.
   """
-  path = _best_step(workdir) / 'arrays'
+  step = _best_step(workdir)
+  path = step / 'arrays'
   with ocp.StandardCheckpointer() as checkpointer:
-    return _checked(path, lambda: checkpointer.restore(path, abstract))
+    found = _checked(path, lambda: checkpointer.restore(path, abstract))
+  _verified(step, _read_record(step), found)
+  return found
 
 
 def _best_step(workdir: str | pathlib.Path) -> pathlib.Path:

@@ -1,6 +1,7 @@
 """How well a run goes: its metrics, its validation, its best step, its end."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import jax
@@ -42,6 +43,20 @@ class Position:
   since_best: int = 0
   seconds: float = 0.0
   images: int = 0
+
+
+def position_of(record: dict[str, Any], workdir: pathlib.Path) -> Position:
+  """The position that a checkpoint holds.
+
+  Raises:
+    ValueError: it holds something else.
+  """
+  try:
+    return Position(**record)
+  except TypeError as error:
+    raise ValueError(
+      f"corrupt checkpoint in {workdir}: its record is no run's ({error})"
+    ) from error
 
 
 def is_stalled(settings: Settings, position: Position) -> bool:

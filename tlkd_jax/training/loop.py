@@ -5,7 +5,6 @@ the same configuration resumes it, or returns the summary of a finished one.
 """
 
 import dataclasses
-import json
 import pathlib
 import time
 from typing import Any
@@ -16,7 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax.data import Dataset
-from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime import sealed, sharding
 from tlkd_jax.runtime.errors import Interrupted, as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
@@ -73,7 +72,7 @@ def fine_tune(
     if summary_path.exists():
       data_record.write(workdir, record)
       logging.info('%s is finished; its summary is returned', workdir)
-      return json.loads(summary_path.read_text())
+      return sealed.read_json(summary_path)
     run = set_up(settings, workdir, dataset, mesh)
     # Not before: a mistake leaves no folder that the mended command would
     # find to be of another configuration.
@@ -122,7 +121,7 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[State, Position]:
   abstract = abstract_like(jax.eval_shape(begin, run.beginnings), copied)
   with as_user_errors():
     state, record = checkpoints.restore(abstract)
-  return state, Position(**record)
+    return state, judging.position_of(record, run.workdir)
 
 
 def _loop(run: Run, state: State, position: Position, checkpoints):
@@ -137,7 +136,8 @@ def _loop(run: Run, state: State, position: Position, checkpoints):
   # The teacher's stored targets are part of what the run costs.
   position.seconds += time.monotonic() - begun
   says.measure(run, stored)
-  writer = MetricWriter(run.workdir, start) if sharding.is_lead() else None
+  with as_user_errors():
+    writer = MetricWriter(run.workdir, start) if sharding.is_lead() else None
   shown = Progress(run.settings.arm, start, run.num_steps)
   try:
     with StopRequest() as stop:

@@ -4,9 +4,11 @@ import json
 import math
 import pathlib
 import sys
+import zlib
 from typing import Any
 
 from tlkd_jax.evaluation import records
+from tlkd_jax.runtime import sealed
 from tlkd_jax.runtime.atomic import replace_text
 
 
@@ -26,19 +28,27 @@ def _import_tensorboardx() -> Any:
 
 tensorboardX = _import_tensorboardx()
 
+METRICS = 'metrics.jsonl'
+# The last key of a row: the CRC-32 of what stands before it.
+_CHECK = b', "crc": '
+
 
 class MetricWriter:
-  """Appends rows {"step", "split", name: value, ...} of one run.
+  """Appends rows {"step", "split", name: value, ..., "crc"} of one run.
 
   Reopening a run at a checkpoint drops the rows after it, so that a resumed
   run's file equals an uninterrupted one's.
+
+  Raises:
+    ValueError: a row that is there is damaged.
   """
 
   def __init__(self, workdir: str | pathlib.Path, resume_step: int = 0):
     workdir = pathlib.Path(workdir)
-    self._path = workdir / 'metrics.jsonl'
+    self._path = workdir / METRICS
     kept = [r for r in read_rows(self._path) if r['step'] <= resume_step]
-    text = ''.join(records.dumps(row) + '\n' for row in kept)
+    text = ''.join(_as_line(row) for row in kept)
+    sealed.unseal(self._path)
     replace_text(self._path, text)
     self._file = self._path.open('a')
     self._events = tensorboardX.SummaryWriter(
@@ -48,7 +58,7 @@ class MetricWriter:
   def write(self, step: int, split: str, values: dict[str, float]) -> None:
     """Appends one row; floats, flushed to disk."""
     row = {'step': step, 'split': split} | values
-    self._file.write(records.dumps(row) + '\n')
+    self._file.write(_as_line(row))
     self._file.flush()
     for name, value in values.items():
       if math.isfinite(value):
@@ -63,16 +73,42 @@ class MetricWriter:
 def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
   """Rows of a metrics.jsonl; a last line cut short by a kill is left out.
 
-  What was undefined is NaN.
+  What was undefined is NaN. Rows of earlier versions have no checksum.
+
+  Raises:
+    ValueError: a row, or the file of a finished run, is not what was written.
   """
   path = pathlib.Path(path)
   if not path.exists():
     return []
+  lines = sealed.read_text(path).encode().split(b'\n')
+  # A whole line has its end, so that what comes after the last one is nothing.
+  whole = lines[:-1]
+  checked = any(_CHECK in line for line in whole)
   rows = []
-  for line in path.read_text().splitlines():
+  for number, line in enumerate(whole, 1):
+    content, _, check = line.rpartition(_CHECK)
+    if checked and check != _ending(content):
+      raise _damaged(path, number, 'it is not what was written')
     try:
-      row = json.loads(line)
-    except json.JSONDecodeError:
-      break
-    rows.append({k: math.nan if v is None else v for k, v in row.items()})
+      row = json.loads(content + b'}' if checked else line)
+      rows.append({k: math.nan if v is None else v for k, v in row.items()})
+    except (ValueError, AttributeError, RecursionError) as error:
+      raise _damaged(path, number, str(error)) from error
   return rows
+
+
+def _as_line(row: dict[str, Any]) -> str:
+  content = records.dumps(row)[:-1].encode()
+  return (content + _CHECK + _ending(content)).decode() + '\n'
+
+
+def _ending(content: bytes) -> bytes:
+  return b'"%08x"}' % zlib.crc32(content)
+
+
+def _damaged(path: pathlib.Path, number: int, why: str) -> ValueError:
+  return ValueError(
+    f'{path} is damaged at line {number}: {why}. Take it from a copy, or '
+    'delete it: the course of training is lost then, and nothing else'
+  )

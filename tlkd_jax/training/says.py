@@ -1,6 +1,5 @@
 """What the teachers of a run say, measured before the student starts."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from absl import logging
 
 from tlkd_jax.evaluation import records, teaching
 from tlkd_jax.models.network import make_eval_step
-from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime import sealed, sharding
 from tlkd_jax.training import drawing, own_probe, targets, views
 from tlkd_jax.training.run import Run, constants
 from tlkd_jax.training.step import as_int32
@@ -39,7 +38,7 @@ def measure(run: Run, stored: Mapping[str, targets.Targets]) -> dict[str, Any]:
   if not run.teachers:
     return {}
   if path.exists():
-    return json.loads(path.read_text())
+    return sealed.read_json(path)
   probe = own_probe.predict(run)
   probe_nll = None if probe is None else teaching.scaled_nll(*probe)
   found = {

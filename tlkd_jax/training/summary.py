@@ -1,7 +1,6 @@
 """What a run says at its end: metrics of its best step and of its teacher."""
 
 import dataclasses
-import json
 from typing import Any
 
 import numpy as np
@@ -9,9 +8,10 @@ import numpy as np
 from tlkd_jax.data import pipeline
 from tlkd_jax.evaluation import evaluate, records
 from tlkd_jax.models.network import Network, make_eval_step
-from tlkd_jax.runtime import devices, sharding
+from tlkd_jax.runtime import devices, sealed, sharding
 from tlkd_jax.training import networks
 from tlkd_jax.training.checkpoints import abstract_like, folder_of, read_model
+from tlkd_jax.training.metric_writers import METRICS
 from tlkd_jax.training.run import Run
 
 SPLITS = ('validation', 'test')
@@ -77,7 +77,7 @@ def finish(run: Run, progress) -> dict[str, Any]:
   }
   said = run.workdir / SAYS
   if said.exists():
-    summary['teacher_says'] = json.loads(said.read_text())
+    summary['teacher_says'] = sealed.read_json(said)
   if run.cost is not None:
     summary['cost_matched'] = run.cost.as_json()
   summary = records.plain(summary)
@@ -86,6 +86,8 @@ def finish(run: Run, progress) -> dict[str, Any]:
     for name, predictions in found.items():
       evaluate.save(folder / f'{name}.npz', predictions)
     evaluate.save_confusions(folder, found)
+    if (run.workdir / METRICS).exists():
+      sealed.seal(run.workdir / METRICS)
     records.write_json(run.workdir / 'summary.json', summary)
   return summary
 

@@ -3,8 +3,9 @@
 A folder holds `fingerprint.json`, which says what its numbers are of, and per
 view v `view<v>.npy` (memory-mapped, one row per example in the order of the
 split) with its checksum in `view<v>.sum`. A view that is being filled is
-`view<v>.part`, NaN where nothing was computed yet, so that a killed fill goes
-on where it stopped; it gets its final name when every row is there.
+`view<v>.part`, NaN where nothing was computed yet, and `view<v>.rows` has a
+line for the rows of each write, `START COUNT CHECKSUM`, so that a killed fill
+goes on where it stopped; it gets its final name when every row is there.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +22,7 @@ import numpy as np
 from absl import logging
 from scipy import special
 
+from tlkd_jax.runtime import mapped
 from tlkd_jax.runtime.atomic import replace_text
 
 DTYPES = ('float16', 'float32')
@@ -208,6 +211,9 @@ class Store:
     stored = np.lib.format.open_memmap(part, mode='r+')
     stored[start : start + len(rows)] = rows
     stored.flush()
+    check = _checksum(np.asarray(rows, stored.dtype))
+    with self._path(view, 'rows').open('a') as lines:
+      lines.write(f'{start} {len(rows)} {check}\n')
 
   def commit(self, view: int) -> None:
     """Gives a filled view its name."""
@@ -217,6 +223,7 @@ class Store:
       raise AssertionError(f'{part} is not filled')
     replace_text(self._path(view, 'sum'), _checksum(stored))
     part.replace(self._path(view, 'npy'))
+    self._path(view, 'rows').unlink(missing_ok=True)
 
   def open(self, num_views: int) -> Targets:
     """The targets, once all views are there.
@@ -284,10 +291,27 @@ class Store:
     if part.exists():
       stored = self._load(part)
       if stored is not None:
-        return _first_nan(stored), f'{part.name} was not finished'
+        whole = min(_first_nan(stored), self._first_unwritten(view, stored))
+        return whole, f'{part.name} was not finished'
       part.unlink()
       return 0, f'{part.name} was damaged'
     return 0, ''
+
+  def _first_unwritten(self, view: int, stored: np.ndarray) -> int:
+    """The first row of a part that is not what was written there."""
+    path = self._path(view, 'rows')
+    text = path.read_text(errors='replace') if path.exists() else ''
+    reached = 0
+    for line in text.splitlines():
+      match = re.fullmatch(r'(\d+) (\d+) ([0-9a-f]+)', line)
+      if match is None:
+        break
+      start, count = int(match[1]), int(match[2])
+      rows = stored[start : start + count]
+      if start > reached or _checksum(rows) != match[3]:
+        return min(start, reached)
+      reached = max(reached, start + count)
+    return reached
 
   def _load(self, path: pathlib.Path) -> np.ndarray | None:
     try:
@@ -300,9 +324,7 @@ class Store:
   def _create(self, path: pathlib.Path) -> None:
     """A file of NaN; named only then, as what is not written reads as 0."""
     new = path.with_suffix('.new')
-    stored = np.lib.format.open_memmap(
-      new, mode='w+', dtype=self._layout.row, shape=(self._size,)
-    )
+    stored = mapped.create(new, self._layout.row, (self._size,))
     empty = np.zeros((), self._layout.row)
     for name in _float_fields(empty.dtype):
       empty[name] = np.nan

@@ -8,6 +8,7 @@ summary.json       written when the run is finished
 metrics.jsonl      the course of training, tensorboard/ beside it
 predictions/       logits, labels, indices of validation and test
 checkpoints/       latest: to resume; best: the run's own network
+.sums/             digests of the JSON files, see runtime.sealed
 NAME/checkpoints/  best of another network that learned (a peer)
 """
 
@@ -20,8 +21,7 @@ from absl import logging
 
 from tlkd_jax import settings as settings_
 from tlkd_jax.models.weights import hub
-from tlkd_jax.runtime import sharding
-from tlkd_jax.runtime.atomic import replace_text
+from tlkd_jax.runtime import sealed, sharding
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings, origins
 from tlkd_jax.settings.networks import OPEN
@@ -137,19 +137,19 @@ def write(workdir: pathlib.Path, settings: Settings) -> None:
       return
   workdir.mkdir(parents=True, exist_ok=True)
   origins.write(workdir, config)
-  replace_text(path, json.dumps(config, indent=1))
+  sealed.write_text(path, json.dumps(config, indent=1))
 
 
 def write_cost(workdir: pathlib.Path, cost: dict[str, Any]) -> None:
   """Writes what the further steps of a run were counted from."""
   if sharding.is_lead():
-    replace_text(workdir / _COST, json.dumps(cost, indent=1))
+    sealed.write_text(workdir / _COST, json.dumps(cost, indent=1))
 
 
 def read_cost(workdir: pathlib.Path) -> dict[str, Any] | None:
   """What `write_cost` wrote; None of a run without further steps."""
   path = workdir / _COST
-  return json.loads(path.read_text()) if path.exists() else None
+  return sealed.read_json(path) if path.exists() else None
 
 
 def length(workdir: pathlib.Path, settings: Settings) -> int:
@@ -225,11 +225,7 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
   path = workdir / 'config.json'
   if not path.exists():
     raise FileNotFoundError(f'{workdir} holds no config.json: not a run')
-  try:
-    config = json.loads(path.read_text())
-  except ValueError as error:
-    raise ValueError(f'{path} is damaged: {error}') from error
-  return origins.located(workdir, config)
+  return origins.located(workdir, sealed.read_json(path))
 
 
 def _alike(workdir: pathlib.Path, key: str, old: Any, new: Any) -> bool:
