@@ -9,6 +9,8 @@ import pytest
 
 from tests import tiny
 from tests.workdirs import arrays, wait_for_step
+from tlkd_jax import arms
+from tlkd_jax.runtime import sharding
 from tlkd_jax.training.metric_writers import read_rows
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
@@ -44,25 +46,25 @@ def finish(processes) -> list[str]:
 def test_two_processes_equal_one(start_main, cache_dir, compare_run, tmp_path):
   """TL+KD on stored targets with BatchNorm statistics of the global batch.
 
-  One of the two is asked to stop, both save and end, and both resume. What is
-  left of a difference is the order of the sums over the batch: 1e-5.
+  The one is this process. One of the two is asked to stop, both save and end,
+  and both resume. What is left of a difference is the order of the sums over
+  the batch: 1e-5.
   """
-  arguments = tiny.arguments(
-    'kd',
-    cache_dir,
-    num_steps=60,
-    log_every_steps=10,
-    eval_every_steps=10,
-    batch_norm='train',
-    targets__mode='cached',
-    targets__views=2,
-    targets__dtype='float32',
-    targets__dir=str(tmp_path / 'targets'),
-    teacher__checkpoint=str(compare_run / 'teacher'),
-  )
-  one = start_main(*arguments, f'--workdir={tmp_path / "one"}')
-  finish([one])
+  given = {
+    'num_steps': 60,
+    'log_every_steps': 10,
+    'eval_every_steps': 10,
+    'batch_norm': 'train',
+    'targets__mode': 'cached',
+    'targets__views': 2,
+    'targets__dtype': 'float32',
+    'targets__dir': str(tmp_path / 'targets'),
+    'teacher__checkpoint': str(compare_run / 'teacher'),
+  }
+  config = tiny.make_config('kd', cache_dir, **given)
+  arms.run(config, tmp_path / 'one', sharding.make_mesh(1))
 
+  arguments = tiny.arguments('kd', cache_dir, **given)
   command = [*arguments, f'--workdir={tmp_path / "two"}']
   processes = start_two(start_main, *command)
   wait_for_step(tmp_path / 'two', processes[1], 10)
