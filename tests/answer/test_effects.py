@@ -187,7 +187,9 @@ def test_runs_on_other_test_images_are_no_pair():
   # So are other classes of the same images.
   answering(moved, lambda r: np.arange(200) < 90)
   assert runs.mismatched(rows, 'kd', 'tl') == []
-  moved[0]['answers'].labels[0] += 1
+  labels = np.arange(200) % 3
+  labels[0] += 1
+  moved[0]['answers'] = make_answers(np.eye(3)[labels], labels, np.arange(200))
   assert runs.mismatched(rows, 'kd', 'tl') == [(DIGITS, 2)]
 
 

@@ -1,33 +1,32 @@
 """Rows, one a run, and which of them belong together."""
 
+import base64
 import collections
 import dataclasses
+import hashlib
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, NotRequired, TypedDict, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-  """Which test images a run got right, in the order of `indices`.
+  """Which test images a run got right, by number of the image.
 
   Attributes:
-    indices: int64 [N], increasing, each image's number in its data set.
-    labels: int [N], true classes.
-    right: bool [N].
+    images: digest of the images' numbers and true classes, which tells
+      whether two runs answered to the same ones.
+    right: bool [N], in the order of the images' numbers.
   """
 
-  indices: np.ndarray
-  labels: np.ndarray
+  images: str
   right: np.ndarray
 
   def same_images(self, other: 'Answers') -> bool:
     """Whether both are of the same images."""
-    return np.array_equal(self.indices, other.indices) and np.array_equal(
-      self.labels, other.labels
-    )
+    return self.images == other.images
 
 
 def make_answers(
@@ -36,7 +35,37 @@ def make_answers(
   """Answers from predictions on test: [N, K], [N] and [N], in any order."""
   order = np.argsort(indices, kind='stable')
   right = logits.argmax(axis=-1) == labels
-  return Answers(indices[order], labels[order], right[order])
+  digest = hashlib.sha256()
+  for values in (indices, labels):
+    digest.update(np.ascontiguousarray(values[order], '<i8').tobytes())
+  return Answers(digest.hexdigest()[:16], right[order])
+
+
+def pack(answers: Answers) -> dict[str, Any]:
+  """Answers as JSON, an eighth of a byte an image: {images, count, right}."""
+  bits = np.packbits(answers.right).tobytes()
+  return {
+    'images': answers.images,
+    'count': len(answers.right),
+    'right': base64.b64encode(bits).decode(),
+  }
+
+
+def unpack(packed: Mapping[str, Any]) -> Answers:
+  """What `pack` packed.
+
+  Raises:
+    ValueError: it is damaged.
+  """
+  try:
+    bits = base64.b64decode(packed['right'], validate=True)
+    count = int(packed['count'])
+    if len(bits) != -(-count // 8):
+      raise ValueError(f'{len(bits)} bytes for {count} images')
+    right = np.unpackbits(np.frombuffer(bits, np.uint8), count=count)
+    return Answers(str(packed['images']), right.astype(bool))
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f'packed answers are damaged: {error}') from error
 
 
 class Row(TypedDict):
@@ -55,6 +84,7 @@ class Row(TypedDict):
       counts nowhere and has no `test`.
     test: metric -> value on test, None or NaN where it is undefined.
     answers: to single test images, where they are at hand.
+    made: by what it was made: commit, versions, device and cores, in words.
   """
 
   dataset: str
@@ -68,6 +98,7 @@ class Row(TypedDict):
   chosen: bool
   test: NotRequired[dict[str, float | None]]
   answers: NotRequired[Answers]
+  made: NotRequired[dict[str, Any]]
 
 
 # A page's own kind of row goes in and comes out.
@@ -91,6 +122,11 @@ def size_in_words(size: float) -> str:
   if size == 0:
     return 'all images'
   return f'{size:g} of the images' if size < 1 else f'{size:g} per class'
+
+
+def in_words(place: Place) -> str:
+  """A place's data set and size, whatever its recipe."""
+  return str(place._replace(recipe=''))
 
 
 def place_of(row: Row) -> Place:

@@ -60,7 +60,7 @@ def _study() -> None:
     jax.config.update('jax_platforms', 'cpu')
   command_line.use_compilation_cache(_CACHE.value)
   from tlkd_jax import settings
-  from tlkd_jax.study import conduct, tuning
+  from tlkd_jax.study import conduct, plans, tuning
   from tlkd_jax.study.matrix import check
 
   with as_user_errors():
@@ -71,6 +71,7 @@ def _study() -> None:
     root.mkdir(parents=True, exist_ok=True)
     if not (_WORKER.value or _ONLY_REPORT.value):
       check(config, matrix)
+      plans.state(config, root)
   if not _ONLY_REPORT.value:
     _run(config, root, part)
   if _WORKER.value:

@@ -6,7 +6,7 @@ import pathlib
 from tlkd_jax.runtime import devices, sharding
 from tlkd_jax.runtime.errors import RunError, as_user_errors
 from tlkd_jax.settings import Settings
-from tlkd_jax.study import cells, pages, results, tuning, workers
+from tlkd_jax.study import cells, pages, plans, results, tuning, workers
 from tlkd_jax.study.analysis import CellRow
 from tlkd_jax.study.matrix import check
 
@@ -33,6 +33,7 @@ def run(config: Settings, root: pathlib.Path) -> tuple[list[CellRow], str]:
     matrix = tuning.known(config, root)
     root.mkdir(parents=True, exist_ok=True)
     check(config, matrix)
+    plans.state(config, root)
   run_part(config, root)
   rows, answer = write(config, root)
   check_complete(config, root)

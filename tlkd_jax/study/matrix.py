@@ -123,7 +123,7 @@ def _cells_of(
   chosen: Mapping[tuple[str, float, str], list[Trial]] | None,
 ) -> list[Cell]:
   study = section_of(config)
-  arms = _ordered_arms(study)
+  arms = ordered_arms(study)
   every = trials.of_arms(study, arms)
   return [
     _make_cell(study, dataset, size, arm, seed, trial)
@@ -176,7 +176,7 @@ def needed(cell: Cell, matrix: Iterable[Cell]) -> list[Cell]:
   ]
 
 
-def _ordered_arms(study: Study) -> list[str]:
+def ordered_arms(study: Study) -> list[str]:
   """The arms to run and their teachers, each after its teachers."""
   order: list[str] = []
 
