@@ -63,6 +63,7 @@ def work(
   root: pathlib.Path,
   run: Callable[[Cell], Any],
   report: Callable[[], None],
+  is_over: Callable[[], bool] = lambda: False,
 ) -> None:
   """Runs cells of a shard until none is left for this process.
 
@@ -71,6 +72,7 @@ def work(
     root: STUDY.
     run: runs one cell to its end.
     report: called after each.
+    is_over: no further cell begins where it says so.
 
   Raises:
     Interrupted: the process was asked to stop; the cell's state is saved.
@@ -81,6 +83,8 @@ def work(
     # One pass over all cells for each look at the disk: a look for every cell
     # would make a study's bookkeeping quadratic.
     for cell in shard:
+      if is_over():
+        return
       if not _take(cell, shard, root, now):
         continue
       took = True
@@ -201,10 +205,18 @@ class Report:
   """Lines of progress: how many cells are finished, how long the rest takes."""
 
   def __init__(
-    self, known: Callable[[], list[Cell]], root: pathlib.Path, jobs: int
+    self,
+    known: Callable[[], list[Cell]],
+    root: pathlib.Path,
+    jobs: int,
+    look: Callable[[list[Cell]], str] | None = None,
   ):
-    """Args: the cells that are known by now; STUDY; how many workers."""
+    """Args: the cells known by now; STUDY; how many workers; what to say.
+
+    `look` says how far the answer is, of cells of which all are finished.
+    """
     self._known, self._root, self._jobs = known, root, jobs
+    self._look, self._seen = look, ''
     self._shard = known()
     self._shown: list[str] = []
     # Where there is a terminal, lines stand above the bar of a run.
@@ -219,6 +231,8 @@ class Report:
     """Prints a line where something changed; rewrites STUDY/progress.txt."""
     now = states(self._shard, self._root)
     if set(now.values()) == {'done'}:
+      if self._look is not None:
+        self._say(self._look(self._shard))
       # The cells that tune are finished, and say which ones confirm.
       self._shard = self._known()
       self._bar.total = len(self._shard)
@@ -239,7 +253,13 @@ class Report:
       line.append(f'{left} left')
     logging.info('study: %s', '; '.join(line))
     text = table(now) + '\n' + '; '.join(line) + '\n'
+    text += f'{self._seen}\n' if self._seen else ''
     (self._root / 'progress.txt').write_text(text)
+
+  def _say(self, seen: str) -> None:
+    if seen != self._seen:
+      logging.info('study: %s', seen)
+      self._seen, self._shown = seen, []
 
   def close(self) -> None:
     """Ends the bar."""
