@@ -108,7 +108,7 @@ def test_pairs_left_out_are_named():
     entry['answers'] = make_answers(np.eye(3), np.arange(3), images)
   found = draw(rows)
   assert found.overall.seeds == (1, 2, 3, 4, 5)
-  assert found.remarks[-1] == (
+  assert found.remarks[-2] == (
     'TL+KD and TL of seed 0 on digits, 10 per class have no predictions of the '
     'same test images and were left out.'
   )

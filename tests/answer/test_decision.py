@@ -124,7 +124,7 @@ def seen(reference, arm, plan):
   half = decision._halves(
     difference.var(ddof=1) / len(arm), over.now, len(arm), plan
   )
-  index = decision._verdicts(difference.mean(), half, plan.margin)
+  index = decision.verdicts(difference.mean(), half, plan.margin)
   return decision._name(index)
 
 

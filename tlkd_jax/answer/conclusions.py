@@ -112,9 +112,12 @@ def draw(
     *map(words.worth, worth),
     *(
       f'{labels[treatment]} and {labels[reference]} of seed {seed} on {place} '
-      'have no predictions of the same test images and were left out.'
-      for place, seed in runs.mismatched(rows, treatment, reference)
+      f'{why} and were left out.'
+      for (place, seed), why in runs.mismatched(
+        rows, treatment, reference
+      ).items()
     ),
+    *words.made(_pairs(rows, treatment, reference, plan)),
   ]
   return Conclusion(
     treatment=treatment,
@@ -152,6 +155,19 @@ def decisions(
       plan,
     )
     for count in range(min(FIRST_LOOK, most), most + 1)
+  ]
+
+
+def _pairs(
+  rows: Sequence[Row], treatment: str, reference: str, plan: Plan
+) -> list[tuple[int, Row]]:
+  """(seed, row) of all that counts in the answer."""
+  pairs, _ = effects.common_pairs(rows, treatment, reference, plan.places)
+  return [
+    (seed, row)
+    for by_seed in pairs.values()
+    for seed, both in by_seed.items()
+    for row in both
   ]
 
 

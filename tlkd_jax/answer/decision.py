@@ -33,6 +33,8 @@ Decided = Literal['helps', 'hurts', 'equal within the margin', 'not yet known']
 HELPS, HURTS = 'helps', 'hurts'
 EQUAL, UNKNOWN = 'equal within the margin', 'not yet known'
 SURE: tuple[Decided, ...] = (HELPS, HURTS, EQUAL)
+# Differences are not quite normal: a tenth of the level is kept back.
+_SPENT = 0.9
 # Beyond so many seeds nobody goes.
 _MOST_SEEDS = 5000
 _NAN = float('nan')
@@ -79,8 +81,13 @@ class Decision:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Halves:
-  """Half widths of the 95 % and the 90 % interval, arrays of one shape."""
+class Halves:
+  """Half widths of two intervals, arrays of one shape.
+
+  Attributes:
+    outer: of the 95 % one.
+    inner: of the 90 % one.
+  """
 
   outer: np.ndarray
   inner: np.ndarray
@@ -108,7 +115,7 @@ def decide_primary(
   )
   found: Decided = UNKNOWN
   if half is not None and images is not None:
-    found = _name(_verdicts(np.array(mean), half, plan.margin))
+    found = _name(verdicts(np.array(mean), half, plan.margin))
   fragile = found != UNKNOWN and not _survives(values, images, plan, found)
   verdict: Decided = UNKNOWN if fragile else found
   more, floor = 0, _floor(now)
@@ -139,10 +146,10 @@ def _alone(values: np.ndarray, plan: Plan) -> Decided:
     return UNKNOWN
   variance = float(values.var(ddof=1)) / count
   half = _halves(variance, Parts(0.0, 0.0, 1.0), count, plan)
-  return _name(_verdicts(values.mean(), half, plan.margin))
+  return _name(verdicts(values.mean(), half, plan.margin))
 
 
-def _halves(variance, parts: Parts, count: int, plan: Plan) -> _Halves | None:
+def _halves(variance, parts: Parts, count: int, plan: Plan) -> Halves | None:
   """Of the variance of the mean over seeds, float or array; see Parts."""
   if count < FIRST_LOOK:
     return None
@@ -151,7 +158,7 @@ def _halves(variance, parts: Parts, count: int, plan: Plan) -> _Halves | None:
 
 def _widths(
   variance, least: Parts, most: Parts, count: int, plan: Plan
-) -> tuple[_Halves, _Halves]:
+) -> tuple[Halves, Halves]:
   """Least and largest half widths, where parts lie between two bounds."""
   variance = np.asarray(variance, np.float64)
   low, high = np.maximum(variance, least.rest), np.maximum(variance, most.rest)
@@ -162,8 +169,8 @@ def _widths(
   small, large = np.sqrt(low + least.images), np.sqrt(high + most.images)
   outer, inner = levels(count, plan)
   return (
-    _Halves(stats.t.isf(outer, many) * small, stats.t.isf(inner, many) * small),
-    _Halves(stats.t.isf(outer, few) * large, stats.t.isf(inner, few) * large),
+    Halves(stats.t.isf(outer, many) * small, stats.t.isf(inner, many) * small),
+    Halves(stats.t.isf(outer, few) * large, stats.t.isf(inner, few) * large),
   )
 
 
@@ -172,12 +179,12 @@ def levels(count: int, plan: Plan) -> tuple[float, float]:
   # After the last look: of a study with that many seeds at most.
   seen = min(count, plan.max_seeds)
   return (
-    nominal_levels(plan.max_seeds, ALPHA / 2)[seen],
-    nominal_levels(plan.max_seeds, ALPHA)[seen],
+    nominal_levels(plan.max_seeds, _SPENT * ALPHA / 2)[seen],
+    nominal_levels(plan.max_seeds, _SPENT * ALPHA)[seen],
   )
 
 
-def _verdicts(mean: np.ndarray, half: _Halves, margin: float) -> np.ndarray:
+def verdicts(mean: np.ndarray, half: Halves, margin: float) -> np.ndarray:
   """Indices into SURE, or -1, of means and half widths of one shape."""
   return np.select(
     [
@@ -217,7 +224,7 @@ def _survives(
   )
   index = SURE.index(found)
   return all(
-    bool((_verdicts(mean, half, plan.margin) == index).all()) for half in halves
+    bool((verdicts(mean, half, plan.margin) == index).all()) for half in halves
   )
 
 

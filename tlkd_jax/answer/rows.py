@@ -101,6 +101,9 @@ class Row(TypedDict):
   made: NotRequired[dict[str, Any]]
 
 
+# Of `made`: what changes a result without anyone's changing the run.
+_ALIKE = ('device', 'cores', 'versions')
+
 # A page's own kind of row goes in and comes out.
 R = TypeVar('R', bound=Row)
 
@@ -176,25 +179,26 @@ def pairs(
 ) -> dict[int, tuple[R, R]]:
   """Seed -> rows of (arm, reference), of the seeds that both have at a place.
 
-  Two runs that answered to different test images are no pair.
+  Two runs that answered to different test images, or were made by other
+  versions, devices or numbers of cores, are no pair.
   """
   return {
     seed: both
     for seed, both in _common(rows, place, arm, reference).items()
-    if _comparable(*both)
+    if not _why_no_pair(*both)
   }
 
 
 def mismatched(
   rows: Sequence[Row], arm: str, reference: str
-) -> list[tuple[Place, int]]:
-  """Places and seeds at which two arms answered to different test images."""
-  return [
-    (place, seed)
+) -> dict[tuple[Place, int], str]:
+  """Places and seeds at which two arms are no pair -> why, a predicate."""
+  return {
+    (place, seed): why
     for place in places(rows)
     for seed, both in _common(rows, place, arm, reference).items()
-    if not _comparable(*both)
-  ]
+    if (why := _why_no_pair(*both))
+  }
 
 
 def _common(
@@ -204,9 +208,17 @@ def _common(
   return {seed: (x[seed], y[seed]) for seed in x if seed in y}
 
 
-def _comparable(x: Row, y: Row) -> bool:
+def _why_no_pair(x: Row, y: Row) -> str:
   ours, theirs = x.get('answers'), y.get('answers')
-  return ours is None or theirs is None or ours.same_images(theirs)
+  if ours is not None and theirs is not None and not ours.same_images(theirs):
+    return 'have no predictions of the same test images'
+  made, other = x.get('made'), y.get('made')
+  if made is None or other is None:
+    return ''
+  differing = [key for key in _ALIKE if made.get(key) != other.get(key)]
+  if not differing:
+    return ''
+  return f'were not made alike ({", ".join(differing)})'
 
 
 def value(row: Row, metric: str) -> float:

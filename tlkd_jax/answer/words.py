@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tlkd_jax.answer.decision import (
   EQUAL,
@@ -13,6 +14,7 @@ from tlkd_jax.answer.decision import (
 )
 from tlkd_jax.answer.effects import Effect
 from tlkd_jax.answer.plan import POWER, Plan
+from tlkd_jax.answer.rows import Row
 from tlkd_jax.answer.verdicts import JUDGED
 from tlkd_jax.answer.worth import Worth
 from tlkd_jax.evaluation import statistics
@@ -272,6 +274,43 @@ def worth(found: Worth) -> str:
       'fine-tuning reached at any size that was tried.'
     )
   return text
+
+
+def made(counted: Sequence[tuple[int, Row]]) -> list[str]:
+  """By what the runs of an answer were made, where not all are alike.
+
+  Args:
+    counted: (seed, row) of the runs.
+  """
+  found: dict[str, set[int]] = {}
+  unknown = 0
+  for seed, row in counted:
+    by = row.get('made')
+    if by is None:
+      unknown += 1
+    else:
+      found.setdefault(_made_by(by), set()).add(seed)
+  said = []
+  if len(found) > 1:
+    ways = '; '.join(
+      f'{by} (seeds {", ".join(map(str, sorted(seeds)))})'
+      for by, seeds in found.items()
+    )
+    said.append(f'The runs were made in {len(found)} ways: {ways}.')
+  if unknown:
+    said.append(
+      f'By which commit, versions and cores {_counted(unknown, "run")} of '
+      f'{len(counted)} were made is not recorded.'
+    )
+  return said
+
+
+def _made_by(by: Mapping[str, Any]) -> str:
+  versions = ', '.join(f'{k} {v}' for k, v in (by['versions'] or {}).items())
+  return (
+    f'commit {by["commit"] or "unknown"}, {by["device"]}, '
+    f'{_counted(by["cores"], "core")}, {versions}'
+  )
 
 
 def _places(effect: Effect) -> str:

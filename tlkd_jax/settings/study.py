@@ -171,6 +171,13 @@ class Study:
     'seeds do not count. Fixed likewise; `--until=sure` adds at most so many.',
     whole(5, 1000),
   )
+  cores: int = key(
+    1,
+    'Cores of the processor that a cell runs on, whatever --jobs: on others '
+    'its sums differ in their last digit, and a run of few images by points. '
+    'Not read where there is an accelerator; there workers share the cores.',
+    whole(1, 1024),
+  )
   keep: str = key(
     'best',
     'Checkpoints that stay of finished cells.',

@@ -70,12 +70,9 @@ def main(argv: list[str]) -> None:
 def _study() -> None:
   interrupts.resumable()
   allocator.keep_freed_memory()
-  if _WORKER.value:
-    index, count = map(int, _WORKER.value.split('/'))
-    from tlkd_jax.study import workers
-
-    workers.keep_to_share(index, count)
-  elif _JOBS.value > 1:
+  if not _ONLY_REPORT.value:
+    _keep_to_cores()
+  if not _WORKER.value and _JOBS.value > 1:
     import jax
 
     # This process only looks on; the devices belong to the workers.
@@ -103,6 +100,23 @@ def _study() -> None:
     print(answer)
     print(f'The report: {root / "index.html"}')
   conduct.check_complete(config, root, part, end)
+
+
+def _keep_to_cores() -> None:
+  """A cell has the cores that the study says, whatever runs beside it."""
+  from tlkd_jax.study import workers
+
+  study = _CONFIG.value.get('study')
+  if study is None:
+    return
+  index, count = 0, _JOBS.value
+  if _WORKER.value:
+    index, count = map(int, _WORKER.value.split('/'))
+  with as_user_errors():
+    if _WORKER.value or count == 1:
+      workers.keep_to_share(index, count, study.cores)
+    else:
+      workers.check_cores(count, study.cores)
 
 
 def _end(config):

@@ -9,7 +9,6 @@ import math
 import pathlib
 import time
 
-from tlkd_jax import settings
 from tlkd_jax.answer import conclusions
 from tlkd_jax.answer import plan as plans
 from tlkd_jax.answer.decision import SURE, UNKNOWN, Decision
@@ -67,7 +66,7 @@ def make(
       f'--max_seeds is {most}; accepted: {FIRST_LOOK}, the first look, to '
       f'{study.max_seeds} (study.max_seeds, which is fixed by the first run)'
     )
-  matrix.make_matrix(_with_seeds(config, most))
+  matrix.make_matrix(config, count=most)
   return Until(most, deadline, jobs)
 
 
@@ -95,20 +94,16 @@ def known(config: Settings, root: pathlib.Path, until: Until) -> list[Cell]:
   answer open, those of one seed more, and so on.
   """
   count = FIRST_LOOK
-  found = tuning.known(_with_seeds(config, count), root)
+  found = tuning.known(config, root, count)
   while _all_done(root, found) and not tuning.is_tuning(config, found):
     if count == until.seeds:
       return found
-    more = tuning.known(_with_seeds(config, count + 1), root)
+    more = tuning.known(config, root, count + 1)
     if not _all_done(root, more):
       open_ = _is_open(config, root) and _there_is_time(root, found, until)
       return more if open_ else found
     found, count = more, count + 1
   return found
-
-
-def _with_seeds(config: Settings, count: int) -> Settings:
-  return settings.with_values(config, {'study.seeds': count})
 
 
 def _all_done(root: pathlib.Path, found: list[Cell]) -> bool:

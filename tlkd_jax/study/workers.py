@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import logging
 
-from tlkd_jax.runtime import bars, interrupts
+from tlkd_jax.runtime import bars, devices, interrupts
 from tlkd_jax.runtime.errors import Interrupted, RunError, UserError
 from tlkd_jax.study import cells, claims
 from tlkd_jax.study.matrix import Cell, needed
@@ -160,15 +160,51 @@ def spawn(
   return workers
 
 
-def keep_to_share(index: int, count: int) -> None:
-  """Restricts this process to part `index` of `count` of cores or GPUs."""
+def keep_to_share(index: int, count: int, cores: int) -> None:
+  """Restricts this process to part `index` of `count` of cores or GPUs.
+
+  Before JAX starts, which takes as many threads as there are cores.
+
+  Args:
+    index: of this process.
+    count: of processes side by side.
+    cores: that each has where there is no accelerator, whatever the count; with
+      one they share all.
+
+  Raises:
+    ValueError: the machine has fewer cores.
+  """
   if hasattr(os, 'sched_setaffinity'):
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) >= count:
-      os.sched_setaffinity(0, set(cores[index::count]))
+    all_cores = sorted(os.sched_getaffinity(0))
+    if not devices.has_card():
+      _check_cores(len(all_cores), count, cores)
+      first = index * cores
+      os.sched_setaffinity(0, set(all_cores[first : first + cores]))
+    elif len(all_cores) >= count:
+      os.sched_setaffinity(0, set(all_cores[index::count]))
   gpus = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
   if len(gpus) >= count > 1:
     os.environ['CUDA_VISIBLE_DEVICES'] = ','.join(gpus[index::count])
+
+
+def _check_cores(there: int, count: int, cores: int) -> None:
+  if count * cores > there:
+    raise ValueError(
+      f'--jobs={count} with study.cores={cores} takes {count * cores} cores, '
+      f'and this process may use {there}; accepted: at most '
+      f'--jobs={max(there // cores, 1)}'
+      + (f' and study.cores={there}' if cores > there else '')
+    )
+
+
+def check_cores(count: int, cores: int) -> None:
+  """Refuses more processes than there are cores for.
+
+  Raises:
+    ValueError: names what would fit.
+  """
+  if hasattr(os, 'sched_setaffinity') and not devices.has_card():
+    _check_cores(devices.cores(), count, cores)
 
 
 def end_with_parent(parent: int) -> None:
