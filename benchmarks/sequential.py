@@ -18,8 +18,7 @@ that judge real ones (tlkd_jax.answer.decision). Designs:
 
 Errors are those of a sure verdict that is wrong: 'helps' or 'hurts' where the
 true difference is 0, 'equal' where it is the margin. `one look a seed` is the
-t test of 5 % at every look. Prints one JSON line. A minute of one core for
-every 10,000 studies of all designs.
+t test of 5 % at every look. Prints one JSON line; some minutes of one core.
 """
 
 import argparse
