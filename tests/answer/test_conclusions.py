@@ -9,7 +9,6 @@ import pytest
 from tests.study.rows import paired, row
 from tlkd_jax.answer import conclusions, words, worth
 from tlkd_jax.answer.rows import make_answers
-from tlkd_jax.evaluation import statistics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GAINS = (0.03, 0.01, 0.02, 0.04, 0.02, 0.03)
@@ -22,20 +21,22 @@ def draw(rows, metrics=('top1', 'nll')):
 @pytest.mark.parametrize(
   ('gains', 'start'),
   [
-    (GAINS, 'Yes: '),
-    ([-g for g in GAINS], 'No, it was worse: '),
-    ((0.03, -0.03, 0.02, -0.02, 0.01, 0.0), 'Inconclusive: '),
+    (GAINS, 'Yes, it helps: '),
+    ([-g for g in GAINS], 'No, it hurts: '),
+    ((0.001, -0.001, 0.001, 0.0, 0.0), 'Equal within the margin: '),
+    ((0.03, -0.03, 0.02, -0.02, 0.01, 0.0), 'Not yet known: '),
   ],
 )
 def test_the_answer_begins_with_the_verdict(gains, start):
   assert draw(paired(gains)).sentence.startswith(start)
 
 
-def test_five_seeds_cannot_decide_and_the_answer_says_so():
-  found = draw(paired(GAINS[:5]))
-  assert found.sentence.startswith('Inconclusive')
-  assert '5 paired seeds' in found.sentence
-  assert 'it cannot be below 0.0625' in found.sentence
+def test_four_seeds_are_not_looked_at_and_the_answer_says_so():
+  found = draw(paired(GAINS[:4]))
+  assert found.sentence.startswith('Not yet known: ')
+  assert '4 paired seeds' in found.sentence
+  assert 'The first look is after 5 seeds.' in found.sentence
+  assert found.looks == [] and found.decision.more >= 1
   assert '6 seeds are the least' in found.remarks[0]
 
 
@@ -47,13 +48,15 @@ def test_the_answer_names_effect_interval_and_verdicts():
   assert 'better at 2, worse at 1, inconclusive at 0' in text
   rows = paired(GAINS) + paired([-g for g in GAINS], size=20)
   rows += paired(GAINS, size=50)
-  text = draw(rows).sentence
+  found = draw(rows)
+  text = found.sentence
   assert 'better at 0, worse at 0, inconclusive at 3' in text
   # (0.025 - 0.025 + 0.025) / 3 of each seed.
   assert '+0.83 points over 3 places' in text
-  by_hand = statistics.mean_interval([g / 3 for g in GAINS])
-  low, high = 100 * by_hand['low'], 100 * by_hand['high']
-  assert f'{low:+.2f} to {high:+.2f} over 6 paired seeds' in text
+  low, high = 100 * found.decision.low, 100 * found.decision.high
+  assert f'{low:+.2f} to {high:+.2f} over 6 paired seeds and' in text
+  # The same images at each place: once.
+  assert 'and 10,000 test images' in text
   # TL is at 0.525 on average.
   assert '53.3 % for TL+KD and 52.5 % for TL' in text
 
@@ -61,7 +64,7 @@ def test_the_answer_names_effect_interval_and_verdicts():
 def test_what_so_few_seeds_cannot_decide_alone_is_said():
   rows = paired(GAINS) + paired(GAINS, size=20)
   found = draw(rows)
-  assert found.sentence.startswith('Yes: ')
+  assert found.sentence.startswith('Yes, it helps: ')
   assert (
     'corrected for 2 places no exact p gets below 0.0625' in (found.remarks[0])
   )
@@ -83,7 +86,7 @@ def test_places_that_are_not_finished_are_named():
 def test_one_seed_says_nothing_about_the_method():
   rows = paired([0.1]) + paired([0.1], size=20)
   text = draw(rows).sentence
-  assert text.startswith('One seed: inconclusive.')
+  assert text.startswith('Not yet known: one seed.')
   assert '+10.00 points over 2 places' in text
   assert text.endswith('seen only over several seeds.')
 
@@ -105,7 +108,7 @@ def test_pairs_left_out_are_named():
     entry['answers'] = make_answers(np.eye(3), np.arange(3), images)
   found = draw(rows)
   assert found.overall.seeds == (1, 2, 3, 4, 5)
-  assert found.remarks[-1] == (
+  assert found.remarks[-2] == (
     'TL+KD and TL of seed 0 on digits, 10 per class have no predictions of the '
     'same test images and were left out.'
   )
@@ -159,7 +162,11 @@ def test_the_committed_study_gives_the_numbers_of_the_docs():
   assert test['ci_high'] == pytest.approx(0.01171299753128651)
   assert (found.overall.p, test['pairs']) == (2 / 64, 6)
   assert len(found.overall.places) == 10 and not found.overall.left_out
-  assert found.sentence.startswith('Yes: ')
+  # Its rows have no answers to single images, and six seeds are few.
+  assert found.sentence.startswith('Not yet known: ')
+  assert 'answers to single test images are not at hand' in found.sentence
+  assert found.decision.alone == 'not yet known'
+  assert 'Nothing was stated before the runs' in found.remarks[1]
   assert {effect.verdict for effect in found.per_place['top1']} == {
     'inconclusive'
   }

@@ -183,12 +183,14 @@ def test_runs_on_other_test_images_are_no_pair():
   answering(moved, lambda r: np.arange(200) < 90, first=1)
   assert one_place(rows).seeds == (0, 1, 3, 4, 5)
   assert effects.overall(rows, 'kd', 'tl', 'top1').seeds == (0, 1, 3, 4, 5)
-  assert runs.mismatched(rows, 'kd', 'tl') == [(DIGITS, 2)]
+  assert list(runs.mismatched(rows, 'kd', 'tl')) == [(DIGITS, 2)]
   # So are other classes of the same images.
   answering(moved, lambda r: np.arange(200) < 90)
-  assert runs.mismatched(rows, 'kd', 'tl') == []
-  moved[0]['answers'].labels[0] += 1
-  assert runs.mismatched(rows, 'kd', 'tl') == [(DIGITS, 2)]
+  assert not runs.mismatched(rows, 'kd', 'tl')
+  labels = np.arange(200) % 3
+  labels[0] += 1
+  moved[0]['answers'] = make_answers(np.eye(3)[labels], labels, np.arange(200))
+  assert list(runs.mismatched(rows, 'kd', 'tl')) == [(DIGITS, 2)]
 
 
 def test_trials_that_were_not_chosen_count_nowhere():

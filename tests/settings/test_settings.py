@@ -182,6 +182,10 @@ WRONG = [
   ('study.reference', 'tll', 'did you mean tl'),
   ('study.run_arms', ('tl', 'kdd'), 'did you mean kd'),
   ('study.metrics', ('top1', 'brie'), 'did you mean brier?'),
+  ('study.margin', 0.0, 'a number in (0, 0.5]'),
+  ('study.margin', 0.51, 'a number in (0, 0.5]'),
+  ('study.max_seeds', 4, 'a whole number in [5, 1000]'),
+  ('study.cores', 0, 'a whole number in [1, 1024]'),
   ('study.keep', 'bets', 'all, best, needed; did you mean best?'),
   (
     'study.grid',

@@ -2,9 +2,15 @@
 
 import types
 
+import numpy as np
+
+from tlkd_jax.answer.rows import Answers
+
 STUDY = types.SimpleNamespace(
   reference='tl', treatment='kd', metrics=('top1', 'nll')
 )
+# Test images: two of them are less than any gain of the tests.
+COUNT = 10_000
 LABELS = {'tl': 'TL', 'kd': 'TL+KD', 'teacher': 'teacher', 'probe': 'probe'}
 
 
@@ -34,6 +40,17 @@ def row(arm, seed, top1, *, size=10, dataset='digits', nll=1.0, **more):
   } | more
 
 
+def answering(rows, count=COUNT):
+  """Rows with answers: `top1` of them right, other images for each run."""
+  for entry in rows:
+    rng = np.random.default_rng([entry['seed'], len(entry['arm'])])
+    right = np.zeros(count, bool)
+    right[: round(count * entry['test']['top1'])] = True
+    name = f'{entry["dataset"]}{count}'
+    entry['answers'] = Answers(name, rng.permutation(right))
+  return rows
+
+
 def paired(gains, **options):
   """TL at 0.5 + seed/100 and TL+KD `gains` above it, teacher at 0.9."""
   found = []
@@ -44,4 +61,4 @@ def paired(gains, **options):
       row('kd', seed, plain + gain, **options),
       row('teacher', seed, 0.9, **options),
     ]
-  return found
+  return answering(found)

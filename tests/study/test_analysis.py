@@ -123,6 +123,8 @@ def test_a_page_without_rows_of_the_teacher(tmp_path):
 
 def test_answers_are_read_from_predictions_at_hand(tmp_path):
   rows = paired(GAINS[:1])
+  for entry in rows:
+    del entry['answers']
   stored = evaluate.Predictions(
     np.eye(3, dtype=np.float32)[[1, 1, 2]],
     np.zeros((3, 5), np.float32),
@@ -135,7 +137,6 @@ def test_answers_are_read_from_predictions_at_hand(tmp_path):
       evaluate.save(folder / 'test.npz', stored)
   tl, kd, teacher = results.with_answers(tmp_path, rows)
   assert 'answers' not in tl and 'answers' not in teacher
-  assert kd['answers'].indices.tolist() == [3, 5, 7]
   assert kd['answers'].right.tolist() == [True, False, True]
   assert all('answers' not in row for row in rows)
 

@@ -3,12 +3,17 @@
 import dataclasses
 from collections.abc import Sequence
 
-from tlkd_jax.answer import effects, words
+from tlkd_jax.answer import effects, hits, words
 from tlkd_jax.answer import rows as runs
 from tlkd_jax.answer import worth as worths
+from tlkd_jax.answer.decision import Decision, decide_primary
 from tlkd_jax.answer.effects import Effect
+from tlkd_jax.answer.plan import Plan
 from tlkd_jax.answer.rows import Place, Row
+from tlkd_jax.answer.verdicts import decide
 from tlkd_jax.answer.worth import Worth
+from tlkd_jax.evaluation import statistics
+from tlkd_jax.evaluation.sequential import FIRST_LOOK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,11 @@ class Conclusion:
     sentence: the answer.
     remarks: sentences that belong to it: what so few seeds cannot decide, the
       rivals, what the treatment is worth in labels, pairs left out.
+    plan: how the question is judged.
+    decision: the verdict on it.
+    looks: the decision after each number of seeds, from the first look on.
     overall: in accuracy, over all places.
+    secondary: in the other metrics, over all places; p by Holm over them.
     per_place: metric -> the effect at each place, 'top1' first.
     rivals: by name.
     worth: on each data set with several sizes.
@@ -46,7 +55,11 @@ class Conclusion:
   labels: dict[str, str]
   sentence: str
   remarks: list[str]
+  plan: Plan
+  decision: Decision
+  looks: list[Decision]
   overall: Effect
+  secondary: list[Effect]
   per_place: dict[str, list[Effect]]
   rivals: list[Rival]
   worth: list[Worth]
@@ -62,7 +75,11 @@ class Conclusion:
 
 
 def draw(
-  rows: Sequence[Row], treatment: str, reference: str, metrics: Sequence[str]
+  rows: Sequence[Row],
+  treatment: str,
+  reference: str,
+  metrics: Sequence[str],
+  plan: Plan | None = None,
 ) -> Conclusion:
   """Answers from rows whether a treatment helped.
 
@@ -71,18 +88,23 @@ def draw(
     treatment: the arm in question.
     reference: the arm that it is compared with.
     metrics: of test; accuracy is always one.
+    plan: how the question is judged; None is the package's own.
   """
+  plan = plan or Plan()
   names = dict.fromkeys(('top1', *metrics))
   per_place = {
     name: effects.per_place(rows, treatment, reference, name) for name in names
   }
-  overall = effects.overall(rows, treatment, reference, 'top1')
+  overall = effects.overall(rows, treatment, reference, 'top1', plan.places)
+  looks = decisions(rows, treatment, reference, plan)
+  decision = looks[-1]
   alone = per_place['top1']
   labels = {a: a for a in (treatment, reference)} | runs.labels(rows)
   rivals = _rivals(rows, treatment, reference)
   worth = worths.in_labels(rows, treatment, reference)
   remarks = [
     *words.what_can_be_seen(overall, alone),
+    *words.plan_of(plan),
     *(
       words.rival(one.against_reference, one.treatment_against, labels)
       for one in rivals
@@ -90,21 +112,83 @@ def draw(
     *map(words.worth, worth),
     *(
       f'{labels[treatment]} and {labels[reference]} of seed {seed} on {place} '
-      'have no predictions of the same test images and were left out.'
-      for place, seed in runs.mismatched(rows, treatment, reference)
+      f'{why} and were left out.'
+      for (place, seed), why in runs.mismatched(
+        rows, treatment, reference
+      ).items()
     ),
+    *words.made(_pairs(rows, treatment, reference, plan)),
   ]
   return Conclusion(
     treatment=treatment,
     reference=reference,
     labels=labels,
-    sentence=words.sentence(overall, alone, labels),
+    sentence=words.sentence(overall, decision, plan, alone, labels),
     remarks=[text for text in remarks if text],
+    plan=plan,
+    decision=decision,
+    looks=[one for one in looks if one.seeds >= FIRST_LOOK],
     overall=overall,
+    secondary=_secondary(rows, treatment, reference, [*names][1:], plan),
     per_place=per_place,
     rivals=rivals,
     worth=worth,
   )
+
+
+def decisions(
+  rows: Sequence[Row], treatment: str, reference: str, plan: Plan
+) -> list[Decision]:
+  """The decision after the first look's seeds, and after each one more.
+
+  The last is that of all seeds, or of as many as the plan has; the only one
+  where they are fewer than a first look takes.
+  """
+  pairs, _ = effects.common_pairs(rows, treatment, reference, plan.places)
+  effect = effects.overall(rows, treatment, reference, 'top1', plan.places)
+  difference = effect.x - effect.y
+  most = min(len(effect.seeds), plan.max_seeds)
+  return [
+    decide_primary(
+      difference[:count],
+      hits.over_images(pairs, effect.seeds[:count]),
+      plan,
+    )
+    for count in range(min(FIRST_LOOK, most), most + 1)
+  ]
+
+
+def _pairs(
+  rows: Sequence[Row], treatment: str, reference: str, plan: Plan
+) -> list[tuple[int, Row]]:
+  """(seed, row) of all that counts in the answer."""
+  pairs, _ = effects.common_pairs(rows, treatment, reference, plan.places)
+  return [
+    (seed, row)
+    for by_seed in pairs.values()
+    for seed, both in by_seed.items()
+    for row in both
+  ]
+
+
+def _secondary(
+  rows: Sequence[Row],
+  treatment: str,
+  reference: str,
+  metrics: Sequence[str],
+  plan: Plan,
+) -> list[Effect]:
+  found = [
+    effects.overall(rows, treatment, reference, name, plan.places)
+    for name in metrics
+  ]
+  corrected = statistics.holm([one.test['p_sign_flip'] for one in found])
+  return [
+    dataclasses.replace(
+      one, p=float(p), verdict=decide(one.test, p, one.metric)
+    )
+    for one, p in zip(found, corrected, strict=True)
+  ]
 
 
 def _rivals(rows: Sequence[Row], treatment: str, reference: str) -> list[Rival]:

@@ -5,11 +5,15 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
+from tlkd_jax.answer import hits
 from tlkd_jax.answer import rows as runs
 from tlkd_jax.answer.rows import Place, Row
 from tlkd_jax.answer.verdicts import Verdict, decide
-from tlkd_jax.evaluation import bootstrap, comparison, statistics
+from tlkd_jax.evaluation import bootstrap, comparison, crossed, statistics
+from tlkd_jax.evaluation.crossed import Parts
+from tlkd_jax.evaluation.statistics import ALPHA
 
 # As of comparison.paired_bootstrap: on a page with both they agree.
 _REPLICATES = 1000
@@ -33,6 +37,23 @@ class OverImages:
 
 
 @dataclasses.dataclass(frozen=True)
+class OverBoth:
+  """Two arms over seeds and test images together, accuracy alone.
+
+  Attributes:
+    low: of the 95 % interval of the mean difference, looked at once.
+    high: likewise.
+    from_seeds: standard error that seeds leave.
+    from_images: that the test images leave, however many seeds there are.
+  """
+
+  low: float
+  high: float
+  from_seeds: float
+  from_images: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Effect:
   """An arm minus its reference in one metric, paired by seed.
 
@@ -49,6 +70,7 @@ class Effect:
     p: that gives the verdict: exact sign-flip, of one place corrected (Holm).
     verdict: of verdicts.decide.
     images: the same over test images, where answers are at hand.
+    both: the same over seeds and test images together, of several seeds.
   """
 
   arm: str
@@ -63,6 +85,7 @@ class Effect:
   p: float
   verdict: Verdict
   images: OverImages | None = None
+  both: OverBoth | None = None
 
 
 def per_place(
@@ -70,9 +93,13 @@ def per_place(
 ) -> list[Effect]:
   """The effect at each place where both arms have a seed in common.
 
-  The p of each is corrected by Holm over them.
+  The p of each is corrected by Holm over them. A verdict on accuracy other than
+  'inconclusive' stands only where the interval over seeds and test images lies
+  on one side of 0 too, and where both would be so with two test images of any
+  one cell answered otherwise; without the answers to single images there is
+  none.
   """
-  found = []
+  found, worst = [], []
   for place in runs.places(rows):
     both = runs.pairs(rows, place, arm, reference)
     sides = {
@@ -80,38 +107,92 @@ def per_place(
       for seed, (x, y) in both.items()
     }
     effect = _effect(arm, reference, metric, (place,), (), sides)
-    if effect.seeds:
-      if metric == 'top1':
-        effect = _with_images(effect, list(both.values()))
-      found.append(effect)
-  corrected = statistics.holm([e.test['p_sign_flip'] for e in found])
+    if not effect.seeds:
+      continue
+    p_worst = effect.test['p_sign_flip']
+    if metric == 'top1':
+      effect = _with_images(effect, list(both.values()))
+      over = hits.over_images({place: both}, effect.seeds)
+      effect = dataclasses.replace(effect, both=_over_both(effect, over))
+      p_worst = _worst_p(effect, over)
+    found.append(effect)
+    worst.append(p_worst)
+  plain = [e.test['p_sign_flip'] for e in found]
+  corrected = statistics.holm(plain)
+  # Each may be the one of which two images change.
+  judged = np.max(
+    [
+      statistics.holm([*plain[:i], p, *plain[i + 1 :]])
+      for i, p in enumerate(worst)
+    ]
+    or [corrected],
+    axis=0,
+  )
   return [
-    dataclasses.replace(e, p=float(p), verdict=decide(e.test, p, metric))
-    for e, p in zip(found, corrected, strict=True)
+    dataclasses.replace(e, p=float(p), verdict=decide(e.test, q, metric))
+    for e, p, q in zip(found, corrected, judged, strict=True)
   ]
 
 
+def common_pairs(
+  rows: Sequence[Row], arm: str, reference: str, places: Sequence[str] = ()
+) -> tuple[dict[Place, dict[int, tuple[Row, Row]]], tuple[Place, ...]]:
+  """The pairs of an answer over all places: the same seeds at each.
+
+  Args:
+    rows: any arms, places and seeds.
+    arm: under test.
+    reference: that it is compared with.
+    places: 'data set, size' of those that a seed must have, whether there are
+      rows of them or not; () are those with as many pairs as any.
+
+  Returns:
+    (place -> seed -> rows of both arms; the places left out).
+  """
+  at_places = {
+    place: runs.pairs(rows, place, arm, reference)
+    for place in runs.places(rows)
+  }
+  if places:
+    # Of runs of one place that differ in their recipe each is one.
+    used = [p for p in at_places if runs.in_words(p) in places]
+    if {*places} - {runs.in_words(p) for p in used}:
+      return {}, ()
+  else:
+    most = max(map(len, at_places.values()), default=0)
+    used = [p for p, both in at_places.items() if most and len(both) == most]
+  seeds = set.intersection(*(set(at_places[p]) for p in used)) if used else {}
+  found = {p: {s: at_places[p][s] for s in sorted(seeds)} for p in used}
+  return found, tuple(p for p in at_places if p not in used)
+
+
 def overall(
-  rows: Sequence[Row], arm: str, reference: str, metric: str
+  rows: Sequence[Row],
+  arm: str,
+  reference: str,
+  metric: str,
+  places: Sequence[str] = (),
 ) -> Effect:
   """One effect over all places: the mean difference of each seed.
 
   Each data set weighs the same. Places with fewer pairs than the most are left
   out, and a seed counts if all others have it.
 
+  Args:
+    rows: any arms, places and seeds.
+    arm: under test.
+    reference: that it is compared with.
+    metric: a test metric.
+    places: as of common_pairs.
+
   Returns:
     The effect; without seeds if no place has a pair, or no seed is common.
   """
-  at_places = {
-    place: runs.pairs(rows, place, arm, reference)
-    for place in runs.places(rows)
-  }
-  most = max(map(len, at_places.values()), default=0)
-  used = tuple(p for p, both in at_places.items() if most and len(both) == most)
+  at_places, left_out = common_pairs(rows, arm, reference, places)
   by_dataset = collections.defaultdict(list)
-  for place in used:
-    by_dataset[place.dataset].append(at_places[place])
-  seeds = set.intersection(*(set(at_places[p]) for p in used)) if used else ()
+  for place, both in at_places.items():
+    by_dataset[place.dataset].append(both)
+  seeds = next(iter(at_places.values()), {})
 
   def mean(side: int, seed: int) -> float:
     return float(
@@ -123,11 +204,12 @@ def overall(
       )
     )
 
-  sides = {seed: (mean(0, seed), mean(1, seed)) for seed in sorted(seeds)}
-  left_out = tuple(
-    place for place, both in at_places.items() if place not in used
-  )
-  return _effect(arm, reference, metric, used, left_out, sides)
+  sides = {seed: (mean(0, seed), mean(1, seed)) for seed in seeds}
+  effect = _effect(arm, reference, metric, (*at_places,), left_out, sides)
+  if metric == 'top1':
+    over = hits.over_images(at_places, effect.seeds)
+    effect = dataclasses.replace(effect, both=_over_both(effect, over))
+  return effect
 
 
 def _effect(
@@ -184,3 +266,50 @@ def _interval(differences: np.ndarray) -> tuple[float, float]:
   low, high = np.percentile(draws, [2.5, 97.5])
   # Without what rounding makes of an exact zero.
   return round(float(low), 12), round(float(high), 12)
+
+
+def _over_both(effect: Effect, over: hits.OverImages | None) -> OverBoth | None:
+  """The interval over seeds and test images, see evaluation.crossed."""
+  count = len(effect.seeds)
+  if over is None or count < 2:
+    return None
+  variance = max(effect.test['std_difference'] ** 2 / count, over.now.rest)
+  half = _half(variance, count, over.now)
+  mean = effect.test['mean_difference']
+  return OverBoth(
+    low=mean - half,
+    high=mean + half,
+    from_seeds=variance**0.5,
+    from_images=over.now.images**0.5,
+  )
+
+
+def _half(variance: float, count: int, parts: Parts) -> float:
+  freedom = crossed.freedom(variance, count - 1, parts.images, parts.freedom)
+  quantile = stats.t.isf(ALPHA / 2, freedom)
+  return float(quantile * (variance + parts.images) ** 0.5)
+
+
+def _worst_p(effect: Effect, over: hits.OverImages | None) -> float:
+  """Largest p where two test images of one cell are answered otherwise.
+
+  1 where the interval over seeds and test images then holds 0, or where the
+  answers to single images are not at hand.
+  """
+  p, count = effect.test['p_sign_flip'], len(effect.seeds)
+  if over is None:
+    return 1.0
+  if not p < ALPHA or count < 2:
+    return p
+  difference = effect.x - effect.y
+  against = -2 * max(over.steps) * np.sign(difference.mean())
+  for seed in range(count):
+    moved = difference.copy()
+    moved[seed] += against
+    test = statistics.compare_paired(moved, np.zeros(count))
+    variance = max(test['std_difference'] ** 2 / count, over.most.rest)
+    half = _half(variance, count, over.most)
+    p = max(p, test['p_sign_flip'])
+    if abs(test['mean_difference']) <= half:
+      return 1.0
+  return p

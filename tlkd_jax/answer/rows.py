@@ -1,33 +1,32 @@
 """Rows, one a run, and which of them belong together."""
 
+import base64
 import collections
 import dataclasses
+import hashlib
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, NotRequired, TypedDict, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-  """Which test images a run got right, in the order of `indices`.
+  """Which test images a run got right, by number of the image.
 
   Attributes:
-    indices: int64 [N], increasing, each image's number in its data set.
-    labels: int [N], true classes.
-    right: bool [N].
+    images: digest of the images' numbers and true classes, which tells
+      whether two runs answered to the same ones.
+    right: bool [N], in the order of the images' numbers.
   """
 
-  indices: np.ndarray
-  labels: np.ndarray
+  images: str
   right: np.ndarray
 
   def same_images(self, other: 'Answers') -> bool:
     """Whether both are of the same images."""
-    return np.array_equal(self.indices, other.indices) and np.array_equal(
-      self.labels, other.labels
-    )
+    return self.images == other.images
 
 
 def make_answers(
@@ -36,7 +35,37 @@ def make_answers(
   """Answers from predictions on test: [N, K], [N] and [N], in any order."""
   order = np.argsort(indices, kind='stable')
   right = logits.argmax(axis=-1) == labels
-  return Answers(indices[order], labels[order], right[order])
+  digest = hashlib.sha256()
+  for values in (indices, labels):
+    digest.update(np.ascontiguousarray(values[order], '<i8').tobytes())
+  return Answers(digest.hexdigest()[:16], right[order])
+
+
+def pack(answers: Answers) -> dict[str, Any]:
+  """Answers as JSON, an eighth of a byte an image: {images, count, right}."""
+  bits = np.packbits(answers.right).tobytes()
+  return {
+    'images': answers.images,
+    'count': len(answers.right),
+    'right': base64.b64encode(bits).decode(),
+  }
+
+
+def unpack(packed: Mapping[str, Any]) -> Answers:
+  """What `pack` packed.
+
+  Raises:
+    ValueError: it is damaged.
+  """
+  try:
+    bits = base64.b64decode(packed['right'], validate=True)
+    count = int(packed['count'])
+    if len(bits) != -(-count // 8):
+      raise ValueError(f'{len(bits)} bytes for {count} images')
+    right = np.unpackbits(np.frombuffer(bits, np.uint8), count=count)
+    return Answers(str(packed['images']), right.astype(bool))
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f'packed answers are damaged: {error}') from error
 
 
 class Row(TypedDict):
@@ -55,6 +84,7 @@ class Row(TypedDict):
       counts nowhere and has no `test`.
     test: metric -> value on test, None or NaN where it is undefined.
     answers: to single test images, where they are at hand.
+    made: by what it was made: commit, versions, device and cores, in words.
   """
 
   dataset: str
@@ -68,7 +98,11 @@ class Row(TypedDict):
   chosen: bool
   test: NotRequired[dict[str, float | None]]
   answers: NotRequired[Answers]
+  made: NotRequired[dict[str, Any]]
 
+
+# Of `made`: what changes a result without anyone's changing the run.
+_ALIKE = ('device', 'cores', 'versions')
 
 # A page's own kind of row goes in and comes out.
 R = TypeVar('R', bound=Row)
@@ -91,6 +125,11 @@ def size_in_words(size: float) -> str:
   if size == 0:
     return 'all images'
   return f'{size:g} of the images' if size < 1 else f'{size:g} per class'
+
+
+def in_words(place: Place) -> str:
+  """A place's data set and size, whatever its recipe."""
+  return str(place._replace(recipe=''))
 
 
 def place_of(row: Row) -> Place:
@@ -140,25 +179,26 @@ def pairs(
 ) -> dict[int, tuple[R, R]]:
   """Seed -> rows of (arm, reference), of the seeds that both have at a place.
 
-  Two runs that answered to different test images are no pair.
+  Two runs that answered to different test images, or were made by other
+  versions, devices or numbers of cores, are no pair.
   """
   return {
     seed: both
     for seed, both in _common(rows, place, arm, reference).items()
-    if _comparable(*both)
+    if not _why_no_pair(*both)
   }
 
 
 def mismatched(
   rows: Sequence[Row], arm: str, reference: str
-) -> list[tuple[Place, int]]:
-  """Places and seeds at which two arms answered to different test images."""
-  return [
-    (place, seed)
+) -> dict[tuple[Place, int], str]:
+  """Places and seeds at which two arms are no pair -> why, a predicate."""
+  return {
+    (place, seed): why
     for place in places(rows)
     for seed, both in _common(rows, place, arm, reference).items()
-    if not _comparable(*both)
-  ]
+    if (why := _why_no_pair(*both))
+  }
 
 
 def _common(
@@ -168,9 +208,17 @@ def _common(
   return {seed: (x[seed], y[seed]) for seed in x if seed in y}
 
 
-def _comparable(x: Row, y: Row) -> bool:
+def _why_no_pair(x: Row, y: Row) -> str:
   ours, theirs = x.get('answers'), y.get('answers')
-  return ours is None or theirs is None or ours.same_images(theirs)
+  if ours is not None and theirs is not None and not ours.same_images(theirs):
+    return 'have no predictions of the same test images'
+  made, other = x.get('made'), y.get('made')
+  if made is None or other is None:
+    return ''
+  differing = [key for key in _ALIKE if made.get(key) != other.get(key)]
+  if not differing:
+    return ''
+  return f'were not made alike ({", ".join(differing)})'
 
 
 def value(row: Row, metric: str) -> float:

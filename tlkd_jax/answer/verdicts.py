@@ -1,4 +1,7 @@
-"""What a comparison says, in one word: decided here and nowhere else."""
+"""What a comparison of one place or metric says, in one word.
+
+The verdict on the primary question, of four values, is that of `decision`.
+"""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -8,12 +11,8 @@ from tlkd_jax.evaluation.statistics import ALPHA
 
 Verdict = Literal['better', 'worse', 'inconclusive', 'not judged']
 
-# Verdict on a metric with a better side -> how an answer with it begins.
-OPENINGS: dict[Verdict, str] = {
-  'better': 'Yes',
-  'worse': 'No, it was worse',
-  'inconclusive': 'Inconclusive',
-}
+# In their order in sentences.
+JUDGED: tuple[Verdict, ...] = ('better', 'worse', 'inconclusive')
 
 
 def decide(test: Mapping[str, float], p: float, metric: str) -> Verdict:

@@ -2,22 +2,49 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from tlkd_jax.answer.decision import (
+  EQUAL,
+  HELPS,
+  HURTS,
+  UNKNOWN,
+  Decided,
+  Decision,
+)
 from tlkd_jax.answer.effects import Effect
-from tlkd_jax.answer.verdicts import OPENINGS
+from tlkd_jax.answer.plan import POWER, Plan
+from tlkd_jax.answer.rows import Row
+from tlkd_jax.answer.verdicts import JUDGED
 from tlkd_jax.answer.worth import Worth
 from tlkd_jax.evaluation import statistics
+from tlkd_jax.evaluation.sequential import FIRST_LOOK
 from tlkd_jax.evaluation.statistics import ALPHA
 
 Labels = Mapping[str, str]
+# Verdict -> how an answer with it begins.
+OPENINGS: dict[Decided, str] = {
+  HELPS: 'Yes, it helps',
+  HURTS: 'No, it hurts',
+  EQUAL: 'Equal within the margin',
+  UNKNOWN: 'Not yet known',
+}
 
 
-def sentence(overall: Effect, alone: Sequence[Effect], labels: Labels) -> str:
+def sentence(
+  overall: Effect,
+  decision: Decision,
+  plan: Plan,
+  alone: Sequence[Effect],
+  labels: Labels,
+) -> str:
   """The answer.
 
   Args:
     overall: the effect on accuracy over all places.
-    alone: that at each place.
+    decision: the verdict on it.
+    plan: how it was judged.
+    alone: the effect at each place.
     labels: of the arms.
   """
   name, base = labels[overall.arm], labels[overall.reference]
@@ -29,7 +56,7 @@ def sentence(overall: Effect, alone: Sequence[Effect], labels: Labels) -> str:
   if len(overall.seeds) == 1:
     text = _one_seed(overall, alone, name, base)
   else:
-    text = _several_seeds(overall, alone, name, base)
+    text = _several_seeds(overall, decision, plan, alone, name, base)
   if overall.left_out:
     missing = '; '.join(map(str, overall.left_out))
     text += f' With fewer pairs, and left out of the mean: {missing}.'
@@ -37,20 +64,120 @@ def sentence(overall: Effect, alone: Sequence[Effect], labels: Labels) -> str:
 
 
 def _several_seeds(
-  overall: Effect, alone: Sequence[Effect], name: str, base: str
+  overall: Effect,
+  decision: Decision,
+  plan: Plan,
+  alone: Sequence[Effect],
+  name: str,
+  base: str,
 ) -> str:
-  test = overall.test
   text = (
-    f'{OPENINGS[overall.verdict]}: {_means(overall, name, base)}, 95 % '
-    f'interval {points(test["ci_low"])} to {points(test["ci_high"])} over '
-    f'{len(overall.seeds)} paired seeds; exact sign-flip p = {overall.p:.3g}, '
-    f'with so many seeds it cannot be below {test["smallest_p"]:.3g}.'
+    f'{OPENINGS[decision.verdict]}: {_means(overall, name, base)}, '
+    f'{_interval(overall, decision)} over {decision.seeds} paired seeds'
   )
+  if decision.images:
+    text += f' and {decision.images:,} test images'
+  if not math.isnan(decision.low):
+    text += f', wide enough for a look after every seed up to {plan.max_seeds}'
+  text += '.'
+  if decision.verdict in (HELPS, HURTS) and decision.within:
+    text += f' It is less than the margin of {_size(plan.margin)} points.'
+  if decision.verdict == EQUAL:
+    text += (
+      f' The margin is {_size(plan.margin)} points, the 90 % interval '
+      f'{points(decision.inner_low)} to {points(decision.inner_high)}.'
+    )
+  if decision.verdict == UNKNOWN:
+    text += ' ' + ' '.join(unknown_why(decision, plan))
+  if len(overall.seeds) > decision.seeds:
+    text += (
+      f' The mean is over {len(overall.seeds)} seeds; no more than '
+      f'{decision.seeds} of them were planned, and count.'
+    )
   if len(alone) > 1:
     found = [effect.verdict for effect in alone]
-    counts = ', '.join(f'{kind} at {found.count(kind)}' for kind in OPENINGS)
+    counts = ', '.join(f'{kind} at {found.count(kind)}' for kind in JUDGED)
     text += f' Each place alone, p corrected by Holm: {counts}.'
   return text
+
+
+def _interval(overall: Effect, decision: Decision) -> str:
+  low, high = decision.low, decision.high
+  if math.isnan(low):
+    low, high = overall.test['ci_low'], overall.test['ci_high']
+    if overall.both is not None:
+      low, high = overall.both.low, overall.both.high
+  return f'95 % interval {points(low)} to {points(high)}'
+
+
+def unknown_why(decision: Decision, plan: Plan) -> list[str]:
+  """Why nothing is known yet, and what it would take, a sentence each."""
+  found = []
+  if not decision.images:
+    found.append(
+      'The answers to single test images are not at hand, so that what the '
+      'choice of test images adds is not known, and nothing is called sure; '
+      f'over seeds alone it would be "{decision.alone}".'
+    )
+  if decision.seeds < FIRST_LOOK:
+    found.append(f'The first look is after {FIRST_LOOK} seeds.')
+  if decision.fragile:
+    found.append(
+      'Two test images of one cell, answered otherwise, would change the '
+      'verdict.'
+    )
+  if decision.more:
+    total = decision.seeds + decision.more
+    text = (
+      f'About {_counted(decision.more, "more seed")} would tell (power '
+      f'{POWER:g}, if the difference is {points(decision.mean)} points and '
+      f'seeds spread by {_size(decision.spread)})'
+    )
+    if total > plan.max_seeds:
+      text += (
+        f': more than the {plan.max_seeds} that were planned (study.max_seeds '
+        'of a new study)'
+      )
+    found.append(f'{text}.')
+  elif decision.images and decision.seeds >= FIRST_LOOK:
+    found.append(
+      'No number of seeds would tell: the choice of these test images alone '
+      f'leaves {_size(decision.floor)} points to either side; it takes more '
+      'test images.'
+    )
+  return found
+
+
+def plan_of(plan: Plan) -> list[str]:
+  """What was stated before the runs, a sentence each."""
+  found = [
+    'The question: is the mean difference in test accuracy, each data set '
+    'weighing the same, above or below 0 (two-sided 5 %), or within '
+    f'{_size(plan.margin)} points of it (two one-sided tests of 5 %); looked '
+    f'at after every seed from {FIRST_LOOK} to {plan.max_seeds}. All else is '
+    'secondary.'
+  ]
+  if plan.after is None:
+    found[0] += ' Nothing was stated before the runs: these are the defaults.'
+  elif plan.after:
+    found[0] += (
+      f' It was stated when {_counted(plan.after, "run")} had finished.'
+    )
+  else:
+    found[0] += ' It was stated before the first run.'
+  if plan.words:
+    stated = '; '.join(f'{what}: {value}' for what, value in plan.words)
+    found.append(f'Stated with it: {stated}.')
+  return found
+
+
+def _counted(count: int, noun: str) -> str:
+  return f'{count:,} {noun}{"s" * (count != 1)}'
+
+
+def _size(value: float) -> str:
+  """A share as points, without a sign."""
+  return f'{100 * value:.2f}'
 
 
 def _one_seed(
@@ -58,11 +185,11 @@ def _one_seed(
 ) -> str:
   images = alone[0].images if len(alone) == 1 else None
   if images is None or images.mcnemar_p is None:
-    text = f'One seed: inconclusive. With it {_means(overall, name, base)}'
+    text = f'Not yet known: one seed. With it {_means(overall, name, base)}'
   else:
     apart = images.low > 0 or images.high < 0
     text = (
-      f'One seed: inconclusive. This {name} model got '
+      f'Not yet known: one seed. This {name} model got '
       f'{percent(overall.x.mean())} of the {images.count:,} test images right '
       f'and this {base} model {percent(overall.y.mean())}, a difference of '
       f'{points(overall.test["mean_difference"])} points (95 % interval over '
@@ -85,25 +212,17 @@ def _means(overall: Effect, name: str, base: str) -> str:
 
 
 def what_can_be_seen(overall: Effect, alone: Sequence[Effect]) -> list[str]:
-  """What so few seeds cannot decide, whatever the numbers."""
-  count, least = len(overall.seeds), overall.test['smallest_p']
-  if count < 2:
-    return []
-  if least >= ALPHA:
-    return [
-      f'With {count} seeds no exact two-sided test gets below {least:.3g}, so '
-      'that the verdict is "inconclusive" whatever the numbers; '
-      f'{_seeds_needed(1)} seeds are the least.'
-    ]
+  """What so few seeds cannot decide at places alone, whatever the numbers."""
+  count = len(overall.seeds)
   floors = statistics.holm([effect.test['smallest_p'] for effect in alone])
-  if min(floors) >= ALPHA:
-    return [
-      f'With {count} seeds no place alone can be decided: corrected for '
-      f'{len(alone)} places no exact p gets below {min(floors):.3g}, whatever '
-      f'the numbers; {_seeds_needed(len(alone))} seeds are the least. The '
-      'answer over all places is one test.'
-    ]
-  return []
+  if count < 2 or min(floors) < ALPHA:
+    return []
+  return [
+    f'With {count} seeds no place alone can be decided: corrected for '
+    f'{_counted(len(alone), "place")} no exact p gets below {min(floors):.3g}, '
+    f'whatever the numbers; {_seeds_needed(len(alone))} seeds are the least. '
+    'The answer over all places is another test.'
+  ]
 
 
 def _seeds_needed(tests: int) -> int:
@@ -155,6 +274,43 @@ def worth(found: Worth) -> str:
       'fine-tuning reached at any size that was tried.'
     )
   return text
+
+
+def made(counted: Sequence[tuple[int, Row]]) -> list[str]:
+  """By what the runs of an answer were made, where not all are alike.
+
+  Args:
+    counted: (seed, row) of the runs.
+  """
+  found: dict[str, set[int]] = {}
+  unknown = 0
+  for seed, row in counted:
+    by = row.get('made')
+    if by is None:
+      unknown += 1
+    else:
+      found.setdefault(_made_by(by), set()).add(seed)
+  said = []
+  if len(found) > 1:
+    ways = '; '.join(
+      f'{by} (seeds {", ".join(map(str, sorted(seeds)))})'
+      for by, seeds in found.items()
+    )
+    said.append(f'The runs were made in {len(found)} ways: {ways}.')
+  if unknown:
+    said.append(
+      f'By which commit, versions and cores {_counted(unknown, "run")} of '
+      f'{len(counted)} were made is not recorded.'
+    )
+  return said
+
+
+def _made_by(by: Mapping[str, Any]) -> str:
+  versions = ', '.join(f'{k} {v}' for k, v in (by['versions'] or {}).items())
+  return (
+    f'commit {by["commit"] or "unknown"}, {by["device"]}, '
+    f'{_counted(by["cores"], "core")}, {versions}'
+  )
 
 
 def _places(effect: Effect) -> str:

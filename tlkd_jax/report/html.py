@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tlkd_jax.answer.decision import Decided
 from tlkd_jax.answer.verdicts import Verdict
 from tlkd_jax.report import assets
 from tlkd_jax.report.blocks import (
@@ -22,7 +23,12 @@ from tlkd_jax.report.blocks import (
 from tlkd_jax.runtime.texts import visible
 
 # Verdict -> class in the style sheet.
-_VERDICTS: dict[Verdict, str] = {'better': 'better', 'worse': 'worse'}
+_VERDICTS: dict[Verdict | Decided, str] = {
+  'better': 'better',
+  'worse': 'worse',
+  'helps': 'better',
+  'hurts': 'worse',
+}
 # Cells of text longer than this may be broken over lines.
 _LONG = 28
 

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 from tlkd_jax.answer import conclusions as answers
+from tlkd_jax.answer import plan as plans
 from tlkd_jax.answer.conclusions import Conclusion
 from tlkd_jax.evaluation import records
 from tlkd_jax.report import (
@@ -56,11 +57,13 @@ def write(
     ValueError: a damaged file, or a pair measured on different examples.
   """
   out = expanded(out)
-  found, notes = runs.collect([expanded(path) for path in paths])
+  folders = [expanded(path) for path in paths]
+  found, notes = runs.collect(folders)
   paired = pairing.pair(found, notes)
+  plan = _plan(folders)
   conclusions = [
     answers.draw(
-      paired.rows, treatment, pairing.REFERENCE, pairing.METRIC_NAMES
+      paired.rows, treatment, pairing.REFERENCE, pairing.METRIC_NAMES, plan
     )
     for treatment in paired.treatments
   ]
@@ -97,6 +100,12 @@ def write(
     },
   )
   return index
+
+
+def _plan(folders: Sequence[pathlib.Path]) -> plans.Plan | None:
+  """What the study stated, of which alone the report is."""
+  stated = [plans.read(folder) for folder in folders]
+  return stated[0] if len(stated) == 1 else None
 
 
 def _first(

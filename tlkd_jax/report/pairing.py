@@ -231,6 +231,9 @@ def _rows(
         'answers': make_answers(stored.logits, stored.labels, stored.indices),
       }
     )
+    made = run.made
+    if made is not None:
+      rows[-1]['made'] = made
   return rows
 
 

@@ -94,6 +94,12 @@ class RunFolder:
     path = self.path / 'evaluation' / f'{name}.npz'
     return records.read_arrays(path) if path.exists() else None
 
+  @property
+  def made(self) -> dict[str, Any] | None:
+    """By what a cell of a study was made; None of other runs."""
+    path = self.path / 'cell.json'
+    return read_json(path).get('made') if path.exists() else None
+
   def rows(self) -> list[dict[str, Any]]:
     """Rows of its metrics.jsonl."""
     return read_rows(self.path / 'metrics.jsonl')

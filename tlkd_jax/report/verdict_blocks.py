@@ -18,7 +18,20 @@ MOST_INTERVALS = 60
 _NOTE = (
   'Paired by seed; intervals over seeds are of the t distribution, p of the '
   'exact sign-flip test and of the t test. The verdict is that of the exact p, '
-  'corrected by Holm over the places of a metric.'
+  'corrected by Holm over the places of a metric; of accuracy it stands only '
+  'where the interval over seeds and images holds no 0 either, and where both '
+  'would be so with two test images of any one cell answered otherwise.'
+)
+_LOOKS_NOTE = (
+  'Intervals of the mean difference over seeds and test images, wide enough '
+  'for all of these looks (alpha spending). Helps or hurts: the 95 % interval '
+  'holds no 0; equal: the 90 % interval lies within the margin; either only if '
+  'two test images of one cell, answered otherwise, would leave it so.'
+)
+_SECONDARY_NOTE = (
+  'Mean differences over all places, data sets weighted equally; the verdict '
+  'is that of the exact sign-flip p, corrected by Holm over these metrics, and '
+  'as good as one look at it.'
 )
 _ONE_SEED = (
   'One seed: what there is beyond the difference is over test images, of these '
@@ -77,6 +90,10 @@ def _row(
     row['95 % over seeds'] = interval(test['ci_low'], test['ci_high'])
   if images:
     row['95 % over images'] = interval(over.low, over.high) if over else None
+  if images and several:
+    both = effect.both
+    name = '95 % over seeds and images'
+    row[name] = interval(both.low, both.high) if both else None
   if several:
     row |= {
       'p (sign-flip)': test['p_sign_flip'],
@@ -87,6 +104,49 @@ def _row(
   elif images:
     row['p (McNemar)'] = over.mcnemar_p if over else None
   return row | {'verdict': effect.verdict}
+
+
+def over_all_places(conclusion: Conclusion, source: str) -> list[Block]:
+  """How the answer came about seed by seed, and the secondary metrics."""
+  blocks: list[Block] = []
+  if conclusion.looks:
+    rows = [
+      {
+        'seeds': one.seeds,
+        'difference': one.mean,
+        '95 % interval': interval(one.low, one.high),
+        '90 % interval': interval(one.inner_low, one.inner_high),
+        'std over seeds': one.spread,
+        'error from test images': one.from_images,
+        'verdict': one.verdict,
+      }
+      for one in conclusion.looks
+    ]
+    what = _minus(conclusion)
+    title = f'{what} over all places, look by look'
+    blocks.append(named_table(title, rows, source, _LOOKS_NOTE))
+  secondary = [one for one in conclusion.secondary if len(one.seeds) > 1]
+  if secondary:
+    rows = [
+      {
+        'metric': one.metric,
+        'seeds': len(one.seeds),
+        'difference': one.test['mean_difference'],
+        '95 % over seeds': interval(one.test['ci_low'], one.test['ci_high']),
+        'p (sign-flip)': one.test['p_sign_flip'],
+        'p (Holm)': one.p,
+        'verdict': one.verdict,
+      }
+      for one in secondary
+    ]
+    title = f'{_minus(conclusion)} over all places, secondary metrics'
+    blocks.append(named_table(title, rows, source, _SECONDARY_NOTE))
+  return blocks
+
+
+def _minus(conclusion: Conclusion) -> str:
+  labels = conclusion.labels
+  return f'{labels[conclusion.treatment]} minus {labels[conclusion.reference]}'
 
 
 def intervals(

@@ -102,6 +102,21 @@ def cores() -> int:
   return os.cpu_count() or 1
 
 
+def has_card(root: pathlib.Path = pathlib.Path('/')) -> bool:
+  """Whether JAX may find a GPU or TPU of this machine, before it looks.
+
+  Args:
+    root: in place of `/`.
+  """
+  told = _told()
+  return any(
+    seen
+    and not (told and card.platforms.isdisjoint(told.split(',')))
+    and any(map(importlib.util.find_spec, card.packages))
+    for card, seen in ((_GPU, _nvidia(root)), (_TPU, _tpu(root)))
+  )
+
+
 def say(mesh: Mesh) -> None:
   """Logs the devices of a run, and those that are here and unused, once."""
   if jax.process_index():

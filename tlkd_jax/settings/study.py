@@ -10,6 +10,7 @@ from tlkd_jax.settings.rules import (
   Rule,
   key,
   mapping,
+  number,
   one_of,
   problem,
   records,
@@ -157,6 +158,25 @@ class Study:
     ('top1', 'macro_f1', 'nll', 'brier', 'ece', 'aurc'),
     'Test metrics that are compared; accuracy is always one.',
     several(one_of(METRICS)),
+  )
+  margin: float = key(
+    0.005,
+    'Accuracies that differ by less, a share, are equal: the margin of the '
+    'test of equality. Stated before the runs, and fixed by the first.',
+    number(0.0, 0.5, above=True),
+  )
+  max_seeds: int = key(
+    20,
+    'The answer may be looked at after every seed from 5 up to this one; more '
+    'seeds do not count. Fixed likewise; `--until=sure` adds at most so many.',
+    whole(5, 1000),
+  )
+  cores: int = key(
+    1,
+    'Cores of the processor that a cell runs on, whatever --jobs: on others '
+    'its sums differ in their last digit, and a run of few images by points. '
+    'Not read where there is an accelerator; there workers share the cores.',
+    whole(1, 1024),
   )
   keep: str = key(
     'best',

@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+import time
 
 from absl import flags
 from ml_collections.config_flags import config_flags
@@ -26,12 +27,22 @@ _SHARD = flags.DEFINE_string(
 _ONLY_REPORT = flags.DEFINE_bool(
   'only_report', False, 'Run nothing: results and report of what is finished.'
 )
+_UNTIL = flags.DEFINE_enum(
+  'until', None, ['sure'], 'sure: seeds are added until the answer is.'
+)
+_BUDGET = flags.DEFINE_float(
+  'budget_minutes', None, 'With --until: no seed begins that ends after it.', 0
+)
+_MAX_SEEDS = flags.DEFINE_integer(
+  'max_seeds', None, 'With --until: fewer seeds than study.max_seeds.'
+)
 _CACHE = flags.DEFINE_string(
   'compilation_cache',
   None,
   'Folder of compiled programs; default in the user cache, "off" for none.',
 )
 _WORKER = flags.DEFINE_string('worker', None, 'I/N, given by --jobs.')
+_DEADLINE = flags.DEFINE_float('deadline', None, 'Given by --jobs.')
 
 
 def main(argv: list[str]) -> None:
@@ -42,61 +53,102 @@ def main(argv: list[str]) -> None:
     fail('--config is needed, e.g. --config configs/study.py')
   if _ONLY_REPORT.value and flags.FLAGS['jobs'].present:
     fail('--jobs is not read with --only_report, which runs nothing')
+  for name in ('budget_minutes', 'max_seeds'):
+    if _UNTIL.value is None and flags.FLAGS[name].present:
+      fail(f'--{name} is read with --until=sure alone')
+  if _UNTIL.value and _ONLY_REPORT.value:
+    fail('--until is not read with --only_report, which runs nothing')
+  if _UNTIL.value and _SHARD.value != '1/1':
+    fail(
+      '--until=sure adds a seed when every cell is finished, and machines that '
+      'share a folder would wait for each other; accepted: --jobs, or --shard '
+      'with --config.study.seeds=N'
+    )
   command_line.run_or_fail(_study)
 
 
 def _study() -> None:
   interrupts.resumable()
   allocator.keep_freed_memory()
-  if _WORKER.value:
-    index, count = map(int, _WORKER.value.split('/'))
-    from tlkd_jax.study import workers
-
-    workers.keep_to_share(index, count)
-  elif _JOBS.value > 1:
+  if not _ONLY_REPORT.value:
+    _keep_to_cores()
+  if not _WORKER.value and _JOBS.value > 1:
     import jax
 
     # This process only looks on; the devices belong to the workers.
     jax.config.update('jax_platforms', 'cpu')
   command_line.use_compilation_cache(_CACHE.value)
   from tlkd_jax import settings
-  from tlkd_jax.study import conduct, tuning
-  from tlkd_jax.study.matrix import check
+  from tlkd_jax.study import conduct
 
   with as_user_errors():
     root = expanded(_WORKDIR.value)
     part = _parse_shard(_SHARD.value)
     config = settings.from_config(_CONFIG.value)
-    matrix = tuning.known(config, root)
-    root.mkdir(parents=True, exist_ok=True)
-    if not (_WORKER.value or _ONLY_REPORT.value):
-      check(config, matrix)
+    end = _end(config)
+    if _WORKER.value or _ONLY_REPORT.value:
+      conduct.known(config, root, end)
+      root.mkdir(parents=True, exist_ok=True)
+    else:
+      conduct.prepare(config, root, end)
   if not _ONLY_REPORT.value:
-    _run(config, root, part)
+    _run(config, root, part, end)
   if _WORKER.value:
     return
   rows, answer = conduct.write(config, root)
   if rows:
     print(answer)
     print(f'The report: {root / "index.html"}')
-  conduct.check_complete(config, root, part)
+  conduct.check_complete(config, root, part, end)
 
 
-def _run(config, root: pathlib.Path, part: tuple[int, int]) -> None:
-  from tlkd_jax.study import conduct, tuning, workers
+def _keep_to_cores() -> None:
+  """A cell has the cores that the study says, whatever runs beside it."""
+  from tlkd_jax.study import workers
+
+  study = _CONFIG.value.get('study')
+  if study is None:
+    return
+  index, count = 0, _JOBS.value
+  if _WORKER.value:
+    index, count = map(int, _WORKER.value.split('/'))
+  with as_user_errors():
+    if _WORKER.value or count == 1:
+      workers.keep_to_share(index, count, study.cores)
+    else:
+      workers.check_cores(count, study.cores)
+
+
+def _end(config):
+  """Of --until; None without it."""
+  from tlkd_jax.study import until
+
+  if _UNTIL.value is None:
+    return None
+  deadline = _DEADLINE.value
+  if deadline is None and _BUDGET.value is not None:
+    deadline = time.time() + 60 * _BUDGET.value
+  return until.make(config, _MAX_SEEDS.value, deadline, _JOBS.value)
+
+
+def _run(config, root: pathlib.Path, part: tuple[int, int], end) -> None:
+  from tlkd_jax.study import conduct, workers
 
   if _WORKER.value or _JOBS.value == 1:
     worker = _WORKER.value is not None
-    conduct.run_part(config, root, part, worker=worker)
+    conduct.run_part(config, root, part, worker=worker, end=end)
     return
-  shard = workers.shard_of(tuning.known(config, root), *part)
+  shard = workers.shard_of(conduct.known(config, root, end), *part)
   workers.forget_failures(shard, root)
-  report = conduct.make_report(config, root, part, _JOBS.value)
+  report = conduct.make_report(config, root, part, _JOBS.value, end)
   # As this process was started, under whatever module's name; for a console
   # command from where it is installed, not from the folder it is called in.
   spec = sys.modules['__main__'].__spec__
   how = ['-m', spec.name] if spec else ['-P', '-m', 'tlkd_jax.study']
-  started = workers.spawn(root, _JOBS.value, [*how, *sys.argv[1:]])
+  told = [*how, *sys.argv[1:]]
+  if end is not None and end.deadline is not None:
+    told.append(f'--deadline={end.deadline}')
+  started = workers.spawn(root, _JOBS.value, told)
   codes = workers.wait(started, report)
   report()
   if any(codes):

@@ -41,6 +41,7 @@ class CellRow(Row):
     train_images: images that it learned from, counted each time.
     teacher_images: images that its teachers saw meanwhile.
     folder: of the run, relative to STUDY.
+    hits: which test images it got right, see rows.pack.
     degraded: of the suite `corruptions`: `count` images and `top1` by group.
   """
 
@@ -59,6 +60,7 @@ class CellRow(Row):
   train_images: int
   teacher_images: int
   folder: str
+  hits: NotRequired[dict[str, Any]]
   degraded: NotRequired[dict[str, Any]]
 
 

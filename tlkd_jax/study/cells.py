@@ -11,9 +11,10 @@ from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax import data, protocols
+from tlkd_jax.answer.rows import make_answers, pack
 from tlkd_jax.evaluation import evaluate, records
 from tlkd_jax.evaluation.metrics import compute_metrics, goodness
-from tlkd_jax.runtime import sealed
+from tlkd_jax.runtime import made, sealed
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.settings.top import AUTOMATIC
@@ -119,6 +120,7 @@ def run(
     summaries.append(fine_tune(part.settings, part.workdir, dataset, mesh))
   assert config.study is not None
   record = _record(parts[-1].settings, cell, folder, summaries[-1])
+  record['made'] = made.by(mesh)
   if cell.seed in config.study.tuning_seeds:
     record['tuning'] = True
   for part, summary in zip(parts[:-1], summaries, strict=False):
@@ -179,7 +181,7 @@ def _record(
   role = 'teacher' if cell.kind == 'teacher' else 'student'
   rows = read_rows(folder / 'metrics.jsonl')
   images = _images(config, folder, summary)
-  record = {
+  record: dict[str, Any] = {
     'dataset': cell.dataset,
     'size': cell.size,
     'arm': cell.arm,
@@ -196,6 +198,7 @@ def _record(
     'best_metric': summary.get('best_metric', 'top1'),
     'validation': _scalars(folder, 'validation'),
     'test': _scalars(folder, 'test'),
+    'hits': _hits(folder),
     'curve': [
       [row['step'], row['seconds'], row['top1']] for row in _with_seconds(rows)
     ],
@@ -240,6 +243,12 @@ def _scalars(folder: pathlib.Path, split: str) -> dict[str, float | None]:
   """Every metric of a split, from the stored predictions; None for NaN."""
   predictions = evaluate.load(folder / 'predictions' / f'{split}.npz')
   return records.plain(compute_metrics(predictions.logits, predictions.labels))
+
+
+def _hits(folder: pathlib.Path) -> dict[str, Any]:
+  """Which test images it got right, packed."""
+  found = evaluate.load(folder / 'predictions' / 'test.npz')
+  return pack(make_answers(found.logits, found.labels, found.indices))
 
 
 def _with_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

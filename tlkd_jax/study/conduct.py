@@ -6,20 +6,32 @@ import pathlib
 from tlkd_jax.runtime import devices, sharding
 from tlkd_jax.runtime.errors import RunError, as_user_errors
 from tlkd_jax.settings import Settings
-from tlkd_jax.study import cells, pages, results, tuning, workers
+from tlkd_jax.study import (
+  cells,
+  pages,
+  plans,
+  results,
+  tuning,
+  until,
+  workers,
+)
 from tlkd_jax.study.analysis import CellRow
-from tlkd_jax.study.matrix import check
+from tlkd_jax.study.matrix import Cell, check
+from tlkd_jax.study.until import Until
 
 # The only part of one: no other machine shares the folder.
 WHOLE = 0, 1
 
 
-def run(config: Settings, root: pathlib.Path) -> tuple[list[CellRow], str]:
+def run(
+  config: Settings, root: pathlib.Path, end: Until | None = None
+) -> tuple[list[CellRow], str]:
   """Runs a whole study in this process, or what is left of it.
 
   Args:
     config: of the study.
     root: STUDY.
+    end: adds seeds until the answer is sure, or this; None runs study.seeds.
 
   Returns:
     (its rows, the answer in one paragraph); the pages are written.
@@ -30,13 +42,36 @@ def run(config: Settings, root: pathlib.Path) -> tuple[list[CellRow], str]:
     Interrupted: the process was asked to stop; what is finished stays.
   """
   with as_user_errors():
-    matrix = tuning.known(config, root)
-    root.mkdir(parents=True, exist_ok=True)
-    check(config, matrix)
-  run_part(config, root)
+    prepare(config, root, end)
+  run_part(config, root, end=end)
   rows, answer = write(config, root)
-  check_complete(config, root)
+  check_complete(config, root, end=end)
   return rows, answer
+
+
+def prepare(
+  config: Settings, root: pathlib.Path, end: Until | None = None
+) -> None:
+  """Makes the folder, checks every cell and states the plan.
+
+  Raises:
+    ValueError, FileNotFoundError: what would stop a cell; another plan.
+  """
+  matrix = known(config, root, end)
+  root.mkdir(parents=True, exist_ok=True)
+  check(config, matrix)
+  plan = plans.state(config, root)
+  if end is not None:
+    until.check_places(config, root, plan)
+
+
+def known(
+  config: Settings, root: pathlib.Path, end: Until | None = None
+) -> list[Cell]:
+  """The cells that can be named by now, see tuning and until."""
+  if end is None:
+    return tuning.known(config, root)
+  return until.known(config, root, end)
 
 
 def run_part(
@@ -45,6 +80,7 @@ def run_part(
   part: tuple[int, int] = WHOLE,
   *,
   worker: bool = False,
+  end: Until | None = None,
 ) -> None:
   """Runs cells in this process until none is left for it.
 
@@ -54,19 +90,20 @@ def run_part(
     part: (index, count) of the machines that share the folder.
     worker: another process started this one, tells the progress and has
       forgotten the failures; when it is gone, this one stops.
+    end: see run.
 
   Raises:
     Interrupted: the process was asked to stop.
   """
   mesh, load = sharding.make_mesh(), cells.Loader()
   devices.say(mesh)
-  shard = workers.shard_of(tuning.known(config, root), *part)
+  shard = workers.shard_of(known(config, root, end), *part)
   if worker:
     workers.end_with_parent(os.getppid())
     report = None
   else:
     workers.forget_failures(shard, root)
-    report = make_report(config, root, part, 1)
+    report = make_report(config, root, part, 1, end)
 
   def after_each() -> None:
     if report is not None:
@@ -83,19 +120,34 @@ def run_part(
         root,
         lambda cell, now=now: cells.run(config, cell, now, root, load, mesh),
         after_each,
+        end.is_over if end else lambda: False,
       )
-      before, shard = now, workers.shard_of(tuning.known(config, root), *part)
+      if end and end.is_over():
+        return
+      before, shard = now, workers.shard_of(known(config, root, end), *part)
   finally:
     if report is not None:
       report.close()
 
 
 def make_report(
-  config: Settings, root: pathlib.Path, part: tuple[int, int], jobs: int
+  config: Settings,
+  root: pathlib.Path,
+  part: tuple[int, int],
+  jobs: int,
+  end: Until | None = None,
 ) -> workers.Report:
   """The lines of progress of one machine's part."""
+  look = None
+  if end is not None:
+
+    def look(finished: list[Cell], end: Until = end) -> str:
+      if tuning.is_tuning(config, finished):
+        return ''
+      return until.line(config, root, finished, end)
+
   return workers.Report(
-    lambda: workers.shard_of(tuning.known(config, root), *part), root, jobs
+    lambda: workers.shard_of(known(config, root, end), *part), root, jobs, look
   )
 
 
@@ -113,10 +165,13 @@ def write(config: Settings, root: pathlib.Path) -> tuple[list[CellRow], str]:
 
 
 def check_complete(
-  config: Settings, root: pathlib.Path, part: tuple[int, int] = WHOLE
+  config: Settings,
+  root: pathlib.Path,
+  part: tuple[int, int] = WHOLE,
+  end: Until | None = None,
 ) -> None:
   """Raises RunError with the cells that failed, or wait for one that did."""
-  everything = tuning.known(config, root)
+  everything = known(config, root, end)
   states = workers.states(workers.shard_of(everything, *part), root)
   failed = [
     f'{cell.name}: {state}'

@@ -83,6 +83,7 @@ def section_of(config: Settings) -> Study:
 def make_matrix(
   config: Settings,
   chosen: Mapping[tuple[str, float, str], list[Trial]] | None = None,
+  count: int | None = None,
 ) -> list[Cell]:
   """The cells that the answer comes from, each after those that it needs.
 
@@ -92,12 +93,14 @@ def make_matrix(
   Args:
     config: of the study.
     chosen: (data set, size, arm) -> trials to run; None runs all.
+    count: of seeds; None is study.seeds.
 
   Raises:
     ValueError: it is no study, or as trials.of_arms.
   """
   study = section_of(config)
-  seeds = range(config.seed, config.seed + study.seeds)
+  count = study.seeds if count is None else count
+  seeds = range(config.seed, config.seed + count)
   twice = sorted(set(study.tuning_seeds) & set(seeds))
   if twice:
     raise ValueError(
@@ -123,7 +126,7 @@ def _cells_of(
   chosen: Mapping[tuple[str, float, str], list[Trial]] | None,
 ) -> list[Cell]:
   study = section_of(config)
-  arms = _ordered_arms(study)
+  arms = ordered_arms(study)
   every = trials.of_arms(study, arms)
   return [
     _make_cell(study, dataset, size, arm, seed, trial)
@@ -176,7 +179,7 @@ def needed(cell: Cell, matrix: Iterable[Cell]) -> list[Cell]:
   ]
 
 
-def _ordered_arms(study: Study) -> list[str]:
+def ordered_arms(study: Study) -> list[str]:
   """The arms to run and their teachers, each after its teachers."""
   order: list[str] = []
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tlkd_jax.answer import conclusions as answers
+from tlkd_jax.answer import plan as plans
 from tlkd_jax.answer import rows as runs
 from tlkd_jax.answer.conclusions import Conclusion
 from tlkd_jax.answer.effects import per_place
@@ -47,7 +48,11 @@ def write(
   """
   rows = results.with_answers(root, rows)
   conclusion = answers.draw(
-    rows, study.treatment, study.reference, study.metrics
+    rows,
+    study.treatment,
+    study.reference,
+    study.metrics,
+    plans.read(root),
   )
   sections = make_sections(rows, conclusion)
   if scores:
@@ -103,6 +108,7 @@ def _answer(rows: Rows, conclusion: Conclusion) -> list[Block]:
     labels,
     SOURCE,
   )
+  blocks += verdict_blocks.over_all_places(conclusion, SOURCE)
   ranks = analysis.friedman(rows, 'top1', conclusion.reference)
   if ranks is not None:
     order = np.argsort(ranks['mean_ranks'], kind='stable')

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, cast
 
-from tlkd_jax.answer.rows import Answers, make_answers
+from tlkd_jax.answer.rows import Answers, make_answers, unpack
 from tlkd_jax.evaluation import records
 from tlkd_jax.report import markdown
 from tlkd_jax.runtime import sealed
@@ -14,7 +14,7 @@ from tlkd_jax.study import cells
 from tlkd_jax.study.analysis import CellRow
 
 # A trial that was not chosen must not tell how it does on test.
-_HIDDEN = ('test', 'curve', 'degraded')
+_HIDDEN = ('test', 'curve', 'degraded', 'hits')
 
 
 def collect(root: pathlib.Path, metric: str) -> list[CellRow]:
@@ -56,13 +56,16 @@ def collect(root: pathlib.Path, metric: str) -> list[CellRow]:
 
 
 def with_answers(root: pathlib.Path, rows: Sequence[CellRow]) -> list[CellRow]:
-  """Students' rows with `answers`, where their predictions are at hand."""
+  """Students' rows with `answers`: their own, or of predictions at hand."""
   found = []
   for row in rows:
     row = row.copy()
-    path = root / row['folder'] / 'predictions' / 'test.npz'
-    if row['chosen'] and row['kind'] != 'teacher' and path.exists():
-      row['answers'] = _answers(path)
+    if row['chosen'] and row['kind'] != 'teacher':
+      path = root / row['folder'] / 'predictions' / 'test.npz'
+      if 'hits' in row:
+        row['answers'] = unpack(row['hits'])
+      elif path.exists():
+        row['answers'] = _answers(path)
     found.append(row)
   return found
 

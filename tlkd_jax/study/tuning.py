@@ -43,7 +43,9 @@ class Score:
   chosen: bool
 
 
-def known(config: Settings, root: pathlib.Path) -> list[Cell]:
+def known(
+  config: Settings, root: pathlib.Path, count: int | None = None
+) -> list[Cell]:
   """The cells of a study that can be named by now.
 
   With tuning seeds, those that tune; and where these are finished, those that
@@ -52,18 +54,19 @@ def known(config: Settings, root: pathlib.Path) -> list[Cell]:
   Args:
     config: of the study.
     root: STUDY.
+    count: of seeds that confirm; None is study.seeds.
 
   Raises:
     ValueError: as matrix.make_matrix.
   """
   study = matrix.section_of(config)
   if not study.tuning_seeds:
-    return matrix.make_matrix(config)
+    return matrix.make_matrix(config, count=count)
   tuning = matrix.make_tuning(config)
   if not all(cells.is_done(root, cell) for cell in tuning):
     return tuning
   chosen = choose(study, tuning, scores_of(config, root, tuning))
-  return tuning + matrix.make_matrix(config, chosen)
+  return tuning + matrix.make_matrix(config, chosen, count)
 
 
 def write(config: Settings, root: pathlib.Path) -> list[Score]:

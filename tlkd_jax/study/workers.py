@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import logging
 
-from tlkd_jax.runtime import bars, interrupts
+from tlkd_jax.runtime import bars, devices, interrupts
 from tlkd_jax.runtime.errors import Interrupted, RunError, UserError
 from tlkd_jax.study import cells, claims
 from tlkd_jax.study.matrix import Cell, needed
@@ -63,6 +63,7 @@ def work(
   root: pathlib.Path,
   run: Callable[[Cell], Any],
   report: Callable[[], None],
+  is_over: Callable[[], bool] = lambda: False,
 ) -> None:
   """Runs cells of a shard until none is left for this process.
 
@@ -71,6 +72,7 @@ def work(
     root: STUDY.
     run: runs one cell to its end.
     report: called after each.
+    is_over: no further cell begins where it says so.
 
   Raises:
     Interrupted: the process was asked to stop; the cell's state is saved.
@@ -81,6 +83,8 @@ def work(
     # One pass over all cells for each look at the disk: a look for every cell
     # would make a study's bookkeeping quadratic.
     for cell in shard:
+      if is_over():
+        return
       if not _take(cell, shard, root, now):
         continue
       took = True
@@ -156,15 +160,51 @@ def spawn(
   return workers
 
 
-def keep_to_share(index: int, count: int) -> None:
-  """Restricts this process to part `index` of `count` of cores or GPUs."""
+def keep_to_share(index: int, count: int, cores: int) -> None:
+  """Restricts this process to part `index` of `count` of cores or GPUs.
+
+  Before JAX starts, which takes as many threads as there are cores.
+
+  Args:
+    index: of this process.
+    count: of processes side by side.
+    cores: that each has where there is no accelerator, whatever the count; with
+      one they share all.
+
+  Raises:
+    ValueError: the machine has fewer cores.
+  """
   if hasattr(os, 'sched_setaffinity'):
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) >= count:
-      os.sched_setaffinity(0, set(cores[index::count]))
+    all_cores = sorted(os.sched_getaffinity(0))
+    if not devices.has_card():
+      _check_cores(len(all_cores), count, cores)
+      first = index * cores
+      os.sched_setaffinity(0, set(all_cores[first : first + cores]))
+    elif len(all_cores) >= count:
+      os.sched_setaffinity(0, set(all_cores[index::count]))
   gpus = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
   if len(gpus) >= count > 1:
     os.environ['CUDA_VISIBLE_DEVICES'] = ','.join(gpus[index::count])
+
+
+def _check_cores(there: int, count: int, cores: int) -> None:
+  if count * cores > there:
+    raise ValueError(
+      f'--jobs={count} with study.cores={cores} takes {count * cores} cores, '
+      f'and this process may use {there}; accepted: at most '
+      f'--jobs={max(there // cores, 1)}'
+      + (f' and study.cores={there}' if cores > there else '')
+    )
+
+
+def check_cores(count: int, cores: int) -> None:
+  """Refuses more processes than there are cores for.
+
+  Raises:
+    ValueError: names what would fit.
+  """
+  if hasattr(os, 'sched_setaffinity') and not devices.has_card():
+    _check_cores(devices.cores(), count, cores)
 
 
 def end_with_parent(parent: int) -> None:
@@ -201,10 +241,18 @@ class Report:
   """Lines of progress: how many cells are finished, how long the rest takes."""
 
   def __init__(
-    self, known: Callable[[], list[Cell]], root: pathlib.Path, jobs: int
+    self,
+    known: Callable[[], list[Cell]],
+    root: pathlib.Path,
+    jobs: int,
+    look: Callable[[list[Cell]], str] | None = None,
   ):
-    """Args: the cells that are known by now; STUDY; how many workers."""
+    """Args: the cells known by now; STUDY; how many workers; what to say.
+
+    `look` says how far the answer is, of cells of which all are finished.
+    """
     self._known, self._root, self._jobs = known, root, jobs
+    self._look, self._seen = look, ''
     self._shard = known()
     self._shown: list[str] = []
     # Where there is a terminal, lines stand above the bar of a run.
@@ -219,6 +267,8 @@ class Report:
     """Prints a line where something changed; rewrites STUDY/progress.txt."""
     now = states(self._shard, self._root)
     if set(now.values()) == {'done'}:
+      if self._look is not None:
+        self._say(self._look(self._shard))
       # The cells that tune are finished, and say which ones confirm.
       self._shard = self._known()
       self._bar.total = len(self._shard)
@@ -239,7 +289,13 @@ class Report:
       line.append(f'{left} left')
     logging.info('study: %s', '; '.join(line))
     text = table(now) + '\n' + '; '.join(line) + '\n'
+    text += f'{self._seen}\n' if self._seen else ''
     (self._root / 'progress.txt').write_text(text)
+
+  def _say(self, seen: str) -> None:
+    if seen != self._seen:
+      logging.info('study: %s', seen)
+      self._seen, self._shown = seen, []
 
   def close(self) -> None:
     """Ends the bar."""

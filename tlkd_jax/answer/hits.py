@@ -1,0 +1,149 @@
+"""Single test images: what they add to the uncertainty over seeds."""
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tlkd_jax.answer.rows import Answers, Place, Row
+from tlkd_jax.evaluation import crossed
+from tlkd_jax.evaluation.crossed import Parts
+
+# Place -> seed -> rows of (arm, reference).
+Pairs = Mapping[Place, Mapping[int, tuple[Row, Row]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """Differences in hits on one set of test images.
+
+  Attributes:
+    weight: of its mean in the mean over all places.
+    values: [S, N], arm minus reference, a mean over `places` places of the
+      data set with these images; [S, N] of images that each seed drew anew
+      where `nested`.
+    places: how many.
+    nested: no image is the same for all seeds, so that the spread over seeds
+      holds that of the images.
+  """
+
+  weight: float
+  values: np.ndarray
+  places: int
+  nested: bool
+
+  @property
+  def step(self) -> float:
+    """By how much one image of one cell changes the mean of its seed."""
+    return self.weight / self.places / self.values.shape[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class OverImages:
+  """What the test images add.
+
+  Attributes:
+    count: images, of all data sets together.
+    now: their parts of the variance of the mean over all.
+    least: where two images of one cell are flipped, at least.
+    most: likewise, at most.
+    steps: by how much one image of one cell changes the mean of its seed,
+      each size once.
+  """
+
+  count: int
+  now: Parts
+  least: Parts
+  most: Parts
+  steps: tuple[float, ...]
+
+
+def over_images(pairs: Pairs, seeds: Sequence[int]) -> OverImages | None:
+  """The images' parts; None where the answers of a run are not at hand.
+
+  Args:
+    pairs: of the places that count, each with all seeds.
+    seeds: that count.
+  """
+  blocks = make_blocks(pairs, seeds)
+  if blocks is None or not seeds:
+    return None
+  found = [_parts(block) for block in blocks]
+  now, least, most = zip(*found, strict=True)
+  steps = {block.step for block in blocks}
+  return OverImages(
+    count=sum(block.values.shape[1] for block in blocks),
+    now=_sum(blocks, now),
+    least=_sum(blocks, least),
+    most=_sum(blocks, most),
+    steps=tuple(sorted(steps)),
+  )
+
+
+def make_blocks(pairs: Pairs, seeds: Sequence[int]) -> list[Block] | None:
+  """The blocks of places; None where the answers of a run are not at hand."""
+  by_dataset: dict[str, list[Place]] = collections.defaultdict(list)
+  for place in pairs:
+    by_dataset[place.dataset].append(place)
+  blocks = []
+  for places in by_dataset.values():
+    groups: dict[tuple[str, ...], list[np.ndarray]] = {}
+    for place in places:
+      found = [_difference(*pairs[place][seed]) for seed in seeds]
+      found = [one for one in found if one is not None]
+      if len(found) < len(seeds):
+        return None
+      images = tuple(dict.fromkeys(name for name, _ in found))
+      if len({len(values) for _, values in found}) > 1:
+        # Each seed has as many images as it has: as many as the fewest count.
+        fewest = min(len(values) for _, values in found)
+        found = [(name, _thinned(values, fewest)) for name, values in found]
+      values = np.array([values for _, values in found])
+      groups.setdefault(images, []).append(values)
+    share = 1 / len(by_dataset) / len(places)
+    for images, members in groups.items():
+      blocks.append(
+        Block(
+          weight=share * len(members),
+          values=np.mean(members, axis=0),
+          places=len(members),
+          nested=len(images) > 1,
+        )
+      )
+  return blocks
+
+
+def _difference(arm: Row, reference: Row) -> tuple[str, np.ndarray] | None:
+  ours: Answers | None = arm.get('answers')
+  theirs: Answers | None = reference.get('answers')
+  if ours is None or theirs is None:
+    return None
+  return ours.images, ours.right.astype(float) - theirs.right
+
+
+def _thinned(values: np.ndarray, count: int) -> np.ndarray:
+  return values[np.arange(count) * len(values) // count]
+
+
+def _parts(block: Block) -> tuple[Parts, Parts, Parts]:
+  if block.nested:
+    seeds, count = block.values.shape
+    rest = float(block.values.var(axis=1, ddof=1).mean()) / (seeds * count)
+    none = Parts(0.0, rest, count - 1)
+    return none, none, none
+  least, most = crossed.changed(block.values, 1 / block.places)
+  return crossed.parts(block.values), least, most
+
+
+def _sum(blocks: Sequence[Block], found: Sequence[Parts]) -> Parts:
+  """Parts of a weighted sum over sets of images that were drawn apart."""
+  both = list(zip(blocks, found, strict=True))
+  images = [block.weight**2 * one.images for block, one in both]
+  rest = sum(block.weight**2 * one.rest for block, one in both)
+  below = sum(
+    value**2 / one.freedom for value, one in zip(images, found, strict=True)
+  )
+  # Of the sum, as crossed.freedom.
+  freedom = sum(images) ** 2 / below if below > 0 else found[0].freedom
+  return Parts(sum(images), rest, freedom)
