@@ -196,13 +196,6 @@ def test_the_rest_is_counted_with_its_evaluations():
 
 
 @pytest.mark.parametrize(
-  ('seconds', 'text'), [(89, '89 s'), (600, '10 min'), (9000, '2.5 h')]
-)
-def test_times_for_people(seconds, text):
-  assert progress._as_text(seconds) == text
-
-
-@pytest.mark.parametrize(
   ('arm', 'changes', 'smallest', 'expected'),
   [
     ('kd', {}, 20, 'probed'),
