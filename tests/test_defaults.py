@@ -2,6 +2,8 @@
 
 import json
 import logging
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from tests import tiny
 from tests.data.pictures import make_classes
 from tlkd_jax import arms, data, settings
 from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.errors import UserError
 from tlkd_jax.settings import WrongSettings
 from tlkd_jax.study import arms as study_arms
 from tlkd_jax.study import designs
@@ -119,6 +122,53 @@ def test_too_few_steps_are_refused_when_they_are_known():
   assert defaults.settled(made).num_steps == 0
   with pytest.raises(WrongSettings, match='freeze_until_step is 300, so that'):
     defaults.settled(made, 100)
+
+
+@pytest.mark.parametrize(
+  ('arm', 'changes', 'told'),
+  [
+    ('tl', {'freeze_until_step': 200}, 'freeze_until_step is 200, so that'),
+    (
+      'teacher',
+      {'accumulate_steps': 201},
+      'so that 200 steps .num_steps',
+    ),
+    ('kd', {'accumulate_steps': 500}, 'optimizer.accumulate_steps is 500'),
+    ('compare', {'freeze_until_step': 9999}, 'accepted: a whole number below'),
+  ],
+)
+@pytest.mark.parametrize('kind', ['folder', 'zip', 'csv'])
+def test_they_are_refused_before_an_image_is_decoded(
+  arm, changes, told, kind, folder, tmp_path, monkeypatch
+):
+  root = pathlib.Path(folder.removeprefix('folder:'))
+  if kind == 'zip':
+    folder = 'folder:' + shutil.make_archive(tmp_path / 'own', 'zip', root)
+  elif kind == 'csv':
+    rows = [
+      f'{path},{path.parent.name},{path.parent.parent.name}'
+      for path in sorted(root.glob('*/*/*'))
+    ]
+    table = tmp_path / 'own.csv'
+    table.write_text('\n'.join(['path,label,split', *rows]))
+    folder = f'csv:{table}'
+
+  def decode(*_, **__):
+    raise AssertionError('images are decoded')
+
+  monkeypatch.setattr(data.decode, 'decode', decode)
+  config = settings.with_values(
+    tiny.make_config(arm, tmp_path, dataset=folder),
+    {
+      'num_train_per_class': None,
+      'num_steps': 0,
+      'eval_every_steps': 0,
+      **{f'optimizer.{key}': value for key, value in changes.items()},
+    },
+  )
+  with pytest.raises(UserError, match=told):
+    arms.run(config, tmp_path / 'run', sharding.make_mesh())
+  assert not (tmp_path / 'run').exists()
 
 
 def test_a_study_of_images_of_ones_own():

@@ -61,7 +61,13 @@ def run(
       if run_before and not hub.is_weights(run_before):
         checkpoints.read_description(run_before)
         finished.check_finished(run_before)
-    dataset = decoding.load_dataset(_as_planned(settings, plan))
+    dataset = decoding.load_dataset(
+      _as_planned(settings, plan),
+      # What too few steps exclude is told before minutes of decoding.
+      listed=lambda counts: protocols.plan(
+        defaults.for_counts(settings, counts), workdir
+      ),
+    )
     settings = defaults.for_data(settings, dataset)
     plan = _checked_plan(settings, workdir)
     about = balance.lines(settings, dataset) + defaults.lines(settings, dataset)

@@ -54,7 +54,11 @@ def settled(
 def for_data(settings: Settings, dataset: data.Dataset) -> Settings:
   """The same, by the labelled training images that there are."""
   labels = dataset.splits['train'].labels
-  of_class = np.bincount(labels[labels >= 0])
+  return for_counts(settings, np.bincount(labels[labels >= 0]))
+
+
+def for_counts(settings: Settings, of_class: np.ndarray) -> Settings:
+  """The same, by the labelled training images of each class, int [K]."""
   return settled(settings, int(of_class.sum()), int(of_class.min()))
 
 
