@@ -213,7 +213,12 @@ def test_a_run_says_and_records_what_it_takes(
   # A validation image is cut from each class; 20 epochs of 22 images.
   said = '22 training images at 32 px (kept at 36 px), 55 steps of 8: 20 epochs'
   assert said in caplog.text
-  (paced,) = [r for r in caplog.messages if ' to go' in r]
+  (guess,) = [m for m in caplog.messages if 'on this machine, comp' in m]
+  assert guess.startswith('about a minute or less on this machine')
+  messages = caplog.messages
+  (paced,) = [r for r in messages if ' to go' in r]
+  first = next(m for m in messages if m.startswith('student: '))
+  assert messages.index(guess) < messages.index(first)
   assert paced.startswith('tl: ') and ' s a step, about ' in paced
   recorded = settings.from_config(workdirs.read(tmp_path / 'run'))
   assert numbers(recorded) == (32, 0, 55, 50)

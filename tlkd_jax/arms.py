@@ -23,6 +23,7 @@ from tlkd_jax.training import (
   decoding,
   defaults,
   finished,
+  forecast,
   networks,
   start,
 )
@@ -78,6 +79,7 @@ def run(
       data_record.check(part.workdir, record)
     _check_loading(settings, plan, dataset.class_names)
   logging.info('%s', '\n  '.join([dataset.describe(), *about]))
+  forecast.say([(part.workdir, part.settings) for part in plan], dataset, mesh)
   summaries = {}
   for part in plan:
     if len(plan) > 1:

@@ -88,8 +88,7 @@ def lines(settings: Settings, dataset: data.Dataset) -> list[str]:
   return [
     f'{count} training images at {dataset.image_size} px (kept at {kept} px), '
     f'{settings.num_steps} steps of {settings.batch_size}: {epochs:.3g} epochs',
-    'num_train_per_class, image_size and num_steps change that; how long a run '
-    'takes is said once some of its steps are measured',
+    'num_train_per_class, image_size and num_steps change that',
   ]
 
 
