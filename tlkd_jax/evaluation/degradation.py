@@ -26,7 +26,6 @@ from tlkd_jax.evaluation import (
 from tlkd_jax.evaluation.subject import Subject
 from tlkd_jax.runtime import bars, sharding
 from tlkd_jax.runtime.atomic import replace_arrays
-from tlkd_jax.runtime.texts import duration
 
 NAMES = tuple(
   name for names in corruptions.CORRUPTION_GROUPS.values() for name in names
