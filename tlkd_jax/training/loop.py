@@ -95,11 +95,12 @@ def fine_tune(
     state, position = _start(run, checkpoints)
     if not run.num_steps:
       return judging.use_as_it_is(run, state, position, checkpoints)
+    heard: dict[str, evaluate.Predictions] = {}
     if int(state.step) < run.num_steps and not judging.is_stalled(
       settings, position
     ):
-      state, position = _loop(run, state, position, checkpoints)
-    return finish(run, position)
+      state, position, heard = _loop(run, state, position, checkpoints)
+    return finish(run, position, heard)
   finally:
     checkpoints.close()
 
@@ -136,14 +137,16 @@ def _loop(run: Run, state: State, position: Position, checkpoints):
     batches.set_state(position.data)
   # The teacher's stored targets are part of what the run costs.
   position.seconds += time.monotonic() - begun
-  says.measure(run, stored)
+  heard = says.on_validation(run)
+  says.measure(run, stored, heard)
   writer = MetricWriter(run.workdir, start) if sharding.is_lead() else None
   shown = Progress(run.settings.arm, start, run.num_steps)
   try:
     with StopRequest() as stop:
-      return _steps(
+      state, position = _steps(
         run, state, position, checkpoints, batches, writer, shown, stop
       )
+      return state, position, heard
   finally:
     batches.close()
     shown.close()
