@@ -140,7 +140,7 @@ def count(settings: Settings, dataset: Dataset) -> Work:
   steps = workdirs.num_steps(settings)
   if settings.cost_matched:
     steps = costs.count(settings, dataset).total_steps
-  between = settings.eval_every_steps or steps
+  between = settings.eval_every_steps or steps or 1
   evaluated = at_end + sizes['validation'] * (-(-steps // between))
   learn = costs.passes(settings) * steps * shares.images_per_step(settings)
   done = Work(0, 0)
