@@ -16,6 +16,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax.data import Dataset
+from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, as_user_errors
 from tlkd_jax.settings import Settings
