@@ -2,6 +2,8 @@
 
 import json
 import logging
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from tests import tiny
 from tests.data.pictures import make_classes
 from tlkd_jax import arms, data, settings
 from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.errors import UserError
 from tlkd_jax.settings import WrongSettings
 from tlkd_jax.study import arms as study_arms
 from tlkd_jax.study import designs
@@ -121,6 +124,53 @@ def test_too_few_steps_are_refused_when_they_are_known():
     defaults.settled(made, 100)
 
 
+@pytest.mark.parametrize(
+  ('arm', 'changes', 'told'),
+  [
+    ('tl', {'freeze_until_step': 200}, 'freeze_until_step is 200, so that'),
+    (
+      'teacher',
+      {'accumulate_steps': 201},
+      'so that 200 steps .num_steps',
+    ),
+    ('kd', {'accumulate_steps': 500}, 'optimizer.accumulate_steps is 500'),
+    ('compare', {'freeze_until_step': 9999}, 'accepted: a whole number below'),
+  ],
+)
+@pytest.mark.parametrize('kind', ['folder', 'zip', 'csv'])
+def test_they_are_refused_before_an_image_is_decoded(
+  arm, changes, told, kind, folder, tmp_path, monkeypatch
+):
+  root = pathlib.Path(folder.removeprefix('folder:'))
+  if kind == 'zip':
+    folder = 'folder:' + shutil.make_archive(tmp_path / 'own', 'zip', root)
+  elif kind == 'csv':
+    rows = [
+      f'{path},{path.parent.name},{path.parent.parent.name}'
+      for path in sorted(root.glob('*/*/*'))
+    ]
+    table = tmp_path / 'own.csv'
+    table.write_text('\n'.join(['path,label,split', *rows]))
+    folder = f'csv:{table}'
+
+  def decode(*_, **__):
+    raise AssertionError('images are decoded')
+
+  monkeypatch.setattr(data.decode, 'decode', decode)
+  config = settings.with_values(
+    tiny.make_config(arm, tmp_path, dataset=folder),
+    {
+      'num_train_per_class': None,
+      'num_steps': 0,
+      'eval_every_steps': 0,
+      **{f'optimizer.{key}': value for key, value in changes.items()},
+    },
+  )
+  with pytest.raises(UserError, match=told):
+    arms.run(config, tmp_path / 'run', sharding.make_mesh())
+  assert not (tmp_path / 'run').exists()
+
+
 def test_a_study_of_images_of_ones_own():
   made = designs.make(dataset='folder:x/mine')
   assert made.study.arms['teacher_high_res'].changes == {
@@ -163,7 +213,12 @@ def test_a_run_says_and_records_what_it_takes(
   # A validation image is cut from each class; 20 epochs of 22 images.
   said = '22 training images at 32 px (kept at 36 px), 55 steps of 8: 20 epochs'
   assert said in caplog.text
-  (paced,) = [r for r in caplog.messages if ' to go' in r]
+  (guess,) = [m for m in caplog.messages if 'on this machine, comp' in m]
+  assert guess.startswith('about ')
+  messages = caplog.messages
+  (paced,) = [r for r in messages if ' to go' in r]
+  first = next(m for m in messages if m.startswith('student: '))
+  assert messages.index(guess) < messages.index(first)
   assert paced.startswith('tl: ') and ' s a step, about ' in paced
   recorded = settings.from_config(workdirs.read(tmp_path / 'run'))
   assert numbers(recorded) == (32, 0, 55, 50)
@@ -193,13 +248,6 @@ def test_the_rest_is_counted_with_its_evaluations():
   run.dataset = data.Dataset('x', ['a'], images, 1, True, {}, [])
   # Two evaluations of 3 batches, the last one of both splits, 5 batches.
   assert loop._left(run, 100) == pytest.approx(100 + (2 * 3 + 5) / 3)
-
-
-@pytest.mark.parametrize(
-  ('seconds', 'text'), [(89, '89 s'), (600, '10 min'), (9000, '2.5 h')]
-)
-def test_times_for_people(seconds, text):
-  assert progress._as_text(seconds) == text
 
 
 @pytest.mark.parametrize(

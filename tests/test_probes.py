@@ -1,5 +1,6 @@
 """Teachers and students that are not fine-tuned, as runs like others."""
 
+import collections
 import dataclasses
 import json
 
@@ -21,6 +22,7 @@ from tlkd_jax.training import (
   own_probe,
   probes,
   says,
+  summary,
 )
 from tlkd_jax.training import run as run_parts
 
@@ -109,6 +111,11 @@ def test_views_are_those_of_a_student_of_the_seed(teacher):
 @pytest.fixture(scope='module')
 def student(teacher, cache_dir, tmp_path_factory):
   """mode -> workdir of a short run under the teacher."""
+  asked = []
+
+  def count(run, eval_step, variables, split, name=''):
+    asked.append((name, split))
+    return predict(run, eval_step, variables, split, name)
 
   def call(mode):
     workdir = tmp_path_factory.mktemp(mode)
@@ -123,10 +130,17 @@ def student(teacher, cache_dir, tmp_path_factory):
       targets__dir=str(workdir / 'targets'),
       augment__crop='random_resized',
     )
+    asked.clear()
     arms.run(config, workdir, sharding.make_mesh())
+    # What was measured before the first step is in the summary at the end.
+    whose = collections.Counter(asked)
+    assert whose['teacher', 'validation'] == whose['teacher', 'test'] == 1
     return workdir
 
-  with tiny.registered():
+  predict = summary.predict
+  with tiny.registered(), pytest.MonkeyPatch.context() as patch:
+    for module in (says, summary):
+      patch.setattr(module, 'predict', count)
     return {mode: call(mode) for mode in ('online', 'cached')}
 
 
@@ -307,7 +321,8 @@ def test_the_students_own_probe(teacher, cache_dir, tmp_path, caplog):
   )
 
   caplog.set_level('INFO', logger='absl')
-  said = says.measure(run, {})['teacher']
+  unseen = says.on_validation(run)
+  said = says.measure(run, {}, unseen)['teacher']
   nll = teaching.scaled_nll(logits, labels)
   assert said['student_probe_nll'] == pytest.approx(nll)
   assert f"student's own features {nll:.3f}" in caplog.text
@@ -319,7 +334,8 @@ def test_the_students_own_probe(teacher, cache_dir, tmp_path, caplog):
   lesson = run.lessons['student']
   objective = dataclasses.replace(lesson.objective, sham=None)
   lessons = {'student': dataclasses.replace(lesson, objective=objective)}
-  real = says.measure(dataclasses.replace(run, lessons=lessons), {})['teacher']
+  run = dataclasses.replace(run, lessons=lessons)
+  real = says.measure(run, {}, unseen)['teacher']
   for place in ('training views', 'validation'):
     assert said[place]['p_label'] == pytest.approx(real[place]['p_label'])
     assert said[place]['entropy'] > real[place]['entropy'] + 1e-3

@@ -9,13 +9,24 @@ From Python, see docs/python.md:
     data.Dataset.from_arrays      images that a program holds
 """
 
+import signal
 import sys
+
+# First of all: what is loaded from here on takes seconds. Until it is known
+# what a signal to stop does, it waits.
+if sys.argv:
+  _MASK = signal.pthread_sigmask(
+    signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+  )
+else:
+  _MASK = None
 
 from tlkd_jax.runtime import interrupts
 
-# First of all: what is loaded from here on takes seconds.
-if sys.argv and interrupts.is_command(sys.orig_argv[-len(sys.argv)]):
-  interrupts.end_at_once()
+if _MASK is not None:
+  if interrupts.is_command(sys.orig_argv[-len(sys.argv)]):
+    interrupts.end_at_once()
+  signal.pthread_sigmask(signal.SIG_SETMASK, _MASK)
 
 from tlkd_jax.api import (
   Result,

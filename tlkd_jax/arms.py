@@ -23,6 +23,7 @@ from tlkd_jax.training import (
   decoding,
   defaults,
   finished,
+  forecast,
   networks,
   start,
 )
@@ -61,7 +62,13 @@ def run(
       if run_before and not hub.is_weights(run_before):
         checkpoints.read_description(run_before)
         finished.check_finished(run_before)
-    dataset = decoding.load_dataset(_as_planned(settings, plan))
+    dataset = decoding.load_dataset(
+      _as_planned(settings, plan),
+      # What too few steps exclude is told before minutes of decoding.
+      listed=lambda counts: protocols.plan(
+        defaults.for_counts(settings, counts), workdir
+      ),
+    )
     settings = defaults.for_data(settings, dataset)
     plan = _checked_plan(settings, workdir)
     about = balance.lines(settings, dataset) + defaults.lines(settings, dataset)
@@ -72,6 +79,7 @@ def run(
       data_record.check(part.workdir, record)
     _check_loading(settings, plan, dataset.class_names)
   logging.info('%s', '\n  '.join([dataset.describe(), *about]))
+  forecast.say([(part.workdir, part.settings) for part in plan], dataset, mesh)
   summaries = {}
   for part in plan:
     if len(plan) > 1:

@@ -160,6 +160,33 @@ with replacing(folder / 'half.txt') as temporary:
   assert [path.name for path in tmp_path.iterdir()] == ['done.txt']
 
 
+@pytest.mark.parametrize('command', ['main', 'study', 'data.prepare'])
+@pytest.mark.parametrize(
+  ('number', 'code', 'line'),
+  [
+    (signal.SIGINT, 130, LINE),
+    (signal.SIGTERM, 143, 'stopped by SIGTERM; resume with the same command\n'),
+    (signal.SIGHUP, 129, 'stopped by SIGHUP; resume with the same command\n'),
+  ],
+)
+def test_until_it_is_known_what_a_signal_does_it_waits(
+  command, number, code, line, tmp_path
+):
+  """A module that the handler itself is loaded with presses Ctrl-C."""
+  (tmp_path / 'difflib.py').write_text(
+    f'import os\nos.kill(os.getpid(), {int(number)})\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-m', f'tlkd_jax.{command}'],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(tmp_path)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert (done.returncode, done.stderr) == (code, line)
+
+
 COMMANDS = ('main', 'study', 'report', 'export', 'models', 'settings')
 
 
@@ -208,7 +235,8 @@ def test_importing_the_package_takes_no_signal():
   code = (
     'import signal, tlkd_jax\n'
     'assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n'
-    'assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL'
+    'assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL\n'
+    'assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())'
   )
   done = run(code)
   assert done.returncode == 0, done.stderr

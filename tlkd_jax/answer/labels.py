@@ -3,12 +3,15 @@
 import pathlib
 import re
 
-# Arm, or part of its protocol -> label.
+# Arm, part of its protocol, or rival that learns from images without labels ->
+# label.
 LABELS = {
   'teacher': 'teacher',
   'probe': 'linear probe',
   'tl': 'TL',
   'kd': 'TL+KD',
+  'self_training': 'self-training',
+  'fixmatch': 'FixMatch',
 }
 
 
@@ -33,7 +36,7 @@ def label_of_part(
 ) -> str:
   """A part's name for people."""
   if key == 'kd' and self_trained:
-    return 'self-training'
+    return LABELS['self_training']
   if key == 'tl' and fixmatch:
-    return 'FixMatch'
+    return LABELS['fixmatch']
   return LABELS.get(key, re.sub(r'(\d+)$', r' \1', key))

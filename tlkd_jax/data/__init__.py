@@ -15,7 +15,7 @@ To add a data set, write a builder in `builders/` and a line in `kinds.py`.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -172,6 +172,7 @@ def load_splits(
   test_fraction: float = 0.2,
   near_duplicates: bool = False,
   num_threads: int | None = None,
+  listed: Callable[[np.ndarray], object] | None = None,
 ) -> Dataset:
   """Finds, subsets and decodes a data set.
 
@@ -212,6 +213,8 @@ def load_splits(
     near_duplicates: whether images that look alike are looked for across
       splits; see near_copies.
     num_threads: decoding threads, by default one for each core.
+    listed: called with the training images of each class, int [K], once they
+      are found and chosen and before any is decoded; what it raises ends this.
 
   Returns:
     The decoded data set.
@@ -240,6 +243,8 @@ def load_splits(
     'validation': _choose_eval(found, 'validation', num_validation_per_class),
     'test': _choose_eval(found, 'test', num_test_per_class),
   }
+  if listed is not None:
+    listed(choices['train'].counts)
   geometries = _geometries(look, train_size, train_zoom, found.splits['train'])
   mapped_in = _mapped_folder(
     name,

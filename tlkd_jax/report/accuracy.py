@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from tlkd_jax.answer import verdicts
-from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.evaluation import (
   comparison,
   fidelity,
@@ -32,18 +31,19 @@ def metrics_section(context: Context, replicates: int) -> Section:
     kd.logits, tl.logits, tl.labels, num_replicates=replicates
   )
   teacher: dict[str, float] = {}
+  name_of_kd, taught = context.named['kd'], context.pair.kd.kind == 'kd'
   if 'teacher' in context.test:
     one = context.test['teacher']
     teacher = metrics.compute_metrics(one.logits, one.labels)
   rows = [
     {
       'metric': name,
-      'teacher': teacher.get(name),
+      **({'teacher': teacher.get(name)} if taught else {}),
       'TL': row['y'],
-      'TL+KD': row['x'],
-      'TL+KD minus TL': row['difference'],
+      name_of_kd: row['x'],
+      f'{name_of_kd} minus TL': row['difference'],
       '95 % interval': interval(row['low'], row['high']),
-      'TL+KD is': verdicts.decide_over_images(
+      f'{name_of_kd} is': verdicts.decide_over_images(
         row['difference'], row['low'], row['high'], name
       ),
     }
@@ -69,12 +69,13 @@ def disagreement_section(context: Context) -> Section:
   test = comparison.mcnemar(*right)
   overlap = comparison.error_overlap(kd.logits, tl.logits, labels)
   source = context.source(_TEST, arms=['tl', 'kd'])
+  name_of_kd = context.named['kd']
   counts = Table(
     'Who is right where',
     ['', 'TL right', 'TL wrong'],
     [
-      ['TL+KD right', overlap['both_right'], overlap['only_x_right']],
-      ['TL+KD wrong', overlap['only_y_right'], overlap['both_wrong']],
+      [f'{name_of_kd} right', overlap['both_right'], overlap['only_x_right']],
+      [f'{name_of_kd} wrong', overlap['only_y_right'], overlap['both_wrong']],
     ],
     source,
     f"McNemar's test ({test['test']}): p = {test['p']:.3g}.",
@@ -86,12 +87,12 @@ def disagreement_section(context: Context) -> Section:
       [
         'correction rate',
         overlap['correction_rate'],
-        "share of TL's errors that TL+KD gets right",
+        f"share of TL's errors that {name_of_kd} gets right",
       ],
       [
         'damage rate',
         overlap['damage_rate'],
-        "share of TL's right answers that TL+KD gets wrong",
+        f"share of TL's right answers that {name_of_kd} gets wrong",
       ],
       [
         'error overlap',
@@ -114,12 +115,13 @@ def _classes(context: Context, source: str) -> Table:
   kd, tl, labels = context.test['kd'], context.test['tl'], context.labels
   deltas = comparison.per_class_deltas(kd.logits, tl.logits, labels)
   tables = [metrics.per_class_table(p.logits, labels) for p in (tl, kd)]
+  name_of_kd = context.named['kd']
   rows = [
     {
       'class': name,
       'images': int(deltas['support'][k]),
       'recall TL': float(tables[0]['recall'][k]),
-      'recall TL+KD': float(tables[1]['recall'][k]),
+      f'recall {name_of_kd}': float(tables[1]['recall'][k]),
       'Δ recall': float(deltas['recall'][k]),
       'Δ precision': float(deltas['precision'][k]),
       'Δ F1': float(deltas['f1'][k]),
@@ -128,7 +130,7 @@ def _classes(context: Context, source: str) -> Table:
     }
     for k, name in enumerate(context.class_names)
   ]
-  return named_table('By class', rows, source, 'Δ is TL+KD minus TL.')
+  return named_table('By class', rows, source, f'Δ is {name_of_kd} minus TL.')
 
 
 def _confusions(context: Context) -> Figure:
@@ -138,9 +140,9 @@ def _confusions(context: Context) -> Figure:
   for arm in context.arms:
     one = context.test[arm]
     counts = metrics.confusion_matrix(one.logits, one.labels)
-    panels.append(plots.confusion(LABELS[arm], counts, ticks))
+    panels.append(plots.confusion(context.named[arm], counts, ticks))
     rows += [
-      [LABELS[arm], names[i], names[j], int(counts[i, j])]
+      [context.named[arm], names[i], names[j], int(counts[i, j])]
       for i, j in np.ndindex(*counts.shape)
       if counts[i, j]
     ]
@@ -159,8 +161,10 @@ def _confusions(context: Context) -> Figure:
   )
 
 
-def teacher_section(context: Context) -> Section:
-  """How closely each student follows the teacher."""
+def teacher_section(context: Context) -> Section | None:
+  """How closely each student follows the teacher; None where none can be."""
+  if context.pair.kd.kind != 'kd':
+    return None
   if 'teacher' not in context.test:
     text = (
       'No teacher answered to these test images: neither predictions/'
@@ -187,7 +191,7 @@ def teacher_section(context: Context) -> Section:
   wrong = int((teacher.logits.argmax(axis=1) != labels).sum())
   table = Table(
     'Likeness to the teacher on test',
-    ['measure', 'TL', 'TL+KD', 'difference'],
+    ['measure', 'TL', context.named['kd'], 'difference'],
     rows,
     context.source(_TEST),
     f'The teacher is wrong on {wrong} of {len(labels)} images. Divergences in '
@@ -217,7 +221,7 @@ def _cka(context: Context) -> list:
         value = fidelity.debiased_linear_cka(
           stored[a][stage][i], stored[b][stage][j]
         )
-        pair = f'{LABELS[a]} – {LABELS[b]}'
+        pair = f'{context.named[a]} – {context.named[b]}'
         rows.append(
           {
             'stage': stage.removeprefix('features_'),
@@ -236,14 +240,14 @@ def _cka(context: Context) -> list:
   colour_of = {('tl', 'teacher'): 'tl', ('kd', 'teacher'): 'kd'}
   for a, b in pairs:
     if (a, b) in colour_of:
-      label = f'{LABELS[a]} – {LABELS[b]}'
+      label = f'{context.named[a]} – {context.named[b]}'
       own = [
         row['debiased linear CKA'] for row in rows if row['models'] == label
       ]
       curves[colour_of[a, b]] = (list(range(1, len(own) + 1)), own)
   if not curves:
     return [table]
-  labels = {arm: f'{LABELS[arm]} and teacher' for arm in curves}
+  labels = {arm: f'{context.named[arm]} and teacher' for arm in curves}
   return [
     Figure(
       "Likeness of features to the teacher's, stage by stage",
@@ -278,11 +282,13 @@ def embedding_section(context: Context) -> Section:
     used.append(arm)
     for kind, name in (('tsne', 't-SNE'), ('pca', 'PCA')):
       views[kind].append(
-        plots.scatter(f'{LABELS[arm]}, {name}', arrays[kind], arrays['labels'])
+        plots.scatter(
+          f'{context.named[arm]}, {name}', arrays[kind], arrays['labels']
+        )
       )
       data += [
         {
-          'model': LABELS[arm],
+          'model': context.named[arm],
           'view': name,
           'index': int(i),
           'class': context.class_names[int(k)],
@@ -296,7 +302,7 @@ def embedding_section(context: Context) -> Section:
     figures = record['embedding']
     rows.append(
       {
-        'model': LABELS[arm],
+        'model': context.named[arm],
         'images': figures['count'],
         'kNN accuracy': figures['knn_accuracy'],
         'silhouette': figures['silhouette'],

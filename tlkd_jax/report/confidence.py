@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.evaluation import calibration, reliability, selective
 from tlkd_jax.report import plots
 from tlkd_jax.report.blocks import Figure, Section, Table, named_table
@@ -17,8 +16,8 @@ def calibration_section(context: Context) -> Section:
   for arm in context.arms:
     test, validation = context.test[arm], context.validation.get(arm)
     bins = reliability.reliability_diagram(test.logits, test.labels)
-    before.append(plots.reliability(LABELS[arm], arm, bins))
-    data += _bin_rows(LABELS[arm], bins)
+    before.append(plots.reliability(context.named[arm], arm, bins))
+    data += _bin_rows(context.named[arm], bins)
     level = calibration.calibrated_ece_level(test.logits, 0)
     if validation is None:
       continue
@@ -27,14 +26,14 @@ def calibration_section(context: Context) -> Section:
     )
     scaled = test.logits.astype(np.float64) / found['temperature']
     bins = reliability.reliability_diagram(scaled, test.labels)
-    name = f'{LABELS[arm]}, T = {found["temperature"]:.2f}'
+    name = f'{context.named[arm]}, T = {found["temperature"]:.2f}'
     after.append(plots.reliability(name, arm, bins))
     data += _bin_rows(name, bins)
     raw, scaled = found['before'], found['after']
     bound = ' (at the bound)' if found['at_bound'] else ''
     rows.append(
       {
-        'model': LABELS[arm] + bound,
+        'model': context.named[arm] + bound,
         'T': found['temperature'],
         'ECE': raw['ece'],
         'ECE at T': scaled['ece'],
@@ -96,7 +95,8 @@ def selective_section(context: Context) -> Section:
     x, y = curve['coverage'][rows], curve['risk'][rows]
     lines[arm] = (x, y)
     data += [
-      [LABELS[arm], float(a), float(b)] for a, b in zip(x, y, strict=True)
+      [context.named[arm], float(a), float(b)]
+      for a, b in zip(x, y, strict=True)
     ]
   figure = Figure(
     'Risk against coverage',
@@ -117,7 +117,7 @@ def selective_section(context: Context) -> Section:
       data,
       context.source('predictions/test.npz'),
     ),
-    legend=plots.legend(context.arms, LABELS),
+    legend=plots.legend(context.arms, context.named),
   )
   return Section('coverage', 'Knowing when it is right', [figure])
 
@@ -135,7 +135,7 @@ def ood_section(context: Context) -> Section:
     for score, values in record['scores'].items():
       rows.append(
         {
-          'model': LABELS[arm],
+          'model': context.named[arm],
           'other data': record['out'],
           'score': score,
           'AUROC': values['auroc'],

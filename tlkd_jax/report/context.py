@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.evaluation import qualitative
 from tlkd_jax.evaluation.evaluate import Predictions
 from tlkd_jax.report import runs
@@ -33,6 +34,15 @@ class Context:
   class_names: list[str]
 
   @property
+  def named(self) -> dict[str, str]:
+    """Arm -> what the page calls it."""
+    return {
+      'teacher': LABELS['teacher'],
+      'tl': self.pair.tl.label,
+      'kd': self.pair.kd.label,
+    }
+
+  @property
   def arms(self) -> list[str]:
     """Arms with predictions on test: 'teacher', 'tl', 'kd'."""
     return list(self.test)
@@ -52,11 +62,11 @@ class Context:
 
   def describe(self) -> str:
     """Says which pair the sections are about."""
-    paths = [relative(r.path, self.out) for r in (self.pair.tl, self.pair.kd)]
-    return (
-      f'From here on one pair is shown: {paths[0]} (TL) and {paths[1]} '
-      f'(TL+KD), seed {self.pair.tl.seed}.'
+    shown = ' and '.join(
+      f'{relative(run.path, self.out)} ({run.label})'
+      for run in (self.pair.tl, self.pair.kd)
     )
+    return f'From here on one pair is shown: {shown}, seed {self.pair.tl.seed}.'
 
   def source(self, *names: str, arms: list[str] | None = None) -> str:
     """Paths of files of the arms' runs, relative to the report."""
@@ -99,7 +109,10 @@ def _aligned(pair, split, tl) -> dict[str, Predictions]:
       'examples and cannot be compared'
     )
   teacher = pair.kd.predictions(f'teacher_{split}')
-  if teacher is None and pair.teacher is not None:
+  if pair.kd.kind == 'self_training':
+    # A TL run of the same student, and of the same seed the one beside it.
+    teacher = None
+  elif teacher is None and pair.teacher is not None:
     teacher = pair.teacher.predictions(split)
   three = runs.align(tl, kd, teacher) if teacher is not None else None
   if three is None or three[2].logits.shape != three[0].logits.shape:

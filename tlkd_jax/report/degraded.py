@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.evaluation import degradation, fidelity, metrics, robustness
 from tlkd_jax.evaluation.corruptions import CORRUPTION_GROUPS, SEVERITIES
 from tlkd_jax.report import plots
@@ -52,8 +51,8 @@ def section(context: Context) -> Section:
   blocks += [
     _errors(context, cells, names, source),
     _by_severity(context, cells, names, source),
-    *_slopes(cells, names, source),
-    _by_corruption(cells, names, source),
+    *_slopes(context, cells, names, source),
+    _by_corruption(context, cells, names, source),
   ]
   return Section('degraded', _TITLE, blocks)
 
@@ -108,10 +107,11 @@ def _errors(context, cells, names, source) -> Table:
       errors['kd'], clean['kd'], errors['tl'], clean['tl'], members
     )
     means = _row(
+      context,
       {
         arm: robustness.mean_corrupted_error(own, members)
         for arm, own in errors.items()
-      }
+      },
     )
     rows.append(
       {
@@ -122,7 +122,9 @@ def _errors(context, cells, names, source) -> Table:
       }
     )
   for name in names:
-    means = _row({arm: float(own[name].mean()) for arm, own in errors.items()})
+    means = _row(
+      context, {arm: float(own[name].mean()) for arm, own in errors.items()}
+    )
     rows.append(
       {
         'corruption': name,
@@ -137,17 +139,17 @@ def _errors(context, cells, names, source) -> Table:
     source,
     _note(context, cells)
     + " CE: error divided by TL's; relative CE: rise over the clean error "
-    "divided by TL's rise (– where TL does not get worse). Below 1 TL+KD is "
-    'the more robust one. The means of the last two columns are mCE and '
-    'relative mCE.',
+    "divided by TL's rise (– where TL does not get worse). Below 1 "
+    f'{context.named["kd"]} is the more robust one. The means of the last two '
+    'columns are mCE and relative mCE.',
   )
 
 
-def _row(means: dict[str, float]) -> dict[str, Any]:
+def _row(context: Context, means: dict[str, float]) -> dict[str, Any]:
   return {
     'error teacher': means.get('teacher'),
     'error TL': means['tl'],
-    'error TL+KD': means['kd'],
+    f'error {context.named["kd"]}': means['kd'],
     'difference': means['kd'] - means['tl'],
   }
 
@@ -174,7 +176,7 @@ def _by_severity(context, cells, names, source) -> Figure:
           values.append(float(np.mean(measured)))
         lines[arm] = (severities, values)
         rows += [
-          _mean_row(title, arm, metric, s, v)
+          _mean_row(context.named[arm], title, metric, s, v)
           for s, v in zip(severities, values, strict=True)
         ]
       label = {'top1': 'top-1 accuracy', 'nll': 'NLL', 'ece': 'ECE'}[metric]
@@ -183,30 +185,30 @@ def _by_severity(context, cells, names, source) -> Figure:
           title, lines, x_label='severity', y_label=label, whole_x=True
         )
       )
-  rows += _agreements(cells, names, severities)
+  rows += _agreements(context, cells, names, severities)
   return Figure(
     'By severity',
     panels,
     'Accuracy, NLL and ECE by severity (0: as it is), mean over the '
     'corruptions of a set.',
     named_table('Means by severity, with agreement', rows, source),
-    legend=plots.legend(list(cells), LABELS),
+    legend=plots.legend(list(cells), context.named),
   )
 
 
 def _mean_row(
-  title: str, arm: str, metric: str, severity: int, mean: float
+  model: str, title: str, metric: str, severity: int, mean: float
 ) -> dict[str, Any]:
   return {
     'set': title,
-    'model': LABELS[arm],
+    'model': model,
     'metric': metric,
     'severity': severity,
     'value': mean,
   }
 
 
-def _agreements(cells, names, severities) -> list[dict[str, Any]]:
+def _agreements(context, cells, names, severities) -> list[dict[str, Any]]:
   """Agreement with the teacher and with the clean answer, all corruptions."""
   rows = []
   for arm, found in cells.items():
@@ -223,15 +225,16 @@ def _agreements(cells, names, severities) -> list[dict[str, Any]]:
             fidelity.agreement(found[cell]['logits'], other['logits'])
           )
       rows += [
-        _mean_row('all', arm, title, s, float(np.mean(v)))
+        _mean_row(context.named[arm], 'all', title, s, float(np.mean(v)))
         for title, v in values.items()
       ]
   return rows
 
 
-def _slopes(cells, names, source) -> list:
+def _slopes(context, cells, names, source) -> list:
   """Does the gap between TL+KD and TL grow with severity?"""
   rows, panels, data, texts = [], [], [], []
+  name_of_kd = context.named['kd']
   for title, members in (_SETS | {'all': tuple(names)}).items():
     members = [n for n in members if n in names]
     if not members:
@@ -260,7 +263,7 @@ def _slopes(cells, names, source) -> list:
         'slope per severity': found['slope'],
         '95 % interval': interval(found['low'], found['high']),
         'p': found['p'],
-        'the gap': _trend(found),
+        'the gap': _trend(found, name_of_kd),
       }
     )
     middle = float(np.mean(gaps)) - found['slope'] * float(np.mean(SEVERITIES))
@@ -270,24 +273,24 @@ def _slopes(cells, names, source) -> list:
         SEVERITIES,
         gaps,
         (middle, found['slope']),
-        'TL+KD minus TL, top-1',
+        f'{name_of_kd} minus TL, top-1',
       )
     )
     data += [
       [title, s, float(g)] for s, g in zip(SEVERITIES, gaps, strict=True)
     ]
-    texts.append(f'{title}: {_trend(found)}')
+    texts.append(f'{title}: {_trend(found, name_of_kd)}')
   table = named_table(
     'Does the gap in accuracy grow with severity?',
     rows,
     source,
-    'Gap: TL+KD minus TL in top-1. The interval is over images, one pair of '
-    'models; the corruptions are taken as given.',
+    f'Gap: {name_of_kd} minus TL in top-1. The interval is over images, one '
+    'pair of models; the corruptions are taken as given.',
   )
   figure = Figure(
     'The gap by severity',
     panels,
-    'TL+KD minus TL accuracy by severity, with its straight line; '
+    f'{name_of_kd} minus TL accuracy by severity, with its straight line; '
     + '; '.join(texts)
     + '.',
     Table('Gap by severity', ['set', 'severity', 'gap'], data, source),
@@ -295,15 +298,15 @@ def _slopes(cells, names, source) -> list:
   return [table, figure]
 
 
-def _trend(found: dict[str, float]) -> str:
+def _trend(found: dict[str, float], name_of_kd: str) -> str:
   if found['low'] > 0:
-    return 'moves in favour of TL+KD'
+    return f'moves in favour of {name_of_kd}'
   if found['high'] < 0:
     return 'moves in favour of TL'
   return 'no clear trend'
 
 
-def _by_corruption(cells, names, source) -> Figure:
+def _by_corruption(context, cells, names, source) -> Figure:
   panels, rows = [], []
   severities = [0, *SEVERITIES]
   for name in names:
@@ -326,7 +329,7 @@ def _by_corruption(cells, names, source) -> Figure:
       )
     )
     rows += [
-      [name, s, LABELS[arm], y]
+      [name, s, context.named[arm], y]
       for arm, (_, ys) in lines.items()
       for s, y in zip(severities, ys, strict=True)
     ]
@@ -341,6 +344,6 @@ def _by_corruption(cells, names, source) -> Figure:
       rows,
       source,
     ),
-    legend=plots.legend(list(cells), LABELS),
+    legend=plots.legend(list(cells), context.named),
     narrow=True,
   )

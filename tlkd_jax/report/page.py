@@ -76,7 +76,7 @@ def write(
   sections += [held] if held else []
   if detail:
     sections += _detail(detail, replicates)
-  title = 'TL and TL+KD compared' if detail else 'Runs'
+  title = f'TL and {detail.named["kd"]} compared' if detail else 'Runs'
   places = {pair.place for pair in paired.pairs}
   subtitle = ', '.join(
     f'{count} {name}{"s" * (count != 1)}'
@@ -123,6 +123,7 @@ def _first(
 
 def _detail(detail: context.Context, replicates: int) -> list[Section]:
   said = teaching.section(detail)
+  likeness = accuracy.teacher_section(detail)
   return [
     accuracy.metrics_section(detail, replicates),
     *([said] if said else []),
@@ -131,7 +132,7 @@ def _detail(detail: context.Context, replicates: int) -> list[Section]:
     pictures.gradcam_section(detail),
     confidence.calibration_section(detail),
     confidence.selective_section(detail),
-    accuracy.teacher_section(detail),
+    *([likeness] if likeness else []),
     accuracy.embedding_section(detail),
     degraded.section(detail),
     confidence.ood_section(detail),

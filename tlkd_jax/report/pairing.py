@@ -2,8 +2,9 @@
 
 A TL and a TL+KD run are paired where their configurations are equal but for
 what makes the arm, and the seed. Where TL+KD runs of one configuration differ
-in teacher, distillation or targets, each kind of them is an arm of its own; a
-TL run that no TL+KD run is paired with stands beside them as one more arm.
+in teacher, distillation or targets, each kind of them is an arm of its own, as
+are self-training and FixMatch, which are paired with TL likewise; a TL run that
+none of them is paired with stands beside them as one more arm.
 """
 
 import dataclasses
@@ -18,6 +19,9 @@ from tlkd_jax.evaluation.metrics import METRICS
 from tlkd_jax.report.runs import RunFolder, is_finished, read_run
 
 REFERENCE = 'tl'
+
+# Kinds of runs that are compared with it, the first of those shown in detail.
+_TREATMENTS = ('kd', 'self_training', 'fixmatch')
 
 # What is compared over seeds; all of METRICS for the pair on show.
 METRIC_NAMES = (
@@ -52,7 +56,7 @@ class Pair:
 
   Attributes:
     tl: the run without a teacher.
-    kd: the run with it.
+    kd: the run with it, or of self-training or FixMatch.
     teacher: the teacher's own run.
     treatment: the arm that `kd` is to the answer.
     place: where they are compared.
@@ -107,21 +111,16 @@ def pair(runs: Sequence[RunFolder], notes: list[str]) -> Paired:
   """
   groups = _groups(runs)
   both = [group for group in groups if group.tl and group.kd]
-  telling = sorted(
-    {
-      key
-      for group in both
-      for key in _telling(group.kd, ('seed', *_INCIDENTAL))
-    }
-  )
+  telling = {kind: _telling_apart(both, kind) for kind in _TREATMENTS}
   rows: list[Row] = []
   pairs: list[Pair] = []
   for group, place in zip(both, _places(both), strict=True):
     by_seed = {run.seed: run for run in _once(group.tl, notes)}
     rows += _rows(by_seed.values(), REFERENCE, place, notes)
     kinds: dict[str, list[RunFolder]] = {}
-    for run in sorted(group.kd, key=lambda run: (run.seed, str(run.path))):
-      kinds.setdefault(_named('kd', run, telling), []).append(run)
+    for run in sorted(group.kd, key=_in_order):
+      name = _named(run.kind, run, telling[run.kind])
+      kinds.setdefault(name, []).append(run)
     for arm, members in kinds.items():
       members = _once(members, notes)
       rows += _rows(members, arm, place, notes)
@@ -137,6 +136,23 @@ def pair(runs: Sequence[RunFolder], notes: list[str]) -> Paired:
   return Paired(rows, treatments, pairs)
 
 
+def _telling_apart(groups: Sequence[_Group], kind: str) -> list[str]:
+  """Keys in which treatments of one kind differ within a group."""
+  return sorted(
+    {
+      key
+      for group in groups
+      for key in _telling(
+        [run for run in group.kd if run.kind == kind], ('seed', *_INCIDENTAL)
+      )
+    }
+  )
+
+
+def _in_order(run: RunFolder) -> tuple[int, int, str]:
+  return _TREATMENTS.index(run.kind), run.seed, str(run.path)
+
+
 def _groups(runs: Sequence[RunFolder]) -> list[_Group]:
   found: dict[str, _Group] = {}
   for run in runs:
@@ -149,8 +165,10 @@ def _groups(runs: Sequence[RunFolder]) -> list[_Group]:
         if value is not None
         and not key.startswith((*_BETWEEN_ARMS, *_INCIDENTAL))
       }
+      if run.kind == 'fixmatch':
+        kept['student.fit'] = 'finetuned'
       group = found.setdefault(json.dumps(kept), _Group([], []))
-      (group.tl if run.arm == 'tl' else group.kd).append(run)
+      (group.kd if run.kind in _TREATMENTS else group.tl).append(run)
   return list(found.values())
 
 
@@ -219,7 +237,7 @@ def _rows(
         'size': place.size,
         'recipe': place.recipe,
         'arm': arm,
-        'label': _label(arm, run.arm),
+        'label': _label(arm, run.kind),
         'kind': run.arm,
         'seed': run.seed,
         'num_train': run.num_train,
@@ -270,9 +288,10 @@ def _shown(run: RunFolder, key: str) -> Any:
 def _teacher_of(kd: RunFolder, runs: Sequence[RunFolder]) -> RunFolder | None:
   """The teacher's own run: by its stored path, else beside or inside.
 
-  A peer has none: it learned in the run itself.
+  A peer has none: it learned in the run itself. Nor have self-training, whose
+  teacher is a TL run, and FixMatch.
   """
-  if 'mutual' in kd.summary:
+  if 'mutual' in kd.summary or kd.kind != 'kd':
     return None
   named = kd.config['teacher.checkpoint']
   places = [kd.path / 'teacher', kd.path.parent / 'teacher']

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.evaluation import comparison, gradcam, metrics, statistics
 from tlkd_jax.evaluation.predictions import softmax
 from tlkd_jax.report import plots
@@ -33,11 +32,13 @@ def changed_section(context: Context) -> Section:
   images = read_images(context)
   kd, tl, labels = context.test['kd'], context.test['tl'], context.labels
   found = comparison.most_changed(kd.logits, tl.logits, labels, len(labels))
+  taught = context.pair.kd.kind == 'kd'
+  gained_by = 'the teacher' if taught else context.named['kd']
   blocks: list[Block] = []
   if not images:
     blocks.append(missing(context, 'qualitative', 'The pictures'))
   for kind, title in (
-    ('improved', 'Where the true class gained most with the teacher'),
+    ('improved', f'Where the true class gained most with {gained_by}'),
     ('worsened', 'Where it lost most'),
   ):
     blocks += _changes(context, found[kind], title, images)
@@ -49,14 +50,14 @@ def changed_section(context: Context) -> Section:
 
 def _changes(context, rows, title, images) -> list[Block]:
   indices = context.test['tl'].indices
-  names = context.class_names
+  names, name_of_kd = context.class_names, context.named['kd']
   shown = [r for r in rows if int(indices[r['position']]) in images]
   shown = shown[:_CHANGED]
   pictures = [
     Picture(
       [(images[int(indices[r['position']])], '')],
       f'{names[r["label"]]}: p {r["y_probability"]:.2f} (TL: '
-      f'{names[r["y_class"]]}) → {r["x_probability"]:.2f} (TL+KD: '
+      f'{names[r["y_class"]]}) → {r["x_probability"]:.2f} ({name_of_kd}: '
       f'{names[r["x_class"]]})',
     )
     for r in shown
@@ -68,9 +69,9 @@ def _changes(context, rows, title, images) -> list[Block]:
         'index': int(indices[r['position']]),
         'true class': names[r['label']],
         'p by TL': r['y_probability'],
-        'p by TL+KD': r['x_probability'],
+        f'p by {name_of_kd}': r['x_probability'],
         'TL says': names[r['y_class']],
-        'TL+KD says': names[r['x_class']],
+        f'{name_of_kd} says': names[r['x_class']],
       }
       for r in rows[: 2 * _CHANGED]
     ],
@@ -104,7 +105,7 @@ def _worst(context, order, images) -> list[Block]:
   if not pictures:
     return []
   source = context.source('evaluation/images.npz', arms=['kd'])
-  title = "TL+KD's worst answers, by loss"
+  title = f'Worst answers of {context.named["kd"]}, by loss'
   return [Gallery(title, pictures, source)]
 
 
@@ -133,18 +134,22 @@ def gradcam_section(context: Context) -> Section:
     'evaluation/gradcam.npz', 'evaluation/images.npz', arms=list(maps)
   )
   stages = ', '.join(
-    f'{LABELS[arm]} {record["gradcam_stage"]} '
+    f'{context.named[arm]} {record["gradcam_stage"]} '
     f'({aligned[arm].shape[1]}x{aligned[arm].shape[2]})'
     for arm, record in records.items()
     if record
   )
-  blocks: list[Block] = [_likeness(aligned, len(shared), source, stages)]
+  blocks: list[Block] = [
+    _likeness(context, aligned, len(shared), source, stages)
+  ]
   gallery = _overlays(context, shared, aligned, source)
   blocks.insert(0, gallery)
   return Section('gradcam', title, blocks)
 
 
-def _likeness(aligned, count: int, source: str, stages: str) -> Table:
+def _likeness(
+  context: Context, aligned, count: int, source: str, stages: str
+) -> Table:
   pairs = [('tl', 'teacher'), ('kd', 'teacher'), ('kd', 'tl')]
   pairs = [(a, b) for a, b in pairs if a in aligned and b in aligned]
   found = {
@@ -153,7 +158,7 @@ def _likeness(aligned, count: int, source: str, stages: str) -> Table:
   }
   rows = []
   for (a, b), values in found.items():
-    row: dict[str, Any] = {'models': f'{LABELS[a]} – {LABELS[b]}'}
+    row: dict[str, Any] = {'models': f'{context.named[a]} – {context.named[b]}'}
     for key, name in (('rank_correlation', 'rank correlation'), ('iou', 'IoU')):
       span = statistics.mean_interval(values[key])
       row[name] = span['mean']
@@ -168,8 +173,8 @@ def _likeness(aligned, count: int, source: str, stages: str) -> Table:
     )
     span = statistics.mean_interval(gain)
     note = (
-      f" TL+KD's maps correlate with the teacher's by {span['mean']:+.3f} "
-      f"more than TL's do (95 % interval over images "
+      f" {context.named['kd']}'s maps correlate with the teacher's by "
+      f"{span['mean']:+.3f} more than TL's do (95 % interval over images "
       f'{interval(span["low"], span["high"])}).'
     )
   return named_table(
@@ -201,7 +206,7 @@ def _overlays(context, shared, aligned, source) -> Gallery:
       own = probabilities[arm][i, label] if arm in test else float('nan')
       sign = '✓' if said == label else '✗ ' + context.class_names[said]
       overlay = _jpeg(plots.heat_overlay(image, heat))
-      cells.append((overlay, f'{LABELS[arm]} {own:.2f} {sign}'))
+      cells.append((overlay, f'{context.named[arm]} {own:.2f} {sign}'))
     pictures.append(Picture(cells, f'true class: {context.class_names[label]}'))
   return Gallery(
     'Grad-CAM for the true class',

@@ -21,6 +21,15 @@ from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import origins
 from tlkd_jax.training.metric_writers import read_rows
 
+# Kind of a run that learns from images without labels, and who labels them.
+_WITHOUT_A_TEACHER = {
+  'self_training': "no teacher, but the student's own TL run labels the images "
+  'without labels (distillation.self_training).',
+  'fixmatch': 'no teacher; as it learns, its own answers to weakly augmented '
+  'images without labels, where it is sure, are labels of strongly augmented '
+  "ones (student.fit='fixmatch').",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
@@ -42,9 +51,18 @@ class RunFolder:
     return self.config['arm']
 
   @property
+  def kind(self) -> str:
+    """Its arm, or what stands for it: 'self_training', 'fixmatch'."""
+    if self.arm == 'kd' and 'self_training' in self.summary:
+      return 'self_training'
+    if self.arm == 'tl' and 'fixmatch' in self.summary:
+      return 'fixmatch'
+    return self.arm
+
+  @property
   def label(self) -> str:
-    """How the page calls its arm."""
-    return LABELS[self.arm]
+    """How the page calls it."""
+    return LABELS[self.kind]
 
   @property
   def seed(self) -> int:
@@ -143,6 +161,11 @@ def collect(
     for run in found.values()
     if 'mutual' in run.summary
   ]
+  for kind, words in _WITHOUT_A_TEACHER.items():
+    named = [str(run.path) for run in found.values() if run.kind == kind]
+    if named:
+      are = 'is' if len(named) == 1 else 'are'
+      notes.append(f'{", ".join(named)} {are} {LABELS[kind]}: {words}')
   return list(found.values()), notes
 
 

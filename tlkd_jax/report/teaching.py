@@ -6,11 +6,16 @@ from typing import Any
 from tlkd_jax.evaluation import records
 from tlkd_jax.report.blocks import Block, Section, Text, named_table, show
 from tlkd_jax.report.context import Context, relative
+from tlkd_jax.report.runs import RunFolder
 
 _TITLE = 'What the teacher says'
 _PLACES = {
   'training views': "the student's training views",
   'validation': 'validation images',
+}
+_PSEUDO_LABELS = {
+  'hard': 'each image without label by the class that it holds most likely.',
+  'soft': 'each image without label by its probabilities.',
 }
 _SHAMS = {
   'uniform': 'the rest of the probability is the same for all other classes',
@@ -25,27 +30,34 @@ def section(context: Context) -> Section | None:
     context: the pair on show.
 
   Returns:
-    The section; None of a student whose teacher learned beside it.
+    The section; None of a student whose teacher learned beside it. Of
+    self-training and FixMatch, who labels the images without labels.
   """
-  summary = context.pair.kd.summary
+  kd = context.pair.kd
+  summary = kd.summary
   if summary.get('mutual'):
     return None
+  if kd.kind == 'fixmatch':
+    return Section('says', 'Who labels the other images', [_fixmatch(kd)])
   said = summary.get('teacher_says')
+  own = kd.kind == 'self_training'
+  title = 'Who labels the other images' if own else _TITLE
   if not said:
     text = (
       'What the teacher says was not measured when these runs were made; '
       'newer runs do it before the student starts.'
     )
-    return Section('says', _TITLE, [Text(text, 'missing')])
-  blocks: list[Block] = []
+    return Section('says', title, [Text(text, 'missing')])
+  blocks: list[Block] = [_self_training(kd)] if own else []
   for name, found in said.items():
-    blocks.append(Text(_in_words(name, found, len(context.class_names))))
+    called = 'TL run' if own else name
+    blocks.append(Text(_in_words(called, found, len(context.class_names))))
     blocks += [
-      Text(f'Warning, {name}: {worry}.') for worry in found['warnings']
+      Text(f'Warning, {called}: {worry}.') for worry in found['warnings']
     ]
   rows = [
     {
-      'teacher': name,
+      'teacher': 'TL run' if own else name,
       'on': words,
       'p(label)': _number(found[place], 'p_label'),
       'classes in effect': _number(found[place], 'effective_classes'),
@@ -68,7 +80,35 @@ def section(context: Context) -> Section | None:
       "is the label's.",
     )
   )
-  return Section('says', _TITLE, blocks)
+  return Section('says', title, blocks)
+
+
+def _self_training(run: RunFolder) -> Text:
+  kind = str(run.summary['self_training'])
+  return Text(
+    f"Self-training with {kind} pseudo-labels: no teacher, but the student's "
+    f'own TL run, which labels {_PSEUDO_LABELS[kind]} It saw '
+    f'{_counted(run)}.'
+  )
+
+
+def _fixmatch(run: RunFolder) -> Text:
+  weight, threshold = (
+    float(run.config[f'distillation.fixmatch_{name}'])
+    for name in ('weight', 'threshold')
+  )
+  return Text(
+    'FixMatch: no teacher. Where the student itself gives a class of a weakly '
+    f'augmented image without label a probability of {threshold:g} or more, '
+    'that class is the label of the same image, strongly augmented; this loss '
+    f'has the weight {weight:g} beside that of the labels. It saw '
+    f'{_counted(run)}.'
+  )
+
+
+def _counted(run: RunFolder) -> str:
+  others = int(run.summary.get('num_unlabelled', 0))
+  return f'{run.num_train:,} images with labels and {others:,} without'
 
 
 def _in_words(name: str, found: dict[str, Any], num_classes: int) -> str:

@@ -1,6 +1,5 @@
 """The course of training: accuracy against epochs, seconds and images."""
 
-from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.evaluation import records
 from tlkd_jax.report import plots
 from tlkd_jax.report.blocks import Figure, Section, named_table
@@ -8,11 +7,37 @@ from tlkd_jax.report.context import Context
 from tlkd_jax.report.runs import RunFolder
 from tlkd_jax.training import targets
 
+# Kind of run -> where its curve begins, and what seconds and cost include.
+_BEGINS = {
+  'kd': " Seconds and images of TL+KD start where the teacher's own "
+  'fine-tuning ended.',
+  'self_training': ' Seconds and images of self-training start where the TL '
+  'run ended that labels its images.',
+  'fixmatch': '',
+}
+_WITH = {
+  'kd': ", the teacher's included",
+  'self_training': ", the labelling run's included",
+  'fixmatch': '',
+}
+_INCLUDES = {
+  'kd': "TL+KD with its teacher's fine-tuning, which can be shared by many "
+  'students.',
+  'self_training': 'Self-training with the TL run that labels its images.',
+  'fixmatch': 'FixMatch sees an image without label twice in a step, weakly '
+  'and strongly augmented, and asks no other network.',
+}
+
 
 def section(context: Context) -> Section:
   """Validation accuracy of each arm by three measures of effort."""
-  runs = {r.arm: r for r in context.pair.runs}
-  before = {'tl': _nothing(), 'kd': _spent(runs.get('teacher'))}
+  pair = context.pair
+  runs = {'tl': pair.tl, 'kd': pair.kd}
+  if pair.teacher is not None:
+    runs = {'teacher': pair.teacher} | runs
+  # Self-training begins where a TL run of the same student ended.
+  first = pair.tl if pair.kd.kind == 'self_training' else pair.teacher
+  before = {'tl': _nothing(), 'kd': _spent(first)}
   before['teacher'] = _nothing()
   tables: dict[str, list[dict[str, float]]] = {
     arm: course(run, before[arm]) for arm, run in runs.items()
@@ -20,7 +45,7 @@ def section(context: Context) -> Section:
   panels, rows = [], []
   for key, label in (
     ('epoch', 'epochs'),
-    ('seconds', "seconds, the teacher's included"),
+    ('seconds', f'seconds{_WITH[pair.kd.kind]}'),
     ('images', 'images through a network'),
   ):
     shown = {
@@ -40,7 +65,7 @@ def section(context: Context) -> Section:
   for arm, table in tables.items():
     rows += [
       {
-        'model': LABELS[arm],
+        'model': context.named[arm],
         'step': int(r['step']),
         'epoch': r['epoch'],
         'seconds': r['seconds'],
@@ -57,16 +82,15 @@ def section(context: Context) -> Section:
     'Learning curves',
     panels,
     'Validation accuracy of each model by epochs, by seconds of training, and '
-    'by images that went forward through a network. Seconds and images of '
-    "TL+KD start where the teacher's own fine-tuning ended.",
+    'by images that went forward through a network.' + _BEGINS[pair.kd.kind],
     named_table('Validation by step', rows, source),
-    legend=plots.legend(list(tables), LABELS),
+    legend=plots.legend(list(tables), context.named),
     note='An image that student and teacher both see counts twice. Seconds '
     'are wall-clock of this machine at that time, compilation included.',
   )
   cost = [
     {
-      'model': LABELS[arm],
+      'model': context.named[arm],
       'seconds': table[-1]['seconds'],
       'images': table[-1]['images'],
       'last top-1 on validation': table[-1]['top1'],
@@ -78,8 +102,7 @@ def section(context: Context) -> Section:
     'What it cost',
     cost,
     source,
-    "TL+KD with its teacher's fine-tuning, which can be shared by many "
-    'students.',
+    _INCLUDES[pair.kd.kind],
   )
   return Section('training', 'Training', [figure, totals])
 

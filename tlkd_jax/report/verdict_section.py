@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tlkd_jax.answer.conclusions import Conclusion
+from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.answer.words import points
 from tlkd_jax.evaluation import metrics, records
 from tlkd_jax.report import verdict_blocks
@@ -14,9 +15,9 @@ from tlkd_jax.report.pairing import Paired
 from tlkd_jax.report.runs import RunFolder
 
 _NO_PAIR = (
-  'There is no answer here: no TL and TL+KD run of the same configuration and '
-  'seed are among the runs of this report. Give it the workdir of '
-  '`configs/compare.py`, or a TL and a TL+KD run.'
+  'There is no answer here: no TL run and one of TL+KD, self-training or '
+  'FixMatch, of the same configuration and seed, are among the runs of this '
+  'report. Give it the workdir of `configs/compare.py`, or two such runs.'
 )
 
 
@@ -44,8 +45,8 @@ def section(
   if len(conclusions) > 1:
     blocks.append(
       Text(
-        f'These are {len(conclusions)} answers, one for each kind of TL+KD; '
-        'nothing corrects for their number.'
+        f'These are {len(conclusions)} answers, one for each arm that is '
+        'compared with TL; nothing corrects for their number.'
       )
     )
   if context is not None:
@@ -54,7 +55,13 @@ def section(
     blocks += _grounds(conclusion, paired, _source(conclusion, paired, out))
   blocks.append(_runs_table(runs, out))
   blocks += map(Text, notes)
-  return Section('answer', 'Did TL+KD beat TL?', blocks)
+  return Section('answer', f'Did {_asked(paired)} beat TL?', blocks)
+
+
+def _asked(paired: Paired) -> str:
+  labels = dict.fromkeys(one.kd.label for one in paired.pairs)
+  *others, last = labels or [LABELS['kd']]
+  return f'{", ".join(others)} or {last}' if others else last
 
 
 def answer(conclusions: Sequence[Conclusion]) -> str:

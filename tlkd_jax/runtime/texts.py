@@ -1,4 +1,4 @@
-"""Names of strangers, such as classes and files, shown to people."""
+"""Names of strangers, such as classes and files, and times, for people."""
 
 import re
 import unicodedata
@@ -28,6 +28,16 @@ def escaped(character: str) -> str:
   if code < 0x100:
     return f'\\x{code:02x}'
   return f'\\u{code:04x}' if code < 0x10000 else f'\\U{code:08x}'
+
+
+def duration(seconds: float) -> str:
+  """'89 s', '10 min', '2 h 30 min'."""
+  if seconds < 90:
+    return f'{seconds:.0f} s'
+  hours, minutes = divmod(round(seconds / 60), 60)
+  if not hours:
+    return f'{minutes} min'
+  return f'{hours} h {minutes} min' if minutes else f'{hours} h'
 
 
 def _is_odd(character: str) -> bool:

@@ -21,6 +21,7 @@ from absl import logging
 
 from tlkd_jax.runtime import bars, devices, interrupts
 from tlkd_jax.runtime.errors import Interrupted, RunError, UserError
+from tlkd_jax.runtime.texts import duration
 from tlkd_jax.study import cells, claims
 from tlkd_jax.study.matrix import Cell, needed
 
@@ -285,7 +286,7 @@ class Report:
     if count['open'] or count['running']:
       seconds = seconds_left(now, self._root)
       known = seconds is not None
-      left = _duration(seconds / self._jobs) if known else 'unknown time'
+      left = duration(seconds / self._jobs) if known else 'unknown time'
       line.append(f'{left} left')
     logging.info('study: %s', '; '.join(line))
     text = table(now) + '\n' + '; '.join(line) + '\n'
@@ -350,10 +351,3 @@ def _likeness(cell: Cell) -> list[tuple]:
     (cell.kind,),
     (),
   ]
-
-
-def _duration(seconds: float) -> str:
-  if seconds < 90:
-    return f'{seconds:.0f} s'
-  hours, minutes = divmod(round(seconds / 60), 60)
-  return f'{hours} h {minutes} min' if hours else f'{minutes} min'

@@ -64,7 +64,7 @@ def count(settings: Settings, dataset: Dataset) -> Cost:
     _forward(settings, name, len(dataset.class_names))
     for name in ('student', 'teacher')
   )
-  learn = _SAY if settings.optimizer.train_only == 'head' else _LEARN
+  learn = passes(settings)
   step = learn * own * size
   if settings.teacher.fit == 'crossfitted_finetuned':
     theirs *= settings.teacher.probe_folds
@@ -72,6 +72,11 @@ def count(settings: Settings, dataset: Dataset) -> Cost:
   says = theirs * _SAY * _images_to_say(settings, dataset)
   further = math.ceil((fit + says) / step)
   return Cost(step, fit, says, steps, further)
+
+
+def passes(settings: Settings) -> int:
+  """Forward passes that a network which learns from an image is worth."""
+  return _SAY if settings.optimizer.train_only == 'head' else _LEARN
 
 
 def say(cost: Cost) -> None:

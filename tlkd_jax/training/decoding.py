@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,16 @@ def data_key(settings: Settings) -> str:
 
 
 def load_dataset(
-  settings: Settings, known: Mapping[Look, data.Dataset] | None = None
+  settings: Settings,
+  known: Mapping[Look, data.Dataset] | None = None,
+  listed: Callable[[np.ndarray], object] | None = None,
 ) -> data.Dataset:
   """Decodes the data set of a run, for each of its networks as it looks.
 
   Args:
     settings: of a run, or of 'compare'.
     known: what is decoded already, of settings with the same `data_key`.
+    listed: see data.load_splits.
 
   Returns:
     The images of the run's own network, with `others` for the rest.
@@ -35,7 +38,7 @@ def load_dataset(
   """
   looks = networks.looks(settings)
   found = [
-    (known or {}).get(look) or load_seen(settings, look, len(looks))
+    (known or {}).get(look) or load_seen(settings, look, len(looks), listed)
     for look in looks
   ]
   for other in found[1:]:
@@ -50,7 +53,10 @@ def load_dataset(
 
 
 def load_seen(
-  settings: Settings, look: Look, shared_by: int = 1
+  settings: Settings,
+  look: Look,
+  shared_by: int = 1,
+  listed: Callable[[np.ndarray], object] | None = None,
 ) -> data.Dataset:
   """Decodes the data set of a run as a network of this look sees it.
 
@@ -58,6 +64,7 @@ def load_seen(
     settings: of the run.
     look: of the network.
     shared_by: so many looks share the memory that images may take.
+    listed: see data.load_splits.
 
   Raises:
     ValueError, FileNotFoundError: see data.load_splits.
@@ -70,6 +77,7 @@ def load_seen(
     image_size=look.image_size,
     crop_fraction=look.crop,
     interpolation=look.interpolation,
+    listed=listed,
   )
 
 

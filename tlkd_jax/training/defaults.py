@@ -54,7 +54,11 @@ def settled(
 def for_data(settings: Settings, dataset: data.Dataset) -> Settings:
   """The same, by the labelled training images that there are."""
   labels = dataset.splits['train'].labels
-  of_class = np.bincount(labels[labels >= 0])
+  return for_counts(settings, np.bincount(labels[labels >= 0]))
+
+
+def for_counts(settings: Settings, of_class: np.ndarray) -> Settings:
+  """The same, by the labelled training images of each class, int [K]."""
   return settled(settings, int(of_class.sum()), int(of_class.min()))
 
 
@@ -84,8 +88,7 @@ def lines(settings: Settings, dataset: data.Dataset) -> list[str]:
   return [
     f'{count} training images at {dataset.image_size} px (kept at {kept} px), '
     f'{settings.num_steps} steps of {settings.batch_size}: {epochs:.3g} epochs',
-    'num_train_per_class, image_size and num_steps change that; how long a run '
-    'takes is said once some of its steps are measured',
+    'num_train_per_class, image_size and num_steps change that',
   ]
 
 

@@ -15,6 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax.data import Dataset
+from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import sealed, sharding
 from tlkd_jax.runtime.errors import Interrupted, as_user_errors
 from tlkd_jax.settings import Settings
@@ -94,11 +95,12 @@ def fine_tune(
     state, position = _start(run, checkpoints)
     if not run.num_steps:
       return judging.use_as_it_is(run, state, position, checkpoints)
+    heard: dict[str, evaluate.Predictions] = {}
     if int(state.step) < run.num_steps and not judging.is_stalled(
       settings, position
     ):
-      state, position = _loop(run, state, position, checkpoints)
-    return finish(run, position)
+      state, position, heard = _loop(run, state, position, checkpoints)
+    return finish(run, position, heard)
   finally:
     checkpoints.close()
 
@@ -135,15 +137,17 @@ def _loop(run: Run, state: State, position: Position, checkpoints):
     batches.set_state(position.data)
   # The teacher's stored targets are part of what the run costs.
   position.seconds += time.monotonic() - begun
-  says.measure(run, stored)
+  heard = says.on_validation(run)
+  says.measure(run, stored, heard)
   with as_user_errors():
     writer = MetricWriter(run.workdir, start) if sharding.is_lead() else None
   shown = Progress(run.settings.arm, start, run.num_steps)
   try:
     with StopRequest() as stop:
-      return _steps(
+      state, position = _steps(
         run, state, position, checkpoints, batches, writer, shown, stop
       )
+      return state, position, heard
   finally:
     batches.close()
     shown.close()

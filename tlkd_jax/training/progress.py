@@ -5,6 +5,7 @@ import time
 from absl import logging
 
 from tlkd_jax.runtime import bars, sharding
+from tlkd_jax.runtime.texts import duration
 
 _SHOWN = ('loss', 'accuracy', 'top1', 'nll')
 
@@ -46,13 +47,13 @@ class Progress:
       rate = (step - self._start) / max(time.monotonic() - self._began, 1e-9)
       left = (self._total - step) / max(rate, 1e-9)
       logging.info(
-        '%s %d/%d  %s  %.2f steps/s, %.0f s left',
+        '%s %d/%d  %s  %.2f steps/s, %s left',
         self._name,
         step,
         self._total,
         '  '.join(f'{k} {v}' for k, v in shown.items()),
         rate,
-        left,
+        duration(left),
       )
 
   def pace(self, step: int, in_steps: float) -> None:
@@ -73,17 +74,9 @@ class Progress:
         '%s: %.2g s a step, about %s to go',
         self._name,
         seconds,
-        _as_text(seconds * in_steps),
+        duration(seconds * in_steps),
       )
 
   def close(self) -> None:
     """Ends the bar."""
     self._bar.close()
-
-
-def _as_text(seconds: float) -> str:
-  if seconds < 90:
-    return f'{seconds:.0f} s'
-  if seconds < 5400:
-    return f'{seconds / 60:.0f} min'
-  return f'{seconds / 3600:.1f} h'

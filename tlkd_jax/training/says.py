@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from tlkd_jax.evaluation import records, teaching
+from tlkd_jax.evaluation import evaluate, records, teaching
 from tlkd_jax.models.network import make_eval_step
 from tlkd_jax.runtime import sealed, sharding
 from tlkd_jax.training import drawing, own_probe, targets, views
@@ -19,13 +19,34 @@ from tlkd_jax.training.summary import SAYS, predict
 _MAX_IMAGES = 1024
 
 
-def measure(run: Run, stored: Mapping[str, targets.Targets]) -> dict[str, Any]:
+def on_validation(run: Run) -> dict[str, evaluate.Predictions]:
+  """Name of each teacher -> its predictions; {} where `measure` was done."""
+  if (run.workdir / SAYS).exists():
+    return {}
+  return {
+    name: predict(
+      run,
+      make_eval_step(teacher.network, run.mesh),
+      sharding.replicate((teacher.params, teacher.model_state), run.mesh),
+      'validation',
+      name,
+    )
+    for name, teacher in run.teachers.items()
+  }
+
+
+def measure(
+  run: Run,
+  stored: Mapping[str, targets.Targets],
+  unseen: Mapping[str, evaluate.Predictions],
+) -> dict[str, Any]:
   """Measures the teachers' targets once, logs them and writes WORKDIR/SAYS.
 
   Args:
     run: of a student.
     stored: name of a teacher -> its stored outputs, which are not computed
       again; {} where all are online.
+    unseen: from `on_validation`.
 
   Returns:
     name of a teacher -> {'temperature', 'sham', 'training views',
@@ -42,7 +63,8 @@ def measure(run: Run, stored: Mapping[str, targets.Targets]) -> dict[str, Any]:
   probe = own_probe.predict(run)
   probe_nll = None if probe is None else teaching.scaled_nll(*probe)
   found = {
-    name: _of_teacher(run, name, stored, probe_nll) for name in run.teachers
+    name: _of_teacher(run, name, stored, unseen[name], probe_nll)
+    for name in run.teachers
   }
   if sharding.is_lead():
     records.write_json(path, found)
@@ -50,7 +72,11 @@ def measure(run: Run, stored: Mapping[str, targets.Targets]) -> dict[str, Any]:
 
 
 def _of_teacher(
-  run: Run, name: str, stored, probe_nll: float | None
+  run: Run,
+  name: str,
+  stored: Mapping[str, targets.Targets],
+  on_validation: evaluate.Predictions,
+  probe_nll: float | None,
 ) -> dict[str, Any]:
   temperature = run.settings.distillation.temperature
   rows = own_probe.spread(run.dataset.splits['train'].labels, _MAX_IMAGES)
@@ -59,26 +85,18 @@ def _of_teacher(
     on_training = stored[name](rows, np.zeros_like(rows))['logits']
   else:
     on_training = _on_views(run, name, rows)
-  teacher = run.teachers[name]
-  on_validation = predict(
-    run,
-    make_eval_step(teacher.network, run.mesh),
-    sharding.replicate((teacher.params, teacher.model_state), run.mesh),
-    'validation',
-    name,
-  )
   sham = run.lessons[run.own].objective.sham
 
   def describe(logits, labels):
     heard = logits if sham is None else sham(logits, labels, temperature)
     return teaching.describe(heard, labels, temperature)
 
-  unseen = on_validation.logits, on_validation.labels
+  on_unseen = on_validation.logits, on_validation.labels
   said = {
     'training views': describe(on_training, labels),
-    'validation': describe(*unseen),
+    'validation': describe(*on_unseen),
   }
-  scaled_nll = teaching.scaled_nll(*unseen)
+  scaled_nll = teaching.scaled_nll(*on_unseen)
   places = said['training views'], said['validation']
   worries = teaching.warnings(*places, scaled_nll, probe_nll)
   kind = run.settings.distillation.sham

@@ -1,6 +1,8 @@
 """What a run says at its end: metrics of its best step and of its teacher."""
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,11 @@ class Spent:
   images: int
 
 
-def finish(run: Run, progress) -> dict[str, Any]:
+def finish(
+  run: Run,
+  progress,
+  known: Mapping[str, evaluate.Predictions] = MappingProxyType({}),
+) -> dict[str, Any]:
   """Final metrics of the best step and of the first guide, on both splits.
 
   Those of a guide that learned too are of the same step, the run's own best:
@@ -37,6 +43,8 @@ def finish(run: Run, progress) -> dict[str, Any]:
   Args:
     run: its checkpoints hold a best step.
     progress: of the loop, or Spent.
+    known: name of a frozen teacher -> its predictions on validation, where
+      they are at hand.
 
   Returns:
     The summary, which is written to WORKDIR/summary.json.
@@ -59,7 +67,8 @@ def finish(run: Run, progress) -> dict[str, Any]:
     found[split] = predictions
     teacher = None
     if guide_step is not None:
-      teacher = predict(run, guide_step, theirs, split, guide)
+      at_hand = known.get(guide) if split == 'validation' else None
+      teacher = at_hand or predict(run, guide_step, theirs, split, guide)
       found[f'teacher_{split}'] = teacher
       summary['teacher'][split] = evaluate.summarize(teacher)
     summary[own][split] = evaluate.summarize(predictions, teacher)
