@@ -17,7 +17,7 @@ from tlkd_jax.settings import WrongSettings
 from tlkd_jax.study import arms as study_arms
 from tlkd_jax.study import designs
 from tlkd_jax.study.matrix import make_config, make_matrix
-from tlkd_jax.training import defaults, loop, preparation, progress
+from tlkd_jax.training import defaults, judging, loop, preparation, progress
 from tlkd_jax.training import workdir as workdirs
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
@@ -247,7 +247,7 @@ def test_the_rest_is_counted_with_its_evaluations():
   }
   run.dataset = data.Dataset('x', ['a'], images, 1, True, {}, [])
   # Two evaluations of 3 batches, the last one of both splits, 5 batches.
-  assert loop._left(run, 100) == pytest.approx(100 + (2 * 3 + 5) / 3)
+  assert judging.left(run, 100) == pytest.approx(100 + (2 * 3 + 5) / 3)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,18 @@ def is_stalled(settings: Settings, position: Position) -> bool:
   return patience > 0 and position.since_best >= patience
 
 
+def left(run: Run, number: int) -> float:
+  """What is left after a step, evaluations included, as so many steps.
+
+  A forward pass is taken for a third of a step.
+  """
+  settings, steps = run.settings, run.num_steps - number
+  evaluations = -(-steps // settings.eval_every_steps)
+  sizes = {split: len(run.dataset.splits[split]) for split in SPLITS}
+  images = evaluations * sizes['validation'] + sum(sizes.values())
+  return steps + images / settings.batch_size / 3
+
+
 def write(writer, step: int, split: str, values: dict[str, float]) -> None:
   """A row of metrics, by the process that writes."""
   if writer is not None:

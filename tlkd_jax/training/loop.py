@@ -40,7 +40,7 @@ from tlkd_jax.training.progress import Progress
 from tlkd_jax.training.run import Run, make_constants, set_up, stored_targets
 from tlkd_jax.training.signals import StopRequest
 from tlkd_jax.training.state import State, create
-from tlkd_jax.training.summary import SPLITS, finish
+from tlkd_jax.training.summary import finish
 
 # Between these steps of a run or of what is left of it its pace is measured:
 # the first one compiles.
@@ -177,7 +177,7 @@ def _steps(run, state, position, checkpoints, batches, writer, shown, stop):
     shown.update(number)
     if number - first in _PACED and run.num_steps - first > 4 * _PACED[-1]:
       jax.block_until_ready(metrics)
-      shown.pace(number, _left(run, number))
+      shown.pace(number, judging.left(run, number))
     evaluating = (
       number % settings.eval_every_steps == 0 or number == run.num_steps
     )
@@ -213,15 +213,3 @@ def _steps(run, state, position, checkpoints, batches, writer, shown, stop):
       )
       break
   return state, position
-
-
-def _left(run: Run, number: int) -> float:
-  """What is left after a step, evaluations included, as so many steps.
-
-  A forward pass is taken for a third of a step.
-  """
-  settings, steps = run.settings, run.num_steps - number
-  evaluations = -(-steps // settings.eval_every_steps)
-  sizes = {split: len(run.dataset.splits[split]) for split in SPLITS}
-  images = evaluations * sizes['validation'] + sum(sizes.values())
-  return steps + images / settings.batch_size / 3
