@@ -114,6 +114,32 @@ def test_weights_that_say_their_size(tmp_path):
   assert preparation.image_size(made) == 96
 
 
+@pytest.mark.parametrize(
+  ('arm', 'changes', 'side'),
+  [
+    ('kd', {'image_size': 96}, 160),
+    ('compare', {'image_size': 64}, 112),
+    ('kd', {'image_size': 32, 'teacher.fit': 'crossfitted'}, 48),
+    ('kd', {'image_size': 16}, 32),
+    # No further than it was trained at, and never less than the student.
+    ('kd', {'image_size': 224}, 260),
+    ('kd', {'image_size': 384}, 384),
+    ('kd', {'image_size': 96, 'teacher.image_size': 96}, 96),
+    ('kd', {'image_size': 96, 'teacher.fit': 'finetuned'}, 0),
+    ('kd', {'image_size': 96, 'teacher.fit': 'early'}, 0),
+    ('kd', {'image_size': 96, 'teacher.checkpoint': 'runs/t'}, 0),
+    ('kd', {'image_size': 96, 'distillation.mutual': True}, 0),
+    ('teacher', {'image_size': 96, 'teacher.fit': 'probed'}, 0),
+    ('tl', {'image_size': 96}, 0),
+  ],
+)
+def test_what_a_teacher_sees(arm, changes, side):
+  made = settings.with_values(settings.make(arm, dataset='folder:x'), changes)
+  done = defaults.settled(made)
+  assert done.teacher.image_size == side
+  assert defaults.settled(done, 600, 50).teacher.image_size == side
+
+
 def test_too_few_steps_are_refused_when_they_are_known():
   made = settings.with_values(
     settings.make('tl', dataset='folder:x'),

@@ -6,7 +6,7 @@ import tlkd_jax
 from tests import tiny
 from tests.test_bad_input import call_main
 from tlkd_jax import arms, evaluating, export, inference
-from tlkd_jax.report import page
+from tlkd_jax.report import closing, page
 from tlkd_jax.runtime import paths
 from tlkd_jax.study import conduct
 
@@ -46,7 +46,7 @@ def test_workdirs(home, monkeypatch):
   """Of the command, and of the functions."""
   seen = []
   monkeypatch.setattr(arms, 'run', lambda _, root, mesh: seen.append(root))
-  monkeypatch.setattr(arms, 'table', lambda *_: '')
+  monkeypatch.setattr(closing, 'table', lambda *_: '')
   monkeypatch.setattr(
     conduct, 'run', lambda _, root: ([], str(seen.append(root)))
   )

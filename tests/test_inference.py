@@ -17,7 +17,7 @@ from tlkd_jax import arms, evaluating, inference
 from tlkd_jax.data import load_splits
 from tlkd_jax.evaluation import evaluate, predictions, records
 from tlkd_jax.report import closing, runs
-from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime import sealed, sharding
 from tlkd_jax.runtime.command_line import find_config
 from tlkd_jax.runtime.errors import UserError
 from tlkd_jax.settings import recorded
@@ -318,7 +318,7 @@ def moved(compare_run, tmp_path):
   shutil.copytree(compare_run, tmp_path / 'a')
   for path in tmp_path.glob('a/**/config.json'):
     text = path.read_text().replace(str(compare_run), str(tmp_path / 'a'))
-    path.write_text(text)
+    sealed.write_text(path, text)
   (tmp_path / 'a').rename(tmp_path / 'b')
   assert str(tmp_path / 'a') in (tmp_path / 'b/kd/config.json').read_text()
   return tmp_path / 'b'

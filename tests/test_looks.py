@@ -123,9 +123,9 @@ def test_a_teacher_in_another_run_sees_what_it_saw_in_its_own(
 def test_cells_of_a_study_share_what_is_decoded(cache_dir, monkeypatch):
   decoded, load_seen = [], decoding.load_seen
 
-  def count(settings, look, shared_by=1):
+  def count(settings, look, *more):
     decoded.append(look.image_size)
-    return load_seen(settings, look, shared_by)
+    return load_seen(settings, look, *more)
 
   monkeypatch.setattr(decoding, 'load_seen', count)
   load = Loader()

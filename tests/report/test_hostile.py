@@ -11,6 +11,7 @@ from tests.report import synthetic
 from tests.study import rows as invented
 from tlkd_jax.report import fonts, html, markdown, page, plots
 from tlkd_jax.report.blocks import Section, Table, Text
+from tlkd_jax.runtime import sealed
 from tlkd_jax.runtime.texts import visible
 from tlkd_jax.study import pages, results
 
@@ -64,19 +65,19 @@ def test_any_number(shift, tmp_path):
       for metrics in (splits or {}).values():
         spoiled = dict.fromkeys(metrics.keys() - {'count'}, value)
         metrics.update(spoiled)
-    path.write_text(json.dumps(summary))
+    sealed.write_text(path, json.dumps(summary))
     rows = [
       {'step': 3, 'split': 'train', 'loss': value, 'seconds': value},
       {'step': 3, 'split': 'validation', 'top1': value, 'nll': value},
       {'step': 6, 'split': 'validation', 'top1': 0.5, 'nll': value},
     ]
     text = ''.join(json.dumps(row) + '\n' for row in rows)
-    (run / 'metrics.jsonl').write_text(text)
+    sealed.write_text(run / 'metrics.jsonl', text)
     scores = ('auroc', 'fpr95', 'aupr_in', 'aupr_out')
     ood = {'in': 'a', 'out': 'b', 'in_count': 3, 'out_count': 4}
     ood['scores'] = {'msp': dict.fromkeys(scores, value)}
     (run / 'evaluation').mkdir()
-    (run / 'evaluation' / 'ood.json').write_text(json.dumps(ood))
+    sealed.write_text(run / 'evaluation' / 'ood.json', json.dumps(ood))
 
   write_report(tmp_path, spoil=spoil)
 

@@ -8,6 +8,7 @@ from tests import strict
 from tests.report import synthetic
 from tests.report.test_teaching_section import SAID
 from tlkd_jax.report import page, pairing, runs
+from tlkd_jax.runtime import sealed
 
 # Kind -> (arm, accuracy, configuration, what its summary says besides).
 KINDS = {
@@ -58,7 +59,7 @@ def write(folder, *kinds, seeds=1):
       )
       path = run / 'summary.json'
       summary = json.loads(path.read_text()) | {'num_unlabelled': 500} | more
-      path.write_text(json.dumps(summary))
+      sealed.write_text(path, json.dumps(summary))
   page.write([folder], folder / 'report', replicates=20)
   strict.parse_html((folder / 'report' / 'index.html').read_text())
   data = json.loads((folder / 'report' / 'report.json').read_text())
@@ -126,6 +127,7 @@ def test_fixmatch_of_another_recipe_is_no_pair(tmp_path):
     tmp_path / 'fix', 'tl', student__fit='fixmatch', image_size=16
   )
   path = run / 'summary.json'
-  path.write_text(json.dumps(json.loads(path.read_text()) | {'fixmatch': True}))
+  summary = json.loads(path.read_text()) | {'fixmatch': True}
+  sealed.write_text(path, json.dumps(summary))
   found, notes = runs.collect([tmp_path])
   assert not pairing.pair(found, notes).pairs

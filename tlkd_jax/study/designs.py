@@ -54,14 +54,14 @@ _TUNED: dict[str, dict[str, Any]] = {
   'trashnet': {
     'study.sizes': (20,),
     'image_size': 96,
-    # The student's; another one is tried by --config.study.datasets.NAME.
-    'teacher.image_size': 0,
+    # Another one is tried by --config.study.datasets.NAME.
+    'teacher.image_size': 96,
     'num_steps': 100,
   },
   'cifar10': {
     'study.sizes': (10,),
     'image_size': 64,
-    'teacher.image_size': 0,
+    'teacher.image_size': 64,
     'num_steps': 100,
     'data.num_validation_per_class': 100,
     'data.num_test_per_class': 100,

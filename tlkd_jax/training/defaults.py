@@ -14,11 +14,16 @@ from tlkd_jax.settings import Settings, with_values
 from tlkd_jax.settings.networks import OPEN
 from tlkd_jax.training import preparation
 
+# One that is still open is probed, unless a class has too few images.
+_PROBES = (OPEN, 'probed', 'crossfitted')
 _DIGITS = 'digits'
 _DIGITS_PER_CLASS, _DIGITS_STEPS = 20, 200
 # What fine-tuning takes, where that is neither too few steps nor too many.
 _EPOCHS, _LEAST_STEPS, _MOST_STEPS = 20, 200, 5000
 _EVALUATIONS, _LEAST_BETWEEN = 20, 50
+# What a teacher that is not fine-tuned sees, of the student's side, as far as
+# it was trained at that (docs/results.md).
+_TEACHER_SIDE = 5 / 3
 
 
 def settled(
@@ -38,8 +43,10 @@ def settled(
     ValueError: what lies beside the student's weights is damaged.
   """
   steps = settings.num_steps or _steps(settings, num_images)
+  fit = _teacher_fit(settings, smallest)
   own = {
-    'teacher.fit': _teacher_fit(settings, smallest),
+    'teacher.fit': fit,
+    'teacher.image_size': _teacher_side(settings, fit),
     'image_size': preparation.image_size(settings),
     'num_train_per_class': per_class(
       settings.dataset, settings.num_train_per_class, settings.train_fraction
@@ -128,6 +135,17 @@ def _teacher_fit(settings: Settings, smallest: int | None) -> str:
   if smallest is None:
     return OPEN
   return 'probed' if smallest >= teacher.probe_folds else 'finetuned'
+
+
+def _teacher_side(settings: Settings, fit: str) -> int:
+  """Side of a teacher's images; 0 for the student's or its own run's."""
+  teacher = settings.teacher
+  fitted = settings.arm in ('kd', 'compare') and not teacher.checkpoint
+  if teacher.image_size or not fitted or fit not in _PROBES:
+    return teacher.image_size
+  own = preparation.image_size(settings)
+  larger = 16 * round(own * _TEACHER_SIDE / 16)
+  return max(own, min(larger, models.MODELS[teacher.name].image_size))
 
 
 def _count(dataset: data.Dataset) -> int:

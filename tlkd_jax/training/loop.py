@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from tlkd_jax.data import Dataset
 from tlkd_jax.evaluation import evaluate
-from tlkd_jax.runtime import sealed, sharding
+from tlkd_jax.runtime import locked, sealed, sharding
 from tlkd_jax.runtime.errors import Interrupted, as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
@@ -74,11 +74,19 @@ def fine_tune(
       data_record.write(workdir, record)
       logging.info('%s is finished; its summary is returned', workdir)
       return sealed.read_json(summary_path)
+  with locked.held(workdir, wanted=sharding.is_lead()):
+    return _fit(settings, workdir, dataset, mesh)
+
+
+def _fit(
+  settings: Settings, workdir: pathlib.Path, dataset: Dataset, mesh: Mesh
+) -> dict[str, Any]:
+  with as_user_errors():
     run = set_up(settings, workdir, dataset, mesh)
     # Not before: a mistake leaves no folder that the mended command would
     # find to be of another configuration.
     workdirs.write(workdir, settings)
-    data_record.write(workdir, record)
+    data_record.write(workdir, data_record.of_labelled(dataset))
     if run.cost is not None:
       workdirs.write_cost(workdir, run.cost.as_json())
       costs.say(run.cost)
@@ -96,9 +104,8 @@ def fine_tune(
     if not run.num_steps:
       return judging.use_as_it_is(run, state, position, checkpoints)
     heard: dict[str, evaluate.Predictions] = {}
-    if int(state.step) < run.num_steps and not judging.is_stalled(
-      settings, position
-    ):
+    left = int(state.step) < run.num_steps
+    if left and not judging.is_stalled(settings, position):
       state, position, heard = _loop(run, state, position, checkpoints)
     return finish(run, position, heard)
   finally:

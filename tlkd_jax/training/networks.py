@@ -146,9 +146,7 @@ def load(settings: Settings, name: str, class_names: list[str]) -> Loaded:
     drop_path=section.drop_path,
   )
   if section.checkpoint and workdirs.is_adopted(settings):
-    logging.info(
-      '%s: %s as it is, from %s', name, section.name, section.checkpoint
-    )
+    logging.info('%s: %s, as it is', name, section.checkpoint)
     read = elsewhere.read(settings, model, class_names)
     return _loaded(settings, name, read)
   if section.checkpoint:
