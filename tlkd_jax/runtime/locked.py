@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from tlkd_jax.runtime.errors import UserError
+from tlkd_jax.runtime.errors import UserError, as_user_errors
 
 _FILE = '.lock'
 # What a file system without locks says.
@@ -36,7 +36,8 @@ def held(folder: pathlib.Path, *, wanted: bool = True) -> Iterator[None]:
     yield
     return
   made = not folder.exists()
-  folder.mkdir(parents=True, exist_ok=True)
+  with as_user_errors():
+    folder.mkdir(parents=True, exist_ok=True)
   path = folder / _FILE
   with _taken(path) as file:
     try:
@@ -52,7 +53,8 @@ def held(folder: pathlib.Path, *, wanted: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _taken(path: pathlib.Path) -> Iterator[int]:
-  file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+  with as_user_errors():
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
   try:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
