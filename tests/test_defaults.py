@@ -131,6 +131,7 @@ def test_weights_that_say_their_size(tmp_path):
     ('kd', {'image_size': 96, 'distillation.mutual': True}, 0),
     ('teacher', {'image_size': 96, 'teacher.fit': 'probed'}, 0),
     ('tl', {'image_size': 96}, 0),
+    ('kd', {'image_size': 96, 'dataset': 'digits'}, 0),
   ],
 )
 def test_what_a_teacher_sees(arm, changes, side):

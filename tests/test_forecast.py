@@ -77,8 +77,7 @@ CASES = {
   'probed': (
     'compare',
     {'teacher__fit': 'probed', 'teacher__probe_views': 4},
-    # A probe sees more than the student.
-    {LARGE: 5 * 40 + AT_END + ASKED, OWN: 2 * LEARNS},
+    {THEIRS: 5 * 40 + AT_END + ASKED, OWN: 2 * LEARNS},
   ),
   'stored': (
     'compare',

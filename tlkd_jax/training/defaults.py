@@ -138,9 +138,13 @@ def _teacher_fit(settings: Settings, smallest: int | None) -> str:
 
 
 def _teacher_side(settings: Settings, fit: str) -> int:
-  """Side of a teacher's images; 0 for the student's or its own run's."""
+  """Side of a teacher's images; 0 for the student's or its own run's.
+
+  In digits, of 8 pixels, there is no more to see.
+  """
   teacher = settings.teacher
   fitted = settings.arm in ('kd', 'compare') and not teacher.checkpoint
+  fitted = fitted and settings.dataset != _DIGITS
   if teacher.image_size or not fitted or fit not in _PROBES:
     return teacher.image_size
   own = preparation.image_size(settings)
