@@ -147,8 +147,7 @@ def load(settings: Settings, name: str, class_names: list[str]) -> Loaded:
   )
   if section.checkpoint and workdirs.is_adopted(settings):
     logging.info('%s: %s, as it is', name, section.checkpoint)
-    read = elsewhere.read(settings, model, class_names)
-    return _loaded(settings, name, read)
+    return _loaded(settings, name, elsewhere.read(settings, model, class_names))
   if section.checkpoint:
     logging.info('%s: starts from the run %s', place, section.checkpoint)
     model, *variables = finished.read_as(section.checkpoint, model, class_names)
