@@ -160,6 +160,18 @@ with replacing(folder / 'half.txt') as temporary:
   assert [path.name for path in tmp_path.iterdir()] == ['done.txt']
 
 
+def run_with(modules: pathlib.Path, command: str):
+  """A command for which these modules stand before the installed ones."""
+  return subprocess.run(
+    [sys.executable, '-m', f'tlkd_jax.{command}'],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(modules)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+
+
 @pytest.mark.parametrize('command', ['main', 'study', 'data.prepare'])
 @pytest.mark.parametrize(
   ('number', 'code', 'line'),
@@ -176,14 +188,7 @@ def test_until_it_is_known_what_a_signal_does_it_waits(
   (tmp_path / 'difflib.py').write_text(
     f'import os\nos.kill(os.getpid(), {int(number)})\n'
   )
-  done = subprocess.run(
-    [sys.executable, '-m', f'tlkd_jax.{command}'],
-    cwd=ROOT,
-    env=os.environ | {'PYTHONPATH': str(tmp_path)},
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
+  done = run_with(tmp_path, command)
   assert (done.returncode, done.stderr) == (code, line)
 
 
@@ -200,14 +205,7 @@ def test_every_command_can_be_stopped_while_it_is_loaded(command, tmp_path):
       'os.kill(os.getpid(), signal.SIGINT)\n'
       'time.sleep(60)\n'
     )
-  done = subprocess.run(
-    [sys.executable, '-m', f'tlkd_jax.{command}'],
-    cwd=ROOT,
-    env=os.environ | {'PYTHONPATH': str(tmp_path)},
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
+  done = run_with(tmp_path, command)
   assert (done.returncode, done.stderr) == (130, LINE)
 
 

@@ -1,12 +1,12 @@
 """What is stated before the runs: the question and how it will be judged."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from tlkd_jax.evaluation.sequential import FIRST_LOOK
+from tlkd_jax.runtime import sealed
 
 # In a study's folder.
 FILE = 'plan.json'
@@ -79,7 +79,8 @@ def read(root: pathlib.Path) -> Plan | None:
   path = root / FILE
   if not path.exists():
     return None
+  stored = sealed.read_json(path)
   try:
-    return from_json(json.loads(path.read_text()))
+    return from_json(stored)
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error

@@ -271,7 +271,7 @@ def _open_mapped(folder: pathlib.Path, key: str) -> Decoded | None:
     rows = np.asarray(stored['rows'], np.int64)
     skipped = [(name, reason) for name, reason in stored['skipped']]
     # Earlier versions wrote no digest.
-    whole = stored.get('digest') in (None, _digest(images))
+    whole = stored.get('digest') in (None, mapped.digest(images))
   # What a damaged .npy raises depends on where the damage is.
   except Exception as error:
     logging.warning('%s is damaged (%s) and decoded again', array_file, error)
@@ -295,19 +295,12 @@ def _write_mapped(
     decoded = fill(images)
     images.flush()
     stored = {'rows': decoded.rows.tolist(), 'skipped': decoded.skipped}
-    stored['digest'] = _digest(images)
+    stored['digest'] = mapped.digest(images)
     array_file.replace(folder / f'{key}.npy')
     sealed.write_text(folder / f'{key}.json', json.dumps(stored))
   finally:
     array_file.unlink(missing_ok=True)
   logging.info('decoded images are in %s', folder / f'{key}.npy')
-  found = _open_mapped(folder, key)
-  assert found is not None
-  return found
-
-
-def _digest(images: np.ndarray) -> str:
-  digest = hashlib.blake2b(digest_size=16)
-  for start in range(0, len(images), _IMAGES_PER_TASK):
-    digest.update(images[start : start + _IMAGES_PER_TASK].tobytes())
-  return digest.hexdigest()
+  # Read only, and not looked through again.
+  images = np.load(folder / f'{key}.npy', mmap_mode='r')
+  return dataclasses.replace(decoded, images=images[: decoded.rows.size])

@@ -1,10 +1,13 @@
 """Arrays in files that are mapped into memory."""
 
+import hashlib
 import os
 import pathlib
 import shutil
 
 import numpy as np
+
+_AT_ONCE = 2**24
 
 
 def create(
@@ -30,6 +33,15 @@ def create(
       f'{free / 1e9:.3g} GB are free ({error.strerror})'
     ) from error
   return array
+
+
+def digest(array: np.ndarray) -> str:
+  """Of the bytes of an array [N, ...], which may exceed the memory."""
+  found = hashlib.blake2b(digest_size=16)
+  rows = max(1, _AT_ONCE // max(1, array[:1].nbytes))
+  for start in range(0, len(array), rows):
+    found.update(array[start : start + rows].tobytes())
+  return found.hexdigest()
 
 
 def _reserve(path: pathlib.Path) -> None:

@@ -183,8 +183,8 @@ def read_description(workdir: str | pathlib.Path) -> Description:
     ValueError: the description is unreadable, lacks a field or has one of
       another kind; the message names the file and all such fields.
   """
-  record = _read_record(_best_step(workdir))
-  path = _record_of(_best_step(workdir))
+  step = _best_step(workdir)
+  record, path = _read_record(step), _record_of(step)
   faults = _faults(record)
   if faults:
     raise ValueError(f'corrupt checkpoint record {path}: {"; ".join(faults)}')

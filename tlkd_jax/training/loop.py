@@ -75,18 +75,18 @@ def fine_tune(
       logging.info('%s is finished; its summary is returned', workdir)
       return sealed.read_json(summary_path)
   with locked.held(workdir, wanted=sharding.is_lead()):
-    return _fit(settings, workdir, dataset, mesh)
+    return _fit(settings, workdir, dataset, mesh, record)
 
 
 def _fit(
-  settings: Settings, workdir: pathlib.Path, dataset: Dataset, mesh: Mesh
+  settings: Settings, workdir: pathlib.Path, dataset, mesh, record
 ) -> dict[str, Any]:
   with as_user_errors():
     run = set_up(settings, workdir, dataset, mesh)
     # Not before: a mistake leaves no folder that the mended command would
     # find to be of another configuration.
     workdirs.write(workdir, settings)
-    data_record.write(workdir, data_record.of_labelled(dataset))
+    data_record.write(workdir, record)
     if run.cost is not None:
       workdirs.write_cost(workdir, run.cost.as_json())
       costs.say(run.cost)

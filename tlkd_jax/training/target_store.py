@@ -211,7 +211,7 @@ class Store:
     stored = np.lib.format.open_memmap(part, mode='r+')
     stored[start : start + len(rows)] = rows
     stored.flush()
-    check = _checksum(np.asarray(rows, stored.dtype))
+    check = mapped.digest(np.asarray(rows, stored.dtype))
     with self._path(view, 'rows').open('a') as lines:
       lines.write(f'{start} {len(rows)} {check}\n')
 
@@ -221,7 +221,7 @@ class Store:
     stored = np.lib.format.open_memmap(part, mode='r')
     if _first_nan(stored) < self._size:
       raise AssertionError(f'{part} is not filled')
-    replace_text(self._path(view, 'sum'), _checksum(stored))
+    replace_text(self._path(view, 'sum'), mapped.digest(stored))
     part.replace(self._path(view, 'npy'))
     self._path(view, 'rows').unlink(missing_ok=True)
 
@@ -284,7 +284,7 @@ class Store:
         expected = self._path(view, 'sum').read_text()
       except (OSError, ValueError):
         expected = ''
-      if stored is not None and _checksum(stored) == expected:
+      if stored is not None and mapped.digest(stored) == expected:
         return self._size, ''
       path.unlink()
       return 0, f'{path.name} was damaged'
@@ -308,7 +308,7 @@ class Store:
         break
       start, count = int(match[1]), int(match[2])
       rows = stored[start : start + count]
-      if start > reached or _checksum(rows) != match[3]:
+      if start > reached or mapped.digest(rows) != match[3]:
         return min(start, reached)
       reached = max(reached, start + count)
     return reached
@@ -347,10 +347,3 @@ def _first_nan(stored: np.ndarray) -> int:
     if bad.any():
       return start + int(np.argmax(bad))
   return len(stored)
-
-
-def _checksum(stored: np.ndarray) -> str:
-  digest = hashlib.blake2b(digest_size=16)
-  for start in range(0, len(stored), _ROWS_AT_ONCE):
-    digest.update(stored[start : start + _ROWS_AT_ONCE].tobytes())
-  return digest.hexdigest()
