@@ -46,3 +46,14 @@ def test_the_teacher_of_high_resolution_sees_larger_images():
   for size, larger in ((32, 48), (64, 112), (96, 160)):
     arm = arms.make_arms('all', size)['teacher_high_res']
     assert arm.changes == {'teacher.image_size': larger}
+
+
+def test_confirming_seeds_are_not_those_of_other_studies():
+  used = set(range(20)) | set(arms.TUNING['study.tuning_seeds'])
+  for dataset in ('trashnet', 'cifar10', 'digits'):
+    config = settings.from_config(
+      study.get_config(f'arms=confirm,dataset=folder:{dataset}')
+    )
+    seeds = set(range(config.seed, config.seed + config.study.seeds))
+    assert len(seeds) == 10 == config.study.max_seeds
+    assert not seeds & used and config.data.num_test_per_class == 0

@@ -139,6 +139,36 @@ def _tuned() -> dict[str, StudyArm]:
   }
 
 
+def _confirmed() -> dict[str, StudyArm]:
+  """The tuned recipes, and what else could be the reason for a gain."""
+  smoothed = {'label_smoothing': 0.1}
+  probed = {'teacher.fit': 'probed'}
+  large = ('teacher_high_res',)
+  rest = smoothed | {'distillation.unlabelled': 'rest'}
+  pseudo = rest | {'distillation.self_training': 'hard'}
+  sham = smoothed | {'distillation.sham': 'permuted'}
+  cost = smoothed | probed | {'cost_matched': True}
+  return {
+    # Its image size is HIGH_RESOLUTION times the student's, see `make_arms`.
+    'teacher_high_res': StudyArm('teacher', 'teacher', (), probed),
+    'tl': StudyArm('tl', 'TL', (), smoothed),
+    'kd': StudyArm('kd', 'TL+KD', large, smoothed),
+    'tl_plain': StudyArm('tl', 'TL, labels not smoothed'),
+    'kd_sham': StudyArm('kd', 'TL+KD, permuted sham', large, sham),
+    'tl_cost_matched': StudyArm('tl', "TL at TL+KD's cost", (), cost),
+    'kd_rest': StudyArm('kd', 'TL+KD, unlabelled', large, rest),
+    'self_training_rest': StudyArm('kd', 'self-training', ('tl',), pseudo),
+    'teacher': StudyArm('teacher', "teacher at the student's size", (), probed),
+    'kd_same_size_teacher': StudyArm(
+      'kd', "TL+KD, teacher at the student's size", ('teacher',), smoothed
+    ),
+    'teacher_finetuned': _fitted('finetuned', 'fine-tuned teacher'),
+    'kd_finetuned_teacher': StudyArm(
+      'kd', 'TL+KD, fine-tuned teacher', ('teacher_finetuned',), smoothed
+    ),
+  }
+
+
 # Group of `configs/study.py:arms=GROUP` -> name -> arm.
 ARMS: dict[str, dict[str, StudyArm]] = {
   # Does the teacher help?
@@ -223,6 +253,8 @@ ARMS: dict[str, dict[str, StudyArm]] = {
   },
   # What are images without labels worth, with a teacher and without?
   'unlabelled': _with_unlabelled(),
+  # Does the tuned recipe help, on seeds and sizes that did not tune it?
+  'confirm': _confirmed(),
 }
 
 
@@ -239,9 +271,14 @@ def make_arms(group: str, image_size: int) -> dict[str, StudyArm]:
   arms = dict(ARMS[group])
   if group == 'methods':
     arms |= _of_losses()
-  if 'teacher_high_res' in arms:
-    larger = 16 * round(image_size * HIGH_RESOLUTION / 16)
-    arms['teacher_high_res'] = dataclasses.replace(
-      arms['teacher_high_res'], changes={'teacher.image_size': larger}
-    )
+  larger = {'teacher.image_size': 16 * round(image_size * HIGH_RESOLUTION / 16)}
+  of_size = {
+    'teacher_high_res': larger,
+    # Its steps are counted by what this teacher would take.
+    'tl_cost_matched': larger if group == 'confirm' else {},
+  }
+  for name, changes in of_size.items():
+    if name in arms:
+      changes = {**arms[name].changes, **changes}
+      arms[name] = dataclasses.replace(arms[name], changes=changes)
   return arms

@@ -67,6 +67,24 @@ _TUNED: dict[str, dict[str, Any]] = {
     'data.num_test_per_class': 100,
   },
 }
+# What differs where the tuned recipes are confirmed: seeds that tuned nothing,
+# all test images. `--config.study.sizes="(0,)"` is all training images.
+_CONFIRMED: dict[str, dict[str, Any]] = {
+  'digits': {'study.sizes': (20, 50), 'image_size': 32},
+  'trashnet': {'study.sizes': (10, 50), 'image_size': 96},
+  'cifar10': {
+    'study.sizes': (10, 50),
+    'image_size': 64,
+    'data.num_validation_per_class': 100,
+    'data.num_test_per_class': 0,
+  },
+}
+_CONFIRMING = {
+  'seed': 200,
+  'study.seeds': 10,
+  'study.max_seeds': 10,
+  'num_steps': 100,
+}
 
 
 def make(
@@ -109,12 +127,14 @@ def make(
     values['study.treatment'] = arms.GRID_DEFAULT
   if group == 'tune':
     values |= arms.TUNING
+  if group == 'confirm' and not smoke:
+    values = _CONFIRMING | values
   return settings.with_values(base, values)
 
 
 def _values_of(name: str, group: str, smoke: bool) -> dict[str, Any]:
   """What a data set brings: dotted key -> value."""
-  designs = _TUNED if group == 'tune' else DATASETS
+  designs = {'tune': _TUNED, 'confirm': _CONFIRMED}.get(group, DATASETS)
   values = dict(_SMOKE if smoke else designs.get(name, {}))
   if group != 'all':
     values.pop('study.run_arms', None)
