@@ -9,7 +9,7 @@ from tests.report import synthetic
 from tests.study.rows import row
 from tlkd_jax.answer.plan import FILE, Plan, as_json
 from tlkd_jax.evaluation import evaluate, metrics, records
-from tlkd_jax.report import page, pairing
+from tlkd_jax.report import page, pairing, plots
 from tlkd_jax.runtime.atomic import replace_arrays
 from tlkd_jax.study import pages, results
 
@@ -19,6 +19,12 @@ STUDY = types.SimpleNamespace(
 # Of 60 images: two of them must not change the verdict.
 SIX = (0.15, 0.1667, 0.15, 0.1667, 0.15, 0.1667)
 SMOOTHED = {'tl, label_smoothing=0.1': {'label_smoothing': 0.1}}
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+  """Words and tables are compared here; drawing takes most of a page's time."""
+  monkeypatch.setattr(plots, '_draw', lambda *_, **__: '<svg></svg>')
 
 
 def write_cells(root, gains, rivals=None):

@@ -9,6 +9,7 @@ results equal METRICS on the repeated examples (ties keep the split's order).
 A group is a function Split -> (counts float64 [N, R] -> {name: [R]}).
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ class Split(NamedTuple):
   correct: np.ndarray
 
 
+# A page asks for those of the same test images at every place.
+@functools.lru_cache(maxsize=1)
 def resample_counts(
   num_examples: int, num_replicates: int, seed: int
 ) -> np.ndarray:
@@ -44,13 +47,14 @@ def resample_counts(
     seed: of the draws default_rng(seed).integers(0, N, (R, N)).
 
   Returns:
-    int32 [R, N]; each row sums to N.
+    int32 [R, N], read-only; each row sums to N.
   """
   rng = np.random.default_rng(seed)
   counts = np.empty((num_replicates, num_examples), np.int32)
   for row in counts:
     draws = rng.integers(0, num_examples, num_examples)
     row[:] = np.bincount(draws, minlength=num_examples)
+  counts.flags.writeable = False
   return counts
 
 

@@ -5,6 +5,13 @@ import os
 from tlkd_jax.runtime.errors import as_user_errors
 from tlkd_jax.runtime.paths import expanded
 
+# Named here, where nothing heavy is loaded: `--help` says them.
+FORMAT_NAMES = ('safetensors', 'onnx', 'stablehlo')
+# Of the operator sets that an onnx file may have, those in which students of
+# all families were converted, checked and run.
+OPSETS = range(13, 27)
+DEFAULT_OPSET = 23
+
 
 def export_run(
   checkpoint: str | os.PathLike,

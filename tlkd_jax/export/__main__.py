@@ -12,9 +12,7 @@ import sys
 
 from absl import logging
 
-from tlkd_jax.export import export_run
-from tlkd_jax.export.formats import FORMATS
-from tlkd_jax.export.onnx import DEFAULT_OPSET, OPSETS
+from tlkd_jax.export import DEFAULT_OPSET, FORMAT_NAMES, OPSETS, export_run
 from tlkd_jax.runtime import command_line
 from tlkd_jax.runtime.errors import UserError
 
@@ -25,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     prog=command_line.name(), description="Exports a run's student."
   )
   parser.add_argument('--checkpoint', required=True, help='workdir of a run')
-  parser.add_argument('--format', required=True, choices=FORMATS)
+  parser.add_argument('--format', required=True, choices=FORMAT_NAMES)
   parser.add_argument('--out', required=True, help='the file, e.g. a.onnx')
   parser.add_argument(
     '--fold-norm',

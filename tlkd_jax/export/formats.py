@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tlkd_jax.evaluation import records
-from tlkd_jax.export import onnx, stablehlo, weights
+from tlkd_jax.export import OPSETS, onnx, stablehlo, weights
 from tlkd_jax.export.student import Student, library_model
 from tlkd_jax.models.weights import pretrained, twins
 from tlkd_jax.runtime.atomic import replace_text
@@ -78,10 +78,8 @@ def _check_opset(name: str, opset: int) -> None:
       f'--opset {opset}: a {name} file has no operator set; accepted with '
       '--format onnx'
     )
-  if opset not in onnx.OPSETS:
-    raise ValueError(
-      f'--opset {opset}; accepted: {onnx.OPSETS[0]} to {onnx.OPSETS[-1]}'
-    )
+  if opset not in OPSETS:
+    raise ValueError(f'--opset {opset}; accepted: {OPSETS[0]} to {OPSETS[-1]}')
 
 
 def write(

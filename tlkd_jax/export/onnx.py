@@ -8,16 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from tlkd_jax.export import DEFAULT_OPSET
 from tlkd_jax.export.student import Student, checked
 from tlkd_jax.models.layers.convolutions import lax_convolutions
 from tlkd_jax.runtime.atomic import replacing
 
 INPUT = 'images'
 OUTPUT = 'logits'
-# Of the operator sets that a file may have, those in which students of all
-# families were converted, checked and run.
-OPSETS = range(13, 27)
-DEFAULT_OPSET = 23
 
 
 def convert(

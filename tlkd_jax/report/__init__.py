@@ -1,0 +1,2 @@
+# Resamples of the test images; here, where nothing heavy is loaded.
+REPLICATES = 1000

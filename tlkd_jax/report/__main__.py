@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from tlkd_jax.report import page
+from tlkd_jax.report import REPLICATES
 from tlkd_jax.runtime import command_line
 
 
@@ -19,12 +19,15 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument(
     '--replicates',
     type=int,
-    default=page.REPLICATES,
+    default=REPLICATES,
     help='bootstrap resamples',
   )
   args = parser.parse_args(argv)
   if args.replicates < 1:
     parser.error(f'--replicates is {args.replicates}; accepted: at least 1')
+  # Here and not above: `--help` need not wait for what draws.
+  from tlkd_jax.report import page
+
   try:
     index = page.write(args.runs, args.out, args.replicates)
   except (OSError, ValueError) as error:

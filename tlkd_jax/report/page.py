@@ -9,6 +9,7 @@ from tlkd_jax.answer import plan as plans
 from tlkd_jax.answer.conclusions import Conclusion
 from tlkd_jax.evaluation import records
 from tlkd_jax.report import (
+  REPLICATES,
   accuracy,
   confidence,
   context,
@@ -26,8 +27,6 @@ from tlkd_jax.report import (
 from tlkd_jax.report.blocks import Section
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.paths import expanded
-
-REPLICATES = 1000
 
 
 def write(
