@@ -8,18 +8,24 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests import tiny
+from tests.workdirs import arrays, wait_for_step
+from tlkd_jax import arms
+from tlkd_jax.runtime import sharding
+from tlkd_jax.training.metric_writers import read_rows
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Runs the tiny models where the launcher asks for the package's own.
-PYTHON = """#!/usr/bin/env bash
+PYTHON = r"""#!/usr/bin/env bash
 if [ "$2" = venv ]; then
   mkdir -p "$3/bin"
   ln -s "$0" "$3/bin/python"
@@ -27,6 +33,10 @@ if [ "$2" = venv ]; then
   exit
 fi
 if [ "$2" = tlkd_jax.main ]; then
+  if [ -n "${TOLD:-}" ]; then
+    printf '%s\n' "${@:3}" > "$TOLD/$SLURM_PROCID.told"
+    exit "$CODE"
+  fi
   set -- -m tests.tiny "${@:3}"
 fi
 exec "$REAL_PYTHON" "$@"
@@ -142,38 +152,92 @@ def calls(folder) -> list[str]:
   return path.read_text().splitlines() if path.exists() else []
 
 
-@pytest.fixture
-def training(cache_dir, session_dir, compare_run):
-  """(config, flags) of a TL+KD run, as in test_distributed but shorter."""
-  config, *changes = tiny.arguments(
-    'kd',
-    cache_dir,
-    num_steps=20,
-    log_every_steps=10,
-    eval_every_steps=10,
-    batch_norm='train',
-    teacher__checkpoint=str(compare_run / 'teacher'),
-  )
-  cache = f'--compilation_cache={session_dir / "compiled"}'
-  return config.removeprefix('--config='), [*changes, cache]
+def start_two(start_main, *arguments):
+  with socket.socket() as listener:
+    listener.bind(('127.0.0.1', 0))
+    port = listener.getsockname()[1]
+  return [
+    start_main(
+      *arguments,
+      '--distributed',
+      f'--coordinator=127.0.0.1:{port}',
+      '--num_processes=2',
+      f'--process_id={process_id}',
+    )
+    for process_id in (0, 1)
+  ]
 
 
-def check_two_processes(folder, workdir):
-  """One summary of the whole test split; the lead alone prints the table."""
-  summary = json.loads((workdir / 'summary.json').read_text())
-  assert summary['student']['test']['count'] == 40
-  lead, other = ((folder / 'logs' / f'{i}.out').read_text() for i in (0, 1))
-  assert 'TL+KD' in lead and 'TL+KD' not in other
+def finish(processes):
+  """Waits for processes that must end well."""
+  for process in processes:
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert 'Traceback' not in error
 
 
-def test_slurm_runs_one_training_over_two_processes(place, training):
+@pytest.mark.usefixtures('tiny_models')
+def test_slurm_resumes_two_processes_which_equal_one(
+  place, start_main, cache_dir, compare_run, session_dir, tmp_path
+):
+  """TL+KD on stored targets with BatchNorm statistics of the global batch.
+
+  The one is this process. One of the two is asked to stop, both save and end,
+  and both resume, by the launcher. What is left of a difference is the order
+  of the sums over the batch: 1e-5.
+  """
+  given = {
+    'num_steps': 60,
+    'log_every_steps': 10,
+    'eval_every_steps': 10,
+    'batch_norm': 'train',
+    'targets__mode': 'cached',
+    'targets__views': 2,
+    'targets__dtype': 'float32',
+    'targets__dir': str(tmp_path / 'targets'),
+    'teacher__checkpoint': str(compare_run / 'teacher'),
+  }
+  config = tiny.make_config('kd', cache_dir, **given)
+  arms.run(config, tmp_path / 'one', sharding.make_mesh(1))
+
+  named, *changes = tiny.arguments('kd', cache_dir, **given)
+  workdir = tmp_path / 'two'
+  command = [named, *changes, f'--workdir={workdir}']
+  processes = start_two(start_main, *command)
+  wait_for_step(workdir, processes[1], 10)
+  processes[1].send_signal(signal.SIGTERM)
+  finish(processes)
+  stopped = int(arrays(workdir)['step'])
+  assert stopped < 60 and not (workdir / 'summary.json').exists()
+
   folder, env = place
-  config, changes = training
-  workdir = folder / 'run'
-  launch('slurm.sbatch', config, workdir, *changes, env=env)
-  check_two_processes(folder, workdir)
+  named = named.removeprefix('--config=')
+  cache = f'--compilation_cache={session_dir / "compiled"}'
+  launch('slurm.sbatch', named, workdir, *changes, cache, env=env)
   (call,) = calls(folder)
   assert call.startswith('srun python -m tlkd_jax.main --distributed')
+  lead, other = ((folder / 'logs' / f'{i}.out').read_text() for i in (0, 1))
+  assert 'TL+KD' in lead and 'TL+KD' not in other
+  errors = [(folder / 'logs' / f'{i}.err').read_text() for i in (0, 1)]
+  assert 'Traceback' not in ''.join(errors)
+
+  for kind in ('latest', 'best'):
+    a, b = arrays(tmp_path / 'one', kind), arrays(tmp_path / 'two', kind)
+    assert a.keys() == b.keys() and len(a) > 10
+    for name in a:
+      np.testing.assert_allclose(a[name], b[name], atol=1e-5, err_msg=name)
+  rows = [
+    [(row['step'], row['split']) for row in read_rows(path)]
+    for path in tmp_path.glob('*/metrics.jsonl')
+  ]
+  assert rows[0] == rows[1] and len(rows[0]) == 12
+  summaries = [
+    json.loads((tmp_path / name / 'summary.json').read_text())
+    for name in ('one', 'two')
+  ]
+  a, b = (s['student']['test'] for s in summaries)
+  assert a['count'] == b['count'] == 40
+  assert a['nll'] == pytest.approx(b['nll'], abs=1e-5)
 
 
 @pytest.mark.parametrize('done', ['', 'summary.json', 'kd/summary.json'])
@@ -207,15 +271,24 @@ def test_slurm_array_is_a_study_in_parts(place):
   ).split()
 
 
-def test_tpu_slice_trains_on_all_workers_and_fetches(place, training):
+def test_tpu_slice_runs_on_all_workers_and_fetches(place):
+  """Every worker is told the same; test_slurm... runs what they are told."""
   folder, env = place
-  config, changes = training
-  env |= {'REMOTE': str(folder / 'bucket' / 'run'), 'SETUP': 'touch mounted'}
+  remote = folder / 'bucket' / 'run'
+  remote.mkdir(parents=True)
+  (remote / 'summary.json').write_text('{}')
+  env |= {'REMOTE': str(remote), 'SETUP': 'touch mounted'}
+  env |= {'TOLD': str(folder), 'CODE': '0'}
   workdir = folder / 'fetched' / 'run'
-  arguments = ['--run', 'name', 'zone', 'v4-16', config, workdir, *changes]
+  changes = ['--config.seed=2', '--config.study.sizes=(1, 2)']
+  arguments = ['--run', 'name', 'zone', 'v4-16', 'c.py', workdir, *changes]
   launch('tpu_vm.sh', *arguments, env=env)
-  check_two_processes(folder, workdir)
+  assert (workdir / 'summary.json').read_text() == '{}'
   assert all((folder / 'workers' / i / 'mounted').exists() for i in '01')
+  expected = ['--config', 'c.py', '--workdir', str(remote), '--distributed']
+  for worker in '01':
+    told = (folder / f'{worker}.told').read_text().splitlines()
+    assert sorted(told) == sorted(expected + changes)
   verbs = [call.split()[4] for call in calls(folder)]
   assert verbs == ['create', 'scp', 'ssh', 'ssh', 'ssh', 'scp', 'delete']
 
@@ -224,6 +297,7 @@ def test_tpu_slice_trains_on_all_workers_and_fetches(place, training):
 def test_tpu_is_deleted_after_a_failure(place, keep):
   folder, env = place
   env |= {'KEEP': '1'} if keep else {}
+  env |= {'TOLD': str(folder), 'CODE': '2'}
   arguments = ['--run', 'n', 'z', 'v4-8', 'configs/none.py', folder / 'run']
   launch('tpu_vm.sh', *arguments, env=env, code=2)
   verbs = [call.split()[4] for call in calls(folder)]
