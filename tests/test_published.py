@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import compare_methods
 from tlkd_jax.answer.verdicts import decide
-from tlkd_jax.evaluation import curves, statistics
+from tlkd_jax.evaluation import label_curves, statistics
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Data set -> its name in the pages and its sizes, in their order.
@@ -115,9 +115,9 @@ def labels_needed(dataset: str) -> str:
   sides = [
     np.transpose([scores(arm, dataset, n) for n in sizes]) for arm in (_KD, _TL)
   ]
-  worth = curves.label_efficiency(images, *sides)
-  shown = [f'{worth[k]:.0f}' for k in ('percent_more_labels', 'low', 'high')]
-  return '{} % ({} to {})'.format(*shown)
+  worth = label_curves.efficiency(images, *sides)
+  ends = worth.percent, worth.low, worth.high
+  return '{:.0f} % ({:.0f} to {:.0f})'.format(*ends)
 
 
 def readme_line(label: str, sizes: str, worth: str, *datasets: str) -> str:

@@ -109,7 +109,7 @@ def draw(
       words.rival(one.against_reference, one.treatment_against, labels)
       for one in rivals
     ),
-    *map(words.worth, worth),
+    *(words.worth(one, labels) for one in worth),
     *(
       f'{labels[treatment]} and {labels[reference]} of seed {seed} on {place} '
       f'{why} and were left out.'

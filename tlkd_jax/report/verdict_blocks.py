@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tlkd_jax.answer import rows as runs
+from tlkd_jax.answer import words
 from tlkd_jax.answer.conclusions import Conclusion
 from tlkd_jax.answer.effects import Effect
 from tlkd_jax.answer.rows import Row
@@ -32,6 +33,11 @@ _SECONDARY_NOTE = (
   'Mean differences over all places, data sets weighted equally; the verdict '
   'is that of the exact sign-flip p, corrected by Holm over these metrics, and '
   'as good as one look at it.'
+)
+_IN_LABELS_NOTE = (
+  'Training images at which the reference, straight in their logarithm between '
+  'the sizes, has the same accuracy; "from" and "to" hold all numbers at which '
+  'the t test of 5 % tells no difference. Nothing is extrapolated.'
 )
 _ONE_SEED = (
   'One seed: what there is beyond the difference is over test images, of these '
@@ -142,6 +148,33 @@ def over_all_places(conclusion: Conclusion, source: str) -> list[Block]:
     title = f'{_minus(conclusion)} over all places, secondary metrics'
     blocks.append(named_table(title, rows, source, _SECONDARY_NOTE))
   return blocks
+
+
+def in_labels(conclusion: Conclusion, source: str) -> list[Block]:
+  """How many training images the reference needs for the same, size by size."""
+  base = conclusion.labels[conclusion.reference]
+  rows = [
+    {
+      'data': ', '.join(part for part in worth.series if part),
+      'training images': size,
+      f'{base} needs': words.label_count(one.labels, worth.sizes),
+      'from': words.label_count(one.low, worth.sizes) if known else None,
+      'to': words.label_count(one.high, worth.sizes) if known else None,
+      'labels': words.label_percent(one, worth.sizes),
+      '95 % over': 'seeds and images' if worth.images else 'seeds',
+    }
+    for worth in conclusion.worth
+    for size, one in zip(worth.sizes, worth.by_size, strict=True)
+    for known in [one.low == one.low]
+  ]
+  if not rows:
+    return []
+  name = conclusion.labels[conclusion.treatment]
+  return [
+    named_table(
+      f'{name} in labels, size by size', rows, source, _IN_LABELS_NOTE
+    )
+  ]
 
 
 def _minus(conclusion: Conclusion) -> str:

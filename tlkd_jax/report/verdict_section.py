@@ -86,7 +86,7 @@ def _grounds(
     blocks += verdict_blocks.intervals(title, by_place, source)
   shown = {'tl': conclusion.reference, 'kd': conclusion.treatment}
   blocks += verdict_blocks.accuracy_by_size(paired.rows, shown, labels, source)
-  return blocks
+  return blocks + verdict_blocks.in_labels(conclusion, source)
 
 
 def _source(conclusion: Conclusion, paired: Paired, out: pathlib.Path) -> str:

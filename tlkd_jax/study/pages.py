@@ -138,7 +138,10 @@ def _curves(rows: Rows, conclusion: Conclusion) -> list[Block]:
   for row in rows:
     if row['arm'] == conclusion.treatment and row['teachers']:
       shown = {'teacher': row['teachers'][0]} | shown
-  return verdict_blocks.accuracy_by_size(rows, shown, conclusion.labels, SOURCE)
+  found = verdict_blocks.accuracy_by_size(
+    rows, shown, conclusion.labels, SOURCE
+  )
+  return found + verdict_blocks.in_labels(conclusion, SOURCE)
 
 
 def _arms(rows: Rows, conclusion: Conclusion) -> list[Block]:
