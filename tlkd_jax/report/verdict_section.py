@@ -80,6 +80,8 @@ def _grounds(
   title = f'Paired by seed: {treatment} minus TL on test'
   blocks = verdict_blocks.tests(title, effects, labels, source)
   blocks += verdict_blocks.over_all_places(conclusion, source)
+  if len(conclusion.overall.seeds) > 1:
+    blocks += verdict_blocks.every_metric(conclusion, source)
   if len(alone) > 1:
     by_place = {str(effect.places[0]): effect for effect in alone}
     title = f'{treatment} minus TL, test accuracy by place'

@@ -42,6 +42,10 @@ class CellRow(Row):
     teacher_images: images that its teachers saw meanwhile.
     folder: of the run, relative to STUDY.
     hits: which test images it got right, see rows.pack.
+    agreed: at which of them it answered as its teacher, likewise.
+    temperature: that scales its logits, fitted on validation.
+    confusion: counts on test by true and predicted class.
+    classes: their names.
     degraded: of the suite `corruptions`: `count` images and `top1` by group.
   """
 
@@ -61,6 +65,10 @@ class CellRow(Row):
   teacher_images: int
   folder: str
   hits: NotRequired[dict[str, Any]]
+  agreed: NotRequired[dict[str, Any]]
+  temperature: NotRequired[float]
+  confusion: NotRequired[list[list[int]]]
+  classes: NotRequired[list[str]]
   degraded: NotRequired[dict[str, Any]]
 
 

@@ -157,7 +157,8 @@ def write(config: Settings, root: pathlib.Path) -> tuple[list[CellRow], str]:
   Returns:
     (the rows, the answer in one paragraph; '' while none of them answers).
   """
-  rows = results.write(root, config)
+  found = results.collect(root, cells.criterion(config))
+  rows = results.write_rows(root, results.completed(root, found))
   scores = tuning.write(config, root)
   if config.study is None or not any(row['chosen'] for row in rows):
     return rows, ''

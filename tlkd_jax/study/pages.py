@@ -192,7 +192,10 @@ def _other_metrics(conclusion: Conclusion) -> list[Block]:
     if effect.metric != 'top1'
   ]
   title = f'{_minus(conclusion)} in other metrics'
-  return verdict_blocks.tests(title, effects, conclusion.labels, SOURCE)
+  blocks = verdict_blocks.every_metric(conclusion, SOURCE)
+  return blocks + verdict_blocks.tests(
+    title, effects, conclusion.labels, SOURCE
+  )
 
 
 def _degradation(rows: Rows, conclusion: Conclusion) -> list[Block]:

@@ -10,11 +10,19 @@ from tlkd_jax.report import markdown
 from tlkd_jax.runtime import sealed
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.settings import Settings
-from tlkd_jax.study import cells
+from tlkd_jax.study import cells, measured
 from tlkd_jax.study.analysis import CellRow
 
 # A trial that was not chosen must not tell how it does on test.
-_HIDDEN = ('test', 'curve', 'degraded', 'hits')
+_HIDDEN = (
+  'test',
+  'curve',
+  'degraded',
+  'hits',
+  'agreed',
+  'confusion',
+  'temperature',
+)
 
 
 def collect(root: pathlib.Path, metric: str) -> list[CellRow]:
@@ -77,6 +85,29 @@ def _answers(path: pathlib.Path) -> Answers:
   )
 
 
+def completed(root: pathlib.Path, rows: Sequence[CellRow]) -> list[CellRow]:
+  """Rows with what cells of earlier versions lack, from their predictions.
+
+  As far as those are at hand; what a row says already stays.
+  """
+  return [
+    _completed(root / row['folder'], row)
+    if row['chosen'] and 'temperature' not in row
+    else row
+    for row in rows
+  ]
+
+
+def _completed(folder: pathlib.Path, row: CellRow) -> CellRow:
+  needed = (folder / 'predictions' / f'{s}.npz' for s in ('validation', 'test'))
+  if not all(path.exists() for path in needed):
+    return row
+  found = measured.measure(folder)
+  for split in ('validation', 'test'):
+    found[split] = found[split] | row[split]
+  return cast(CellRow, {**found, **row, 'test': found['test']})
+
+
 def _degraded(folder: pathlib.Path) -> dict[str, Any]:
   path = folder / 'evaluation' / 'corruptions.json'
   if not path.exists():
@@ -95,7 +126,11 @@ def key_of(row: dict[str, Any]) -> tuple[str, float, str, int]:
 
 def write(root: pathlib.Path, config: Settings) -> list[CellRow]:
   """Writes results.json and results.md; returns the rows."""
-  rows = collect(root, cells.criterion(config))
+  return write_rows(root, collect(root, cells.criterion(config)))
+
+
+def write_rows(root: pathlib.Path, rows: list[CellRow]) -> list[CellRow]:
+  """Writes rows as `write` does; returns them."""
   lines = ',\n'.join(records.dumps(row, sort_keys=True) for row in rows)
   replace_text(root / 'results.json', f'[\n{lines}\n]\n')
   replace_text(root / 'results.md', as_markdown(rows))
