@@ -24,7 +24,7 @@ from tlkd_jax.report.blocks import (
 )
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.settings import Study
-from tlkd_jax.study import analysis, results
+from tlkd_jax.study import analysis, correlations, results
 from tlkd_jax.study.analysis import CellRow, Rows
 from tlkd_jax.study.tuning import Score
 
@@ -273,12 +273,14 @@ def _lost(rows: Rows, conclusion: Conclusion) -> list[Block]:
       'Means over seeds; of several teachers, the best one.',
     ),
   ]
-  x, y = [e.edge for e in edges], [e.gain for e in edges]
-  if len(edges) > 2 and np.std(x) > 0 and np.std(y) > 0:
-    r = float(np.corrcoef(x, y)[0, 1])
-    blocks.append(
-      Text(f'Correlation of edge and gain over these {len(edges)}: {r:+.2f}.')
-    )
+  found, places = correlations.with_gain(
+    rows, conclusion.treatment, conclusion.reference
+  )
+  names = (
+    conclusion.labels[arm]
+    for arm in (conclusion.treatment, conclusion.reference)
+  )
+  blocks.append(Text(correlations.words(found, places, *names)))
   return blocks
 
 
