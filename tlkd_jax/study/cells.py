@@ -134,6 +134,19 @@ def run(
   return record
 
 
+def guides_of(
+  config: Settings, cell: Cell, matrix: list[Cell], root: pathlib.Path
+) -> dict[str, tuple[Cell, pathlib.Path]]:
+  """Arm of each teacher -> its chosen cell, which is finished, and its run."""
+  guides = {}
+  for arm in cell.teachers:
+    tried = [c for c in needed(cell, matrix) if c.arm == arm]
+    found = [read_record(folder_of(root, c)) for c in tried]
+    best = tried[found.index(best_trial(found, criterion(config)))]
+    guides[arm] = best, folder_of(root, best)
+  return guides
+
+
 def configure(
   config: Settings, cell: Cell, matrix: list[Cell], root: pathlib.Path
 ) -> Settings:
@@ -145,13 +158,7 @@ def configure(
   Raises:
     ValueError: lists what differs.
   """
-  guides = {}
-  for arm in cell.teachers:
-    tried = [c for c in needed(cell, matrix) if c.arm == arm]
-    found = [read_record(folder_of(root, c)) for c in tried]
-    best = tried[found.index(best_trial(found, criterion(config)))]
-    guides[arm] = best, folder_of(root, best)
-  own = make_config(config, cell, guides)
+  own = make_config(config, cell, guides_of(config, cell, matrix, root))
   folder = folder_of(root, cell)
   if (folder / 'config.json').exists():
     there = flatten(workdirs.read(folder))

@@ -9,7 +9,6 @@ where the answers to single images are at hand (cross-fitting), once each way.
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -73,7 +72,7 @@ def with_gain(
     )
     if len(groups) < LEAST_PLACES or not (_varies(x) and _varies(y)):
       continue
-    r, p = _mean_r(x, y), _p(x, y)
+    r, p = float(_mean_r(x, y)), _p(x, y)
     found.append(Correlation(what, r, p, len(groups), images))
   return found, len(groups)
 
@@ -134,28 +133,25 @@ def _varies(values: np.ndarray) -> bool:
   return bool(np.isfinite(values).all() and (np.ptp(values, axis=0) > 0).all())
 
 
-def _mean_r(x: np.ndarray, y: np.ndarray) -> float:
-  """Mean over the columns of the correlation over rows, [k, 2] each."""
-  x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-  below = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
-  return float(((x * y).sum(axis=0) / below).mean())
+def _mean_r(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Correlation over places, mean over both ways; [..., k, 2] -> [...]."""
+  x = x - x.mean(axis=-2, keepdims=True)
+  y = y - y.mean(axis=-2, keepdims=True)
+  below = np.sqrt((x**2).sum(axis=-2) * (y**2).sum(axis=-2))
+  return ((x * y).sum(axis=-2) / below).mean(axis=-1)
 
 
 def _p(x: np.ndarray, y: np.ndarray) -> float:
   """Share of orders of the places with an r as far from 0 or farther."""
   count = len(x)
-  rng = np.random.default_rng(_SEED)
-  exact = count <= _MOST_EXACT
-  orders = (
-    itertools.permutations(range(count))
-    if exact
-    else (rng.permutation(count) for _ in range(_DRAWN))
-  )
+  if exact := count <= _MOST_EXACT:
+    orders = np.array(list(itertools.permutations(range(count))))
+  else:
+    rng = np.random.default_rng(_SEED)
+    orders = np.array([rng.permutation(count) for _ in range(_DRAWN)])
   seen = abs(_mean_r(x, y)) * (1 - 1e-12)
-  far = sum(abs(_mean_r(x, y[list(order)])) >= seen for order in orders)
-  if exact:
-    return far / math.factorial(count)
-  return (far + 1) / (_DRAWN + 1)
+  far = int((np.abs(_mean_r(x, y[orders])) >= seen).sum())
+  return far / len(orders) if exact else (far + 1) / (_DRAWN + 1)
 
 
 def words(

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +25,9 @@ from tlkd_jax.report.blocks import (
 )
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.settings import Study
-from tlkd_jax.study import analysis, correlations, results
+from tlkd_jax.study import analysis, correlations, noise, results
 from tlkd_jax.study.analysis import CellRow, Rows
+from tlkd_jax.study.noise import Floor
 from tlkd_jax.study.tuning import Score
 
 TITLE = 'Does the teacher help?'
@@ -54,7 +56,7 @@ def write(
     study.metrics,
     plans.read(root),
   )
-  sections = make_sections(rows, conclusion)
+  sections = make_sections(rows, conclusion, noise.collect(root))
   if scores:
     tried = _tuning(scores, study, conclusion)
     sections.append(Section('tuning', 'How the arms were tuned', tried))
@@ -67,10 +69,19 @@ def write(
   return conclusion.sentence
 
 
-def make_sections(rows: Rows, conclusion: Conclusion) -> list[Section]:
-  """The page's sections; those without data are left out."""
+def make_sections(
+  rows: Rows, conclusion: Conclusion, reruns: Sequence[dict[str, Any]] = ()
+) -> list[Section]:
+  """The page's sections; those without data are left out.
+
+  Args:
+    rows: of the study, with answers.
+    conclusion: drawn from them.
+    reruns: of noise.collect.
+  """
+  floors = noise.floors(rows, reruns)
   found = [
-    Section('answer', TITLE, _answer(rows, conclusion)),
+    Section('answer', TITLE, _answer(rows, conclusion, floors)),
     Section(
       'curves',
       'Accuracy against the number of labels',
@@ -99,9 +110,12 @@ def make_sections(rows: Rows, conclusion: Conclusion) -> list[Section]:
   return [section for section in found if section.blocks]
 
 
-def _answer(rows: Rows, conclusion: Conclusion) -> list[Block]:
+def _answer(
+  rows: Rows, conclusion: Conclusion, floors: Sequence[Floor]
+) -> list[Block]:
   labels = conclusion.labels
   blocks = verdict_blocks.in_words(conclusion)
+  blocks += _noise(floors, conclusion)
   blocks += verdict_blocks.tests(
     f'{_minus(conclusion)}, test accuracy',
     conclusion.per_place['top1'],
@@ -126,6 +140,34 @@ def _answer(rows: Rows, conclusion: Conclusion) -> list[Block]:
       )
     )
   return blocks
+
+
+def _noise(floors: Sequence[Floor], conclusion: Conclusion) -> list[Block]:
+  if not floors:
+    return []
+  test = conclusion.overall.test
+  said = noise.words(floors, test['mean_difference'], test['std_difference'])
+  table = [
+    {
+      'place': str(one.place),
+      'arm': conclusion.labels.get(one.arm, one.arm),
+      'seed': one.seed,
+      'cores': cores,
+      'runs': len(values),
+      'test accuracies': ', '.join(f'{value:.3f}' for value in values),
+      'largest less smallest': one.spread(cores),
+      'left out': one.left_out,
+    }
+    for one in floors
+    for cores, values in one.top1.items()
+  ]
+  note = (
+    'The same cell with the same seed, data and settings, by one commit, '
+    "device and versions; the study's own run is among those of its number of "
+    'cores. None of them counts elsewhere on this page but that one.'
+  )
+  title = 'The same cell run again'
+  return [Text(said), named_table(title, table, noise.FILE, note)]
 
 
 def _minus(conclusion: Conclusion) -> str:
