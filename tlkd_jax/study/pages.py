@@ -25,7 +25,13 @@ from tlkd_jax.report.blocks import (
 )
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.settings import Study
-from tlkd_jax.study import analysis, correlations, noise, results
+from tlkd_jax.study import (
+  analysis,
+  correlations,
+  noise,
+  respect_sections,
+  results,
+)
 from tlkd_jax.study.analysis import CellRow, Rows
 from tlkd_jax.study.noise import Floor
 from tlkd_jax.study.tuning import Score
@@ -93,13 +99,23 @@ def make_sections(
       'Calibration and other metrics',
       _other_metrics(conclusion),
     ),
+    Section(
+      'items',
+      'Image by image',
+      respect_sections.items(rows, conclusion),
+    ),
     Section('degradation', 'Degraded images', _degradation(rows, conclusion)),
     Section(
       'lost',
       'Where it lost, and what the teacher had',
       _lost(rows, conclusion),
     ),
-    Section('convergence', 'Convergence', _convergence(rows, conclusion)),
+    Section(
+      'convergence',
+      'Convergence',
+      respect_sections.steps_to_level(rows, conclusion)
+      + _convergence(rows, conclusion),
+    ),
     Section(
       'sensitivity',
       'Temperature and soft weight',
@@ -283,7 +299,7 @@ def _degradation(rows: Rows, conclusion: Conclusion) -> list[Block]:
     )
     alt = 'Differences on degraded images with their intervals over seeds'
     blocks.append(Figure('Under degradation', [panel], alt, data))
-  return blocks
+  return blocks + respect_sections.under_corruption(rows, conclusion)
 
 
 def _lost(rows: Rows, conclusion: Conclusion) -> list[Block]:

@@ -4,8 +4,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
+
 from tlkd_jax.answer.rows import Answers, make_answers, unpack
-from tlkd_jax.evaluation import records
+from tlkd_jax.evaluation import degradation, records
 from tlkd_jax.report import markdown
 from tlkd_jax.runtime import sealed
 from tlkd_jax.runtime.atomic import replace_text
@@ -30,8 +32,10 @@ def collect(root: pathlib.Path, metric: str) -> list[CellRow]:
 
   Of the trials of one cell, the best on validation has `chosen`; the others,
   and all of seeds that tune, keep their validation metrics alone. A row has
-  `degraded` where the suite `corruptions` was run on its cell: `count` images
-  and `top1`, by group of corruptions, the mean over them and their severities.
+  `degraded` where the suite `corruptions` was run on its cell: `count` images;
+  `top1`, by group of corruptions, the mean over them and their severities;
+  `errors` of each; and over ImageNet-C's fifteen, where all are there,
+  `top1_by_severity`, likewise of nll and ece, which are there `clean` too.
 
   Args:
     root: STUDY.
@@ -116,7 +120,20 @@ def _degraded(folder: pathlib.Path) -> dict[str, Any]:
   errors = found['mean_corrupted_error'].items()
   top1 = {group: 1 - error for group, error in errors if error is not None}
   top1 = {'clean': found['clean']['top1']} | top1
-  return {'degraded': {'count': found['count'], 'top1': top1}}
+  table = found.get('corruptions', {})
+  degraded: dict[str, Any] = {'count': found['count'], 'top1': top1}
+  if table:
+    degraded['errors'] = {
+      name: 1 - float(np.mean(row['top1'])) for name, row in table.items()
+    }
+  if {*degradation.STANDARD} <= {*table}:
+    standard = [table[name] for name in degradation.STANDARD]
+    for metric in ('top1', 'nll', 'ece'):
+      values = np.array([row[metric] for row in standard], np.float64)
+      degraded[f'{metric}_by_severity'] = values.mean(axis=0)
+    for metric in ('nll', 'ece'):
+      degraded[f'{metric}_clean'] = found['clean'][metric]
+  return {'degraded': records.plain(degraded)}
 
 
 def key_of(row: dict[str, Any]) -> tuple[str, float, str, int]:

@@ -1,0 +1,255 @@
+"""In which respects two arms differ, beside accuracy: from rows to numbers.
+
+Under corruption: errors relative to the reference's, how the gap moves with
+severity, calibration. In training: steps to a level. Image by image: who is
+right where, and what is taken for what. All pooled over seeds.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from tlkd_jax.answer import rows as runs
+from tlkd_jax.answer.rows import Place, unpack
+from tlkd_jax.evaluation import curves, degradation, robustness, statistics
+from tlkd_jax.evaluation.corruptions import SEVERITIES
+from tlkd_jax.study.analysis import CellRow, Rows
+
+# Of the reference's best validation accuracy.
+LEVEL = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+  """One quantity at one place, over seeds.
+
+  Attributes:
+    place: where.
+    name: of the quantity, for people.
+    seeds: that have it.
+    reference: mean of the reference, NaN where it has none of its own.
+    treatment: likewise.
+    difference: or what it is by itself, with its interval.
+    low: of the 95 % t interval.
+    high: likewise.
+    p: two-sided, of none; NaN where none is asked for.
+  """
+
+  place: Place
+  name: str
+  seeds: int
+  reference: float
+  treatment: float
+  difference: float
+  low: float
+  high: float
+  p: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+  """Who is right where at one place, answers of all seeds together.
+
+  Attributes:
+    place: where.
+    seeds: that are counted.
+    both_right: answers, one an image and seed.
+    only_treatment: right by the treatment alone: corrections.
+    only_reference: damage.
+    both_wrong: by both.
+    correction: share of the reference's errors that are corrected, with the
+      95 % t interval over seeds: (mean, low, high).
+    damage: share of its right answers that are lost, likewise.
+  """
+
+  place: Place
+  seeds: int
+  both_right: int
+  only_treatment: int
+  only_reference: int
+  both_wrong: int
+  correction: tuple[float, float, float]
+  damage: tuple[float, float, float]
+
+
+def _compared(place: Place, name: str, x, y) -> Measure:
+  test = statistics.compare_paired(x, y)
+  return Measure(
+    place,
+    name,
+    test['pairs'],
+    float(np.mean(y)),
+    float(np.mean(x)),
+    test['mean_difference'],
+    test['ci_low'],
+    test['ci_high'],
+    test['p_sign_flip'],
+  )
+
+
+def under_corruption(
+  rows: Rows, treatment: str, reference: str
+) -> list[Measure]:
+  """Of places where both arms were tested on the same corrupted images."""
+  found: list[Measure] = []
+  for place in runs.places(rows):
+    both = [
+      (x['degraded'], y['degraded'])
+      for x, y in runs.pairs(rows, place, treatment, reference).values()
+      if 'degraded' in x and 'degraded' in y
+    ]
+    both = [
+      xy
+      for xy in both
+      if xy[0]['count'] == xy[1]['count']
+      and all('nll_by_severity' in side for side in xy)
+    ]
+    if both:
+      found += _calibrated(place, both)
+      found += _relative(place, both)
+      found.append(_sloped(place, both))
+  return found
+
+
+def _calibrated(place: Place, both) -> list[Measure]:
+  found = []
+  for metric, name in (('ece', 'ECE'), ('nll', 'NLL')):
+    for where in ('clean', 'by_severity'):
+      x, y = (
+        [float(np.mean(xy[side][f'{metric}_{where}'])) for xy in both]
+        for side in (0, 1)
+      )
+      title = 'as they are' if where == 'clean' else "ImageNet-C's fifteen"
+      found.append(_compared(place, f'{name}, {title}', x, y))
+  return found
+
+
+def _relative(place: Place, both) -> list[Measure]:
+  errors = [
+    robustness.corruption_errors(
+      x['errors'],
+      1 - x['top1']['clean'],
+      y['errors'],
+      1 - y['top1']['clean'],
+      degradation.STANDARD,
+    )
+    for x, y in both
+  ]
+  found = []
+  for key, name in (
+    ('mce', 'mCE, the reference is 1'),
+    ('relative_mce', 'relative mCE, the reference is 1'),
+  ):
+    values = np.array([one[key] for one in errors])
+    spread = statistics.mean_interval(values)
+    p = statistics.sign_flip_test(values, np.ones_like(values))
+    found.append(_alone(place, name, len(values), spread, p))
+  return found
+
+
+def _sloped(place: Place, both) -> Measure:
+  gaps = np.array(
+    [np.subtract(x['top1_by_severity'], y['top1_by_severity']) for x, y in both]
+  )
+  slope = curves.severity_slope(SEVERITIES, gaps)
+  spread = {k: slope[k] for k in ('low', 'high')} | {'mean': slope['slope']}
+  name = 'gap in accuracy, a severity'
+  return _alone(place, name, len(gaps), spread, slope['p'])
+
+
+def _alone(place: Place, name: str, seeds: int, spread, p: float) -> Measure:
+  nan = float('nan')
+  ends = spread['mean'], spread['low'], spread['high']
+  return Measure(place, name, seeds, nan, nan, *ends, p)
+
+
+def steps_to_level(
+  rows: Rows, treatment: str, reference: str
+) -> tuple[list[Measure], dict[Place, int]]:
+  """Steps to LEVEL of the reference's best validation accuracy.
+
+  Straight between two evaluations; from step 0 nothing is known, so that a
+  level reached at the first evaluation counts as reached there.
+
+  Returns:
+    (of each place the seeds of which both arms reach the level; how many are
+    left out because one does not).
+  """
+  found, missed = [], {}
+  for place in runs.places(rows):
+    both = runs.pairs(rows, place, treatment, reference).values()
+    both = [xy for xy in both if all(side.get('curve') for side in xy)]
+    steps = []
+    for own, base in both:
+      level = LEVEL * max(value for _, _, value in _curve(base))
+      steps.append([_reached(_curve(side), level) for side in (own, base)])
+    kept = np.array([pair for pair in steps if not np.isnan(pair).any()])
+    if len(kept):
+      found.append(_compared(place, 'steps', kept[:, 0], kept[:, 1]))
+    if len(kept) < len(steps):
+      missed[place] = len(steps) - len(kept)
+  return found, missed
+
+
+def _curve(row: CellRow) -> list[list[float]]:
+  return sorted(row.get('curve', []))
+
+
+def _reached(curve: Sequence[Sequence[float]], level: float) -> float:
+  before = None
+  for step, _, value in curve:
+    if value >= level:
+      if before is None or value == before[1]:
+        return float(step)
+      share = (level - before[1]) / (value - before[1])
+      return float(before[0] + share * (step - before[0]))
+    before = step, value
+  return float('nan')
+
+
+def overlaps(rows: Rows, treatment: str, reference: str) -> list[Overlap]:
+  """Who corrects whom, at places where rows have their hits."""
+  found = []
+  for place in runs.places(rows):
+    both = runs.pairs(rows, place, treatment, reference).values()
+    sides = [
+      tuple(unpack(row['hits']) for row in xy)
+      for xy in both
+      if all('hits' in row for row in xy)
+    ]
+    right = [
+      (x.right, y.right) for x, y in sides if x.same_images(y) and x.right.size
+    ]
+    if not right:
+      continue
+    counts = np.array(
+      [
+        [(x & y).sum(), (x & ~y).sum(), (~x & y).sum(), (~x & ~y).sum()]
+        for x, y in right
+      ]
+    )
+    shares = [
+      _share(counts[:, part], counts[:, part] + counts[:, rest])
+      for part, rest in ((1, 3), (2, 0))
+    ]
+    found.append(Overlap(place, len(right), *map(int, counts.sum(0)), *shares))
+  return found
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> tuple[float, float, float]:
+  spread = statistics.mean_interval(part[whole > 0] / whole[whole > 0])
+  return spread['mean'], spread['low'], spread['high']
+
+
+def confusions(
+  rows: Rows, place: Place, arm: str
+) -> tuple[np.ndarray, list[str]] | None:
+  """Counts of all seeds by true and predicted class, and the classes' names."""
+  own = list(runs.at(rows, place, arm).values())
+  kept = [row['confusion'] for row in own if 'confusion' in row]
+  if not kept or len({np.shape(counts) for counts in kept}) > 1:
+    return None
+  counts = np.sum(kept, axis=0)
+  names = next((row['classes'] for row in own if 'classes' in row), None)
+  return counts, names or [str(i) for i in range(len(counts))]
