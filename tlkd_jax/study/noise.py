@@ -135,14 +135,14 @@ def run(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def collect(root: pathlib.Path) -> list[dict[str, Any]]:
+def collect(root: pathlib.Path, *, write: bool = True) -> list[dict[str, Any]]:
   """All finished reruns, written to STUDY/noise.json; that file without any."""
   paths = sorted(root.glob(f'noise/*cores/*/*/*/*/**/{_RECORD}'))
   found = [sealed.read_json(path) for path in paths]
-  if found:
+  if found and write:
     lines = ',\n'.join(records.dumps(one, sort_keys=True) for one in found)
     sealed.write_text(root / FILE, f'[\n{lines}\n]\n')
-  elif (root / FILE).exists():
+  elif not found and (root / FILE).exists():
     found = sealed.read_json(root / FILE)
   return found
 

@@ -92,14 +92,18 @@ def _answers(path: pathlib.Path) -> Answers:
 def completed(root: pathlib.Path, rows: Sequence[CellRow]) -> list[CellRow]:
   """Rows with what cells of earlier versions lack, from their predictions.
 
-  As far as those are at hand; what a row says already stays.
+  As far as those are at hand; what a row says already stays, but for the
+  suite `corruptions`, which may have run since.
   """
-  return [
-    _completed(root / row['folder'], row)
-    if row['chosen'] and 'temperature' not in row
-    else row
-    for row in rows
-  ]
+  found = []
+  for row in rows:
+    folder = root / row['folder']
+    if row['chosen'] and 'temperature' not in row:
+      row = _completed(folder, row)
+    if row['chosen']:
+      row = cast(CellRow, {**row, **_degraded(folder)})
+    found.append(row)
+  return found
 
 
 def _completed(folder: pathlib.Path, row: CellRow) -> CellRow:
