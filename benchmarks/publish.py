@@ -13,6 +13,7 @@ No number of a page is copied by hand; tests hold the pages to the rows.
 import argparse
 import json
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -143,6 +144,8 @@ def main() -> None:
   if arguments.study is not None:
     if arguments.name in {f for files, _ in PAGES.values() for f in files}:
       parser.error(f'--name {arguments.name} is of other rows; take another')
+    if not re.fullmatch(r'\w+', arguments.name):
+      parser.error(f'--name is {arguments.name!r}; accepted: a word')
     if not (arguments.study / 'results.json').exists():
       parser.error(f'{arguments.study} has no results.json: no study is there')
     try:
