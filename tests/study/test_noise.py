@@ -56,6 +56,13 @@ def test_the_floor_is_by_cores_and_holds_the_own_run():
   ) in text
 
 
+def test_without_an_effect_or_a_spread_no_number_is_invented():
+  floors = noise.floors(rows_of_study(), [again(0.52)])
+  assert noise.words(floors, 0.01, float('nan')).endswith('of one seed.')
+  none = noise.words(floors, float('nan'), float('nan'))
+  assert none.endswith('(1 place).') and 'nan' not in none
+
+
 @pytest.mark.parametrize(
   'other', [{'device': '1 x H100'}, {'versions': {}}, {'commit': 'abd'}]
 )

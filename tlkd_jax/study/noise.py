@@ -206,10 +206,15 @@ def words(found: Sequence[Floor], effect: float, spread: float) -> str:
   if len(counts) > 1:
     across = max(one.over_all for one in found)
     text += f', and by up to {_points(across)} points between numbers of cores'
+  text += f' ({len(found)} place{"s" * (len(found) != 1)}).'
+  if np.isnan(effect):
+    return text
+  text += f' The effect is {100 * effect:+.2f} points, a mean over places'
+  if np.isnan(spread):
+    return f'{text} of one seed.'
   return (
-    f'{text} ({len(found)} place{"s" * (len(found) != 1)}). The effect is '
-    f'{100 * effect:+.2f} points, a mean over places and seeds, which spread '
-    f'by {_points(spread)}; this noise is part of that spread.'
+    f'{text} and seeds, which spread by {_points(spread)}; this noise is part '
+    'of that spread.'
   )
 
 

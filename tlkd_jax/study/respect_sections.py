@@ -7,7 +7,13 @@ import numpy as np
 from tlkd_jax.answer import rows as runs
 from tlkd_jax.answer.conclusions import Conclusion
 from tlkd_jax.report import plots
-from tlkd_jax.report.blocks import Block, Figure, Text, interval, named_table
+from tlkd_jax.report.blocks import (
+  Block,
+  Figure,
+  interval,
+  named_table,
+  show,
+)
 from tlkd_jax.study import respects
 from tlkd_jax.study.analysis import Rows
 from tlkd_jax.study.respects import Measure
@@ -36,7 +42,7 @@ def _table(
       'seeds': one.seeds,
       names[1]: one.reference,
       names[0]: one.treatment,
-      'difference, or value': one.difference,
+      'difference': one.difference,
       '95 % over seeds': interval(one.low, one.high),
       'p': one.p,
     }
@@ -49,37 +55,51 @@ def under_corruption(rows: Rows, conclusion: Conclusion) -> list[Block]:
   """Calibration, relative errors and the slope of the gap."""
   found = respects.under_corruption(rows, *_arms(conclusion))
   name, base = _names(conclusion)
-  return _table(
-    f'{name} and {base} on degraded images, beside accuracy',
-    found,
-    (name, base),
+  compared = [one for one in found if not np.isnan(one.reference)]
+  alone = [
+    {
+      'place': str(one.place),
+      'what': one.name,
+      'seeds': one.seeds,
+      'value': one.difference,
+      '95 % over seeds': f'{show(one.low)} to {show(one.high)}',
+      'p': one.p,
+    }
+    for one in found
+    if np.isnan(one.reference)
+  ]
+  if not found:
+    return []
+  note = (
     "mCE: the error of each of ImageNet-C's fifteen corruptions, over five "
     f'severities, divided by that of {base} of the same seed, averaged; '
     'relative: the rise over the clean error, divided likewise; below 1 '
     f'{name} is the more robust one, and p is of 1. The gap is {name} minus '
     f'{base}; its slope is of a straight line a seed. p is of the exact '
-    'sign-flip test, of the slope of the t test; nothing is corrected.',
+    'sign-flip test, of the slope of the t test; nothing is corrected.'
   )
+  blocks = _table(
+    'Calibration on degraded images',
+    compared,
+    (name, base),
+    "Means over ImageNet-C's fifteen corruptions and five severities; p is of "
+    'the exact sign-flip test, and nothing is corrected.',
+  )
+  title = f'{name} on degraded images, relative to {base}'
+  return [*blocks, named_table(title, alone, SOURCE, note)]
 
 
 def steps_to_level(rows: Rows, conclusion: Conclusion) -> list[Block]:
-  """How many steps it takes to come near the reference's best."""
-  found, missed = respects.steps_to_level(rows, *_arms(conclusion))
-  name, base = _names(conclusion)
+  """How many steps it takes to come near the best that both reach."""
   share = f'{100 * respects.LEVEL:.0f} %'
-  blocks = _table(
-    f"Steps to {share} of {base}'s best validation accuracy",
-    found,
-    (name, base),
-    "The level is of each seed's own run; straight between two evaluations, "
+  return _table(
+    f'Steps to {share} of the best validation accuracy that both arms reach',
+    respects.steps_to_level(rows, *_arms(conclusion)),
+    _names(conclusion),
+    "The level is of each seed's own pair; straight between two evaluations, "
     'and no finer than they are: a level that is reached at the first one '
-    'counts as reached there.',
+    'counts as reached there. p is of the exact sign-flip test.',
   )
-  if missed:
-    left = '; '.join(f'{place}: {n}' for place, n in missed.items())
-    text = f'Seeds of which one arm does not reach that level: {left}.'
-    blocks.append(Text(text))
-  return blocks
 
 
 def items(rows: Rows, conclusion: Conclusion) -> list[Block]:
@@ -93,10 +113,8 @@ def items(rows: Rows, conclusion: Conclusion) -> list[Block]:
       f'{name} alone': one.only_treatment,
       f'{base} alone': one.only_reference,
       'both wrong': one.both_wrong,
-      'corrected': one.correction[0],
-      '95 %, corrected': interval(*one.correction[1:]),
-      'lost': one.damage[0],
-      '95 %, lost': interval(*one.damage[1:]),
+      'corrected (95 %)': _share(one.correction),
+      'lost (95 %)': _share(one.damage),
     }
     for one in respects.overlaps(rows, *_arms(conclusion))
   ]
@@ -112,6 +130,11 @@ def items(rows: Rows, conclusion: Conclusion) -> list[Block]:
   for place in runs.places(rows):
     blocks += _confusions(rows, place, conclusion)
   return blocks
+
+
+def _share(found: tuple[float, float, float]) -> str:
+  mean, low, high = map(show, found)
+  return f'{mean} ({low} to {high})'
 
 
 def _confusions(
@@ -141,13 +164,25 @@ def _confusions(
     for i, j in zip(*np.unravel_index(order, change.shape), strict=True)
     if change[i, j]
   ]
-  data = named_table(
+  changes = named_table(
     f'What changes most between classes: {place}',
     table,
     SOURCE,
     'Shares of the images of the true class, all seeds together; the largest '
     'of many differences are partly luck.',
   )
+  counts = [
+    {
+      'arm': label,
+      'true': names[i],
+      'said': names[j],
+      'answers': int(found[i, j]),
+    }
+    for label, found in both
+    for i, j in np.ndindex(*found.shape)
+    if found[i, j]
+  ]
+  data = named_table(f'Counts, zeros left out: {place}', counts, SOURCE)
   figure = Figure(
     f'Confusions: {place}',
     [plots.confusion(label, counts, ticks) for label, counts in both],
@@ -155,4 +190,4 @@ def _confusions(
     data,
     note=numbers if len(names) <= plots.MOST_TICKS else '',
   )
-  return [figure, data] if table else [figure]
+  return [figure, changes] if table else [figure]

@@ -16,7 +16,7 @@ from tlkd_jax.evaluation import curves, degradation, robustness, statistics
 from tlkd_jax.evaluation.corruptions import SEVERITIES
 from tlkd_jax.study.analysis import CellRow, Rows
 
-# Of the reference's best validation accuracy.
+# Of the best validation accuracy.
 LEVEL = 0.95
 
 
@@ -164,32 +164,29 @@ def _alone(place: Place, name: str, seeds: int, spread, p: float) -> Measure:
   return Measure(place, name, seeds, nan, nan, *ends, p)
 
 
-def steps_to_level(
-  rows: Rows, treatment: str, reference: str
-) -> tuple[list[Measure], dict[Place, int]]:
-  """Steps to LEVEL of the reference's best validation accuracy.
+def steps_to_level(rows: Rows, treatment: str, reference: str) -> list[Measure]:
+  """Steps to LEVEL of the best validation accuracy of the lesser arm.
 
-  Straight between two evaluations; from step 0 nothing is known, so that a
-  level reached at the first evaluation counts as reached there.
-
-  Returns:
-    (of each place the seeds of which both arms reach the level; how many are
-    left out because one does not).
+  The level is of each seed's pair, so that both reach it. Straight between two
+  evaluations; a level that is reached at the first one counts as reached there.
   """
-  found, missed = [], {}
+  found = []
   for place in runs.places(rows):
     both = runs.pairs(rows, place, treatment, reference).values()
-    both = [xy for xy in both if all(side.get('curve') for side in xy)]
-    steps = []
-    for own, base in both:
-      level = LEVEL * max(value for _, _, value in _curve(base))
-      steps.append([_reached(_curve(side), level) for side in (own, base)])
-    kept = np.array([pair for pair in steps if not np.isnan(pair).any()])
-    if len(kept):
-      found.append(_compared(place, 'steps', kept[:, 0], kept[:, 1]))
-    if len(kept) < len(steps):
-      missed[place] = len(steps) - len(kept)
-  return found, missed
+    curves_ = [
+      [_curve(side) for side in xy]
+      for xy in both
+      if all(side.get('curve') for side in xy)
+    ]
+    steps = np.array([_steps(own, base) for own, base in curves_])
+    if len(steps):
+      found.append(_compared(place, 'steps', steps[:, 0], steps[:, 1]))
+  return found
+
+
+def _steps(own: list[list[float]], base: list[list[float]]) -> list[float]:
+  best = min(max(value for _, _, value in one) for one in (own, base))
+  return [_reached(one, LEVEL * best) for one in (own, base)]
 
 
 def _curve(row: CellRow) -> list[list[float]]:
