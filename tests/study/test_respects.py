@@ -120,3 +120,26 @@ def test_confusions_are_pooled_and_the_largest_change_is_named(tmp_path):
   page = (tmp_path / 'report.md').read_text()
   assert '| glass | paper | 0.100 | 0.400 | 0.300 |' in page
   assert '| glass | glass | 0.900 | 0.600 | -0.300 |' in page
+
+
+def test_what_is_undefined_is_left_out_and_no_error():
+  rows = paired(GAINS)
+  rows[0]['curve'] = [[5, 1.0, None], [10, None, 0.5]]
+  rows[3]['curve'] = [[5, 1.0, None]]
+  (steps,) = respects.steps_to_level(rows, 'kd', 'tl')
+  assert steps.seeds == len(GAINS) - 1
+  for one in rows:
+    one['degraded'] = {
+      'count': 5,
+      'top1': {'clean': None, 'noise': 0.5},
+      'errors': dict.fromkeys(degradation.NAMES),
+      'top1_by_severity': [None] * 5,
+      'nll_by_severity': [None, 1.0, 1.0, 1.0, 1.0],
+      'ece_by_severity': [0.1] * 5,
+      'nll_clean': None,
+      'ece_clean': 0.1,
+    }
+  found = respects.under_corruption(rows, 'kd', 'tl')
+  assert {one.name for one in found if one.seeds == 0} >= {'NLL, as they are'}
+  ece = next(one for one in found if one.name.startswith('ECE, Image'))
+  assert ece.difference == 0 and ece.seeds == len(GAINS)

@@ -55,7 +55,7 @@ def under_corruption(rows: Rows, conclusion: Conclusion) -> list[Block]:
   """Calibration, relative errors and the slope of the gap."""
   found = respects.under_corruption(rows, *_arms(conclusion))
   name, base = _names(conclusion)
-  compared = [one for one in found if not np.isnan(one.reference)]
+  compared = [one for one in found if not one.alone]
   alone = [
     {
       'place': str(one.place),
@@ -66,7 +66,7 @@ def under_corruption(rows: Rows, conclusion: Conclusion) -> list[Block]:
       'p': one.p,
     }
     for one in found
-    if np.isnan(one.reference)
+    if one.alone
   ]
   if not found:
     return []

@@ -7,6 +7,7 @@ right where, and what is taken for what. All pooled over seeds.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from tlkd_jax.answer import rows as runs
 from tlkd_jax.answer.rows import Place, unpack
 from tlkd_jax.evaluation import curves, degradation, robustness, statistics
 from tlkd_jax.evaluation.corruptions import SEVERITIES
+from tlkd_jax.evaluation.records import number
 from tlkd_jax.study.analysis import CellRow, Rows
 
 # Of the best validation accuracy.
@@ -28,12 +30,13 @@ class Measure:
     place: where.
     name: of the quantity, for people.
     seeds: that have it.
-    reference: mean of the reference, NaN where it has none of its own.
+    reference: mean of the reference, NaN where it is undefined, or `alone`.
     treatment: likewise.
     difference: or what it is by itself, with its interval.
     low: of the 95 % t interval.
     high: likewise.
-    p: two-sided, of none; NaN where none is asked for.
+    p: two-sided, of none.
+    alone: it has no reference of its own: a ratio to it, or a slope.
   """
 
   place: Place
@@ -45,6 +48,7 @@ class Measure:
   low: float
   high: float
   p: float
+  alone: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,16 +79,17 @@ class Overlap:
 
 def _compared(place: Place, name: str, x, y) -> Measure:
   test = statistics.compare_paired(x, y)
+  kept = np.isfinite(x) & np.isfinite(y)
   return Measure(
-    place,
-    name,
-    test['pairs'],
-    float(np.mean(y)),
-    float(np.mean(x)),
-    test['mean_difference'],
-    test['ci_low'],
-    test['ci_high'],
-    test['p_sign_flip'],
+    place=place,
+    name=name,
+    seeds=test['pairs'],
+    reference=statistics.mean_interval(np.asarray(y)[kept])['mean'],
+    treatment=statistics.mean_interval(np.asarray(x)[kept])['mean'],
+    difference=test['mean_difference'],
+    low=test['ci_low'],
+    high=test['ci_high'],
+    p=test['p_sign_flip'],
   )
 
 
@@ -117,7 +122,7 @@ def _calibrated(place: Place, both) -> list[Measure]:
   for metric, name in (('ece', 'ECE'), ('nll', 'NLL')):
     for where in ('clean', 'by_severity'):
       x, y = (
-        [float(np.mean(xy[side][f'{metric}_{where}'])) for xy in both]
+        [_numbers(xy[side][f'{metric}_{where}']).mean() for xy in both]
         for side in (0, 1)
       )
       title = 'as they are' if where == 'clean' else "ImageNet-C's fifteen"
@@ -125,13 +130,18 @@ def _calibrated(place: Place, both) -> list[Measure]:
   return found
 
 
+def _numbers(values: Any) -> np.ndarray:
+  """One number or a list of them, None as NaN."""
+  return np.array([number(value) for value in np.atleast_1d(values)])
+
+
 def _relative(place: Place, both) -> list[Measure]:
   errors = [
     robustness.corruption_errors(
-      x['errors'],
-      1 - x['top1']['clean'],
-      y['errors'],
-      1 - y['top1']['clean'],
+      {name: _numbers(error) for name, error in x['errors'].items()},
+      1 - number(x['top1']['clean']),
+      {name: _numbers(error) for name, error in y['errors'].items()},
+      1 - number(y['top1']['clean']),
       degradation.STANDARD,
     )
     for x, y in both
@@ -150,7 +160,10 @@ def _relative(place: Place, both) -> list[Measure]:
 
 def _sloped(place: Place, both) -> Measure:
   gaps = np.array(
-    [np.subtract(x['top1_by_severity'], y['top1_by_severity']) for x, y in both]
+    [
+      _numbers(x['top1_by_severity']) - _numbers(y['top1_by_severity'])
+      for x, y in both
+    ]
   )
   slope = curves.severity_slope(SEVERITIES, gaps)
   spread = {k: slope[k] for k in ('low', 'high')} | {'mean': slope['slope']}
@@ -161,7 +174,7 @@ def _sloped(place: Place, both) -> Measure:
 def _alone(place: Place, name: str, seeds: int, spread, p: float) -> Measure:
   nan = float('nan')
   ends = spread['mean'], spread['low'], spread['high']
-  return Measure(place, name, seeds, nan, nan, *ends, p)
+  return Measure(place, name, seeds, nan, nan, *ends, p, alone=True)
 
 
 def steps_to_level(rows: Rows, treatment: str, reference: str) -> list[Measure]:
@@ -176,7 +189,7 @@ def steps_to_level(rows: Rows, treatment: str, reference: str) -> list[Measure]:
     curves_ = [
       [_curve(side) for side in xy]
       for xy in both
-      if all(side.get('curve') for side in xy)
+      if all(_curve(side) for side in xy)
     ]
     steps = np.array([_steps(own, base) for own, base in curves_])
     if len(steps):
@@ -190,7 +203,9 @@ def _steps(own: list[list[float]], base: list[list[float]]) -> list[float]:
 
 
 def _curve(row: CellRow) -> list[list[float]]:
-  return sorted(row.get('curve', []))
+  """(step, seconds, accuracy), in order, without what is undefined."""
+  found = [[number(value) for value in one] for one in row.get('curve', [])]
+  return sorted(one for one in found if not np.isnan([one[0], one[2]]).any())
 
 
 def _reached(curve: Sequence[Sequence[float]], level: float) -> float:
