@@ -87,6 +87,8 @@ def test_degraded_images_pair_what_both_arms_saw(tmp_path):
     gain = GAINS[r['seed']] if r['arm'] == 'kd' else 0.0
     if r['arm'] != 'teacher':
       r['degraded'] = _degraded(0.4 + gain)
+    elif r['seed'] < 2:
+      r['degraded'] = _degraded(0.7 + r['seed'] / 10)
   # One seed of other images, one that only one arm has.
   rows[0]['degraded'] = _degraded(0.4, count=100)
   del next(r for r in rows if (r['arm'], r['seed']) == ('kd', 1))['degraded']
@@ -96,8 +98,9 @@ def test_degraded_images_pair_what_both_arms_saw(tmp_path):
   assert (noise.group, noise.test['pairs'], noise.count) == ('noise', 4, 200)
   assert noise.test['mean_difference'] == pytest.approx(np.mean(GAINS[2:]))
   assert noise.reference == pytest.approx(0.4)
+  assert noise.teacher == pytest.approx(0.75)
   pages.write(tmp_path, rows, STUDY)
-  line = '| digits, 10 per class | noise | 200 | 4 | 0.400 |'
+  line = '| digits, 10 per class | noise | 200 | 4 | 0.750 | 0.400 |'
   assert line in (tmp_path / 'report.md').read_text()
 
 

@@ -84,6 +84,8 @@ class Degraded:
     group: of corruptions; 'clean' are the same images as they are.
     count: of images.
     reference: mean accuracy of the reference.
+    teacher: of the treatment's best teacher on as many images, NaN where none
+      was tested.
     test: statistics.compare_paired of accuracy over seeds.
     verdict: of the exact p, corrected by Holm over the places of a group.
   """
@@ -92,6 +94,7 @@ class Degraded:
   group: str
   count: int
   reference: float
+  teacher: float
   test: dict[str, float]
   verdict: Verdict
 
@@ -177,11 +180,35 @@ def degraded(rows: Rows, treatment: str, reference: str) -> list[Degraded]:
           group=group,
           count=first['count'],
           reference=float(y.mean()),
+          teacher=_degraded_teacher(rows, place, treatment, group, first),
           test=test,
           verdict=decide(test, test['p_sign_flip'], 'top1'),
         )
       )
   return _corrected(found)
+
+
+def _degraded_teacher(
+  rows: Rows, place: Place, arm: str, group: str, like: dict[str, Any]
+) -> float:
+  """Mean accuracy over seeds of the best of an arm's teachers."""
+  names = {
+    n for row in runs.at(rows, place, arm).values() for n in row['teachers']
+  }
+  means = [math.nan]
+  for name in names:
+    own = [
+      row['degraded']
+      for row in runs.at(rows, place, name).values()
+      if 'degraded' in row
+    ]
+    values = [
+      number(one['top1'].get(group))
+      for one in own
+      if one['count'] == like['count']
+    ]
+    means.append(float(np.mean(values)) if values else math.nan)
+  return float(np.nanmax(means)) if not np.isnan(means).all() else math.nan
 
 
 def _corrected(found: list[Degraded]) -> list[Degraded]:

@@ -266,6 +266,7 @@ def _degradation(rows: Rows, conclusion: Conclusion) -> list[Block]:
       'corruptions': one.group,
       'images': one.count,
       'seeds': one.test['pairs'],
+      'teacher': one.teacher,
       'reference': one.reference,
       'difference': one.test['mean_difference'],
       '95 % over seeds': interval(one.test['ci_low'], one.test['ci_high']),
