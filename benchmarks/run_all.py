@@ -7,7 +7,7 @@ Each entry is a process of its own that measures both sides in one run; its
 JSON lines are stored with the command, the seconds it took, processor and
 versions. A finished entry of the same command is not repeated, so an
 interrupted command goes on; `--again` measures anew. `--markdown` prints the
-tables of docs/results.md from the file, targets beside the figures.
+tables of docs/benchmarks.md from the file, targets beside the figures.
 
 Needs `pip install tlkd_jax[benchmark]` (PyTorch's side and the plot), `--data`
 naming the folder of trashnet.zip, for the corruptions a Python that has
@@ -221,7 +221,7 @@ def target_table(results: dict) -> str:
 
 
 def markdown(results: dict) -> str:
-  """The tables of docs/results.md and docs/scaling.md."""
+  """The tables of docs/benchmarks.md and docs/scaling.md."""
   parts = [target_table(results)]
   for name, entry in results.items():
     head = f'### {name}\n\n`{entry["command"]}`, {entry["date"]}'

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md and docs/scaling.md from rows of bench.json.
+"""The tables of docs/benchmarks.md and docs/scaling.md from rows of bench.json.
 
 `TABLES` maps the name of a benchmark in run_all.py to a function from its rows
 to Markdown. Times are medians with minimum and maximum in brackets.

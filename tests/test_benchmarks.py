@@ -147,7 +147,7 @@ def test_pages_show_the_tables_of_the_stored_figures():
   usual = {name for name, e in run_all.ENTRIES.items() if not e.extra}
   assert usual <= set(results)
   pages = ''.join(
-    (_DOCS / f'{n}.md').read_text() for n in ('results', 'scaling')
+    (_DOCS / f'{n}.md').read_text() for n in ('benchmarks', 'scaling')
   )
   shown = set(pages.splitlines())
   parts = [run_all.target_table(results)]

@@ -9,7 +9,7 @@ import tomllib
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = sorted(ROOT.glob('*.md')) + sorted((ROOT / 'docs').glob('*.md'))
+PAGES = sorted(ROOT.glob('*.md')) + sorted((ROOT / 'docs').rglob('*.md'))
 # Console command -> what it calls, 'MODULE:FUNCTION'.
 SCRIPTS = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project'][
   'scripts'
@@ -158,6 +158,26 @@ def test_links_lead_somewhere():
     for target in re.findall(r'\]\(([^)#]+)', page.read_text()):
       if not target.startswith('http'):
         assert (page.parent / target).exists(), f'{page.name}: {target}'
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+  """What a link may name in a page: its headings, as GitHub spells them."""
+  found = re.findall(r'^#+ (.+)$', page.read_text(), re.M)
+  words = [re.sub(r'[^\w\- ]', '', heading.lower()) for heading in found]
+  return {heading.replace(' ', '-') for heading in words}
+
+
+def test_links_lead_to_headings():
+  found = 0
+  for page in PAGES:
+    for target, name in re.findall(
+      r'\]\(([^)#\s]*)#([^)\s]+)\)', page.read_text()
+    ):
+      if not target.startswith('http'):
+        there = page.parent / target if target else page
+        assert name in anchors(there), f'{page.name}: {target}#{name}'
+        found += 1
+  assert found > 10
 
 
 def test_files_that_are_named_are_there():

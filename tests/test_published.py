@@ -1,4 +1,4 @@
-"""README and docs/results.md say what the committed rows of docs/study say.
+"""README and docs say what the committed rows of docs/study say.
 
 Every cell of their tables is computed here from the rows, by statistics and
 curves alone, and must stand in the page as a whole line.
@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from benchmarks import compare_methods
-from tlkd_jax.answer.verdicts import decide
-from tlkd_jax.evaluation import curves, statistics
+from tlkd_jax.answer import conclusions
+from tlkd_jax.evaluation import label_curves, statistics
+from tlkd_jax.study import correlations
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Data set -> its name in the pages and its sizes, in their order.
@@ -57,6 +58,14 @@ def page(name: str) -> str:
 
 def shown(name: str) -> set[str]:
   return set(page(name).splitlines())
+
+
+@functools.cache
+def everywhere() -> set[str]:
+  """Lines of docs/results.md, docs/earlier.md and the pages of docs/study."""
+  pages = [*(_ROOT / 'docs' / 'study').glob('*.md')]
+  pages += [_ROOT / 'docs' / f'{name}.md' for name in ('results', 'earlier')]
+  return {line for one in pages for line in one.read_text().splitlines()}
 
 
 def found(arm: str, dataset: str, size: int, name: str = 'results') -> dict:
@@ -115,9 +124,9 @@ def labels_needed(dataset: str) -> str:
   sides = [
     np.transpose([scores(arm, dataset, n) for n in sizes]) for arm in (_KD, _TL)
   ]
-  worth = curves.label_efficiency(images, *sides)
-  shown = [f'{worth[k]:.0f}' for k in ('percent_more_labels', 'low', 'high')]
-  return '{} % ({} to {})'.format(*shown)
+  worth = label_curves.efficiency(images, *sides)
+  ends = worth.percent, worth.low, worth.high
+  return '{:.0f} % ({:.0f} to {:.0f})'.format(*ends)
 
 
 def readme_line(label: str, sizes: str, worth: str, *datasets: str) -> str:
@@ -139,17 +148,35 @@ def test_the_readme_table():
 
 @pytest.mark.parametrize('name', ['README.md', 'docs/results.md'])
 def test_the_answer(name):
-  against, plain = compare(_KD, _SMOOTH), compare(_KD, _TL)
-  # Unless these hold, the pages need another sentence.
-  assert against['ci_low'] < 0 < against['ci_high']
-  p = against['p_sign_flip']
-  assert decide(against, p, 'top1') == 'inconclusive'
-  assert plain['p_sign_flip'] == plain['smallest_p'] == 2 / 2**6
   text = ' '.join(page(name).split())
-  assert 'no, not beyond label smoothing' in text.lower()
-  for test in (against, plain):
+  for reference in (_SMOOTH, _TL):
+    drawn = conclusions.draw(stored('results'), _KD, reference, ('top1',))
+    decision = drawn.decision
+    # Unless these hold, the pages need another sentence.
+    assert decision.verdict == 'not yet known'
+    assert drawn.sentence.startswith('Not yet known')
+    test = compare(_KD, reference)
     mean, _, bounds = points(test).rstrip(')').partition(' (')
-    assert f'{mean.lstrip("+")} points (' in text and bounds in text
+    assert f'{mean} points (' in text and bounds in text
+    assert f'{100 * decision.low:+.2f} to {100 * decision.high:+.2f}' in text
+  assert 'not yet known' in text.lower()
+  assert 'not beyond label smoothing' not in text
+
+
+def test_what_stands_beside_the_answer():
+  """Seeds to go and correlations, in words of results.md and earlier.md."""
+  text = ' '.join(page('docs/results.md').split())
+  more = [
+    conclusions.draw(stored('results'), _KD, reference, ()).decision.more
+    for reference in (_SMOOTH, _TL)
+  ]
+  assert more == [67, 4]
+  assert 'about 67 further seeds would tell the first and four' in text
+  found, places = correlations.with_gain(stored('results'), _KD, _TL)
+  text = ' '.join(page('docs/earlier.md').split())
+  assert places == 10
+  for one in found:
+    assert f'by {one.r:+.2f} (p = {one.p:.2g})' in text
 
 
 @pytest.mark.parametrize('dataset', _PLACES)
@@ -161,7 +188,7 @@ def test_the_places(dataset):
     cells = [f'{values.mean():.3f}' for values in arms]
     for test in tests:
       cells += [shares(test), p_of(test)]
-    assert line(f'{label}, {size}', *cells) in shown('docs/results.md')
+    assert line(f'{label}, {size}', *cells) in everywhere()
 
 
 def over_seeds(values: np.ndarray) -> str:
@@ -177,7 +204,7 @@ def test_the_arms(dataset):
       names = ('top1', 'macro_f1', 'nll', 'ece')
       metrics = [scores(arm, dataset, size, name) for name in names]
       cells = [size, _LABELS[arm], 6, *map(over_seeds, metrics)]
-      assert line(*cells) in shown('docs/results.md')
+      assert line(*cells) in everywhere()
       if arm == _TL or arm.startswith('teacher'):
         continue
       cells = [size, _LABELS[arm], 6]
@@ -188,7 +215,7 @@ def test_the_arms(dataset):
         cells.append(f'{test["mean_difference"]:+.3f}')
         cells.append(f'{test["ci_low"]:+.3f} to {test["ci_high"]:+.3f}')
         cells.append(p_of(test))
-      assert line(*cells) in shown('docs/results.md')
+      assert line(*cells) in everywhere()
 
 
 @pytest.mark.parametrize('group', _GROUPS)
@@ -203,7 +230,7 @@ def test_degraded_images(group):
   test = statistics.compare_paired(sides[2], sides[0])
   cells = [f'{side.mean():.3f}' for side in sides]
   text = line(_GROUPS[group], *cells, shares(test), p_of(test))
-  assert text in shown('docs/results.md')
+  assert text in everywhere()
 
 
 def test_the_grid():
@@ -220,7 +247,7 @@ def test_the_grid():
   assert len(gains) == len(temperatures) * len(weights) == 16
   for t in temperatures:
     cells = [f'{gains[t, w]:+.3f}' for w in weights]
-    assert line(f'{t:g}', *cells) in shown('docs/results.md')
+    assert line(f'{t:g}', *cells) in everywhere()
   # 'One of sixteen gains'.
   assert [keys for keys, gain in gains.items() if gain > 0] == [(1.0, 2.0)]
 
@@ -229,7 +256,7 @@ def test_the_methods():
   expected = compare_methods.table(stored('methods')).splitlines()
   assert len(expected) > 40
   for text in expected:
-    assert not text or text in shown('docs/results.md')
+    assert not text or text in everywhere()
 
 
 def test_what_smoothing_gave_after_60_and_after_100_steps():
@@ -242,6 +269,6 @@ def test_what_smoothing_gave_after_60_and_after_100_steps():
   )
   assert (at_60['pairs'], at_100['pairs']) == (3, 6)
   assert at_60['mean_difference'] < 0 < at_100['mean_difference']
-  text = ' '.join(page('docs/results.md').split())
+  text = ' '.join(page('docs/earlier.md').split())
   for test in (at_60, at_100):
     assert not math.isnan(test['ci_low']) and points(test) in text

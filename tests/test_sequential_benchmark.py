@@ -1,4 +1,4 @@
-"""The simulation of looks, and what docs/results.md says of it."""
+"""The simulation of looks, and what docs/study/sequential.md says of it."""
 
 import json
 import pathlib
@@ -35,7 +35,7 @@ def test_errors_are_within_what_was_stated_and_in_the_page(design):
   assert null['studies'] == 10_000 and wrong <= 0.05 and edge['equal'] <= 0.05
   cells = [wrong, null['one_look_a_seed'], edge['equal']]
   line = ' | '.join([_NAMES[design], *(f'{value:.3f}' for value in cells)])
-  assert f'| {line} |' in (_DOCS / 'results.md').read_text()
+  assert f'| {line} |' in (_DOCS / 'study' / 'sequential.md').read_text()
 
 
 @pytest.mark.parametrize('gain', [0.0, 0.5, 1.0, 2.0])
@@ -47,11 +47,11 @@ def test_costs_are_in_the_page(gain):
   ]
   name = f'{gain:g}' + ' (equal)' * (gain == 0)
   line = ' | '.join([name, *cells])
-  assert f'| {line} |' in (_DOCS / 'results.md').read_text()
+  assert f'| {line} |' in (_DOCS / 'study' / 'sequential.md').read_text()
 
 
 def test_coverage_is_in_the_page():
-  text = (_DOCS / 'results.md').read_text()
+  text = (_DOCS / 'study' / 'sequential.md').read_text()
   for one in stored()['coverage']:
     held = one['over_seeds_and_images']
     assert held > 0.95

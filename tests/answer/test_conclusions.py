@@ -6,9 +6,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from tests.study.rows import paired, row
+from tests.study.rows import LABELS, answering, paired, row
 from tlkd_jax.answer import conclusions, words, worth
 from tlkd_jax.answer.rows import make_answers
+from tlkd_jax.report import verdict_blocks
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GAINS = (0.03, 0.01, 0.02, 0.04, 0.02, 0.03)
@@ -134,16 +135,41 @@ def test_worth_in_labels():
       rows.append(row('tl', seed, scores[size] + jitter, size=size))
       rows.append(row('kd', seed, scores[2 * size] + jitter, size=size))
   (found,) = worth.in_labels(rows, 'kd', 'tl')
-  assert found.percent == pytest.approx(100)
+  assert found.over_curve.percent == pytest.approx(100)
   assert found.sizes == (100, 200, 400) and found.outside == [400]
-  assert found.seeds == (0, 1, 2)
-  text = words.worth(found)
-  assert '+100 % labels' in text and 'At 400 training images' in text
-  assert text in draw(rows).remarks
+  assert [one.labels for one in found.by_size[:2]] == pytest.approx([200, 400])
+  assert (found.seeds, found.images) == ((0, 1, 2), 0)
+  drawn = draw(rows)
+  text = words.worth(found, drawn.labels)
+  assert 'TL+KD is worth +100 % labels' in text
+  assert 'At 400 training images its accuracy lies outside of what TL' in text
+  assert text in drawn.remarks
+  (table,) = verdict_blocks.in_labels(drawn, 'rows')
+  last = dict(zip(table.columns, table.rows[-1], strict=True))
+  # Never a number that no run had.
+  assert last['TL needs'] == 'more than 400, the largest tried'
+  assert last['to'] == 'more than 400, the largest tried'
+  assert last['labels'] == 'more than +0 %'
   assert worth.in_labels(paired(GAINS), 'kd', 'tl') == []
   # Sizes that hold equally many images are no curve.
   same = [r | {'num_train': 100} for r in rows]
   assert worth.in_labels(same, 'kd', 'tl') == []
+
+
+def test_a_worth_of_answers_counts_the_test_images():
+  rows = paired([0.02, 0.03, 0.04]) + paired([0.02, 0.03, 0.04], size=20)
+  for entry in rows:
+    if entry['size'] == 20:
+      entry['test'] = entry['test'] | {'top1': entry['test']['top1'] + 0.1}
+  (found,) = worth.in_labels(answering(rows, 1000), 'kd', 'tl')
+  assert found.images == 1000
+  assert 'over seeds and test images' in words.worth(found, LABELS)
+  (alone,) = worth.in_labels(
+    [{k: v for k, v in r.items() if k != 'answers'} for r in rows], 'kd', 'tl'
+  )
+  assert alone.images == 0
+  assert found.over_curve.percent == pytest.approx(alone.over_curve.percent)
+  assert found.over_curve != alone.over_curve
 
 
 def test_curves_that_share_no_accuracy_have_no_worth():

@@ -1,13 +1,16 @@
 """What a study's rows say besides the answer, against values found by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from tests.study.rows import STUDY, paired, row
-from tlkd_jax.answer.rows import Place
+from tlkd_jax.answer.rows import Place, unpack
 from tlkd_jax.evaluation import evaluate
+from tlkd_jax.evaluation.calibration import SCALED_METRICS
+from tlkd_jax.evaluation.metrics import METRICS, compute_metrics
 from tlkd_jax.study import analysis, pages, results
 
 GAINS = (0.03, 0.01, 0.02, 0.04, 0.02, 0.03)
@@ -84,6 +87,8 @@ def test_degraded_images_pair_what_both_arms_saw(tmp_path):
     gain = GAINS[r['seed']] if r['arm'] == 'kd' else 0.0
     if r['arm'] != 'teacher':
       r['degraded'] = _degraded(0.4 + gain)
+    elif r['seed'] < 2:
+      r['degraded'] = _degraded(0.7 + r['seed'] / 10)
   # One seed of other images, one that only one arm has.
   rows[0]['degraded'] = _degraded(0.4, count=100)
   del next(r for r in rows if (r['arm'], r['seed']) == ('kd', 1))['degraded']
@@ -93,8 +98,9 @@ def test_degraded_images_pair_what_both_arms_saw(tmp_path):
   assert (noise.group, noise.test['pairs'], noise.count) == ('noise', 4, 200)
   assert noise.test['mean_difference'] == pytest.approx(np.mean(GAINS[2:]))
   assert noise.reference == pytest.approx(0.4)
+  assert noise.teacher == pytest.approx(0.75)
   pages.write(tmp_path, rows, STUDY)
-  line = '| digits, 10 per class | noise | 200 | 4 | 0.400 |'
+  line = '| digits, 10 per class | noise | 200 | 4 | 0.750 | 0.400 |'
   assert line in (tmp_path / 'report.md').read_text()
 
 
@@ -139,6 +145,83 @@ def test_answers_are_read_from_predictions_at_hand(tmp_path):
   assert 'answers' not in tl and 'answers' not in teacher
   assert kd['answers'].right.tolist() == [True, False, True]
   assert all('answers' not in row for row in rows)
+
+
+def _predictions(rng, count, sharp):
+  labels = np.arange(count) % 3
+  logits = sharp * (np.eye(3)[labels] + rng.normal(0, 0.7, (count, 3)))
+  return evaluate.Predictions(
+    logits.astype(np.float32),
+    np.zeros((count, 2), np.float32),
+    labels,
+    np.arange(count),
+  )
+
+
+def _study_of_predictions(root):
+  """Two seeds of over-confident TL+KD, from the predictions of their cells."""
+  rows = paired(GAINS[:2])
+  for seed, entry in enumerate(rows):
+    del entry['answers']
+    rng = np.random.default_rng(seed)
+    folder = root / entry['folder']
+    for split in ('validation', 'test'):
+      sharp = 9.0 if entry['arm'] == 'kd' else 1.5
+      stored = _predictions(rng, 300, sharp)
+      evaluate.save(folder / 'predictions' / f'{split}.npz', stored)
+    teacher = dataclasses.replace(stored, logits=-stored.logits)
+    evaluate.save(folder / 'predictions' / 'teacher_test.npz', teacher)
+  return rows
+
+
+def test_rows_of_earlier_versions_are_completed_from_predictions(tmp_path):
+  rows = _study_of_predictions(tmp_path)
+  for one in results.completed(tmp_path, rows):
+    test = one['test']
+    # What it said stays.
+    assert test['teacher_agreement'] == 0.75
+    if one['arm'] == 'kd':
+      assert test['nll_scaled'] < metrics_of(tmp_path, one)['nll']
+    assert one['temperature'] > (2 if one['arm'] == 'kd' else 0.3)
+    assert np.sum(one['confusion']) == 300 and 'classes' not in one
+    assert unpack(one['hits']).right.mean() == pytest.approx(
+      metrics_of(tmp_path, one)['top1']
+    )
+    # The least likely class is never the likeliest one.
+    assert not unpack(one['agreed']).right.any()
+  done = results.completed(tmp_path, rows)
+  assert results.completed(tmp_path / 'elsewhere', done) == done
+  assert results.completed(tmp_path / 'elsewhere', rows) == rows
+
+
+def metrics_of(root, row):
+  stored = evaluate.load(root / row['folder'] / 'predictions' / 'test.npz')
+  return compute_metrics(stored.logits, stored.labels)
+
+
+def test_calibration_stands_before_and_after_temperature_scaling(tmp_path):
+  rows = results.completed(tmp_path, _study_of_predictions(tmp_path))
+  for one in rows:
+    one['test'] |= metrics_of(tmp_path, one)
+  pages.write(tmp_path, rows, STUDY)
+  data = json.loads((tmp_path / 'report.json').read_text())
+  tables = {t['title']: t for section in data for t in section['tables']}
+  before = tables['TL+KD minus TL over all places, all metrics']
+  after = tables['TL+KD minus TL over all places, after temperature scaling']
+  # Three classes have no top 5.
+  names = [row[0] for row in before['rows']]
+  assert names == [name for name in METRICS if name != 'top5']
+  assert [row[0] for row in after['rows']] == [
+    name for name in METRICS if name in SCALED_METRICS
+  ]
+
+  def nll(table):
+    (found,) = [row for row in table['rows'] if row[0] == 'nll']
+    return dict(zip(table['columns'], found, strict=True))
+
+  # What over-confidence costs is all that TL+KD loses here.
+  assert nll(before)['difference'] > 0.3 > abs(nll(after)['difference'])
+  assert nll(after)['better is'] == 'smaller'
 
 
 def test_results_take_up_what_the_corruption_suite_left(tmp_path):

@@ -125,9 +125,15 @@ def test_pairs_that_were_made_in_two_ways_are_told_apart():
   assert not [t for t in rows_made(lambda row: {}).remarks if 'made' in t]
 
 
+def test_runs_of_other_arms_are_told_apart_too():
+  found = rows_made(lambda row: {'cores': 1 + (row['arm'] == 'teacher')})
+  assert found.overall.seeds == (0, 1, 2, 3, 4, 5)
+  assert [text for text in found.remarks if 'were made in 2 ways' in text]
+
+
 def test_what_is_not_recorded_is_said():
   found = conclusions.draw(paired(GAINS), 'kd', 'tl', ('top1',))
   assert found.remarks[-1] == (
-    'By which commit, versions and cores 12 runs of 12 were made is not '
+    'By which commit, versions and cores 18 runs of 18 were made is not '
     'recorded.'
   )

@@ -28,7 +28,7 @@ once. The method, for any two arms, `arm` and `reference`:
   over the metrics.
 - **One seed** says nothing about the method.
 - **In labels** (`worth.in_labels`): how many per cent more labels the reference
-  needs for the same accuracy, see evaluation.curves.
+  needs for the same accuracy, see evaluation.label_curves.
 - **Rivals** (`conclusions.Rival`): each arm without a teacher against the
   reference, and the treatment against it, by the test over all places.
 

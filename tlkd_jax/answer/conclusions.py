@@ -13,6 +13,7 @@ from tlkd_jax.answer.rows import Place, Row
 from tlkd_jax.answer.verdicts import decide
 from tlkd_jax.answer.worth import Worth
 from tlkd_jax.evaluation import statistics
+from tlkd_jax.evaluation.metrics import METRICS, SCALED
 from tlkd_jax.evaluation.sequential import FIRST_LOOK
 
 
@@ -45,6 +46,8 @@ class Conclusion:
     looks: the decision after each number of seeds, from the first look on.
     overall: in accuracy, over all places.
     secondary: in the other metrics, over all places; p by Holm over them.
+    pooled: in every metric that all runs have, over all places, by name; what
+      temperature scaling leaves is 'NAME_scaled'. Nothing is corrected.
     per_place: metric -> the effect at each place, 'top1' first.
     rivals: by name.
     worth: on each data set with several sizes.
@@ -60,6 +63,7 @@ class Conclusion:
   looks: list[Decision]
   overall: Effect
   secondary: list[Effect]
+  pooled: dict[str, Effect]
   per_place: dict[str, list[Effect]]
   rivals: list[Rival]
   worth: list[Worth]
@@ -109,7 +113,7 @@ def draw(
       words.rival(one.against_reference, one.treatment_against, labels)
       for one in rivals
     ),
-    *map(words.worth, worth),
+    *(words.worth(one, labels) for one in worth),
     *(
       f'{labels[treatment]} and {labels[reference]} of seed {seed} on {place} '
       f'{why} and were left out.'
@@ -117,7 +121,7 @@ def draw(
         rows, treatment, reference
       ).items()
     ),
-    *words.made(_pairs(rows, treatment, reference, plan)),
+    *words.made([(row['seed'], row) for row in runs.chosen(rows)]),
   ]
   return Conclusion(
     treatment=treatment,
@@ -130,6 +134,7 @@ def draw(
     looks=[one for one in looks if one.seeds >= FIRST_LOOK],
     overall=overall,
     secondary=_secondary(rows, treatment, reference, [*names][1:], plan),
+    pooled=_pooled(rows, treatment, reference, plan),
     per_place=per_place,
     rivals=rivals,
     worth=worth,
@@ -189,6 +194,18 @@ def _secondary(
     )
     for one, p in zip(found, corrected, strict=True)
   ]
+
+
+def _pooled(
+  rows: Sequence[Row], treatment: str, reference: str, plan: Plan
+) -> dict[str, Effect]:
+  tests = [row['test'] for _, row in _pairs(rows, treatment, reference, plan)]
+  every = [*METRICS, *(name + SCALED for name in METRICS)]
+  return {
+    name: effects.overall(rows, treatment, reference, name, plan.places)
+    for name in every
+    if tests and all(name in test for test in tests)
+  }
 
 
 def _rivals(rows: Sequence[Row], treatment: str, reference: str) -> list[Rival]:

@@ -18,6 +18,7 @@ from tlkd_jax.answer.rows import Row
 from tlkd_jax.answer.verdicts import JUDGED
 from tlkd_jax.answer.worth import Worth
 from tlkd_jax.evaluation import statistics
+from tlkd_jax.evaluation.label_curves import Needed
 from tlkd_jax.evaluation.sequential import FIRST_LOOK
 from tlkd_jax.evaluation.statistics import ALPHA
 
@@ -251,29 +252,63 @@ def rival(
   return f'Without a teacher: {"; ".join(parts)}.' if parts else ''
 
 
-def worth(found: Worth) -> str:
-  """'The teacher is worth x % more labels', or why that is not known."""
+def worth(found: Worth, labels: Labels) -> str:
+  """What an arm is worth in labels, or why that is not known."""
   where = ', '.join(part for part in found.series if part)
-  if math.isnan(found.percent):
-    return (
-      f'On {where} the curves over train sizes share no accuracy, so that the '
-      'teacher cannot be expressed in labels.'
+  name, base = labels[found.arm], labels[found.reference]
+  over, span = found.over_curve, 100 * (found.sizes[-1] / found.sizes[0] - 1)
+  if math.isnan(over.percent):
+    text = (
+      f'On {where} the curves over train sizes share no accuracy, so that what '
+      f'{name} is worth in labels, on average, cannot be said.'
     )
-  bounds = 'unknown with these seeds'
-  if not math.isnan(found.low + found.high):
-    bounds = f'{found.low:+.0f} to {found.high:+.0f} %'
-  text = (
-    f'On {where} the teacher is worth {found.percent:+.0f} % labels (95 % '
-    f'interval over seeds: {bounds}): so many more would plain fine-tuning '
-    'need for the same accuracy, averaged over the accuracies that both reach.'
-  )
+  else:
+    which = 'seeds and test images' if found.images else 'seeds'
+    bounds = 'unknown with these seeds'
+    if not math.isnan(over.low + over.high) or math.isinf(over.high):
+      bounds = f'{_percent(over.low, span)} to {_percent(over.high, span)}'
+    text = (
+      f'On {where} {name} is worth {over.percent:+.0f} % labels (95 % interval '
+      f'over {which}: {bounds}): so many more would {base} need for the same '
+      'accuracy, averaged over the accuracies that both reach.'
+    )
   if found.outside:
-    sizes = ', '.join(map(str, found.outside))
+    sizes = ', '.join(f'{size:,}' for size in found.outside)
     text += (
-      f' At {sizes} training images its accuracy lies outside of what plain '
-      'fine-tuning reached at any size that was tried.'
+      f' At {sizes} training images its accuracy lies outside of what {base} '
+      'reached at any size that was tried, and how many labels that is cannot '
+      'be said.'
     )
   return text
+
+
+def _percent(value: float, span: float) -> str:
+  """A bound as per cent; what the sizes do not span is said to be beyond."""
+  if math.isinf(value):
+    return f'beyond {span:+.0f} %, all that the sizes span'
+  if value <= -100:
+    least = -100 * span / (100 + span)
+    return f'beyond {least:+.0f} %, all that the sizes span'
+  return f'{value:+.0f} %'
+
+
+def label_count(labels: float, sizes: Sequence[int]) -> str:
+  """Labels that a reference needs; beyond what was tried where it is so."""
+  if labels > sizes[-1]:
+    return f'more than {sizes[-1]:,}, the largest tried'
+  if labels < sizes[0]:
+    return f'fewer than {sizes[0]:,}, the smallest tried'
+  return f'{labels:,.0f}'
+
+
+def label_percent(one: Needed, sizes: Sequence[int]) -> str:
+  """The same as per cent more than the arm has, 'at least' beyond the sizes."""
+  least, most = (100 * (sizes[end] / one.size - 1) for end in (-1, 0))
+  if one.labels > sizes[-1]:
+    return f'more than {least:+.0f} %'
+  if one.labels < sizes[0]:
+    return f'less than {most:+.0f} %'
+  return f'{100 * (one.labels / one.size - 1):+.0f} %'
 
 
 def made(counted: Sequence[tuple[int, Row]]) -> list[str]:

@@ -1,13 +1,14 @@
 """What an arm is worth in labels: how many more its reference would need."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from tlkd_jax.answer import rows as runs
 from tlkd_jax.answer.rows import Row
-from tlkd_jax.evaluation import curves
+from tlkd_jax.evaluation import label_curves
+from tlkd_jax.evaluation.label_curves import MORE, Efficiency, Needed
 from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER
 
 
@@ -17,28 +18,30 @@ class Worth:
 
   Attributes:
     series: of places: data set and recipe.
-    percent: see curves.label_efficiency; NaN where the curves share no score.
-    low: of the 95 % interval over seeds, NaN where it is not known.
-    high: likewise.
+    arm: its name.
+    reference: likewise.
+    over_curve: a mean over the scores that both reach.
+    by_size: the same size by size.
     sizes: training images, one size a place.
     seeds: that all places have.
-    equivalent_labels: that the reference needs for the arm's score at each
-      size, NaN where the score lies outside of the reference's curve.
+    images: test images that the intervals count with, 0 where the answers to
+      the same ones are not at hand everywhere.
   """
 
   series: tuple[str, str]
-  percent: float
-  low: float
-  high: float
+  arm: str
+  reference: str
+  over_curve: Efficiency
+  by_size: tuple[Needed, ...]
   sizes: tuple[int, ...]
   seeds: tuple[int, ...]
-  equivalent_labels: tuple[float, ...]
+  images: int
 
   @property
   def outside(self) -> list[int]:
     """Sizes at which the arm lies outside of the reference's curve."""
-    pairs = zip(self.sizes, self.equivalent_labels, strict=True)
-    return [size for size, labels in pairs if np.isnan(labels)]
+    pairs = zip(self.sizes, self.by_size, strict=True)
+    return [size for size, one in pairs if not 0 < one.labels < MORE]
 
 
 def in_labels(
@@ -70,21 +73,46 @@ def _of_series(
   seeds = sorted(set.intersection(*map(set, at_sizes)))
   if not seeds:
     return None
-  sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-  scores = [
-    [
-      [sign * runs.value(both[seed][side], metric) for both in at_sizes]
-      for seed in seeds
-    ]
-    for side in (0, 1)
-  ]
-  found = curves.label_efficiency(sizes, *scores)
+  scores, images = _scores(at_sizes, seeds, metric)
   return Worth(
     series=series,
-    percent=found['percent_more_labels'],
-    low=found['low'],
-    high=found['high'],
+    arm=arm,
+    reference=reference,
+    over_curve=label_curves.efficiency(sizes, *scores),
+    by_size=tuple(label_curves.needed(sizes, *scores)),
     sizes=tuple(sizes),
     seeds=tuple(seeds),
-    equivalent_labels=tuple(found['equivalent_labels'].tolist()),
+    images=images,
   )
+
+
+def _scores(
+  at_sizes: Sequence[Mapping[int, tuple[Row, Row]]],
+  seeds: Sequence[int],
+  metric: str,
+) -> tuple[list[np.ndarray], int]:
+  """Of both arms [S, F], or answers [S, F, N] and N where all are the same."""
+  cells = [[both[seed] for both in at_sizes] for seed in seeds]
+  if metric == 'top1':
+    answers = [
+      row.get('answers')
+      for of_seed in cells
+      for both in of_seed
+      for row in both
+    ]
+    known = [one for one in answers if one is not None]
+    if len(known) == len(answers) and all(map(known[0].same_images, known)):
+      right = np.array([one.right for one in known], np.float64)
+      right = right.reshape(len(seeds), len(at_sizes), 2, -1)
+      return [right[:, :, side] for side in (0, 1)], right.shape[-1]
+  sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+  found = [
+    np.array(
+      [
+        [sign * runs.value(both[side], metric) for both in of_seed]
+        for of_seed in cells
+      ]
+    )
+    for side in (0, 1)
+  ]
+  return found, 0

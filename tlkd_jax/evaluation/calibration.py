@@ -90,6 +90,22 @@ def temperature_scaling(val_logits, val_labels, logits, labels) -> dict:
   }
 
 
+def scaled_metrics(
+  val_logits, val_labels, logits, labels, names=SCALED_METRICS
+) -> dict[str, float]:
+  """Metrics of a split after temperature scaling, 'NAME_scaled' -> value.
+
+  Arguments as of `temperature_scaling`; `names` are of SCALED_METRICS.
+  """
+  temperature = fit_temperature(val_logits, val_labels)
+  logits, labels = predictions.check_split(logits, labels)
+  scaled = logits / temperature
+  return {
+    name + metrics.SCALED: metrics.METRICS[name](scaled, labels)
+    for name in names
+  }
+
+
 def calibrated_ece_level(
   logits,
   seed: int,

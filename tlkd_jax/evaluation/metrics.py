@@ -293,23 +293,23 @@ METRICS = {
 }
 
 
+# At the end of a metric's name: after temperature scaling, see calibration.
+SCALED = '_scaled'
 # Of the metrics with a better side; the others describe without judging.
-LOWER_IS_BETTER = frozenset(
-  {
-    'nll',
-    'brier',
-    'ece',
-    'ece_equal_mass',
-    'ece_classwise',
-    'mce',
-    'rms_calibration_error',
-    'aurc',
-    'e_aurc',
-  }
+_LOWER = (
+  'nll',
+  'brier',
+  'ece',
+  'ece_equal_mass',
+  'ece_classwise',
+  'mce',
+  'rms_calibration_error',
+  'aurc',
+  'e_aurc',
 )
-NO_BETTER_SIDE = frozenset(
-  {'mean_entropy', 'mean_confidence', 'overconfidence'}
-)
+_NEITHER = ('mean_entropy', 'mean_confidence', 'overconfidence')
+LOWER_IS_BETTER = frozenset(_LOWER) | {name + SCALED for name in _LOWER}
+NO_BETTER_SIDE = frozenset(_NEITHER) | {name + SCALED for name in _NEITHER}
 
 
 def goodness(name: str, value: float | None) -> float:

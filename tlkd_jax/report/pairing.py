@@ -15,6 +15,8 @@ from typing import Any
 
 from tlkd_jax.answer.labels import LABELS
 from tlkd_jax.answer.rows import Place, Row, make_answers
+from tlkd_jax.evaluation import calibration
+from tlkd_jax.evaluation.evaluate import Predictions
 from tlkd_jax.evaluation.metrics import METRICS
 from tlkd_jax.report.runs import RunFolder, is_finished, read_run
 
@@ -242,10 +244,7 @@ def _rows(
         'seed': run.seed,
         'num_train': run.num_train,
         'chosen': True,
-        'test': {
-          name: METRICS[name](stored.logits, stored.labels)
-          for name in METRIC_NAMES
-        },
+        'test': _measured(run, stored),
         'answers': make_answers(stored.logits, stored.labels, stored.indices),
       }
     )
@@ -253,6 +252,19 @@ def _rows(
     if made is not None:
       rows[-1]['made'] = made
   return rows
+
+
+def _measured(run: RunFolder, test: Predictions) -> dict[str, float | None]:
+  """METRIC_NAMES on test, and after temperature scaling on validation."""
+  own = test.logits, test.labels
+  found: dict[str, float | None] = {n: METRICS[n](*own) for n in METRIC_NAMES}
+  validation = run.predictions('validation')
+  if validation is not None:
+    names = [n for n in METRIC_NAMES if n in calibration.SCALED_METRICS]
+    found |= calibration.scaled_metrics(
+      validation.logits, validation.labels, *own, names
+    )
+  return found
 
 
 def _named(kind: str, run: RunFolder, keys: Sequence[str]) -> str:

@@ -4,11 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tlkd_jax.answer import rows as runs
+from tlkd_jax.answer import words
 from tlkd_jax.answer.conclusions import Conclusion
 from tlkd_jax.answer.effects import Effect
 from tlkd_jax.answer.rows import Row
 from tlkd_jax.evaluation import statistics
-from tlkd_jax.evaluation.metrics import LOWER_IS_BETTER
+from tlkd_jax.evaluation.metrics import (
+  LOWER_IS_BETTER,
+  METRICS,
+  NO_BETTER_SIDE,
+  SCALED,
+)
 from tlkd_jax.report import plots
 from tlkd_jax.report.blocks import Block, Figure, Text, interval, named_table
 
@@ -32,6 +38,20 @@ _SECONDARY_NOTE = (
   'Mean differences over all places, data sets weighted equally; the verdict '
   'is that of the exact sign-flip p, corrected by Holm over these metrics, and '
   'as good as one look at it.'
+)
+_EVERY_NOTE = (
+  'Means over all places, data sets weighted equally. Nothing is corrected for '
+  'the number of metrics: these describe, and the question is answered above.'
+)
+_SCALED_NOTE = (
+  "The same after each run's logits were divided by the temperature that is "
+  'best for its NLL on validation (Guo et al. 2017), which changes no answer: '
+  'what stays is no matter of confidence alone.'
+)
+_IN_LABELS_NOTE = (
+  'Training images at which the reference, straight in their logarithm between '
+  'the sizes, has the same accuracy; "from" and "to" hold all numbers at which '
+  'the t test of 5 % tells no difference. Nothing is extrapolated.'
 )
 _ONE_SEED = (
   'One seed: what there is beyond the difference is over test images, of these '
@@ -142,6 +162,67 @@ def over_all_places(conclusion: Conclusion, source: str) -> list[Block]:
     title = f'{_minus(conclusion)} over all places, secondary metrics'
     blocks.append(named_table(title, rows, source, _SECONDARY_NOTE))
   return blocks
+
+
+def every_metric(conclusion: Conclusion, source: str) -> list[Block]:
+  """Every metric over all places, before and after temperature scaling."""
+  pooled = conclusion.pooled
+  blocks: list[Block] = []
+  for suffix, which, note in (
+    ('', 'all metrics', _EVERY_NOTE),
+    (SCALED, 'after temperature scaling', _SCALED_NOTE),
+  ):
+    rows = [
+      {
+        'metric': name,
+        'seeds': len(one.seeds),
+        conclusion.labels[one.reference]: float(one.y.mean()),
+        conclusion.labels[one.arm]: float(one.x.mean()),
+        'difference': one.test['mean_difference'],
+        '95 % over seeds': interval(one.test['ci_low'], one.test['ci_high']),
+        'p (sign-flip)': one.test['p_sign_flip'],
+        'better is': _better(one.metric),
+      }
+      for name in METRICS
+      if (one := pooled.get(name + suffix)) is not None and one.seeds
+    ]
+    if rows:
+      title = f'{_minus(conclusion)} over all places, {which}'
+      blocks.append(named_table(title, rows, source, note))
+  return blocks
+
+
+def _better(metric: str) -> str:
+  if metric in NO_BETTER_SIDE:
+    return 'neither'
+  return 'smaller' if metric in LOWER_IS_BETTER else 'larger'
+
+
+def in_labels(conclusion: Conclusion, source: str) -> list[Block]:
+  """How many training images the reference needs for the same, size by size."""
+  base = conclusion.labels[conclusion.reference]
+  rows = [
+    {
+      'data': ', '.join(part for part in worth.series if part),
+      'training images': size,
+      f'{base} needs': words.label_count(one.labels, worth.sizes),
+      'from': words.label_count(one.low, worth.sizes) if known else None,
+      'to': words.label_count(one.high, worth.sizes) if known else None,
+      'labels': words.label_percent(one, worth.sizes),
+      '95 % over': 'seeds and images' if worth.images else 'seeds',
+    }
+    for worth in conclusion.worth
+    for size, one in zip(worth.sizes, worth.by_size, strict=True)
+    for known in [one.low == one.low]
+  ]
+  if not rows:
+    return []
+  name = conclusion.labels[conclusion.treatment]
+  return [
+    named_table(
+      f'{name} in labels, size by size', rows, source, _IN_LABELS_NOTE
+    )
+  ]
 
 
 def _minus(conclusion: Conclusion) -> str:

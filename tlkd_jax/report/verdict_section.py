@@ -80,13 +80,15 @@ def _grounds(
   title = f'Paired by seed: {treatment} minus TL on test'
   blocks = verdict_blocks.tests(title, effects, labels, source)
   blocks += verdict_blocks.over_all_places(conclusion, source)
+  if len(conclusion.overall.seeds) > 1:
+    blocks += verdict_blocks.every_metric(conclusion, source)
   if len(alone) > 1:
     by_place = {str(effect.places[0]): effect for effect in alone}
     title = f'{treatment} minus TL, test accuracy by place'
     blocks += verdict_blocks.intervals(title, by_place, source)
   shown = {'tl': conclusion.reference, 'kd': conclusion.treatment}
   blocks += verdict_blocks.accuracy_by_size(paired.rows, shown, labels, source)
-  return blocks
+  return blocks + verdict_blocks.in_labels(conclusion, source)
 
 
 def _source(conclusion: Conclusion, paired: Paired, out: pathlib.Path) -> str:

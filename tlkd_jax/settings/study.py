@@ -178,6 +178,18 @@ class Study:
     'Not read where there is an accelerator; there workers share the cores.',
     whole(1, 1024),
   )
+  repeats: int = key(
+    3,
+    'With --noise: how often one cell of each place is run again on each of '
+    'study.noise_cores. Such runs count in no mean.',
+    whole(2, 1000),
+  )
+  noise_cores: tuple[int, ...] = key(
+    (1, 2),
+    'Numbers of cores on which --noise runs it; where there is an accelerator '
+    'one, whatever it is.',
+    several(whole(1, 1024)),
+  )
   keep: str = key(
     'best',
     'Checkpoints that stay of finished cells.',

@@ -36,6 +36,10 @@ _BUDGET = flags.DEFINE_float(
 _MAX_SEEDS = flags.DEFINE_integer(
   'max_seeds', None, 'With --until: fewer seeds than study.max_seeds.'
 )
+_NOISE = flags.DEFINE_bool(
+  'noise', False, 'One cell a place again, on one core and on two: STUDY/noise.'
+)
+_NOISE_CORES = flags.DEFINE_integer('noise_cores', None, 'Given by --noise.')
 _CACHE = flags.DEFINE_string(
   'compilation_cache',
   None,
@@ -58,6 +62,10 @@ def main(argv: list[str]) -> None:
       fail(f'--{name} is read with --until=sure alone')
   if _UNTIL.value and _ONLY_REPORT.value:
     fail('--until is not read with --only_report, which runs nothing')
+  if _NOISE.value:
+    for name in ('only_report', 'until', 'jobs', 'shard'):
+      if flags.FLAGS[name].present:
+        fail(f'--{name} is not read with --noise, which runs nothing else')
   if _UNTIL.value and _SHARD.value != '1/1':
     fail(
       '--until=sure adds a seed when every cell is finished, and machines that '
@@ -70,6 +78,9 @@ def main(argv: list[str]) -> None:
 def _study() -> None:
   interrupts.resumable()
   allocator.keep_freed_memory()
+  if _NOISE.value:
+    _noise()
+    return
   if not _ONLY_REPORT.value:
     _keep_to_cores()
   if not _WORKER.value and _JOBS.value > 1:
@@ -100,6 +111,56 @@ def _study() -> None:
     print(answer)
     print(f'The report: {root / "index.html"}')
   conduct.check_complete(config, root, part, end)
+
+
+def _noise() -> None:
+  """Runs cells again in a process for each number of cores, then the pages."""
+  from tlkd_jax.runtime import devices
+  from tlkd_jax.study import workers
+
+  study = _CONFIG.value.get('study')
+  cores = _NOISE_CORES.value
+  if cores and not devices.has_card():
+    with as_user_errors():
+      workers.keep_to_share(0, 1, cores)
+  command_line.use_compilation_cache(_CACHE.value)
+  if not cores:
+    import jax
+
+    # This process only looks on; the devices belong to the others.
+    jax.config.update('jax_platforms', 'cpu')
+  from tlkd_jax import settings
+  from tlkd_jax.study import conduct
+
+  root = expanded(_WORKDIR.value)
+  with as_user_errors():
+    config = settings.from_config(_CONFIG.value)
+    if cores:
+      conduct.run_noise(config, root)
+      return
+    conduct.check_noise(config, root)
+    counts = study.noise_cores[:1] if devices.has_card() else study.noise_cores
+    for count in counts:
+      workers.check_cores(1, count)
+  for count in counts:
+    told = [*_same_command(), f'--noise_cores={count}']
+    codes = workers.wait([workers.start(told)], lambda: None)
+    if any(codes):
+      raise RunError(f'the runs on {count} cores ended with codes {codes}')
+  conduct.write(config, root)
+  print(conduct.noise_in_words(config, root))
+  print(f'The report: {root / "index.html"}')
+
+
+def _same_command() -> list[str]:
+  """Of Python, to run this command again.
+
+  As this process was started, under whatever module's name; for a console
+  command from where it is installed, not from the folder it is called in.
+  """
+  spec = sys.modules['__main__'].__spec__
+  how = ['-m', spec.name] if spec else ['-P', '-m', 'tlkd_jax.study']
+  return [*how, *sys.argv[1:]]
 
 
 def _keep_to_cores() -> None:
@@ -141,11 +202,7 @@ def _run(config, root: pathlib.Path, part: tuple[int, int], end) -> None:
   shard = workers.shard_of(conduct.known(config, root, end), *part)
   workers.forget_failures(shard, root)
   report = conduct.make_report(config, root, part, _JOBS.value, end)
-  # As this process was started, under whatever module's name; for a console
-  # command from where it is installed, not from the folder it is called in.
-  spec = sys.modules['__main__'].__spec__
-  how = ['-m', spec.name] if spec else ['-P', '-m', 'tlkd_jax.study']
-  told = [*how, *sys.argv[1:]]
+  told = _same_command()
   if end is not None and end.deadline is not None:
     told.append(f'--deadline={end.deadline}')
   started = workers.spawn(root, _JOBS.value, told)

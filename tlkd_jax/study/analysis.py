@@ -42,6 +42,10 @@ class CellRow(Row):
     teacher_images: images that its teachers saw meanwhile.
     folder: of the run, relative to STUDY.
     hits: which test images it got right, see rows.pack.
+    agreed: at which of them it answered as its teacher, likewise.
+    temperature: that scales its logits, fitted on validation.
+    confusion: counts on test by true and predicted class.
+    classes: their names.
     degraded: of the suite `corruptions`: `count` images and `top1` by group.
   """
 
@@ -61,6 +65,10 @@ class CellRow(Row):
   teacher_images: int
   folder: str
   hits: NotRequired[dict[str, Any]]
+  agreed: NotRequired[dict[str, Any]]
+  temperature: NotRequired[float]
+  confusion: NotRequired[list[list[int]]]
+  classes: NotRequired[list[str]]
   degraded: NotRequired[dict[str, Any]]
 
 
@@ -76,6 +84,8 @@ class Degraded:
     group: of corruptions; 'clean' are the same images as they are.
     count: of images.
     reference: mean accuracy of the reference.
+    teacher: of the treatment's best teacher on as many images, NaN where none
+      was tested.
     test: statistics.compare_paired of accuracy over seeds.
     verdict: of the exact p, corrected by Holm over the places of a group.
   """
@@ -84,6 +94,7 @@ class Degraded:
   group: str
   count: int
   reference: float
+  teacher: float
   test: dict[str, float]
   verdict: Verdict
 
@@ -169,11 +180,35 @@ def degraded(rows: Rows, treatment: str, reference: str) -> list[Degraded]:
           group=group,
           count=first['count'],
           reference=float(y.mean()),
+          teacher=_degraded_teacher(rows, place, treatment, group, first),
           test=test,
           verdict=decide(test, test['p_sign_flip'], 'top1'),
         )
       )
   return _corrected(found)
+
+
+def _degraded_teacher(
+  rows: Rows, place: Place, arm: str, group: str, like: dict[str, Any]
+) -> float:
+  """Mean accuracy over seeds of the best of an arm's teachers."""
+  names = {
+    n for row in runs.at(rows, place, arm).values() for n in row['teachers']
+  }
+  means = [math.nan]
+  for name in names:
+    own = [
+      row['degraded']
+      for row in runs.at(rows, place, name).values()
+      if 'degraded' in row
+    ]
+    values = [
+      number(one['top1'].get(group))
+      for one in own
+      if one['count'] == like['count']
+    ]
+    means.append(float(np.mean(values)) if values else math.nan)
+  return float(np.nanmax(means)) if not np.isnan(means).all() else math.nan
 
 
 def _corrected(found: list[Degraded]) -> list[Degraded]:

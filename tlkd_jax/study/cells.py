@@ -11,13 +11,13 @@ from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax import data, protocols
-from tlkd_jax.answer.rows import make_answers, pack
-from tlkd_jax.evaluation import evaluate, records
-from tlkd_jax.evaluation.metrics import compute_metrics, goodness
+from tlkd_jax.evaluation import records
+from tlkd_jax.evaluation.metrics import goodness
 from tlkd_jax.runtime import made, sealed
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.settings.top import AUTOMATIC
+from tlkd_jax.study import measured
 from tlkd_jax.study.matrix import Cell, make_config, needed
 from tlkd_jax.training import (
   balance,
@@ -134,6 +134,19 @@ def run(
   return record
 
 
+def guides_of(
+  config: Settings, cell: Cell, matrix: list[Cell], root: pathlib.Path
+) -> dict[str, tuple[Cell, pathlib.Path]]:
+  """Arm of each teacher -> its chosen cell, which is finished, and its run."""
+  guides = {}
+  for arm in cell.teachers:
+    tried = [c for c in needed(cell, matrix) if c.arm == arm]
+    found = [read_record(folder_of(root, c)) for c in tried]
+    best = tried[found.index(best_trial(found, criterion(config)))]
+    guides[arm] = best, folder_of(root, best)
+  return guides
+
+
 def configure(
   config: Settings, cell: Cell, matrix: list[Cell], root: pathlib.Path
 ) -> Settings:
@@ -145,13 +158,7 @@ def configure(
   Raises:
     ValueError: lists what differs.
   """
-  guides = {}
-  for arm in cell.teachers:
-    tried = [c for c in needed(cell, matrix) if c.arm == arm]
-    found = [read_record(folder_of(root, c)) for c in tried]
-    best = tried[found.index(best_trial(found, criterion(config)))]
-    guides[arm] = best, folder_of(root, best)
-  own = make_config(config, cell, guides)
+  own = make_config(config, cell, guides_of(config, cell, matrix, root))
   folder = folder_of(root, cell)
   if (folder / 'config.json').exists():
     there = flatten(workdirs.read(folder))
@@ -196,9 +203,7 @@ def _record(
     'num_train': summary['num_train'],
     'best_step': summary['best_step'],
     'best_metric': summary.get('best_metric', 'top1'),
-    'validation': _scalars(folder, 'validation'),
-    'test': _scalars(folder, 'test'),
-    'hits': _hits(folder),
+    **measured.measure(folder),
     'curve': [
       [row['step'], row['seconds'], row['top1']] for row in _with_seconds(rows)
     ],
@@ -237,18 +242,6 @@ def _images(
     rows = read_rows(place / 'metrics.jsonl')
     steps += max(row['step'] for row in rows if row['split'] == 'train')
   return steps * own.batch_size
-
-
-def _scalars(folder: pathlib.Path, split: str) -> dict[str, float | None]:
-  """Every metric of a split, from the stored predictions; None for NaN."""
-  predictions = evaluate.load(folder / 'predictions' / f'{split}.npz')
-  return records.plain(compute_metrics(predictions.logits, predictions.labels))
-
-
-def _hits(folder: pathlib.Path) -> dict[str, Any]:
-  """Which test images it got right, packed."""
-  found = evaluate.load(folder / 'predictions' / 'test.npz')
-  return pack(make_answers(found.logits, found.labels, found.indices))
 
 
 def _with_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,11 +3,13 @@
 import os
 import pathlib
 
+from tlkd_jax.answer import effects
 from tlkd_jax.runtime import devices, sharding
 from tlkd_jax.runtime.errors import RunError, as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.study import (
   cells,
+  noise,
   pages,
   plans,
   results,
@@ -16,7 +18,7 @@ from tlkd_jax.study import (
   workers,
 )
 from tlkd_jax.study.analysis import CellRow
-from tlkd_jax.study.matrix import Cell, check
+from tlkd_jax.study.matrix import Cell, check, needed, section_of
 from tlkd_jax.study.until import Until
 
 # The only part of one: no other machine shares the folder.
@@ -157,11 +159,45 @@ def write(config: Settings, root: pathlib.Path) -> tuple[list[CellRow], str]:
   Returns:
     (the rows, the answer in one paragraph; '' while none of them answers).
   """
-  rows = results.write(root, config)
+  found = results.collect(root, cells.criterion(config))
+  rows = results.write_rows(root, results.completed(root, found))
   scores = tuning.write(config, root)
   if config.study is None or not any(row['chosen'] for row in rows):
     return rows, ''
   return rows, pages.write(root, rows, config.study, scores)
+
+
+def check_noise(config: Settings, root: pathlib.Path) -> None:
+  """Fails on what would stop the runs of `--noise`, before the first.
+
+  Raises:
+    ValueError: no cell can be run again by now, or one's teachers are missing.
+  """
+  known_ = tuning.known(config, root)
+  for cell in noise.cells_of(config, root):
+    missing = [c for c in needed(cell, known_) if not cells.is_done(root, c)]
+    if missing:
+      raise ValueError(
+        f'--noise runs {cell.name} again, whose teacher {missing[0].name} is '
+        'not finished; run the study first'
+      )
+
+
+def run_noise(config: Settings, root: pathlib.Path) -> None:
+  """Runs a cell of each place again on this process's cores, see noise.run."""
+  noise.run(config, root, cells.Loader(), sharding.make_mesh())
+
+
+def noise_in_words(config: Settings, root: pathlib.Path) -> str:
+  """What the same cell differs from itself by, beside the effect."""
+  study = section_of(config)
+  rows = results.collect(root, cells.criterion(config))
+  effect = effects.overall(rows, study.treatment, study.reference, 'top1')
+  return noise.words(
+    noise.floors(rows, noise.collect(root)),
+    effect.test['mean_difference'],
+    effect.test['std_difference'],
+  )
 
 
 def check_complete(

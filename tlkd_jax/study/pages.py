@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +25,15 @@ from tlkd_jax.report.blocks import (
 )
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.settings import Study
-from tlkd_jax.study import analysis, results
+from tlkd_jax.study import (
+  analysis,
+  correlations,
+  noise,
+  respect_sections,
+  results,
+)
 from tlkd_jax.study.analysis import CellRow, Rows
+from tlkd_jax.study.noise import Floor
 from tlkd_jax.study.tuning import Score
 
 TITLE = 'Does the teacher help?'
@@ -54,7 +62,7 @@ def write(
     study.metrics,
     plans.read(root),
   )
-  sections = make_sections(rows, conclusion)
+  sections = make_sections(rows, conclusion, noise.collect(root))
   if scores:
     tried = _tuning(scores, study, conclusion)
     sections.append(Section('tuning', 'How the arms were tuned', tried))
@@ -67,10 +75,19 @@ def write(
   return conclusion.sentence
 
 
-def make_sections(rows: Rows, conclusion: Conclusion) -> list[Section]:
-  """The page's sections; those without data are left out."""
+def make_sections(
+  rows: Rows, conclusion: Conclusion, reruns: Sequence[dict[str, Any]] = ()
+) -> list[Section]:
+  """The page's sections; those without data are left out.
+
+  Args:
+    rows: of the study, with answers.
+    conclusion: drawn from them.
+    reruns: of noise.collect.
+  """
+  floors = noise.floors(rows, reruns)
   found = [
-    Section('answer', TITLE, _answer(rows, conclusion)),
+    Section('answer', TITLE, _answer(rows, conclusion, floors)),
     Section(
       'curves',
       'Accuracy against the number of labels',
@@ -82,13 +99,23 @@ def make_sections(rows: Rows, conclusion: Conclusion) -> list[Section]:
       'Calibration and other metrics',
       _other_metrics(conclusion),
     ),
+    Section(
+      'items',
+      'Image by image',
+      respect_sections.items(rows, conclusion),
+    ),
     Section('degradation', 'Degraded images', _degradation(rows, conclusion)),
     Section(
       'lost',
       'Where it lost, and what the teacher had',
       _lost(rows, conclusion),
     ),
-    Section('convergence', 'Convergence', _convergence(rows, conclusion)),
+    Section(
+      'convergence',
+      'Convergence',
+      respect_sections.steps_to_level(rows, conclusion)
+      + _convergence(rows, conclusion),
+    ),
     Section(
       'sensitivity',
       'Temperature and soft weight',
@@ -99,9 +126,12 @@ def make_sections(rows: Rows, conclusion: Conclusion) -> list[Section]:
   return [section for section in found if section.blocks]
 
 
-def _answer(rows: Rows, conclusion: Conclusion) -> list[Block]:
+def _answer(
+  rows: Rows, conclusion: Conclusion, floors: Sequence[Floor]
+) -> list[Block]:
   labels = conclusion.labels
   blocks = verdict_blocks.in_words(conclusion)
+  blocks += _noise(floors, conclusion)
   blocks += verdict_blocks.tests(
     f'{_minus(conclusion)}, test accuracy',
     conclusion.per_place['top1'],
@@ -128,6 +158,34 @@ def _answer(rows: Rows, conclusion: Conclusion) -> list[Block]:
   return blocks
 
 
+def _noise(floors: Sequence[Floor], conclusion: Conclusion) -> list[Block]:
+  if not floors:
+    return []
+  test = conclusion.overall.test
+  said = noise.words(floors, test['mean_difference'], test['std_difference'])
+  table = [
+    {
+      'place': str(one.place),
+      'arm': conclusion.labels.get(one.arm, one.arm),
+      'seed': one.seed,
+      'cores': cores,
+      'runs': len(values),
+      'test accuracies': ', '.join(f'{value:.3f}' for value in values),
+      'largest less smallest': one.spread(cores),
+      'left out': one.left_out,
+    }
+    for one in floors
+    for cores, values in one.top1.items()
+  ]
+  note = (
+    'The same cell with the same seed, data and settings, by one commit, '
+    "device and versions; the study's own run is among those of its number of "
+    'cores. None of them counts elsewhere on this page but that one.'
+  )
+  title = 'The same cell run again'
+  return [Text(said), named_table(title, table, noise.FILE, note)]
+
+
 def _minus(conclusion: Conclusion) -> str:
   labels = conclusion.labels
   return f'{labels[conclusion.treatment]} minus {labels[conclusion.reference]}'
@@ -138,7 +196,10 @@ def _curves(rows: Rows, conclusion: Conclusion) -> list[Block]:
   for row in rows:
     if row['arm'] == conclusion.treatment and row['teachers']:
       shown = {'teacher': row['teachers'][0]} | shown
-  return verdict_blocks.accuracy_by_size(rows, shown, conclusion.labels, SOURCE)
+  found = verdict_blocks.accuracy_by_size(
+    rows, shown, conclusion.labels, SOURCE
+  )
+  return found + verdict_blocks.in_labels(conclusion, SOURCE)
 
 
 def _arms(rows: Rows, conclusion: Conclusion) -> list[Block]:
@@ -189,7 +250,10 @@ def _other_metrics(conclusion: Conclusion) -> list[Block]:
     if effect.metric != 'top1'
   ]
   title = f'{_minus(conclusion)} in other metrics'
-  return verdict_blocks.tests(title, effects, conclusion.labels, SOURCE)
+  blocks = verdict_blocks.every_metric(conclusion, SOURCE)
+  return blocks + verdict_blocks.tests(
+    title, effects, conclusion.labels, SOURCE
+  )
 
 
 def _degradation(rows: Rows, conclusion: Conclusion) -> list[Block]:
@@ -202,6 +266,7 @@ def _degradation(rows: Rows, conclusion: Conclusion) -> list[Block]:
       'corruptions': one.group,
       'images': one.count,
       'seeds': one.test['pairs'],
+      'teacher': one.teacher,
       'reference': one.reference,
       'difference': one.test['mean_difference'],
       '95 % over seeds': interval(one.test['ci_low'], one.test['ci_high']),
@@ -235,7 +300,7 @@ def _degradation(rows: Rows, conclusion: Conclusion) -> list[Block]:
     )
     alt = 'Differences on degraded images with their intervals over seeds'
     blocks.append(Figure('Under degradation', [panel], alt, data))
-  return blocks
+  return blocks + respect_sections.under_corruption(rows, conclusion)
 
 
 def _lost(rows: Rows, conclusion: Conclusion) -> list[Block]:
@@ -267,12 +332,14 @@ def _lost(rows: Rows, conclusion: Conclusion) -> list[Block]:
       'Means over seeds; of several teachers, the best one.',
     ),
   ]
-  x, y = [e.edge for e in edges], [e.gain for e in edges]
-  if len(edges) > 2 and np.std(x) > 0 and np.std(y) > 0:
-    r = float(np.corrcoef(x, y)[0, 1])
-    blocks.append(
-      Text(f'Correlation of edge and gain over these {len(edges)}: {r:+.2f}.')
-    )
+  found, places = correlations.with_gain(
+    rows, conclusion.treatment, conclusion.reference
+  )
+  names = (
+    conclusion.labels[arm]
+    for arm in (conclusion.treatment, conclusion.reference)
+  )
+  blocks.append(Text(correlations.words(found, places, *names)))
   return blocks
 
 

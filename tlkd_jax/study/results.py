@@ -4,17 +4,27 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
+
 from tlkd_jax.answer.rows import Answers, make_answers, unpack
-from tlkd_jax.evaluation import records
+from tlkd_jax.evaluation import degradation, records
 from tlkd_jax.report import markdown
 from tlkd_jax.runtime import sealed
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.settings import Settings
-from tlkd_jax.study import cells
+from tlkd_jax.study import cells, measured
 from tlkd_jax.study.analysis import CellRow
 
 # A trial that was not chosen must not tell how it does on test.
-_HIDDEN = ('test', 'curve', 'degraded', 'hits')
+_HIDDEN = (
+  'test',
+  'curve',
+  'degraded',
+  'hits',
+  'agreed',
+  'confusion',
+  'temperature',
+)
 
 
 def collect(root: pathlib.Path, metric: str) -> list[CellRow]:
@@ -22,8 +32,10 @@ def collect(root: pathlib.Path, metric: str) -> list[CellRow]:
 
   Of the trials of one cell, the best on validation has `chosen`; the others,
   and all of seeds that tune, keep their validation metrics alone. A row has
-  `degraded` where the suite `corruptions` was run on its cell: `count` images
-  and `top1`, by group of corruptions, the mean over them and their severities.
+  `degraded` where the suite `corruptions` was run on its cell: `count` images;
+  `top1`, by group of corruptions, the mean over them and their severities;
+  `errors` of each; and over ImageNet-C's fifteen, where all are there,
+  `top1_by_severity`, likewise of nll and ece, which are there `clean` too.
 
   Args:
     root: STUDY.
@@ -77,6 +89,33 @@ def _answers(path: pathlib.Path) -> Answers:
   )
 
 
+def completed(root: pathlib.Path, rows: Sequence[CellRow]) -> list[CellRow]:
+  """Rows with what cells of earlier versions lack, from their predictions.
+
+  As far as those are at hand; what a row says already stays, but for the
+  suite `corruptions`, which may have run since.
+  """
+  found = []
+  for row in rows:
+    folder = root / row['folder']
+    if row['chosen'] and 'temperature' not in row:
+      row = _completed(folder, row)
+    if row['chosen']:
+      row = cast(CellRow, {**row, **_degraded(folder)})
+    found.append(row)
+  return found
+
+
+def _completed(folder: pathlib.Path, row: CellRow) -> CellRow:
+  needed = (folder / 'predictions' / f'{s}.npz' for s in ('validation', 'test'))
+  if not all(path.exists() for path in needed):
+    return row
+  found = measured.measure(folder)
+  for split in ('validation', 'test'):
+    found[split] = found[split] | row[split]
+  return cast(CellRow, {**found, **row, 'test': found['test']})
+
+
 def _degraded(folder: pathlib.Path) -> dict[str, Any]:
   path = folder / 'evaluation' / 'corruptions.json'
   if not path.exists():
@@ -85,7 +124,20 @@ def _degraded(folder: pathlib.Path) -> dict[str, Any]:
   errors = found['mean_corrupted_error'].items()
   top1 = {group: 1 - error for group, error in errors if error is not None}
   top1 = {'clean': found['clean']['top1']} | top1
-  return {'degraded': {'count': found['count'], 'top1': top1}}
+  table = found.get('corruptions', {})
+  degraded: dict[str, Any] = {'count': found['count'], 'top1': top1}
+  if table:
+    degraded['errors'] = {
+      name: 1 - float(np.mean(row['top1'])) for name, row in table.items()
+    }
+  if {*degradation.STANDARD} <= {*table}:
+    standard = [table[name] for name in degradation.STANDARD]
+    for metric in ('top1', 'nll', 'ece'):
+      values = np.array([row[metric] for row in standard], np.float64)
+      degraded[f'{metric}_by_severity'] = values.mean(axis=0)
+    for metric in ('nll', 'ece'):
+      degraded[f'{metric}_clean'] = found['clean'][metric]
+  return {'degraded': records.plain(degraded)}
 
 
 def key_of(row: dict[str, Any]) -> tuple[str, float, str, int]:
@@ -95,7 +147,11 @@ def key_of(row: dict[str, Any]) -> tuple[str, float, str, int]:
 
 def write(root: pathlib.Path, config: Settings) -> list[CellRow]:
   """Writes results.json and results.md; returns the rows."""
-  rows = collect(root, cells.criterion(config))
+  return write_rows(root, collect(root, cells.criterion(config)))
+
+
+def write_rows(root: pathlib.Path, rows: list[CellRow]) -> list[CellRow]:
+  """Writes rows as `write` does; returns them."""
   lines = ',\n'.join(records.dumps(row, sort_keys=True) for row in rows)
   replace_text(root / 'results.json', f'[\n{lines}\n]\n')
   replace_text(root / 'results.md', as_markdown(rows))

@@ -161,6 +161,15 @@ def spawn(
   return workers
 
 
+def start(arguments: list[str]) -> subprocess.Popen:
+  """Runs this command again in a process of its own, which says what it does.
+
+  Args:
+    arguments: of Python.
+  """
+  return subprocess.Popen([sys.executable, *arguments])
+
+
 def keep_to_share(index: int, count: int, cores: int) -> None:
   """Restricts this process to part `index` of `count` of cores or GPUs.
 

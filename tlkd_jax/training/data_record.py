@@ -91,6 +91,22 @@ def write(workdir: pathlib.Path, record: Record, name: str = LABELLED) -> None:
     temporary.write_bytes(gzip.compress(text, mtime=0))
 
 
+def classes(workdir: pathlib.Path) -> list[str] | None:
+  """Names of a run's classes by label; None where it has no record.
+
+  Raises:
+    ValueError: the record is damaged.
+  """
+  path = workdir / LABELLED
+  if not path.exists():
+    return None
+  try:
+    record = json.loads(gzip.decompress(path.read_bytes()))
+    return list(map(str, record['classes']))
+  except (*_DAMAGED, ValueError, LookupError, TypeError) as error:
+    raise ValueError(f'{path} is damaged: {error}') from error
+
+
 def copies_of_training(workdir: pathlib.Path, dataset: Dataset) -> int:
   """Images of other data that are, byte for byte, a run's training images.
 
