@@ -288,3 +288,43 @@ def test_a_record_of_a_version_with_fewer_keys(
     ValueError, match=r'transfer\.l2_sp: 0\.0 there, 0\.5 now'
   ):
     workdir.check(tmp_path, other)
+
+
+def of_files(train, test):
+  """A data set of which the names and bytes of two splits are known."""
+  files = {
+    name: Files([*map(str, rows)], np.zeros(len(rows), int), np.array(rows))
+    for name, rows in (('train', train), ('test', test))
+  }
+  return Dataset('pets', ['cat'], {}, 8, True, {}, [], files=files)
+
+
+@pytest.mark.parametrize(
+  ('learned', 'tested', 'count'),
+  [
+    ([1, 2, 3], [4, 5], 0),
+    ([1, 2, 3], [3, 4], 1),
+    ([1, 2, 3, 4], [4, 3, 5], 2),
+    ([], [4, 5], 0),
+  ],
+)
+def test_a_teacher_that_learned_from_the_test_images_is_refused(
+  tmp_path, learned, tested, count
+):
+  theirs = data_record.of_labelled(of_files(learned, [9]))
+  data_record.write(tmp_path, theirs)
+  dataset = of_files([7], tested)
+  if not count:
+    data_record.check_taught(str(tmp_path), dataset)
+    return
+  message = f'learned from {count} of the {len(tested)} images that are test'
+  with pytest.raises(ValueError, match=message):
+    data_record.check_taught(str(tmp_path), dataset)
+
+
+def test_a_teacher_without_a_record_is_taken(tmp_path):
+  data_record.check_taught(str(tmp_path), of_files([1], [2]))
+  damaged = tmp_path / data_record.LABELLED
+  damaged.write_bytes(b'no gzip')
+  with pytest.raises(ValueError, match='is damaged'):
+    data_record.check_taught(str(tmp_path), of_files([1], [2]))

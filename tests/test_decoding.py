@@ -98,3 +98,24 @@ def test_runs_of_a_folder_are_evaluated_on_their_own_pixels(
     )
   moved = logits[larger] - logits[compare_run / 'teacher']
   assert np.abs(moved).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+  ('values', 'fold'),
+  [
+    ({}, None),
+    ({'seed': 7}, None),
+    ({'data.folds': 5, 'seed': 7}, data.Fold(2, 5)),
+    ({'data.folds': 5, 'seed': 200}, data.Fold(0, 5)),
+    ({'data.folds': 5, 'data.fold': 3, 'seed': 7}, data.Fold(3, 5)),
+    ({'data.folds': 3, 'seed': 7, 'arm': 'teacher'}, data.Fold(1, 3)),
+  ],
+)
+def test_a_seed_goes_to_its_fold(values, fold):
+  own = settings.with_values(settings.make('tl'), values)
+  assert decoding.fold(own) == fold
+  assert decoding.where(own).fold == fold
+  key = decoding.data_key(own)
+  split_once = {'data.folds': 0, 'data.fold': None}
+  other = settings.with_values(own, split_once)
+  assert (decoding.data_key(other) == key) == (fold is None)

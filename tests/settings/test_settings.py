@@ -109,6 +109,11 @@ WRONG = [
   ('data.train_size', 80.5, 'a whole number >= 8, or None'),
   ('data.interpolation', 'bicubik', 'did you mean bicubic'),
   ('data.cache_dir', '', 'a text, or None'),
+  ('data.folds', 1, 'a whole number in [2, 1000], or 0'),
+  ('data.folds', -5, 'a whole number in [2, 1000], or 0'),
+  ('data.folds', 2.5, 'a whole number in [2, 1000], or 0'),
+  ('data.fold', -1, 'a whole number >= 0, or None'),
+  ('data.fold', 'first', 'a whole number >= 0, or None'),
   (
     'data.balance',
     'sample',
@@ -472,3 +477,25 @@ def test_a_study_stands_the_way_out_and_in():
   assert made.study.arms['l2_sp'].changes['transfer.l2_sp'] == 0.1
   assert settings.to_config_dict(made) == config
   assert settings.from_config(json.loads(settings.to_json(made))) == made
+
+
+@pytest.mark.parametrize(
+  ('values', 'line'),
+  [
+    (
+      {'data.fold': 0},
+      'data.fold is 0 and data.folds is 0: there is one split',
+    ),
+    ({'data.fold': 5, 'data.folds': 5}, 'data.fold is 5, of 5 folds'),
+    ({'data.fold': 7, 'data.folds': 2}, 'accepted: a whole number in [0, 1]'),
+  ],
+)
+def test_a_fold_is_one_of_those_that_there_are(values, line):
+  (found,) = problems(values)
+  assert line in found and 'accepted: ' in found
+
+
+@pytest.mark.parametrize('key', ['data.folds', 'data.fold'])
+def test_folds_are_no_trial(key):
+  (line,) = problems({'study.grid': {key: (2, 3)}})
+  assert key in line and 'key that can be tried' in line

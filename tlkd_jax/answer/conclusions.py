@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from tlkd_jax.answer import effects, hits, words
+from tlkd_jax.answer import effects, folded, hits, words
 from tlkd_jax.answer import rows as runs
 from tlkd_jax.answer import worth as worths
 from tlkd_jax.answer.decision import Decision, decide_primary
@@ -121,6 +121,7 @@ def draw(
         rows, treatment, reference
       ).items()
     ),
+    *folded.remarks([(row['seed'], row) for row in runs.chosen(rows)]),
     *words.made([(row['seed'], row) for row in runs.chosen(rows)]),
   ]
   return Conclusion(

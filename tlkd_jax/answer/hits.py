@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tlkd_jax.answer.rows import Answers, Place, Row
-from tlkd_jax.evaluation import crossed
+from tlkd_jax.evaluation import crossed, overlapping
 from tlkd_jax.evaluation.crossed import Parts
 
 # Place -> seed -> rows of (arm, reference).
@@ -26,12 +26,17 @@ class Block:
     places: how many.
     nested: no image is the same for all seeds, so that the spread over seeds
       holds that of the images.
+    count: of images, those of all folds together.
+    folds: of which each seed is tested on one, see evaluation.overlapping; 0
+      where seeds drew their images anew, or all have the same ones.
   """
 
   weight: float
   values: np.ndarray
   places: int
   nested: bool
+  count: int
+  folds: int = 0
 
   @property
   def step(self) -> float:
@@ -73,7 +78,7 @@ def over_images(pairs: Pairs, seeds: Sequence[int]) -> OverImages | None:
   now, least, most = zip(*found, strict=True)
   steps = {block.step for block in blocks}
   return OverImages(
-    count=sum(block.values.shape[1] for block in blocks),
+    count=sum(block.count for block in blocks),
     now=_sum(blocks, now),
     least=_sum(blocks, least),
     most=_sum(blocks, most),
@@ -89,18 +94,22 @@ def make_blocks(pairs: Pairs, seeds: Sequence[int]) -> list[Block] | None:
   blocks = []
   for places in by_dataset.values():
     groups: dict[tuple[str, ...], list[np.ndarray]] = {}
+    counts: dict[tuple[str, ...], int] = {}
+    folds = _folds(pairs, places)
     for place in places:
       found = [_difference(*pairs[place][seed]) for seed in seeds]
       found = [one for one in found if one is not None]
       if len(found) < len(seeds):
         return None
-      images = tuple(dict.fromkeys(name for name, _ in found))
+      sizes = {name: len(values) for name, values in found}
+      images = tuple(sizes)
       if len({len(values) for _, values in found}) > 1:
         # Each seed has as many images as it has: as many as the fewest count.
         fewest = min(len(values) for _, values in found)
         found = [(name, _thinned(values, fewest)) for name, values in found]
       values = np.array([values for _, values in found])
       groups.setdefault(images, []).append(values)
+      counts[images] = sum(sizes.values()) if folds else values.shape[1]
     share = 1 / len(by_dataset) / len(places)
     for images, members in groups.items():
       blocks.append(
@@ -109,9 +118,17 @@ def make_blocks(pairs: Pairs, seeds: Sequence[int]) -> list[Block] | None:
           values=np.mean(members, axis=0),
           places=len(members),
           nested=len(images) > 1,
+          count=counts[images],
+          folds=folds if len(images) > 1 else 0,
         )
       )
   return blocks
+
+
+def _folds(pairs: Pairs, places: Sequence[Place]) -> int:
+  """Of the runs of a data set; 0 where all have one test split."""
+  rows = [row for p in places for both in pairs[p].values() for row in both]
+  return max((row.get('folds', 0) for row in rows), default=0)
 
 
 def _difference(arm: Row, reference: Row) -> tuple[str, np.ndarray] | None:
@@ -127,6 +144,8 @@ def _thinned(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _parts(block: Block) -> tuple[Parts, Parts, Parts]:
+  if block.folds:
+    return overlapping.parts(block.values, block.folds, 1 / block.places)
   if block.nested:
     seeds, count = block.values.shape
     rest = float(block.values.var(axis=1, ddof=1).mean()) / (seeds * count)

@@ -85,6 +85,8 @@ class Row(TypedDict):
     test: metric -> value on test, None or NaN where it is undefined.
     answers: to single test images, where they are at hand.
     made: by what it was made: commit, versions, device and cores, in words.
+    folds: its test images are one of so many folds, that of its seed; absent
+      where seeds have one test split.
   """
 
   dataset: str
@@ -99,6 +101,7 @@ class Row(TypedDict):
   test: NotRequired[dict[str, float | None]]
   answers: NotRequired[Answers]
   made: NotRequired[dict[str, Any]]
+  folds: NotRequired[int]
 
 
 # Of `made`: what changes a result without anyone's changing the run.

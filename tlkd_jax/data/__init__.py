@@ -26,7 +26,7 @@ from tlkd_jax.data import facts as _facts
 from tlkd_jax.data import sources as _sources
 from tlkd_jax.data.builders import arrays as _arrays
 from tlkd_jax.data.builders.headers import Labelling
-from tlkd_jax.data.examples import Files, Look, Split
+from tlkd_jax.data.examples import Files, Fold, Look, Split
 from tlkd_jax.data.index import Source
 from tlkd_jax.data.kinds import DATASETS
 from tlkd_jax.runtime.errors import as_user_errors
@@ -34,6 +34,7 @@ from tlkd_jax.runtime.errors import as_user_errors
 __all__ = [
   'DATASETS',
   'Dataset',
+  'Fold',
   'Labelling',
   'Look',
   'Split',
@@ -170,6 +171,7 @@ def load_splits(
   labelling: Labelling | None = None,
   validation_fraction: float = 0.1,
   test_fraction: float = 0.2,
+  fold: Fold | None = None,
   near_duplicates: bool = False,
   num_threads: int | None = None,
   listed: Callable[[np.ndarray], object] | None = None,
@@ -210,6 +212,7 @@ def load_splits(
     validation_fraction: share of each class that becomes validation where
       the data set has none.
     test_fraction: the same for test.
+    fold: is the test split, of data without splits of their own.
     near_duplicates: whether images that look alike are looked for across
       splits; see near_copies.
     num_threads: decoding threads, by default one for each core.
@@ -237,6 +240,7 @@ def load_splits(
     labelling=labelling,
     validation_fraction=validation_fraction,
     test_fraction=test_fraction,
+    fold=fold,
   )
   choices = {
     'train': _choose_train(found, num_train_per_class, train_fraction, seed),

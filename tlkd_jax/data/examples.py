@@ -25,6 +25,22 @@ class Look:
 
 
 @dataclasses.dataclass(frozen=True)
+class Fold:
+  """Which part of a set that is cut into folds is its test split.
+
+  Attributes:
+    number: from 0 on.
+    count: of folds, at least 2.
+  """
+
+  number: int
+  count: int
+
+  def __str__(self) -> str:
+    return f'fold {self.number} of {self.count}'
+
+
+@dataclasses.dataclass(frozen=True)
 class Split:
   """The decoded examples of one split.
 

@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from tlkd_jax.data import prepared, subsets
 from tlkd_jax.data.builders import arrays
 from tlkd_jax.data.builders.headers import Labelling
+from tlkd_jax.data.examples import Fold
 from tlkd_jax.data.index import NO_DIGEST, Source, open_split
 from tlkd_jax.data.kinds import DATASETS, IN_PARTS, check_used
 from tlkd_jax.runtime.errors import nearest
@@ -94,12 +95,13 @@ def open_sources(
   labelling: Labelling | None = None,
   validation_fraction: float = 0.1,
   test_fraction: float = 0.2,
+  fold: Fold | None = None,
 ) -> Sources:
   """Opens a data set's three splits.
 
   A missing validation split is cut from train; a set with a validation split
   but none for test uses it as test and cuts another validation split from
-  train; a set with train alone is cut in three. Exact copies of
+  train; a set with train alone is cut in three, or by folds. Exact copies of
   a class are cut into one split.
 
   Args:
@@ -109,6 +111,7 @@ def open_sources(
     labelling: how labels are found; None is by usual names.
     validation_fraction: share of each class cut for validation, if needed.
     test_fraction: share of each class cut for test, if needed.
+    fold: is test in its place; another tenth is cut from the other folds.
 
   Returns:
     The opened data set.
@@ -120,9 +123,12 @@ def open_sources(
       been prepared.
   """
   builder, class_names, found = _open(name, data_dir, cache_dir, labelling)
-  splits, notes = _complete(
-    found, class_names, validation_fraction, test_fraction
-  )
+  if fold is None:
+    splits, notes = _complete(
+      found, class_names, validation_fraction, test_fraction
+    )
+  else:
+    splits, notes = _folded(name, found, class_names, validation_fraction, fold)
   left_out, more = prepared.read_beside(builder)
   _check_labels(name, splits, class_names)
   flip_ok = builder.info.name not in _NOT_FLIPPABLE
@@ -324,6 +330,45 @@ def _complete(
     notes.append(f'{cuts} cut from its {number} training images{together}')
     splits.update((part, whole.take(rows)) for part, rows in parts.items())
   return {s: splits[s] for s in ('train', 'validation', 'test')}, notes
+
+
+def _folded(
+  name: str,
+  found: dict[str, Source],
+  class_names: list[str],
+  validation_fraction: float,
+  fold: Fold,
+) -> tuple[dict[str, Source], list[str]]:
+  """The three splits of a fold; every image is in test in one of the folds.
+
+  Images that were given for a test, or for validation, stay what they are: a
+  set that has some is refused.
+  """
+  given = [split for split in found if split not in ('train', 'unsplit')]
+  if given:
+    raise ValueError(
+      f'data.folds is {fold.count}, and {name} has a split '
+      f'{" and ".join(given)} of its own, which folds would mix with the rest; '
+      'accepted: data.folds=0, or data without splits, such as its folder of '
+      'training images alone'
+    )
+  (whole,) = found.values()
+  given_once = whole.names, whole.labels, class_names
+  fold_of = subsets.cut_folds(*given_once, fold.count, whole.digests)
+  rest = whole.take(np.flatnonzero(fold_of != fold.number))
+  parts = subsets.cut(
+    *(rest.names, rest.labels, class_names),
+    {'validation': validation_fraction},
+    digests=rest.digests,
+  )
+  splits = {split: rest.take(rows) for split, rows in parts.items()}
+  splits['test'] = whole.take(np.flatnonzero(fold_of == fold.number))
+  note = (
+    f'{fold} of its {whole.labels.size} images is test '
+    f'({len(splits["test"].names)} images); validation '
+    f'({len(splits["validation"].names)}) is cut from the other folds'
+  )
+  return {s: splits[s] for s in ('train', 'validation', 'test')}, [note]
 
 
 def _check_labels(

@@ -82,6 +82,50 @@ def cut(
   return {part: np.flatnonzero(part_of == n) for n, part in parts.items()}
 
 
+def cut_folds(
+  names: list[str],
+  labels: np.ndarray,
+  class_names: list[str],
+  count: int,
+  digests: np.ndarray | None = None,
+) -> np.ndarray:
+  """The fold of each example, stratified, the same on every machine and run.
+
+  Args:
+    names: stable name of each example.
+    labels: int[N].
+    class_names: K names.
+    count: of folds, whose sizes differ by one within a class and over all, but
+      for copies.
+    digests: as of `cut`; those of a class that are alike are in one fold.
+
+  Returns:
+    int32[N], from 0 to count - 1.
+
+  Raises:
+    ValueError: for classes with fewer examples that differ than folds.
+  """
+  fold_of = np.zeros(np.asarray(labels).size, np.int32)
+  orders = class_orders(names, labels, len(class_names), 'folds')
+  first, short = 0, []
+  for class_name, order in zip(class_names, orders, strict=True):
+    alike = _with_copies(names, order, digests)
+    if len(alike) < count:
+      once = f' ({order.size} with exact copies)' * (len(alike) < order.size)
+      short.append(f'{class_name!r} has {len(alike)}{once}')
+    for number, rows in enumerate(alike):
+      fold_of[rows] = (first + number) % count
+    # The next class goes on, so that folds are of one size.
+    first += len(alike)
+  if short:
+    raise ValueError(
+      f'{count} folds need as many images of each class, one to test in each: '
+      f'class {", ".join(short)}; accepted: fewer folds, at least 2, or more '
+      'images'
+    )
+  return fold_of
+
+
 def _with_copies(
   names: list[str], order: np.ndarray, digests: np.ndarray | None
 ) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ from absl import logging
 
 from tlkd_jax.data import (
   Dataset,
+  Fold,
   Labelling,
   Split,
   decode,
@@ -43,6 +44,7 @@ class Where:
   data_dir: str | os.PathLike | None = None
   cache_dir: str | os.PathLike | None = None
   labelling: Labelling | None = None
+  fold: Fold | None = None
 
 
 def is_place(place: str) -> bool:
@@ -162,6 +164,7 @@ def _rest(dataset: Dataset, where: Where) -> Source:
     data_dir=where.data_dir,
     cache_dir=where.cache_dir,
     labelling=where.labelling,
+    fold=where.fold,
   ).splits['train']
   _check_rest(len(whole.names), dataset)
   hidden = dataclasses.replace(whole, labels=np.zeros_like(whole.labels))

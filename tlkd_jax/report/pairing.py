@@ -251,6 +251,8 @@ def _rows(
     made = run.made
     if made is not None:
       rows[-1]['made'] = made
+    if run.folds:
+      rows[-1]['folds'] = run.folds
   return rows
 
 

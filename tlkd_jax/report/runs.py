@@ -70,6 +70,12 @@ class RunFolder:
     return int(self.config['seed'])
 
   @property
+  def folds(self) -> int:
+    """Of which the seed chose the one that it is tested on; 0 without."""
+    chosen = self.config.get('data.fold') is None
+    return int(self.config.get('data.folds', 0)) if chosen else 0
+
+  @property
   def size(self) -> float:
     """Training images per class, or else their fraction; 0 is all."""
     count = int(self.config['num_train_per_class'])

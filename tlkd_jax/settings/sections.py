@@ -119,6 +119,19 @@ class Data:
     'regular expression with a group (?P<class>...).',
     optional(_pattern()),
   )
+  folds: int = key(
+    0,
+    'Of data without splits of their own: each class is cut into so many '
+    'folds, of which one is the test split of a run, so that every image is '
+    'tested in one of them; 0 is one split.',
+    whole(2, 1000, zero=True),
+  )
+  fold: int | None = key(
+    None,
+    'The fold that is test, from 0 on; None is seed mod data.folds, so that '
+    'the seeds of a study go through all.',
+    optional(whole(0)),
+  )
   near_duplicates: bool = key(
     False,
     'Look for images of validation and test that look like those of an earlier '
@@ -135,7 +148,20 @@ class Data:
   balance_tau: float = key(1.0, 'Of logit_adjustment.', number(0))
 
   def __post_init__(self):
-    refuse(settle(self, 'data'))
+    refuse(settle(self, 'data') or self._wrong())
+
+  def _wrong(self) -> list[str]:
+    if self.fold is None or self.fold < self.folds:
+      return []
+    if not self.folds:
+      return [
+        f'data.fold is {self.fold} and data.folds is 0: there is one split; '
+        'accepted: None, or data.folds >= 2'
+      ]
+    return [
+      f'data.fold is {self.fold}, of {self.folds} folds (data.folds); '
+      f'accepted: a whole number in [0, {self.folds - 1}], or None'
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -267,5 +267,7 @@ _OF_CELL = frozenset(
     'distillation.options',
     'data.data_dir',
     'data.cache_dir',
+    'data.folds',
+    'data.fold',
   }
 )

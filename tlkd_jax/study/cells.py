@@ -123,6 +123,8 @@ def run(
   record['made'] = made.by(mesh)
   if cell.seed in config.study.tuning_seeds:
     record['tuning'] = True
+  if own.data.folds and own.data.fold is None:
+    record['folds'] = own.data.folds
   for part, summary in zip(parts[:-1], summaries, strict=False):
     images = _images(part.settings, part.workdir, summary)
     record['seconds'] += summary['seconds']

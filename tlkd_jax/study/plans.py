@@ -33,6 +33,12 @@ def make(config: Settings) -> Plan:
   if max(counts.values(), default=1) > 1 and not study.tuning_seeds:
     words.append(('tuned', 'each cell on its own validation images'))
   words.append(('confirming seeds', f'from {config.seed} on'))
+  folds = config.data.folds
+  if folds:
+    tested = f'fold {config.data.fold}'
+    if config.data.fold is None:
+      tested = f'seed i is tested on fold i mod {folds}'
+    words.append(('folds', f'{folds}, {tested}'))
   places = [
     runs.in_words(runs.Place(name, size))
     for name, section in study.datasets.items()

@@ -115,17 +115,52 @@ def copies_of_training(workdir: pathlib.Path, dataset: Dataset) -> int:
   Raises:
     ValueError: the record is damaged.
   """
-  path = workdir / LABELLED
-  if not path.exists():
-    return 0
-  try:
-    record = json.loads(gzip.decompress(path.read_bytes()))
-    digests = record['files']['train']['digests']
-  except (*_DAMAGED, ValueError, LookupError, TypeError) as error:
-    raise ValueError(f'{path} is damaged: {error}') from error
-  known = set(digests) - {int(NO_DIGEST)}
+  learned = _recorded(workdir / LABELLED, 'train') or {}
+  known = set(learned.values()) - {int(NO_DIGEST)}
   test = dataset.files['test'].digests.tolist()
   return sum(digest in known for digest in test)
+
+
+def _recorded(path: pathlib.Path, split: str) -> dict[str, int] | None:
+  """Name -> digest of the files of a split; None without a record.
+
+  Raises:
+    ValueError: the record is damaged.
+  """
+  if not path.exists():
+    return None
+  try:
+    found = json.loads(gzip.decompress(path.read_bytes()))['files'][split]
+    return dict(zip(found['names'], found['digests'], strict=True))
+  except (*_DAMAGED, ValueError, LookupError, TypeError) as error:
+    raise ValueError(f'{path} is damaged: {error}') from error
+
+
+def check_taught(run: str, dataset: Dataset) -> None:
+  """Refuses a finished run that learned from images of the test split.
+
+  Names with the same bytes: an exact copy of another name is another image. A
+  run without a record is not refused.
+
+  Args:
+    run: workdir of a teacher, or of what a student starts from.
+    dataset: of the run that it is for.
+
+  Raises:
+    ValueError: says how many, or that the record is damaged.
+  """
+  learned = _recorded(pathlib.Path(run).expanduser() / LABELLED, 'train')
+  test = dataset.files.get('test')
+  if learned is None or test is None:
+    return
+  pairs = zip(test.names, test.digests.tolist(), strict=True)
+  count = sum(learned.get(name) == digest for name, digest in pairs)
+  if count:
+    raise ValueError(
+      f'{run} learned from {count} of the {len(test.names)} images that are '
+      'test here, so that its student would be taught them; accepted: a run of '
+      'the same split (data.folds, data.fold and seed)'
+    )
 
 
 def changes(old: Record, new: Record) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tlkd_jax import data
-from tlkd_jax.data import Look, transforms, unlabelled
+from tlkd_jax.data import Fold, Look, transforms, unlabelled
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import defaults, networks, preparation, shares
 
@@ -73,7 +73,7 @@ def load_seen(
   options['memory_budget_bytes'] //= shared_by
   options['train_size'] = _train_size(settings, look)
   return data.load_splits(
-    **options | {'labelling': labelling(settings)},
+    **options | {'labelling': labelling(settings), 'fold': fold(settings)},
     image_size=look.image_size,
     crop_fraction=look.crop,
     interpolation=look.interpolation,
@@ -112,6 +112,17 @@ def labelling(settings: Settings) -> data.Labelling:
   )
 
 
+def fold(settings: Settings) -> Fold | None:
+  """The fold that is a run's test; None where data are split once."""
+  section = settings.data
+  if not section.folds:
+    return None
+  number = section.fold
+  if number is None:
+    number = settings.seed % section.folds
+  return Fold(number, section.folds)
+
+
 def _examples(settings: Settings) -> dict[str, Any]:
   """Which examples a run has, as JSON takes it."""
   section = settings.data
@@ -128,6 +139,7 @@ def _examples(settings: Settings) -> dict[str, Any]:
     'num_validation_per_class': section.num_validation_per_class or None,
     'num_test_per_class': section.num_test_per_class or None,
     'seed': settings.seed,
+    'fold': str(fold(settings)),
     'on_bad_image': section.on_bad_image,
     'near_duplicates': section.near_duplicates,
     'memory_budget_bytes': section.memory_budget_mib * 2**20,
@@ -140,7 +152,7 @@ def where(settings: Settings) -> unlabelled.Where:
   """Where the data of a run lie."""
   section = settings.data
   return unlabelled.Where(
-    section.data_dir, section.cache_dir, labelling(settings)
+    section.data_dir, section.cache_dir, labelling(settings), fold(settings)
   )
 
 

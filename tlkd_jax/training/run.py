@@ -17,6 +17,7 @@ from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
   balance,
   costs,
+  data_record,
   drawing,
   folds,
   inputs,
@@ -96,6 +97,12 @@ def set_up(
   if settings.memory_check:
     stored = dataset.splits['train'].images.shape[1]
     memory.check_images(settings.batch_size, stored, dataset.image_size, mesh)
+  for place in (
+    settings.student.checkpoint,
+    *networks.teacher_runs(settings).values(),
+  ):
+    if place:
+      data_record.check_taught(place, dataset)
   dataset = inputs.training_data(settings, dataset)
   for line in shares.about(settings, dataset):
     logging.info('%s', line)

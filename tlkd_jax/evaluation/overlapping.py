@@ -1,0 +1,54 @@
+"""How sure a mean over folds is, where training sets overlap.
+
+Of K folds each is tested once, by networks that learned from the others. Two
+training sets share most of their images, so that K differences spread less than
+those of K fresh sets of images would: their variance over S runs is no estimate
+of that of their mean, and no unbiased one exists (Bengio and Grandvalet 2004).
+Nadeau and Bengio (2003) take
+
+  var(mean) = (1 / S + tested / trained) s^2,   tested / trained = 1 / (K - 1),
+
+with S - 1 degrees of freedom, and Bouckaert and Frank (2004) the same for
+several runs a fold: more runs make the first part smaller and never the second.
+"""
+
+import numpy as np
+
+from tlkd_jax.evaluation.crossed import Parts
+
+
+def parts(
+  values: np.ndarray, folds: int, step: float
+) -> tuple[Parts, Parts, Parts]:
+  """The parts that folds add to the variance over runs.
+
+  Args:
+    values: [S, N] of S runs, each on the N test images of its fold.
+    folds: K, at least 2.
+    step: by how much one entry changes where one image is answered otherwise.
+
+  Returns:
+    The parts; and their least and largest where two images of one run are
+    answered otherwise. `images` is s^2 / (K - 1), with such degrees of freedom
+    that its sum with s^2 / S has S - 1.
+  """
+  values = np.asarray(values, np.float64)
+  runs, count = values.shape
+  means = values.mean(axis=1)
+  rest = float(values.var(axis=1).mean()) / (runs * count)
+  # x of (a + b)^2 / (S - 1) = a^2 / (S - 1) + b^2 / x, see crossed.freedom.
+  freedom = (runs - 1) * runs / (2 * (folds - 1) + runs)
+  moved = [
+    _variance(means + flips * step / count * (np.arange(runs) == run))
+    for run in range(runs)
+    for flips in (-2, -1, 0, 1, 2)
+  ]
+
+  def of(variance: float) -> Parts:
+    return Parts(variance / (folds - 1), rest, freedom or 1.0)
+
+  return of(_variance(means)), of(min(moved)), of(max(moved))
+
+
+def _variance(means: np.ndarray) -> float:
+  return float(means.var(ddof=1)) if len(means) > 1 else 0.0
