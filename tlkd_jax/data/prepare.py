@@ -2,7 +2,8 @@
 
     python -m tlkd_jax.data.prepare --dataset oxford_flowers102
 
-Most TFDS data sets need TensorFlow for this step, and only for this step:
+With `--digest_at=SIDE` it says a digest of the decoded arrays, which tells
+whether others have the same images. Most TFDS data sets need TensorFlow for this step, and only for this step:
 
     pip install 'tensorflow-cpu>=2.21'
 
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 import tensorflow_datasets as tfds
 from absl import flags, logging
 
-from tlkd_jax.data import facts, sources
+from tlkd_jax.data import facts, load_splits, sources
 from tlkd_jax.data.builders import patterns
 from tlkd_jax.data.builders.headers import Labelling
 from tlkd_jax.runtime import command_line
@@ -44,6 +45,13 @@ _SPLIT_COLUMN = flags.DEFINE_string(
 _PATTERN = flags.DEFINE_string('pattern', None, 'As data.pattern of a run.')
 _DATA_DIR = flags.DEFINE_string(
   'data_dir', None, 'Where TFDS sets are written; by default as in TFDS.'
+)
+_DIGEST_AT = flags.DEFINE_integer(
+  'digest_at',
+  None,
+  'Also decode it for networks of this side, in pixels, and print a digest of '
+  'the arrays of each split: the same for all who have the same images.',
+  lower_bound=8,
 )
 _CACHE_DIR = flags.DEFINE_string(
   'cache_dir', None, 'Where digits and folders are written.'
@@ -125,6 +133,42 @@ def describe(
   return facts.lines(name, facts.collect(found, labels), found.notes)
 
 
+def digests(
+  name: str,
+  image_size: int,
+  *,
+  data_dir: str | os.PathLike | None = None,
+  cache_dir: str | os.PathLike | None = None,
+  labelling: Labelling | None = None,
+) -> list[str]:
+  """Digests of all images of each split as they are decoded, in lines.
+
+  Of pixels, labels and order; training images are kept with the margin of the
+  crop, as a run without random resized crops has them.
+
+  Args:
+    name: of a prepared data set.
+    image_size: side in pixels that networks would see.
+    data_dir: as in `prepare`.
+    cache_dir: likewise.
+    labelling: likewise.
+
+  Raises:
+    ValueError, FileNotFoundError: as load_splits.
+  """
+  dataset = load_splits(
+    name,
+    image_size=image_size,
+    data_dir=data_dir,
+    cache_dir=cache_dir,
+    labelling=labelling,
+  )
+  return [
+    f'{split} at {image_size} px: {len(found)} images, {found.fingerprint()}'
+    for split, found in dataset.splits.items()
+  ]
+
+
 def _lacks_tensorflow(error: BaseException | None) -> bool:
   while error is not None:
     if isinstance(error, ModuleNotFoundError):
@@ -152,14 +196,18 @@ def main(argv: Sequence[str]) -> None:
     own_options = {'cache_dir': _CACHE_DIR.value, 'labelling': _labelling()}
     described = describe(name, **own_options) if own else []
     folder = prepare(name, data_dir=_DATA_DIR.value, **own_options)
+    summed = []
+    if _DIGEST_AT.value:
+      places = {'data_dir': _DATA_DIR.value, **own_options}
+      summed = digests(name, _DIGEST_AT.value, **places)
   except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
   except OSError as error:
     print(f'error: {name} could not be written: {error}', file=sys.stderr)
     sys.exit(1)
-  if own:
-    print('\n  '.join(described))
+  if described or summed:
+    print('\n  '.join([*described, *summed]))
   print(f'{name} is prepared in {folder}')
 
 
