@@ -152,7 +152,7 @@ def test_what_is_finished_is_not_counted(
   dataset, cache_dir, tmp_path, caplog, monkeypatch
 ):
   caplog.set_level('INFO', logger='absl')
-  monkeypatch.setattr(forecast, '_measure', lambda dtype: (1e3, 0.0))
+  monkeypatch.setattr(forecast, 'measure_rates', lambda dtype: (1e3, 0.0))
   config = tiny.make_config('tl', cache_dir)
   runs = [
     (tmp_path / name, with_values(config, {'num_steps': steps}))

@@ -25,7 +25,8 @@ ORDER = (
   ('protocols',),
   ('arms', 'evaluating', 'inference'),
   ('study', 'export'),
-  ('main', 'api'),
+  ('advice',),
+  ('main', 'advise', 'api'),
 )
 RANK = {name: i for i, names in enumerate(ORDER) for name in names}
 

@@ -4,6 +4,7 @@ From Python, see docs/python.md:
 
     make_settings, make_study     what to run, by arm, names and keys
     fine_tune, compare, run_study runs it
+    advise                        is a teacher worth it here?
     load                          a finished run, called with images
     export_run                    a finished run's student as a file
     data.Dataset.from_arrays      images that a program holds
@@ -31,6 +32,7 @@ if _MASK is not None:
 from tlkd_jax.api import (
   Result,
   StudyResult,
+  advise,
   compare,
   fine_tune,
   load,
@@ -45,6 +47,7 @@ __version__ = '0.1.0'
 __all__ = [
   'Result',
   'StudyResult',
+  'advise',
   'compare',
   'export_run',
   'fine_tune',

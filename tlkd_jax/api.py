@@ -23,13 +23,14 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tlkd_jax.runtime.errors import as_user_errors
 from tlkd_jax.runtime.paths import expanded
 
 if TYPE_CHECKING:
+  from tlkd_jax.advice.conduct import Advice
   from tlkd_jax.data import Dataset
   from tlkd_jax.inference import Predictor
   from tlkd_jax.settings import Settings
@@ -244,6 +245,59 @@ def run_study(settings: 'Settings', workdir: str | os.PathLike) -> StudyResult:
     root = expanded(workdir)
   rows, answer = conduct.run(settings, root)
   return StudyResult(rows, answer, root / 'index.html')
+
+
+def advise(
+  dataset: 'str | Dataset',
+  workdir: str | os.PathLike,
+  *,
+  students: Sequence[str] = (),
+  teachers: Sequence[str] = (),
+  image_sizes: Sequence[int] = (),
+  budget_minutes: float = 60.0,
+  overrides: Mapping[str, Any] | None = None,
+) -> 'Advice':
+  """Is a teacher worth it here? Looks, probes, compares, and says so.
+
+      print(advise('folder:photos', 'runs/advice', budget_minutes=30))
+
+  The command `tlkd-jax-advise` does the same, on as many cores as it finds;
+  docs/advise.md says what happens in which order.
+
+  Args:
+    dataset: as of make_settings.
+    workdir: folder of the advice; the same call goes on with it.
+    students: candidates, 'MODEL' or 'MODEL=WEIGHTS'; () is the smallest model
+      whose weights are at hand.
+    teachers: likewise; () is all whose weights are at hand.
+    image_sizes: sides in pixels to try; () is by data and budget.
+    budget_minutes: for this call.
+    overrides: as of make_settings, for all runs.
+
+  Returns:
+    The sentence, the study's verdict, the page and the command that trains
+    what is advised; shown, it is the sentence.
+
+  Raises:
+    UserError: data, names or values that are not accepted, or a workdir with
+      another request.
+    RunError: a run failed.
+    Interrupted: it was asked to stop; what is finished stays.
+  """
+  _prepare()
+  from tlkd_jax.advice import conduct, request
+
+  with as_user_errors():
+    root = expanded(workdir)
+    asked = request.make(
+      _name(dataset),
+      tuple(students),
+      tuple(teachers),
+      tuple(image_sizes),
+      budget_minutes,
+      overrides,
+    )
+  return conduct.run(asked, root)
 
 
 def load(workdir: str | os.PathLike) -> 'Predictor':

@@ -3,7 +3,9 @@
     python -m tlkd_jax.data.prepare --dataset oxford_flowers102
 
 With `--digest_at=SIDE` it says a digest of the decoded arrays, which tells
-whether others have the same images. Most TFDS data sets need TensorFlow for this step, and only for this step:
+whether others have the same images.
+
+Most TFDS data sets need TensorFlow for this step, and only for this step:
 
     pip install 'tensorflow-cpu>=2.21'
 

@@ -45,6 +45,7 @@ class Sources:
     flip_ok: whether a mirrored image keeps its class.
     notes: what was decided about splits, one sentence each.
     left_out: what its folder holds and is not read; walk.count_left_out.
+    given: the splits that it has of its own; 'unsplit' where it has none.
   """
 
   class_names: list[str]
@@ -52,6 +53,7 @@ class Sources:
   flip_ok: bool
   notes: list[str]
   left_out: list[dict[str, Any]]
+  given: tuple[str, ...] = ()
 
 
 def default_cache_dir() -> pathlib.Path:
@@ -132,7 +134,14 @@ def open_sources(
   left_out, more = prepared.read_beside(builder)
   _check_labels(name, splits, class_names)
   flip_ok = builder.info.name not in _NOT_FLIPPABLE
-  return Sources(list(class_names), splits, flip_ok, [*more, *notes], left_out)
+  return Sources(
+    list(class_names),
+    splits,
+    flip_ok,
+    [*more, *notes],
+    left_out,
+    tuple(found),
+  )
 
 
 def open_test(

@@ -169,6 +169,19 @@ def _confirmed() -> dict[str, StudyArm]:
   }
 
 
+def _advised() -> dict[str, StudyArm]:
+  """The recipe in question, without its teacher, and at its cost."""
+  smoothed = {'label_smoothing': 0.1}
+  probed = {'teacher.fit': 'probed'}
+  cost = smoothed | probed | {'cost_matched': True}
+  return {
+    'teacher': StudyArm('teacher', 'teacher', (), probed),
+    'tl': StudyArm('tl', 'TL', (), smoothed),
+    'kd': StudyArm('kd', 'TL+KD', ('teacher',), smoothed),
+    'tl_cost_matched': StudyArm('tl', "TL at TL+KD's cost", (), cost),
+  }
+
+
 # Group of `configs/study.py:arms=GROUP` -> name -> arm.
 ARMS: dict[str, dict[str, StudyArm]] = {
   # Does the teacher help?
@@ -255,6 +268,8 @@ ARMS: dict[str, dict[str, StudyArm]] = {
   'unlabelled': _with_unlabelled(),
   # Does the tuned recipe help, on seeds and sizes that did not tune it?
   'confirm': _confirmed(),
+  # Is a teacher worth it here? See tlkd_jax/advice.
+  'advise': _advised(),
 }
 
 

@@ -99,7 +99,7 @@ def say(runs: Runs, dataset: Dataset, mesh: Mesh) -> None:
   if not left:
     return
   work = sum((count(one, dataset) for one in left), Work(0, 0))
-  rate, compiling = _measure(left[0].compute_dtype)
+  rate, compiling = measure_rates(left[0].compute_dtype)
   if mesh.devices.flat[0].platform != 'cpu':
     rate *= mesh.size
   logging.info(
@@ -196,8 +196,12 @@ def _described(model: str, size: int, num_classes: int) -> tuple[int, int]:
 
 
 @functools.lru_cache
-def _measure(dtype: str) -> tuple[float, float]:
-  """Multiply-adds a second, and seconds to compile for an array of weights."""
+def measure_rates(dtype: str) -> tuple[float, float]:
+  """Multiply-adds a second, and seconds to compile for an array of weights.
+
+  Args:
+    dtype: of the compute, a key of DTYPES.
+  """
   platform = jax.default_backend()
   count = _IMAGES.get(platform, _MORE_IMAGES)
   images = jnp.ones((count, _SIDE, _SIDE, _CHANNELS), DTYPES[dtype])

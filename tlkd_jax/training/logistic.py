@@ -18,8 +18,8 @@ from sklearn.linear_model import LogisticRegression
 # scikit-learn's C, of features with deviation 1 and images that count once.
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-8, 1))
 # scikit-learn's tol: of heads that are kept, and of those that are compared.
-_EXACT, _ROUGH = 1e-8, 1e-4
-_MAX_ITERATIONS = {_EXACT: 2000, _ROUGH: 200}
+EXACT, ROUGH = 1e-8, 1e-4
+_MAX_ITERATIONS = {EXACT: 2000, ROUGH: 200}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,7 @@ def fit(
   labels: np.ndarray,
   num_classes: int,
   strength: float,
+  tolerance: float = EXACT,
 ) -> Head:
   """The head with the least penalised loss.
 
@@ -69,12 +70,13 @@ def fit(
     num_classes: K.
     strength: C of scikit-learn: the sum of losses counts C times, the squared
       coefficients (of features scaled to deviation 1) a half; larger is freer.
+    tolerance: EXACT, or ROUGH where a head is scored and not kept.
 
   Returns:
     The head, of the features as given. A class without an image has no
     coefficients, and the probability of about one image among those there.
   """
-  return _path(features, labels, num_classes, (strength,), _EXACT)[0]
+  return _path(features, labels, num_classes, (strength,), tolerance)[0]
 
 
 def choose(
@@ -159,7 +161,7 @@ def _path(
   labels: np.ndarray,
   num_classes: int,
   strengths: tuple[float, ...],
-  tolerance: float = _ROUGH,
+  tolerance: float = ROUGH,
 ) -> list[Head]:
   """A head for each strength, each starting from the one before."""
   num_views = features.shape[1]

@@ -1,0 +1,179 @@
+"""The advice in one sentence, from the study's verdict and nothing else."""
+
+import dataclasses
+import math
+
+from tlkd_jax.advice.choosing import Choice
+from tlkd_jax.answer.conclusions import Conclusion
+from tlkd_jax.answer.decision import EQUAL, HELPS, UNKNOWN
+from tlkd_jax.answer.effects import Effect
+from tlkd_jax.answer.words import points
+from tlkd_jax.answer.worth import Worth
+from tlkd_jax.evaluation.sequential import FIRST_LOOK
+from tlkd_jax.runtime.texts import duration
+
+COST_MATCHED = 'tl_cost_matched'
+
+
+@dataclasses.dataclass(frozen=True)
+class Grounds:
+  """What the sentence is made of.
+
+  Attributes:
+    conclusion: the study's.
+    choice: what its arms had.
+    seconds: arm -> of training, its teacher's fitting included; NaN unknown.
+    steps: those of TL at TL+KD's cost, as a multiple of TL's; NaN unknown.
+    milliseconds: of one prediction of the student.
+    worth: in labels; None where it is not known.
+    seconds_a_seed: of a further seed.
+  """
+
+  conclusion: Conclusion
+  choice: Choice
+  seconds: dict[str, float]
+  steps: float
+  milliseconds: float
+  worth: Worth | None
+  seconds_a_seed: float
+
+
+def use_teacher(grounds: Grounds) -> bool:
+  """Whether the advice is a teacher: it helps, and its time alone does less."""
+  if grounds.conclusion.decision.verdict != HELPS:
+    return False
+  rival = _rival(grounds.conclusion)
+  return rival is None or rival.test['mean_difference'] > 0
+
+
+def write(grounds: Grounds) -> str:
+  """The sentence; it has the words of the study's verdict."""
+  decision = grounds.conclusion.decision
+  if use_teacher(grounds):
+    return _use(grounds)
+  if decision.verdict == HELPS:
+    return _its_time(grounds)
+  if decision.verdict == UNKNOWN:
+    return _unknown(grounds)
+  verdict = 'TL+KD hurts'
+  if decision.verdict == EQUAL:
+    verdict = 'TL+KD and fine-tuning alone are equal within the margin'
+  return (
+    f'Do not use a teacher: {verdict} ({_found(grounds)}), so {_plain(grounds)}'
+  )
+
+
+def _use(grounds: Grounds) -> str:
+  choice = grounds.choice
+  return (
+    f'Use a teacher, it helps: fine-tune {_model(choice.student)} at '
+    f'{choice.image_size} px for {choice.num_steps} steps with '
+    f'{_model(choice.teacher)} at {choice.teacher_size} px as its probed '
+    f'teacher ({_found(grounds)}, worth {_labels(grounds.worth)}), '
+    f'{_minutes(grounds, "kd")} of training in place of '
+    f'{_minutes(grounds, "tl")}, and {_each(grounds)} either way.'
+  )
+
+
+def _its_time(grounds: Grounds) -> str:
+  conclusion, choice = grounds.conclusion, grounds.choice
+  (against,) = (
+    one.against_reference
+    for one in conclusion.rivals
+    if one.against_reference.arm == COST_MATCHED
+  )
+  times = 'longer'
+  if not math.isnan(grounds.steps):
+    times = f'{grounds.steps * choice.num_steps:.0f} steps'
+  return (
+    f'Do not use a teacher but its time: TL+KD helps ({_found(grounds)}), and '
+    f'without a teacher as much computation gains '
+    f'{points(against.test["mean_difference"])}, so fine-tune '
+    f'{_model(choice.student)} alone at {choice.image_size} px for {times}, '
+    f'{_minutes(grounds, COST_MATCHED)} of training and {_each(grounds)}.'
+  )
+
+
+def _unknown(grounds: Grounds) -> str:
+  decision = grounds.conclusion.decision
+  if not decision.seeds:
+    why = 'no seed has finished all arms; the same command goes on'
+  else:
+    why = f'{_found(grounds)}; {_more(grounds)}'
+  return (
+    'Do not use a teacher for now, as whether it helps is not yet known '
+    f'({why}): {_plain(grounds)}'
+  )
+
+
+def _more(grounds: Grounds) -> str:
+  """What it would take to know."""
+  decision = grounds.conclusion.decision
+  if decision.seeds < FIRST_LOOK:
+    left = FIRST_LOOK - decision.seeds
+    time = duration(left * grounds.seconds_a_seed)
+    return f'the first look is after {FIRST_LOOK} seeds, about {time} more'
+  if decision.more is None:
+    return (
+      'no number of seeds would tell with these images, whose choice alone '
+      f'leaves {100 * decision.floor:.1f} points to either side'
+    )
+  time = duration(decision.more * grounds.seconds_a_seed)
+  seeds = f'{decision.more} more seed{"s" * (decision.more != 1)}'
+  return f'about {seeds}, {time}, would tell'
+
+
+def _found(grounds: Grounds) -> str:
+  """'+1.20 points of test accuracy, 95 % interval +0.30 to +2.10, ...'."""
+  decision = grounds.conclusion.decision
+  text = f'{points(decision.mean)} points of test accuracy'
+  low, high, level = decision.low, decision.high, 95
+  if decision.verdict == EQUAL:
+    low, high, level = decision.inner_low, decision.inner_high, 90
+  if not math.isnan(low):
+    text += f', {level} % interval {points(low)} to {points(high)}'
+  seeds = f'{decision.seeds} seed{"s" * (decision.seeds != 1)}'
+  images = f' and {decision.images:,} test images' * bool(decision.images)
+  return f'{text}, {seeds}{images}'
+
+
+def _plain(grounds: Grounds) -> str:
+  choice = grounds.choice
+  text = (
+    f'fine-tune {_model(choice.student)} alone at {choice.image_size} px for '
+    f'{choice.num_steps} steps'
+  )
+  if not math.isnan(grounds.seconds['tl']):
+    text += f', {_minutes(grounds, "tl")} of training'
+    if not math.isnan(grounds.seconds['kd']):
+      text += f' in place of {_minutes(grounds, "kd")}'
+  return f'{text}, {_each(grounds)}.'
+
+
+def _labels(worth: Worth | None) -> str:
+  if worth is None or math.isnan(worth.percent):
+    return 'labels of a number that is not known'
+  text = f'{worth.percent:+.0f} % labels'
+  if math.isnan(worth.low + worth.high):
+    return text
+  return f'{text} ({worth.low:+.0f} to {worth.high:+.0f})'
+
+
+def _minutes(grounds: Grounds, arm: str) -> str:
+  return duration(grounds.seconds[arm])
+
+
+def _each(grounds: Grounds) -> str:
+  return f'{grounds.milliseconds:.2g} ms a prediction'
+
+
+def _model(text: str) -> str:
+  return text.partition('=')[0]
+
+
+def _rival(conclusion: Conclusion) -> Effect | None:
+  """TL+KD minus TL at its cost, where both ran."""
+  for one in conclusion.rivals:
+    if one.treatment_against.reference == COST_MATCHED:
+      return one.treatment_against if one.treatment_against.seeds else None
+  return None
