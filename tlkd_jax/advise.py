@@ -64,19 +64,22 @@ def main(argv: list[str]) -> None:
 
 def _advise() -> None:
   interrupts.resumable()
+  with as_user_errors():
+    root = expanded(_WORKDIR.value)
+    sizes = tuple(map(_side, _SIZES.value))
+    values = dict(map(_value, _SET.value))
   allocator.keep_freed_memory()
   command_line.use_compilation_cache(_CACHE.value)
   from tlkd_jax.advice import conduct, request
 
   with as_user_errors():
-    root = expanded(_WORKDIR.value)
     asked = request.make(
       _DATASET.value,
       tuple(_STUDENTS.value),
       tuple(_TEACHERS.value),
-      tuple(map(_side, _SIZES.value)),
+      sizes,
       _BUDGET.value,
-      dict(map(_value, _SET.value)),
+      values,
     )
   found = conduct.run(asked, root)
   print(found.sentence)
