@@ -86,10 +86,7 @@ def look(settings: Settings) -> dict[str, Any]:
   sides = _sides(found.splits['train'])
   lines = facts.lines(settings.dataset, held, found.notes)[1:]
   if folds:
-    lines.append(
-      f'fewer than {LEAST_TEST} test images of a class: {folds} folds in place '
-      'of one split, so that every image is tested (data.folds)'
-    )
+    lines = [lines[0], *_about_folds(found, folds), *facts.copies_lines(held)]
   lines += _about_sides(sides) + _about_balance(labels['train'])
   lines += _near(_parts(settings, found, folds), sum(counts.values()))
   kinds = len(found.class_names)
@@ -146,6 +143,23 @@ def _about_balance(labels: np.ndarray) -> list[str]:
     f'the largest class has {counts.max() / counts.min():.1f} times the '
     'images of the smallest: accuracy is mostly that of large classes, macro '
     'F1 stands beside it'
+  ]
+
+
+def _about_folds(found: sources.Sources, folds: int) -> list[str]:
+  labels = np.concatenate([split.labels for split in found.splits.values()])
+  counts = np.bincount(labels)
+  low, high = int(counts.argmin()), int(counts.argmax())
+  names = found.class_names
+  each = f'{counts[low]} of each class'
+  if counts[low] < counts[high]:
+    each = f'{counts[low]} ({names[low]}) to {counts[high]} ({names[high]})'
+  return [
+    f'{labels.size} images, {each}',
+    f'one split would have fewer than {LEAST_TEST} test images of a class: the '
+    f'images are cut into {folds} folds, so that every one is tested '
+    '(data.folds)',
+    *facts.left_out_lines(found.left_out),
   ]
 
 
