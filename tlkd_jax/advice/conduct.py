@@ -96,11 +96,17 @@ def run(asked: Request, root: pathlib.Path) -> Advice:
     studies.prepare(config, study, end)
   load = cells.Loader()
   said = _says(config, root, end, load, choice, mesh)
+  left = [
+    cell
+    for cell in studies.known(config, study, end)
+    if not cells.is_done(study, cell)
+  ]
+  arms = len(config.study.arms) if config.study else 1
   _announce(
     4,
     'TL, TL+KD and TL at its cost, seed by seed until the answer is sure',
-    min(end.seconds_left(), FIRST_LOOK * choice.seconds_a_seed),
-    f'for {FIRST_LOOK} seeds, the first look, at most '
+    len(left) / arms * choice.seconds_a_seed,
+    f'for the {FIRST_LOOK} seeds of the first look or the next one; at most '
     f'{duration(max(end.seconds_left(), 0))}',
   )
   rows, _ = studies.run(config, study, end)

@@ -1,6 +1,7 @@
 """Step 5: ADVICE/index.html, report.md and report.json; the sentence first."""
 
 import pathlib
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -147,10 +148,10 @@ def command(request: Request, grounds: Grounds) -> str:
     }
     if weights:
       keys['teacher.weights'] = weights
-  told = ' '.join(f'--config.{key}={value}' for key, value in keys.items())
-  return (
-    f'python -m tlkd_jax.main --config {file}:{",".join(names)} {told} '
-    '--workdir runs/advised'
+  words = ['--config', f'{file}:{",".join(names)}']
+  words += [f'--config.{key}={value}' for key, value in keys.items()]
+  return shlex.join(
+    ['python', '-m', 'tlkd_jax.main', *words, '--workdir', 'runs/advised']
   )
 
 

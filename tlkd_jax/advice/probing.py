@@ -25,6 +25,7 @@ _STRENGTHS = logistic.STRENGTHS[1::3]
 _INNER_FOLDS = 3
 # By which the strength is chosen.
 _MOST_CHOSEN_BY = 256
+_SECONDS_TIMED = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +114,12 @@ def measure(
 
   # Compiles, so that what is timed is the network.
   predict(dataset.splits['train'].take(slice(0, own.batch_size)))
-  begun = time.monotonic()
-  seen = {'train': predict(dataset.splits['train'])}
-  spent = time.monotonic() - begun
+  seen, passes = {}, []
+  # Others may use the machine too: the best pass, of several of few images.
+  while sum(passes) < _SECONDS_TIMED:
+    begun = time.monotonic()
+    seen['train'] = predict(dataset.splits['train'])
+    passes.append(time.monotonic() - begun)
   rest = ('validation', 'test') if folds else ('validation',)
   seen |= {name: predict(dataset.splits[name]) for name in rest}
   begun = time.monotonic()
@@ -130,7 +134,7 @@ def measure(
     accuracy=float(np.mean([accuracy for accuracy, _ in scored])),
     nll=float(np.mean([nll for _, nll in scored])),
     by_fold=tuple(nll for _, nll in scored) if folds else (),
-    milliseconds=1000 * spent / len(seen['train'].labels),
+    milliseconds=1000 * min(passes) / len(seen['train'].labels),
     images=sum(len(one.labels) for one in seen.values()),
     fit_seconds=(time.monotonic() - begun) / rows,
   )

@@ -109,7 +109,8 @@ def make_blocks(pairs: Pairs, seeds: Sequence[int]) -> list[Block] | None:
         found = [(name, _thinned(values, fewest)) for name, values in found]
       values = np.array([values for _, values in found])
       groups.setdefault(images, []).append(values)
-      counts[images] = sum(sizes.values()) if folds else values.shape[1]
+      fewest = min(sizes.values(), default=0)
+      counts[images] = sum(sizes.values()) if folds else fewest
     share = 1 / len(by_dataset) / len(places)
     for images, members in groups.items():
       blocks.append(
