@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -92,6 +93,8 @@ def invented(gain):
       if cells.is_done(root, cell):
         continue
       top1 = 0.5 + gain * (cell.arm == 'kd') + 0.001 * (cell.seed % 2)
+      # Half of the labels cost a tenth.
+      top1 -= 0.1 * (cell.size > 0)
       right = np.arange(2000) < round(2000 * top1)
       record = row(cell.arm, cell.seed, right.mean(), size=cell.size)
       record['dataset'] = cell.dataset
@@ -102,7 +105,7 @@ def invented(gain):
         'folds': 5,
         'wall_seconds': 30.0,
         'image_size': 16,
-        'num_train': 30,
+        'num_train': 15 if cell.size else 30,
         'kind': cell.kind,
         'label': cell.label,
         'teachers': list(cell.teachers),
@@ -142,7 +145,8 @@ def test_from_a_folder_to_a_page(tmp_path, pets, monkeypatch):
   assert report['advice'] == found.sentence == repr(found)
   assert found.sentence in page.partition('</section>')[0]
   assert found.verdict == report['verdict'] == 'helps'
-  assert found.verdict in found.sentence and 'worth' in found.sentence
+  assert found.verdict in found.sentence
+  assert re.search(r'worth [+]\d+ % labels', found.sentence)
   # The study's own page says the same.
   assert 'Yes, it helps' in study and 'Yes, it helps' in page
   state = sealed.read_json(tmp_path / 'advice' / 'advice.json')

@@ -83,7 +83,7 @@ def test_the_sentence_has_the_verdict(gains, longer, said):
         '6 seeds and 10,000 test images',
         '5 min of training in place of 2 min',
         '1.9 ms a prediction',
-        'labels of a number that is not known',
+        'worth a number of labels that is not known',
       ],
     ),
     (
@@ -115,3 +115,17 @@ def test_times_that_are_not_known_are_not_said():
   text = sentence.write(grounds([], seconds=seconds, steps=math.nan))
   assert 'of training' not in text and 'nan' not in text
   assert 'fine-tune student alone at 64 px' in text
+
+
+@pytest.mark.parametrize(
+  ('worth', 'said'),
+  [
+    ((18.4, 6.0, 28.0), 'worth +18 % labels (+6 to +28)'),
+    ((18.4, math.nan, math.nan), 'worth +18 % labels)'),
+    ((18.4, -100.0, math.inf), 'worth +18 % labels (-100 to more)'),
+    ((math.nan, 1.0, 2.0), 'worth a number of labels that is not known'),
+  ],
+)
+def test_what_it_is_worth_in_labels(worth, said):
+  made = grounds([0.03] * 6, worth=sentence.Labels(*worth))
+  assert said in sentence.write(made)

@@ -17,12 +17,11 @@ from tlkd_jax.advice import choosing, looking, pages, probing, request, trial
 from tlkd_jax.advice.choosing import Choice
 from tlkd_jax.advice.probing import Probe
 from tlkd_jax.advice.request import Request
-from tlkd_jax.advice.sentence import COST_MATCHED, Grounds
+from tlkd_jax.advice.sentence import COST_MATCHED, Grounds, Labels
 from tlkd_jax.answer import conclusions, worth
 from tlkd_jax.answer import plan as plans
 from tlkd_jax.answer import rows as runs
 from tlkd_jax.answer.decision import HELPS, Decided
-from tlkd_jax.answer.worth import Worth
 from tlkd_jax.evaluation import records
 from tlkd_jax.evaluation.sequential import FIRST_LOOK
 from tlkd_jax.runtime import sealed, sharding
@@ -347,7 +346,7 @@ def _worth(
   rows: list[CellRow],
   end: Until,
   seeds: int,
-) -> Worth | None:
+) -> Labels | None:
   """The gain in labels, by the same arms with half of the training images."""
   if end.is_over():
     logging.info('  the budget is spent: what it is worth in labels is open')
@@ -358,7 +357,9 @@ def _worth(
   few, _ = studies.run(half, place, until.make(half, seeds, end.deadline, 1))
   few = results.with_answers(place, few)
   found = worth.in_labels([*rows, *few], 'kd', 'tl')
-  return found[0] if found else None
+  if not found:
+    return None
+  return Labels(found[0].percent, found[0].low, found[0].high)
 
 
 def _seconds(rows: list[CellRow]) -> dict[str, float]:

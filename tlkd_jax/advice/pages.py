@@ -156,7 +156,7 @@ def command(request: Request, grounds: Grounds) -> str:
 
 
 def _data(looked: dict[str, Any]) -> list[Block]:
-  return [*map(Text, looked['lines'])]
+  return [Text(f'{line[:1].upper()}{line[1:]}.') for line in looked['lines']]
 
 
 def _probes(probes: Sequence[Probe], grounds: Grounds) -> list[Block]:

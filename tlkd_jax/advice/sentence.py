@@ -2,17 +2,25 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 from tlkd_jax.advice.choosing import Choice
 from tlkd_jax.answer.conclusions import Conclusion
 from tlkd_jax.answer.decision import EQUAL, HELPS, UNKNOWN
 from tlkd_jax.answer.effects import Effect
 from tlkd_jax.answer.words import points
-from tlkd_jax.answer.worth import Worth
 from tlkd_jax.evaluation.sequential import FIRST_LOOK
 from tlkd_jax.runtime.texts import duration
 
 COST_MATCHED = 'tl_cost_matched'
+
+
+class Labels(NamedTuple):
+  """What a gain is worth: per cent more labels, with its 95 % interval."""
+
+  percent: float
+  low: float
+  high: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Grounds:
   seconds: dict[str, float]
   steps: float
   milliseconds: float
-  worth: Worth | None
+  worth: Labels | None
   seconds_a_seed: float
 
 
@@ -69,7 +77,7 @@ def _use(grounds: Grounds) -> str:
     f'Use a teacher, it helps: fine-tune {_model(choice.student)} at '
     f'{choice.image_size} px for {choice.num_steps} steps with '
     f'{_model(choice.teacher)} at {choice.teacher_size} px as its probed '
-    f'teacher ({_found(grounds)}, worth {_labels(grounds.worth)}), '
+    f'teacher ({_found(grounds)}, {_labels(grounds.worth)}), '
     f'{_minutes(grounds, "kd")} of training in place of '
     f'{_minutes(grounds, "tl")}, and {_each(grounds)} either way.'
   )
@@ -150,13 +158,14 @@ def _plain(grounds: Grounds) -> str:
   return f'{text}, {_each(grounds)}.'
 
 
-def _labels(worth: Worth | None) -> str:
+def _labels(worth: Labels | None) -> str:
   if worth is None or math.isnan(worth.percent):
-    return 'labels of a number that is not known'
-  text = f'{worth.percent:+.0f} % labels'
-  if math.isnan(worth.low + worth.high):
+    return 'worth a number of labels that is not known'
+  text = f'worth {worth.percent:+.0f} % labels'
+  if math.isnan(worth.low) or math.isnan(worth.high):
     return text
-  return f'{text} ({worth.low:+.0f} to {worth.high:+.0f})'
+  high = 'more' if math.isinf(worth.high) else f'{worth.high:+.0f}'
+  return f'{text} ({worth.low:+.0f} to {high})'
 
 
 def _minutes(grounds: Grounds, arm: str) -> str:
