@@ -158,7 +158,8 @@ def test_from_a_folder_to_a_page(tmp_path, pets, monkeypatch):
   assert (tmp_path / 'advice' / 'targets' / 'teacher_says.json').exists()
   assert 'What the teacher&#x27;s targets say' in page
   assert 'kd.py:dataset=folder:' in found.command
-  assert '--config.teacher.fit=probed' in found.command
+  for told in ('fit=probed', 'image_size=16', 'probe_views=4'):
+    assert f'--config.teacher.{told} ' in found.command
   # Again: nothing is looked at or measured twice, and it is the same.
   said.clear()
   monkeypatch.setattr(conduct.probing, 'measure', None)

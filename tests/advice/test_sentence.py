@@ -99,6 +99,14 @@ def test_it_says_gain_cost_and_recipe(gains, parts):
     assert part in text, text
 
 
+def test_a_teachers_time_is_more_steps():
+  assert sentence.num_steps(grounds([0.03] * 6)) == 100
+  longer = grounds([0.03] * 6, 0.05)
+  assert sentence.num_steps(longer) == 240
+  assert 'alone at 64 px for 240 steps' in sentence.write(longer)
+  assert sentence.num_steps(grounds([-0.03] * 6, 0.05)) == 100
+
+
 def test_what_it_would_take_to_know():
   few = grounds([0.02, -0.01, 0.03, 0.0, 0.01], count=60, noise=0.0)
   decision = few.conclusion.decision

@@ -88,9 +88,10 @@ def test_several_seeds_on_one_fold_are_seeds_on_one_test_split():
 @pytest.mark.parametrize(
   ('seeds', 'said'),
   [
-    (range(3), 'Of the folds 3 are tested so far.'),
+    (range(1), '1 of the 5 folds is tested so far.'),
+    (range(3), '3 of the 5 folds are tested so far.'),
     (range(7), 'Each image is tested 1 or 2 times'),
-    (range(100, 104), 'Of the folds 4 are tested so far.'),
+    (range(100, 104), '4 of the 5 folds are tested so far.'),
     (range(10), 'the run of seed i is tested on fold i mod 5'),
   ],
 )

@@ -35,6 +35,10 @@ _FITS = 10.0
 # of its folds.
 MOST_PROBED = 2500
 PROBE_FOLDS = 3
+_CHEAPEST = (
+  'No first look fits the budget: these are the cheapest student, and the '
+  'cheapest teacher that knows more.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +117,8 @@ def choose(
   # The cheapest of those that know more; with nobody else, it teaches itself.
   able = [t for t in others if t.nll < student.nll] or others or [student]
   teacher = min(able, key=lambda probe: probe.milliseconds)
-  return _with_teacher(student, [teacher], sizes, steps, fits=False)
+  made = _with_teacher(student, [teacher], sizes, steps, fits=False)
+  return dataclasses.replace(made, by=_CHEAPEST)
 
 
 def seconds_a_seed(

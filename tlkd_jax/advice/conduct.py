@@ -39,6 +39,8 @@ from tlkd_jax.training.summary import SAYS
 
 FILE = 'advice.json'
 _STEPS = 5
+# Cells of a seed: the teacher and three students.
+_ARMS = 4
 # Of the budget, for the probes.
 _PROBES = 0.2
 # Images that a probe sees of training, and of validation.
@@ -100,11 +102,10 @@ def run(asked: Request, root: pathlib.Path) -> Advice:
     for cell in studies.known(config, study, end)
     if not cells.is_done(study, cell)
   ]
-  arms = len(config.study.arms) if config.study else 1
   _announce(
     4,
     'TL, TL+KD and TL at its cost, seed by seed until the answer is sure',
-    len(left) / arms * choice.seconds_a_seed,
+    len(left) / _ARMS * choice.seconds_a_seed,
     f'for the {FIRST_LOOK} seeds of the first look or the next one; at most '
     f'{duration(max(end.seconds_left(), 0))}',
   )
@@ -129,7 +130,7 @@ def run(asked: Request, root: pathlib.Path) -> Advice:
     sentence=text,
     verdict=conclusion.decision.verdict,
     page=root / 'index.html',
-    command=pages.command(asked, grounds),
+    command=pages.command(asked, grounds, pages.num_train(looked, choice)),
   )
 
 
@@ -384,12 +385,18 @@ def _steps(rows: list[CellRow]) -> float:
 
 
 def _seconds_a_seed(rows: list[CellRow], choice: Choice) -> float:
-  """As measured, where a seed is whole."""
+  """Of a further seed, as measured; a forecast where nothing is."""
   by_seed: dict[int, list[float]] = {}
   for row in rows:
     by_seed.setdefault(row['seed'], []).append(row['wall_seconds'])
-  whole = [sum(found) for found in by_seed.values() if len(found) >= 4]
-  return whole[-1] if whole else choice.seconds_a_seed
+  if not by_seed:
+    return choice.seconds_a_seed
+  last = max(by_seed.values(), key=len)
+  # The arms that are left take as long as the others, or as was forecast.
+  if len(last) < _ARMS:
+    return max(sum(last) / len(last) * _ARMS, choice.seconds_a_seed)
+  whole = [found for found in by_seed.values() if len(found) == _ARMS]
+  return sum(whole[-1])
 
 
 def _of(probes: list[Probe], model: str, size: int) -> Probe:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tlkd_jax.advice import sentence
-from tlkd_jax.advice.choosing import Choice
+from tlkd_jax.advice.choosing import PROBE_FOLDS, Choice, views
 from tlkd_jax.advice.probing import Probe
 from tlkd_jax.advice.request import Request
 from tlkd_jax.advice.sentence import Grounds
@@ -62,9 +62,10 @@ def write(
       if section.key in _OF_STUDY
     ]
   name = dataset_name(request.dataset)
+  seeds = grounds.conclusion.decision.seeds
   subtitle = (
     f'{name}: {looked["images"]:,} images of {looked["classes"]} classes; '
-    f'{grounds.conclusion.decision.seeds} seeds'
+    f'{seeds} seed{"s" * (seeds != 1)}'
   )
   replace_text(root / 'index.html', html.page(TITLE, subtitle, sections))
   replace_text(root / 'report.md', markdown.page(TITLE, subtitle, sections))
@@ -84,9 +85,10 @@ def _advice(
   text: str, request: Request, looked: dict[str, Any], grounds: Grounds
 ) -> list[Block]:
   choice = grounds.choice
+  told = command(request, grounds, num_train(looked, choice))
   blocks = [
     Text(text, 'lead'),
-    Text(f'To train it: `{command(request, grounds)}`'),
+    Text(f'To train it: `{told}`'),
     Text(_limits(looked, choice, grounds)),
   ]
   if not choice.knows_more:
@@ -103,7 +105,7 @@ def _advice(
 def _limits(looked: dict[str, Any], choice: Choice, grounds: Grounds) -> str:
   """What the answer is an answer to."""
   text = (
-    f'This is the answer at {choice.image_size} px and {choice.num_steps} steps'
+    f'It was tried at {choice.image_size} px and with {choice.num_steps} steps'
   )
   if choice.train_fraction < 1:
     text += f', with {100 * choice.train_fraction:.0f} % of the training images'
@@ -114,7 +116,7 @@ def _limits(looked: dict[str, Any], choice: Choice, grounds: Grounds) -> str:
   )
   text += (
     '; larger images or more steps (a larger --budget_minutes and another '
-    '--workdir) may give another one. '
+    '--workdir) may give another answer. '
   )
   if looked['folds']:
     text += (
@@ -125,8 +127,19 @@ def _limits(looked: dict[str, Any], choice: Choice, grounds: Grounds) -> str:
   return text + f'A further seed of all arms takes about {a_seed}.'
 
 
-def command(request: Request, grounds: Grounds) -> str:
-  """The command that trains the advised recipe on all training images."""
+def num_train(looked: dict[str, Any], choice: Choice) -> int:
+  """Training images of the arms."""
+  return round(looked['counts']['train'] * choice.train_fraction)
+
+
+def command(request: Request, grounds: Grounds, num_train: int) -> str:
+  """The command that trains the advised recipe on all training images.
+
+  Args:
+    request: what was asked.
+    grounds: of the sentence.
+    num_train: training images of the arms.
+  """
   choice = grounds.choice
   with_teacher = sentence.use_teacher(grounds)
   student, _, weights = choice.student.partition('=')
@@ -134,7 +147,7 @@ def command(request: Request, grounds: Grounds) -> str:
   names = [f'dataset={request.dataset}', f'student={student}']
   keys = {
     'image_size': choice.image_size,
-    'num_steps': choice.num_steps,
+    'num_steps': sentence.num_steps(grounds),
     **request.values,
   }
   if weights:
@@ -145,6 +158,8 @@ def command(request: Request, grounds: Grounds) -> str:
     keys |= {
       'teacher.fit': 'probed',
       'teacher.image_size': choice.teacher_size,
+      'teacher.probe_views': views(num_train),
+      'teacher.probe_folds': PROBE_FOLDS,
     }
     if weights:
       keys['teacher.weights'] = weights

@@ -54,6 +54,15 @@ def use_teacher(grounds: Grounds) -> bool:
   return rival is None or rival.test['mean_difference'] > 0
 
 
+def num_steps(grounds: Grounds) -> int:
+  """Of the advised recipe: more, where the advice is a teacher's time."""
+  steps, verdict = grounds.choice.num_steps, grounds.conclusion.decision.verdict
+  longer = verdict == HELPS and not use_teacher(grounds)
+  if longer and not math.isnan(grounds.steps):
+    return round(steps * grounds.steps)
+  return steps
+
+
 def write(grounds: Grounds) -> str:
   """The sentence; it has the words of the study's verdict."""
   decision = grounds.conclusion.decision
@@ -90,14 +99,12 @@ def _its_time(grounds: Grounds) -> str:
     for one in conclusion.rivals
     if one.against_reference.arm == COST_MATCHED
   )
-  times = 'longer'
-  if not math.isnan(grounds.steps):
-    times = f'{grounds.steps * choice.num_steps:.0f} steps'
   return (
     f'Do not use a teacher but its time: TL+KD helps ({_found(grounds)}), and '
     f'without a teacher as much computation gains '
     f'{points(against.test["mean_difference"])}, so fine-tune '
-    f'{_model(choice.student)} alone at {choice.image_size} px for {times}, '
+    f'{_model(choice.student)} alone at {choice.image_size} px for '
+    f'{num_steps(grounds)} steps, '
     f'{_minutes(grounds, COST_MATCHED)} of training and {_each(grounds)}.'
   )
 

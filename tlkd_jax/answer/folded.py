@@ -23,7 +23,8 @@ def remarks(counted: Sequence[tuple[int, Row]]) -> list[str]:
     f'fold i mod {count} and learns from the others. '
   )
   if len(tested) < count:
-    text += f'Of the folds {len(tested)} are tested so far. '
+    some = f'{len(tested)} of the {count} folds'
+    text += f'{some} {"is" if len(tested) == 1 else "are"} tested so far. '
   elif len(set(tested.values())) > 1:
     text += (
       f'Each image is tested {min(tested.values())} or '
