@@ -280,3 +280,25 @@ def test_the_command_refuses_at_once(arguments, message, tmp_path):
 
 def test_it_is_a_function_whatever_the_command():
   assert callable(tlkd_jax.advise) and tlkd_jax.advise is api.advise
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'expected'),
+  [
+    ({}, 60.0),
+    # Two of four cells: the others take as long.
+    ({0: [40.0, 60.0]}, 200.0),
+    ({0: [1.0, 1.0]}, 60.0),
+    ({0: [40.0, 60.0, 10.0, 10.0]}, 120.0),
+    # The first one compiles; the last whole one says it.
+    ({0: [90.0] * 4, 1: [20.0] * 4, 2: [5.0]}, 80.0),
+  ],
+)
+def test_a_further_seed_takes_what_the_last_one_took(seconds, expected):
+  choice = conduct.Choice('s', 16, 't', 24, 60, 1.0, 60.0, True, '', True)
+  rows = [
+    {'seed': seed, 'wall_seconds': each}
+    for seed, found in seconds.items()
+    for each in found
+  ]
+  assert conduct._seconds_a_seed(rows, choice) == expected

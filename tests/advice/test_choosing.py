@@ -40,6 +40,7 @@ def test_a_larger_budget_takes_more(minutes, student, teacher, steps, fits):
   assert (choice.student, choice.image_size) == student
   assert (choice.teacher, choice.teacher_size) == teacher
   assert (choice.num_steps, choice.fits) == (steps, fits)
+  assert ('No first look fits' in choice.by) != fits
   if fits:
     assert FIRST_LOOK * choice.seconds_a_seed < 60 * minutes
 

@@ -9,7 +9,9 @@ Nadeau and Bengio (2003) take
   var(mean) = (1 / S + tested / trained) s^2,   tested / trained = 1 / (K - 1),
 
 with S - 1 degrees of freedom, and Bouckaert and Frank (2004) the same for
-several runs a fold: more runs make the first part smaller and never the second.
+several partitions into folds: more runs make the first part smaller and never
+the second. Here all runs have one partition, so that more runs than folds are
+no further sets of images: the degrees of freedom are min(S, K) - 1.
 """
 
 import numpy as np
@@ -30,14 +32,13 @@ def parts(
   Returns:
     The parts; and their least and largest where two images of one run are
     answered otherwise. `images` is s^2 / (K - 1), with such degrees of freedom
-    that its sum with s^2 / S has S - 1.
+    that its sum with s^2 / S, of S - 1, has min(S, K) - 1.
   """
   values = np.asarray(values, np.float64)
   runs, count = values.shape
   means = values.mean(axis=1)
   rest = float(values.var(axis=1).mean()) / (runs * count)
-  # x of (a + b)^2 / (S - 1) = a^2 / (S - 1) + b^2 / x, see crossed.freedom.
-  freedom = (runs - 1) * runs / (2 * (folds - 1) + runs)
+  freedom = _freedom(runs, folds)
   moved = [
     _variance(means + flips * step / count * (np.arange(runs) == run))
     for run in range(runs)
@@ -45,9 +46,21 @@ def parts(
   ]
 
   def of(variance: float) -> Parts:
-    return Parts(variance / (folds - 1), rest, freedom or 1.0)
+    return Parts(variance / (folds - 1), rest, freedom)
 
   return of(_variance(means)), of(min(moved)), of(max(moved))
+
+
+def _freedom(runs: int, folds: int) -> float:
+  """x of (a + b)^2 / (min(S, K) - 1) = a^2 / (S - 1) + b^2 / x.
+
+  With a = 1 / S and b = 1 / (K - 1), see crossed.freedom.
+  """
+  if runs < 2:
+    return 1.0
+  first, second = 1 / runs, 1 / (folds - 1)
+  whole = (first + second) ** 2 / (min(runs, folds) - 1)
+  return second**2 / (whole - first**2 / (runs - 1))
 
 
 def _variance(means: np.ndarray) -> float:
