@@ -130,7 +130,7 @@ def test_times_that_are_not_known_are_not_said():
   [
     ((18.4, 6.0, 28.0), 'worth +18 % labels (+6 to +28)'),
     ((18.4, math.nan, math.nan), 'worth +18 % labels)'),
-    ((18.4, -100.0, math.inf), 'worth +18 % labels (-100 to more)'),
+    ((18.4, -100.0, math.inf), 'worth +18 % labels (fewer to more)'),
     ((math.nan, 1.0, 2.0), 'worth a number of labels that is not known'),
   ],
 )

@@ -360,7 +360,8 @@ def _worth(
   found = worth.in_labels([*rows, *few], 'kd', 'tl')
   if not found:
     return None
-  return Labels(found[0].percent, found[0].low, found[0].high)
+  over = found[0].over_curve
+  return Labels(over.percent, over.low, over.high)
 
 
 def _seconds(rows: list[CellRow]) -> dict[str, float]:

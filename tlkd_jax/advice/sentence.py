@@ -16,7 +16,10 @@ COST_MATCHED = 'tl_cost_matched'
 
 
 class Labels(NamedTuple):
-  """What a gain is worth: per cent more labels, with its 95 % interval."""
+  """What a gain is worth: per cent more labels, with its 95 % interval.
+
+  As label_curves.Efficiency has them.
+  """
 
   percent: float
   low: float
@@ -171,8 +174,9 @@ def _labels(worth: Labels | None) -> str:
   text = f'worth {worth.percent:+.0f} % labels'
   if math.isnan(worth.low) or math.isnan(worth.high):
     return text
+  low = 'fewer' if worth.low <= -100 else f'{worth.low:+.0f}'
   high = 'more' if math.isinf(worth.high) else f'{worth.high:+.0f}'
-  return f'{text} ({worth.low:+.0f} to {high})'
+  return f'{text} ({low} to {high})'
 
 
 def _minutes(grounds: Grounds, arm: str) -> str:

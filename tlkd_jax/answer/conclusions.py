@@ -121,7 +121,7 @@ def draw(
         rows, treatment, reference
       ).items()
     ),
-    *folded.remarks([(row['seed'], row) for row in runs.chosen(rows)]),
+    *folded.remarks(_pairs(rows, treatment, reference, plan)),
     *words.made([(row['seed'], row) for row in runs.chosen(rows)]),
   ]
   return Conclusion(
