@@ -194,7 +194,7 @@ def _near(parts: Mapping[str, Source], count: int) -> list[str]:
   except (OSError, ValueError) as error:
     return [f'near copies were not looked for: {error}']
   if not found:
-    return ['no image looks like one of an earlier split or fold']
+    return ['beside exact copies no image looks like one of an earlier part']
   return [
     f'{one["count"]} images of {one["split"]} look like images of an earlier '
     f'one (beside exact copies), such as {" ~ ".join(one["example"])}'
