@@ -237,4 +237,7 @@ def _targets(said: dict[str, Any]) -> list[Block]:
         f'{one["student_probe_nll"]:.3f} of a probe of the student.'
       )
     )
-  return [*blocks, *(Text(f'Beware: {line}.') for line in one['warnings'])]
+  return [
+    *blocks,
+    *(Text(f'Beware of this teacher: {line}.') for line in one['warnings']),
+  ]
