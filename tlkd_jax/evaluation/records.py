@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ _DAMAGED = (
   RuntimeError,
   SyntaxError,
   TypeError,
+  tokenize.TokenError,
   ValueError,
   zipfile.BadZipFile,
   zlib.error,

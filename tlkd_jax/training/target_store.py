@@ -305,7 +305,8 @@ class Store:
   def _load(self, path: pathlib.Path) -> np.ndarray | None:
     try:
       stored = np.load(path, mmap_mode='r')
-    except (EOFError, OSError, TypeError, ValueError):
+    # What a damaged header raises depends on where the damage is.
+    except Exception:
       return None
     right = stored.dtype == self._layout.row and stored.shape == (self._size,)
     return stored if right else None
