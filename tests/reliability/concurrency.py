@@ -129,6 +129,8 @@ def _lost_peer(place: Place) -> list[Outcome]:
     wrong = runs.differences(whole, folder) if worst.code == 0 else []
     result = of_process(worst.code, worst.error, wrong)
     result = 'lost' if result == 'refused' else result
-    found.append(Outcome(kind, result, f'again: {wrong or worst.error[-2000:]}'))
+    found.append(
+      Outcome(kind, result, f'again: {wrong or worst.error[-2000:]}')
+    )
     shutil.rmtree(folder)
   return found

@@ -7,9 +7,9 @@ import json
 import numpy as np
 
 from tests import strict
-from tests.report import synthetic, test_browser
 from tests.reliability.outcomes import Outcome
 from tests.reliability.runs import Place
+from tests.report import synthetic, test_browser
 from tlkd_jax.evaluation import labelled_files
 from tlkd_jax.report import page
 
@@ -44,8 +44,10 @@ def _in_tables(name: str) -> Outcome:
     for row in rows:
       assert len(row) == 5 and row['confidence'] == 0.75
     assert (rows[0]['file'], rows[0]['class']) == (name, name)
-    assert [strict.parse_json(line) for line in
-            labelled_files.as_json_lines(rows).splitlines()] == rows
+    assert [
+      strict.parse_json(line)
+      for line in labelled_files.as_json_lines(rows).splitlines()
+    ] == rows
     text = labelled_files.as_csv(rows)
     table = list(csv.reader(io.StringIO(text, newline='')))
     assert {len(line) for line in table} == {5}

@@ -99,9 +99,7 @@ def _evaluations(place: Place) -> list[Outcome]:
       shutil.copytree(runs.unbroken(place)[0], folder)
     return runs.evaluate(place, folder, 'all')
 
-  return _chain_of(
-    place, 'kill: --suite=all', command, _evaluation_differs, 4
-  )
+  return _chain_of(place, 'kill: --suite=all', command, _evaluation_differs, 4)
 
 
 def _evaluation_differs(left: pathlib.Path, right: pathlib.Path) -> list[str]:

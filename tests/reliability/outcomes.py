@@ -74,5 +74,7 @@ def table(found: Iterable[Outcome]) -> str:
 def bad(found: Iterable[Outcome]) -> list[str]:
   """What must not be, a line each."""
   return [
-    f'{one.kind}: {one.result}: {one.what}' for one in found if one.result in BAD
+    f'{one.kind}: {one.result}: {one.what}'
+    for one in found
+    if one.result in BAD
   ]

@@ -63,7 +63,9 @@ class Done:
   error: str
 
 
-def train(place: Place, workdir: pathlib.Path, arm='kd', **changes) -> list[str]:
+def train(
+  place: Place, workdir: pathlib.Path, arm='kd', **changes
+) -> list[str]:
   """Arguments of Python for a run."""
   given = (KD if arm == 'kd' else {}) | {
     'targets__dir': str(workdir / 'targets')
@@ -101,7 +103,10 @@ def study(place: Place, root: pathlib.Path, *more: str) -> list[str]:
 
 
 def start(
-  arguments: list[str], *, prefix: tuple[str, ...] = (), **environment: str | None
+  arguments: list[str],
+  *,
+  prefix: tuple[str, ...] = (),
+  **environment: str | None,
 ) -> subprocess.Popen:
   """Starts Python in a session of its own; None takes a variable away."""
   env = os.environ | {'JAX_PLATFORMS': 'cpu'}

@@ -218,7 +218,7 @@ def _targets(place: Place) -> list[Outcome]:
 
 def _older_version(place: Place) -> list[Outcome]:
   """A run without a digest is read as it is."""
-  kind, folder = 'an older version\'s run', place.root / 'older'
+  kind, folder = "an older version's run", place.root / 'older'
   shutil.copytree(runs.unbroken(place)[0], folder)
   for path in list(folder.rglob('.sums')):
     shutil.rmtree(path)
@@ -228,7 +228,9 @@ def _older_version(place: Place) -> list[Outcome]:
     path.write_text(json.dumps(record))
   for path in folder.rglob('metrics.jsonl'):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    lines = [json.dumps({k: v for k, v in r.items() if k != 'crc'}) for r in rows]
+    lines = [
+      json.dumps({k: v for k, v in r.items() if k != 'crc'}) for r in rows
+    ]
     path.write_text('\n'.join(lines) + '\n')
   about = checkpoints.read_description(folder)
   new = finished.restore(str(folder), about)
@@ -298,8 +300,10 @@ def _full_disks(place: Place) -> list[Outcome]:
     'full disk: report',
     place.root / 'full-report',
     40_000,
-    lambda at: ['-m', 'tlkd_jax.report', str(run_), '--replicates=20']
-    + [f'--out={at / "report"}'],
+    lambda at: (
+      ['-m', 'tlkd_jax.report', str(run_), '--replicates=20']
+      + [f'--out={at / "report"}']
+    ),
     lambda at: [] if (at / 'report/index.html').exists() else ['none'],
   )
   return found
@@ -380,13 +384,14 @@ def _deleted(place: Place) -> list[Outcome]:
 
 def _homes(place: Place) -> list[Outcome]:
   """Surroundings that are not as usual."""
-  kind, found = 'home, temporary folder, clock', []
+  kind, found = 'home, network, temporary folder, clock', []
   run_, full = runs.unbroken(place)[0], place.root / 'full-tmp'
   with runs.small_disk(full, 16_384) as made:
     (full / 'x').write_bytes(b'0' * 8192 if made else b'')
     no_home = f'{place.root / "file"}/home'
     (place.root / 'file').touch()
     surroundings: list[tuple[str, dict[str, str | None]]] = [
+      ('no network', {}),
       ('no HOME', {'HOME': None, 'XDG_CACHE_HOME': None}),
       ('HOME cannot be made', {'HOME': no_home, 'XDG_CACHE_HOME': None}),
     ]
@@ -397,7 +402,11 @@ def _homes(place: Place) -> list[Outcome]:
       command = runs.train(place, folder)
       # The cache of programs is in the home by default.
       command = [c for c in command if not c.startswith('--compilation')]
-      done = runs.call(command, **environment)
+      # In a network of its own, without a device.
+      alone = ('unshare', '--net') if name == 'no network' else ()
+      if alone and subprocess.run([*alone, 'true']).returncode:
+        continue
+      done = runs.call(command, prefix=alone, **environment)
       wrong = runs.differences(run_, folder) if done.code == 0 else []
       result = of_process(done.code, done.error, wrong)
       what = f'{name}: {wrong or done.error[-1500:]}'

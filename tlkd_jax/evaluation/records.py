@@ -77,6 +77,11 @@ def read_arrays(
   """
   try:
     with path.open('rb') as file, np.load(file, allow_pickle=False) as archive:
-      return {name: archive[name] for name in names or archive.files}
+      found = {name: archive[name] for name in names or archive.files}
   except _DAMAGED as error:
     raise ValueError(f'{path} is damaged: {error}') from error
+  # NumPy gives the bytes of a member that is no array.
+  odd = [name for name, value in found.items() if isinstance(value, bytes)]
+  if odd:
+    raise ValueError(f'{path} is damaged: {", ".join(odd)} holds no array')
+  return found
