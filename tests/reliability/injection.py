@@ -1,4 +1,4 @@
-"""Names that would be markup, formulas or columns, wherever they are written."""
+"""Names that would be markup, formulas or columns, where they are written."""
 
 import csv
 import io

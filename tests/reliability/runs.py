@@ -57,7 +57,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-  """A command that ended: exit code (None: it had to be killed), all it said."""
+  """A command that ended: its exit code, None where killed; its output."""
 
   code: int | None
   error: str
