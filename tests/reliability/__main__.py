@@ -34,7 +34,12 @@ def main() -> int:
   with tempfile.TemporaryDirectory(prefix='reliability') as folder:
     root = pathlib.Path(folder)
     place = Place(
-      root, given.long, given.seed, root / 'cache', root / 'compiled'
+      root,
+      given.long,
+      given.seed,
+      root / 'cache',
+      root / 'compiled',
+      given.soak_minutes if given.long else 0.0,
     )
     found: list[outcomes.Outcome] = []
     with tiny.registered():

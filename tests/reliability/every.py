@@ -6,6 +6,7 @@ from tests.reliability import (
   injection,
   kills,
   nonfinite,
+  soak,
   storage,
 )
 
@@ -16,4 +17,5 @@ KINDS = {
   'nonfinite': nonfinite.inject,
   'fuzz': fuzz.inject,
   'injection': injection.inject,
+  'soak': soak.inject,
 }

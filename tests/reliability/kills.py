@@ -22,7 +22,7 @@ def inject(place: Place) -> list[Outcome]:
     lambda folder: runs.train(place, folder),
     lambda folder: runs.differences(runs.unbroken(place)[0], folder),
     runs.unbroken(place)[1],
-    9 if place.long else 2,
+    9 if place.long else 1,
   )
   if not place.long:
     return found

@@ -25,7 +25,7 @@ def inject(place: Place) -> list[Outcome]:
   """Each place where such a number can come from."""
   found = []
   for name, value in _VALUES.items():
-    for where in ('loss', 'gradient', 'weights'):
+    for where in ('loss', 'gradient', 'weights') if place.long else ('loss',):
       found.append(_in_a_step(place, where, name, value))
     found.append(_at_the_start(place, name, value))
     found.append(_in_targets(name, value))

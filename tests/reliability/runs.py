@@ -42,6 +42,7 @@ class Place:
     seed: of what is drawn.
     cache_dir: prepared copies of the data.
     compiled: compiled programs.
+    soak_minutes: of the soak; 0 leaves it out.
   """
 
   root: pathlib.Path
@@ -49,6 +50,7 @@ class Place:
   seed: int
   cache_dir: pathlib.Path
   compiled: pathlib.Path
+  soak_minutes: float = 0.0
 
   def draw(self, name: str) -> np.random.Generator:
     """A generator for one kind of injection."""
