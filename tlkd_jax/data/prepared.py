@@ -50,6 +50,10 @@ def _make(final: pathlib.Path, make_builder) -> None:
       make_builder(str(aside)).download_and_prepare()
     _write_sums(aside)
     aside.rename(final)
+  except RuntimeError as error:
+    # So say array_record's own writers, such as of a full disk.
+    first = str(error).partition('; writing ')[0]
+    raise OSError(f'{final} could not be written: {first}') from error
   except OSError:
     if not final.is_dir():
       raise

@@ -25,7 +25,6 @@ from tlkd_jax.evaluation import (
 )
 from tlkd_jax.evaluation.subject import Subject
 from tlkd_jax.runtime import bars, sharding
-from tlkd_jax.runtime.atomic import replace_arrays
 
 NAMES = tuple(
   name for names in corruptions.CORRUPTION_GROUPS.values() for name in names
@@ -197,7 +196,7 @@ def _fill(subject: Subject, split: Split, cell: Cell) -> None:
       'image_size': np.asarray(subject.dataset.image_size),
       'step': np.asarray(subject.step),
     }
-    replace_arrays(cell_path(subject.workdir, cell), arrays)
+    records.write_arrays(cell_path(subject.workdir, cell), arrays)
 
 
 class _Shown:

@@ -1,5 +1,6 @@
 """JSON and npz files of an evaluation: whole or not at all, readable by all."""
 
+import io
 import json
 import math
 import pathlib
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkd_jax.runtime import sealed
+from tlkd_jax.runtime import atomic, sealed
 
 # What reading an archive with a wrong byte raises.
 _DAMAGED = (
@@ -19,6 +20,7 @@ _DAMAGED = (
   EOFError,
   KeyError,
   NotImplementedError,
+  OSError,
   OverflowError,
   RuntimeError,
   SyntaxError,
@@ -66,17 +68,28 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   sealed.write_text(path, dumps(value, indent=1) + '\n')
 
 
+def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  """Writes a compressed .npz with its digest; the folder is made if need be.
+
+  An archive's own checksums say nothing of a member that is no longer listed.
+  """
+  sealed.unseal(path)
+  atomic.replace_arrays(path, arrays)
+  sealed.seal(path)
+
+
 def read_arrays(
   path: pathlib.Path, names: Iterable[str] | None = None
 ) -> dict[str, np.ndarray]:
-  """Reads an .npz whole, or the arrays named, which cost no more than they.
+  """Reads an .npz whole, or unpacks the arrays named alone.
 
   Raises:
     FileNotFoundError: there is none.
     ValueError: it is damaged, or lacks a name; the message names the file.
   """
+  stream = io.BytesIO(sealed.read_bytes(path))
   try:
-    with path.open('rb') as file, np.load(file, allow_pickle=False) as archive:
+    with np.load(stream, allow_pickle=False) as archive:
       found = {name: archive[name] for name in names or archive.files}
   except _DAMAGED as error:
     raise ValueError(f'{path} is damaged: {error}') from error

@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 from tlkd_jax.data import Look
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import DTYPES
+from tlkd_jax.runtime import peers
 from tlkd_jax.runtime.errors import RunError
 from tlkd_jax.training.state import Learner, State
 
@@ -132,7 +133,8 @@ class Checkpoints:
     return State(arrays['step'], learners), record
 
   def close(self) -> None:
-    """Ends Orbax's threads."""
+    """Ends Orbax's threads, which wait for all processes of the run."""
+    peers.leave_if_lost(sys.exception())
     for manager in (self._latest, *self._best.values()):
       manager.close()
 
@@ -152,6 +154,7 @@ class Checkpoints:
         )
         manager.wait_until_finished()
     except Exception as error:
+      peers.leave_if_lost(error)
       last = self._latest.latest_step()
       kept = 'none was saved before' if last is None else f'step {last} stays'
       raise RunError(

@@ -281,6 +281,9 @@ class Store:
       stored = self._load(part)
       if stored is not None:
         whole = min(_first_nan(stored), self._first_unwritten(view, stored))
+        if whole == self._size:
+          self.commit(view)
+          return whole, ''
         return whole, f'{part.name} was not finished'
       part.unlink()
       return 0, f'{part.name} was damaged'
