@@ -35,10 +35,10 @@ from tlkd_jax.training.metric_writers import read_rows
 
 def inject(place: Place) -> list[Outcome]:
   """Damage to each file; in the long form disks too."""
-  found = _files_of_a_run(place) + _states(place)
-  found += _caches(place) + _targets(place)
+  found = _files_of_a_run(place) + _caches(place) + _targets(place)
   found += _older_version(place)
   if place.long:
+    found += _states(place)
     found += _full_disks(place) + _read_only(place)
     found += _deleted(place) + _homes(place)
   return found

@@ -163,11 +163,15 @@ def _group(name: str) -> str:
 
 
 def _valid(subject: Subject, split: Split, cell: Cell) -> bool:
-  """Whether a stored cell is of these images and this model."""
+  """Whether a stored cell is whole, and of these images and this model."""
   path = cell_path(subject.workdir, cell)
   if not path.exists():
     return False
-  stored = records.read_arrays(path)
+  try:
+    stored = records.read_arrays(path)
+  except ValueError as error:
+    logging.warning('%s, and measured again', error)
+    return False
   return (
     int(stored['step']) == subject.step
     and int(stored['image_size']) == subject.dataset.image_size
