@@ -134,10 +134,10 @@ def test_an_interrupted_run_is_saved_and_goes_on(
   made = tlkd_jax.make_settings('tl', changes, student='tiny', smoke=True)
   collect = judging.collect
 
-  def press(run, pending, number, checkpoints):
+  def press(run, pending, number, *rest):
     if number == 2:
       os.kill(os.getpid(), signal.SIGINT)
-    return collect(run, pending, number, checkpoints)
+    return collect(run, pending, number, *rest)
 
   monkeypatch.setattr(judging, 'collect', press)
   with pytest.raises(Interrupted, match='stopped at step 3 of 4, saved in'):

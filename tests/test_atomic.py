@@ -1,5 +1,8 @@
 """A write that fails leaves what was there, and nothing beside it."""
 
+import os
+import time
+
 import numpy as np
 import pytest
 
@@ -40,3 +43,13 @@ def test_what_was_written_is_there(tmp_path):
     'a.txt',
     'deep',
   ]
+
+
+@pytest.mark.parametrize(('age', 'stays'), [(10, True), (7200, False)])
+def test_a_later_write_removes_what_a_killed_one_left(age, stays, tmp_path):
+  left, other = tmp_path / 'a.txt.4711.tmp', tmp_path / 'a.txt.old.tmp'
+  for path in (left, other):
+    path.touch()
+    os.utime(path, (time.time() - age,) * 2)
+  atomic.replace_text(tmp_path / 'a.txt', 'new')
+  assert left.exists() == stays and other.exists()

@@ -1,5 +1,6 @@
 """A wrong byte in a file of a run is found, or changes nothing that is read."""
 
+import gc
 import json
 import pathlib
 import shutil
@@ -46,8 +47,10 @@ def files_of(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 @pytest.fixture
-def student(compare_run, tmp_path) -> pathlib.Path:
-  return pathlib.Path(shutil.copytree(compare_run / 'tl', tmp_path / 'run'))
+def student(compare_run, tmp_path):
+  yield pathlib.Path(shutil.copytree(compare_run / 'tl', tmp_path / 'run'))
+  # Reads that Orbax abandons end here, not after the last test of all.
+  gc.collect()
 
 
 @pytest.fixture
@@ -116,6 +119,33 @@ def test_a_run_never_goes_on_from_a_changed_state(beginning):
   assert found > 10
 
 
+@pytest.mark.parametrize('kind', ['best', 'latest'])
+def test_arrays_are_compared_with_their_digest(kind, beginning, monkeypatch):
+  """Whatever the checksums of the store say, which flips above may hit."""
+  student, state = beginning
+  copied = sharding.replicated(sharding.make_mesh(1))
+  learner = state.learners['student']
+  weights = {
+    'params': learner.params['weights'],
+    'model_state': learner.model_state,
+  }
+
+  def read():
+    if kind == 'best':
+      abstract = checkpoints.abstract_like(weights, copied)
+      return checkpoints.read_model(student, abstract)
+    latest = checkpoints.Checkpoints(student)
+    try:
+      return latest.restore(checkpoints.abstract_like(state, copied))
+    finally:
+      latest.close()
+
+  read()
+  monkeypatch.setattr(checkpoints, 'digest', lambda arrays: 'another')
+  with pytest.raises(ValueError, match='its arrays are not those that were'):
+    read()
+
+
 @pytest.mark.parametrize('name', ['config.json', 'summary.json'])
 def test_records_never_change_without_a_word(student, name):
   path = student / name
@@ -182,17 +212,19 @@ def test_rows_of_an_unfinished_run_have_checksums_of_their_own(tmp_path):
   assert read_rows(path) == [{'step': 1, 'loss': 0.5}]
 
 
-def test_predictions_never_change_without_a_word(student):
-  path = student / 'predictions' / 'test.npz'
+@pytest.mark.parametrize('name', ['test', 'confusion'])
+def test_predictions_never_change_without_a_word(name, student):
+  path = student / 'predictions' / f'{name}.npz'
   saved, content = records.read_arrays(path), path.read_bytes()
-  for changed in flips(content, 300):
+  for changed in flips(content, 600):
     path.write_bytes(changed)
     read = read_or_damaged(lambda: records.read_arrays(path))
     assert read is None or equal(read, saved)
-    read_or_damaged(lambda: evaluate.load(path))
+    if name == 'test':
+      read_or_damaged(lambda: evaluate.load(path))
   for length in range(0, len(content), max(len(content) // 50, 1)):
     path.write_bytes(content[:length])
-    with pytest.raises(ValueError, match=r'test.npz is damaged'):
+    with pytest.raises(ValueError, match=rf'{name}.npz is damaged'):
       records.read_arrays(path)
 
 

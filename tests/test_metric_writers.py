@@ -2,12 +2,16 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
+import pytest
 from tensorboardX.proto import event_pb2
 
 from tlkd_jax.training.metric_writers import MetricWriter, read_rows
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def test_rows_and_undefined_values(tmp_path):
@@ -65,6 +69,48 @@ def test_tensorboard_events(tmp_path):
     for value in event.summary.value:
       found[value.tag] = (event.step, value.simple_value)
   assert found == {'train/loss': (7, 0.5)}
+
+
+def test_a_resumed_run_purges_the_events_after_it(tmp_path):
+  MetricWriter(tmp_path, resume_step=4).close()
+  (path,) = (tmp_path / 'tensorboard').iterdir()
+  events = map(event_pb2.Event.FromString, records(path.read_bytes()))
+  started = [
+    event.step
+    for event in events
+    if event.session_log.status == event_pb2.SessionLog.START
+  ]
+  assert started == [5]
+
+
+FULL = """
+import resource, sys, pathlib
+from tlkd_jax.training.metric_writers import MetricWriter
+writer = MetricWriter(pathlib.Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+  for step in range(4000):
+    writer.write(step, 'train', {'loss': 0.5})
+except OSError as error:
+  print(error)
+try:
+  writer.close()
+except OSError as error:
+  print(error)
+"""
+
+
+@pytest.mark.parametrize('size', [100, 10_000, 150_000, 210_000])
+def test_a_full_disk_is_an_error_of_whoever_writes(size, tmp_path):
+  """And no trace of another thread."""
+  done = subprocess.run(
+    [sys.executable, '-c', FULL, str(tmp_path), str(size)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert 'File too large' in done.stdout
+  assert (done.returncode, done.stderr) == (0, '')
 
 
 def records(data: bytes):

@@ -11,6 +11,7 @@ from absl import logging
 from scipy import special
 
 from tlkd_jax.runtime import mapped
+from tlkd_jax.training import target_store
 from tlkd_jax.training.target_store import Layout, Store
 
 WIDTHS = {'logits': 5, 'pre_logits': 3}
@@ -167,6 +168,11 @@ def _flip_a_bit(path):
   path.write_bytes(data)
 
 
+def _spoil_header(path):
+  """What it holds is no Python any more, in a way that the tokenizer says."""
+  path.write_bytes(path.read_bytes().replace(b'}', b'(', 1))
+
+
 def _replace(path):
   np.save(path, np.zeros((ROWS, 5), np.float32))
 
@@ -176,6 +182,7 @@ def _replace(path):
   [
     _truncate,
     _flip_a_bit,
+    _spoil_header,
     _replace,
     lambda path: path.write_bytes(b''),
     lambda path: path.with_suffix('.sum').unlink(),
@@ -289,6 +296,25 @@ def test_a_full_disk_is_a_message(tmp_path, monkeypatch):
   with pytest.raises(OSError, match=r'GB are needed for .* GB are free'):
     store.write(0, 0, layout.encode(outputs(0)))
   assert not list(store.folder.glob('view0*'))
+
+
+def test_a_view_that_was_filled_and_not_named_is_named(tmp_path, monkeypatch):
+  """As where the disk is full when its checksum is written."""
+  store, layout = make_store(tmp_path)
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(target_store, 'replace_text', full)
+    store.folder.mkdir()
+    store.write(0, 0, layout.encode(outputs(0)))
+    with pytest.raises(OSError):
+      store.commit(0)
+  again, _ = make_store(tmp_path)
+  assert not list(store.folder.glob('*.npy'))
+  fill(again, layout)
+  assert_right(again)
 
 
 def test_one_run_fills_at_a_time(tmp_path):

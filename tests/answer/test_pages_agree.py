@@ -10,7 +10,6 @@ from tests.study.rows import row
 from tlkd_jax.answer.plan import FILE, Plan, as_json
 from tlkd_jax.evaluation import evaluate, metrics, records
 from tlkd_jax.report import page, pairing, plots
-from tlkd_jax.runtime.atomic import replace_arrays
 from tlkd_jax.study import pages, results
 
 STUDY = types.SimpleNamespace(
@@ -154,7 +153,7 @@ def test_both_pages_leave_out_what_saw_other_images(tmp_path):
   folder = root / 'cells' / 'digits' / '10' / 'kd' / 'seed4'
   path = folder / 'predictions' / 'test.npz'
   stored = records.read_arrays(path)
-  replace_arrays(path, stored | {'indices': stored['indices'] + 1})
+  records.write_arrays(path, stored | {'indices': stored['indices'] + 1})
   report, study, answers = both(root, tmp_path)
   assert answers[0] == answers[1] and '5 paired seeds' in answers[0]
   for sections in (report, study):

@@ -348,6 +348,22 @@ def test_no_space_for_mapped_images(monkeypatch, load, three_splits):
     load(f'folder:{three_splits}', memory_budget_bytes=0, seed=77)
 
 
+def test_no_space_for_a_copy(tmp_path):
+  """array_record's writers say it as a RuntimeError."""
+
+  class Builder:
+    def __init__(self, data_dir):
+      del data_dir
+
+    def download_and_prepare(self):
+      raise RuntimeError(
+        'Failed to finalize: No space left on device; writing a; at byte 1'
+      )
+
+  with pytest.raises(OSError, match='key could not be written.* space left on'):
+    prepared.once(tmp_path, 'key', Builder)
+
+
 def test_images_cannot_be_changed(load):
   with pytest.raises(ValueError, match='read-only'):
     load('digits').splits['train'].images[0] = 0

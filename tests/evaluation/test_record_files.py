@@ -1,7 +1,9 @@
 """JSON that every reader takes, and no larger than it must be."""
 
+import io
 import json
 import math
+import zipfile
 
 import numpy as np
 import pytest
@@ -79,3 +81,20 @@ def test_the_clean_suite_grows_with_the_classes_not_with_their_square(
   found = suites.describe(*many_classes, names)
   assert len(records.dumps(found, indent=1)) < 200_000
   assert found['per_class']['class'] == names
+
+
+@pytest.mark.parametrize(
+  ('old', 'new'),
+  [(b'}', b'('), (b"'descr'", b"'descx'"), (b'<i8', b'<z8'), (b'NUMPY', b'XY')],
+)
+def test_a_header_that_cannot_be_read_names_the_file(old, new, tmp_path):
+  """Inside an archive whose checksums are right."""
+  stream = io.BytesIO()
+  np.save(stream, np.arange(3))
+  content = stream.getvalue()
+  assert old in content
+  path = tmp_path / 'a.npz'
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('a.npy', content.replace(old, new, 1))
+  with pytest.raises(ValueError, match=r'a\.npz is damaged'):
+    records.read_arrays(path)

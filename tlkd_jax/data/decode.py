@@ -19,7 +19,7 @@ from absl import logging
 
 from tlkd_jax.data import transforms
 from tlkd_jax.data.index import Source
-from tlkd_jax.runtime import bars, mapped, sealed
+from tlkd_jax.runtime import bars, locked, mapped, sealed
 
 _IMAGES_PER_TASK = 16
 _LISTED = 20
@@ -119,9 +119,13 @@ def decode(
   if mapped_in is None:
     return fill(np.empty(shape, np.uint8))
   key = _key(source, choice, geometry)
-  stored = _open_mapped(mapped_in, key)
-  if stored is None:
-    return _write_mapped(mapped_in, key, shape, fill)
+  lock = mapped_in.parent / 'locks' / key
+  with locked.in_turn(lock, f'decodes {description}') as alone:
+    stored = _open_mapped(mapped_in, key)
+    if stored is None:
+      for left in mapped_in.glob(f'.{key}-*.npy') if alone else ():
+        left.unlink(missing_ok=True)
+      return _write_mapped(mapped_in, key, shape, fill)
   if stored.skipped and on_bad_image == 'error':
     raise ValueError(_bad_message(description, stored.skipped))
   return stored
@@ -289,7 +293,7 @@ def _write_mapped(
   fill: Callable[[np.ndarray], Decoded],
 ) -> Decoded:
   folder.mkdir(parents=True, exist_ok=True)
-  array_file = folder / f'.{uuid.uuid4().hex}.npy'
+  array_file = folder / f'.{key}-{uuid.uuid4().hex}.npy'
   try:
     images = mapped.create(array_file, np.uint8, shape)
     decoded = fill(images)

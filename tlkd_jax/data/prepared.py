@@ -1,6 +1,7 @@
 """Copies of data sets in the cache folder: written once, read by all runs."""
 
 import contextlib
+import glob
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ from absl import logging
 
 from tlkd_jax.data.builders import folder, labelled, layout, walk
 from tlkd_jax.data.builders.labels import Labelled
-from tlkd_jax.runtime import sealed
+from tlkd_jax.runtime import locked, sealed
 
 # Beside the records: what the folder held that is not in them.
 _BESIDE = 'folder.json'
@@ -25,26 +26,39 @@ _SUMS = 'sums.json'
 def once(cache_dir: pathlib.Path, key: str, make_builder):
   """Writes a builder's files unless an earlier run did."""
   final = cache_dir / 'prepared' / key
-  if final.is_dir() and (name := _damaged(final)):
-    logging.warning('%s is damaged, and %s is made again', name, final)
-    shutil.rmtree(final)
-  if not final.is_dir():
-    # Written aside and renamed, so that runs that start at the same time or
-    # die half-way never see a part.
-    aside = final.with_name(f'.{key}-{uuid.uuid4().hex}')
-    logging.info('Preparing %s in %s', key, final)
-    tfds.disable_progress_bar()
-    try:
-      with contextlib.redirect_stdout(io.StringIO()):
-        make_builder(str(aside)).download_and_prepare()
-      _write_sums(aside)
-      aside.rename(final)
-    except OSError:
-      if not final.is_dir():
-        raise
-    finally:
-      shutil.rmtree(aside, ignore_errors=True)
+  lock = cache_dir / 'locks' / key
+  with locked.in_turn(lock, f'makes {final}') as alone:
+    if alone:
+      for left in final.parent.glob(f'.{glob.escape(key)}-*'):
+        shutil.rmtree(left, ignore_errors=True)
+    if final.is_dir() and (name := _damaged(final)):
+      logging.warning('%s is damaged, and %s is made again', name, final)
+      shutil.rmtree(final)
+    if not final.is_dir():
+      _make(final, make_builder)
   return make_builder(str(final))
+
+
+def _make(final: pathlib.Path, make_builder) -> None:
+  # Written aside and renamed: a run that dies half-way leaves no part, nor do
+  # two at once where they cannot wait for each other.
+  aside = final.with_name(f'.{final.name}-{uuid.uuid4().hex}')
+  logging.info('Preparing %s in %s', final.name, final)
+  tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      make_builder(str(aside)).download_and_prepare()
+    _write_sums(aside)
+    aside.rename(final)
+  except RuntimeError as error:
+    # So say array_record's own writers, such as of a full disk.
+    first = str(error).partition('; writing ')[0]
+    raise OSError(f'{final} could not be written: {first}') from error
+  except OSError:
+    if not final.is_dir():
+      raise
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_sums(copy: pathlib.Path) -> None:

@@ -25,7 +25,6 @@ from tlkd_jax.evaluation import (
 )
 from tlkd_jax.evaluation.subject import Subject
 from tlkd_jax.runtime import bars, sharding
-from tlkd_jax.runtime.atomic import replace_arrays
 
 NAMES = tuple(
   name for names in corruptions.CORRUPTION_GROUPS.values() for name in names
@@ -164,11 +163,15 @@ def _group(name: str) -> str:
 
 
 def _valid(subject: Subject, split: Split, cell: Cell) -> bool:
-  """Whether a stored cell is of these images and this model."""
+  """Whether a stored cell is whole, and of these images and this model."""
   path = cell_path(subject.workdir, cell)
   if not path.exists():
     return False
-  stored = records.read_arrays(path)
+  try:
+    stored = records.read_arrays(path)
+  except ValueError as error:
+    logging.warning('%s, and measured again', error)
+    return False
   return (
     int(stored['step']) == subject.step
     and int(stored['image_size']) == subject.dataset.image_size
@@ -197,7 +200,7 @@ def _fill(subject: Subject, split: Split, cell: Cell) -> None:
       'image_size': np.asarray(subject.dataset.image_size),
       'step': np.asarray(subject.step),
     }
-    replace_arrays(cell_path(subject.workdir, cell), arrays)
+    records.write_arrays(cell_path(subject.workdir, cell), arrays)
 
 
 class _Shown:

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from tlkd_jax.evaluation import fidelity, metrics, records
 from tlkd_jax.runtime import sharding
-from tlkd_jax.runtime.atomic import replace_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +89,7 @@ def summarize(
 
 def save(path: str | pathlib.Path, predictions: Predictions) -> None:
   """Writes `predictions/<split>.npz`, whole or not at all."""
-  replace_arrays(pathlib.Path(path), dataclasses.asdict(predictions))
+  records.write_arrays(pathlib.Path(path), dataclasses.asdict(predictions))
 
 
 def save_confusions(
@@ -109,7 +108,7 @@ def save_confusions(
     name: metrics.confusion_matrix(one.logits, one.labels)
     for name, one in found.items()
   }
-  replace_arrays(folder / 'confusion.npz', arrays)
+  records.write_arrays(folder / 'confusion.npz', arrays)
 
 
 def load(path: str | pathlib.Path) -> Predictions:

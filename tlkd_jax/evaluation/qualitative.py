@@ -21,7 +21,6 @@ from tlkd_jax.data import Split
 from tlkd_jax.evaluation import embedding, gradcam, records
 from tlkd_jax.evaluation.subject import Subject
 from tlkd_jax.runtime import sharding
-from tlkd_jax.runtime.atomic import replace_arrays
 
 # Of a stored image, pixels.
 THUMBNAIL = 112
@@ -60,12 +59,12 @@ def run(subject: Subject) -> str:
   if sharding.is_lead():
     folder, step = subject.folder, np.asarray(subject.step)
     same = {'labels': labels, 'indices': indices, 'step': step}
-    replace_arrays(folder / 'images.npz', same | pack_images(split))
+    records.write_arrays(folder / 'images.npz', same | pack_images(split))
     maps = found['maps']
-    replace_arrays(folder / 'gradcam.npz', same | {'maps': maps})
+    records.write_arrays(folder / 'gradcam.npz', same | {'maps': maps})
     features = {f'features_{k}': v for k, v in found['features'].items()}
-    replace_arrays(folder / 'features.npz', same | features)
-    replace_arrays(
+    records.write_arrays(folder / 'features.npz', same | features)
+    records.write_arrays(
       folder / 'embedding.npz',
       {
         'labels': classes,

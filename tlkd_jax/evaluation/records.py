@@ -1,8 +1,10 @@
 """JSON and npz files of an evaluation: whole or not at all, readable by all."""
 
+import io
 import json
 import math
 import pathlib
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkd_jax.runtime import sealed
+from tlkd_jax.runtime import atomic, sealed
 
 # What reading an archive with a wrong byte raises.
 _DAMAGED = (
@@ -18,10 +20,12 @@ _DAMAGED = (
   EOFError,
   KeyError,
   NotImplementedError,
+  OSError,
   OverflowError,
   RuntimeError,
   SyntaxError,
   TypeError,
+  tokenize.TokenError,
   ValueError,
   zipfile.BadZipFile,
   zlib.error,
@@ -64,17 +68,33 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   sealed.write_text(path, dumps(value, indent=1) + '\n')
 
 
+def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  """Writes a compressed .npz with its digest; the folder is made if need be.
+
+  An archive's own checksums say nothing of a member that is no longer listed.
+  """
+  sealed.unseal(path)
+  atomic.replace_arrays(path, arrays)
+  sealed.seal(path)
+
+
 def read_arrays(
   path: pathlib.Path, names: Iterable[str] | None = None
 ) -> dict[str, np.ndarray]:
-  """Reads an .npz whole, or the arrays named, which cost no more than they.
+  """Reads an .npz whole, or unpacks the arrays named alone.
 
   Raises:
     FileNotFoundError: there is none.
     ValueError: it is damaged, or lacks a name; the message names the file.
   """
+  stream = io.BytesIO(sealed.read_bytes(path))
   try:
-    with path.open('rb') as file, np.load(file, allow_pickle=False) as archive:
-      return {name: archive[name] for name in names or archive.files}
+    with np.load(stream, allow_pickle=False) as archive:
+      found = {name: archive[name] for name in names or archive.files}
   except _DAMAGED as error:
     raise ValueError(f'{path} is damaged: {error}') from error
+  # NumPy gives the bytes of a member that is no array.
+  odd = [name for name, value in found.items() if isinstance(value, bytes)]
+  if odd:
+    raise ValueError(f'{path} is damaged: {", ".join(odd)} holds no array')
+  return found

@@ -28,7 +28,6 @@ from tlkd_jax.evaluation import (
 )
 from tlkd_jax.evaluation.subject import Subject, take
 from tlkd_jax.runtime import sharding
-from tlkd_jax.runtime.atomic import replace_arrays
 from tlkd_jax.runtime.errors import as_user_errors
 
 SPLITS = ('validation', 'test')
@@ -126,7 +125,7 @@ def out_of_distribution(subject: Subject) -> str:
       for place, found in zip(('in', 'out'), predictions, strict=True)
       for field in ('logits', 'indices')
     }
-    replace_arrays(subject.folder / 'ood.npz', arrays)
+    records.write_arrays(subject.folder / 'ood.npz', arrays)
   shown = ', '.join(
     f'{score} {values["auroc"]:.3f}'
     for score, values in result['scores'].items()

@@ -2,7 +2,8 @@
 
 PATTERN is a part of a name, with `*` for anything, e.g. `timm/*resnet`. Prints
 parameters, multiply-adds per image and stages at the native size. Each model
-is traced, not run: a fraction of a second for each, row by row.
+is traced, not run: a fraction of a second for each, row by row. Without PATTERN
+the licences of weights follow.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from tlkd_jax.models import MODELS
 from tlkd_jax.models.describe import describe
+from tlkd_jax.models.weights import licences
 from tlkd_jax.runtime import command_line
 
 _COLUMNS = '{:44}  {:34}  {:>10}  {:>9}  {:>4}  {}'
@@ -33,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   print(_COLUMNS.format(*header))
   for name, *others in groups:
     print(_row(name, others), flush=True)
+  if not pattern:
+    print('\nLicences of weights, by who publishes them:')
+    for line in licences.lines():
+      print(f'  {line}')
 
 
 def matching(pattern: str) -> Iterator[list[str]]:

@@ -120,9 +120,12 @@ class RunFolder:
 
   @property
   def made(self) -> dict[str, Any] | None:
-    """By what a cell of a study was made; None of other runs."""
+    """By what a cell of a study was made; None of other runs, or damaged."""
     path = self.path / 'cell.json'
-    return read_json(path).get('made') if path.exists() else None
+    try:
+      return read_json(path).get('made')
+    except (FileNotFoundError, ValueError):
+      return None
 
   def rows(self) -> list[dict[str, Any]]:
     """Rows of its metrics.jsonl."""
@@ -144,10 +147,10 @@ def collect(
 
   Raises:
     FileNotFoundError: a path that does not exist or holds no finished run.
-    ValueError: a damaged file.
+    ValueError: every run has a damaged file.
   """
   found: dict[pathlib.Path, RunFolder] = {}
-  notes = []
+  notes, damaged = [], []
   for path in map(pathlib.Path, paths):
     if not path.is_dir():
       raise FileNotFoundError(f'{path}: no such folder')
@@ -160,7 +163,22 @@ def collect(
     for folder in folders:
       if folder not in finished:
         notes.append(f'{folder} is not finished and was left out.')
-    found |= {p.resolve(): read_run(p) for p in finished}
+    for place in finished:
+      try:
+        found[place.resolve()] = read_run(place)
+      except ValueError as error:
+        damaged.append(error)
+        notes.append(f'{place} was left out: {error}.')
+  if damaged and not found:
+    raise damaged[0]
+  for run in found.values():
+    cell = run.path / 'cell.json'
+    try:
+      read_json(cell)
+    except FileNotFoundError:
+      pass
+    except ValueError as error:
+      notes.append(f'{error}; by what it was made is not known.')
   notes += [
     f'What is called the teacher of {run.path} is its peer: it learned in the '
     'same run (distillation.mutual).'

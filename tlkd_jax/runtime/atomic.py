@@ -1,28 +1,56 @@
 """Files that are whole or not there."""
 
 import contextlib
+import glob
 import os
 import pathlib
+import re
+import time
 from collections.abc import Iterator
 
 import numpy as np
 
 from tlkd_jax.runtime import interrupts
 
+_TEMPORARY = re.compile(r'.+\.\d+\.tmp')
+# What was not written to for so long, nobody writes.
+_STALE_SECONDS = 3600.0
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A temporary file that becomes `path` unless something is raised.
 
-  Several processes may do it at once. What was raised leaves nothing behind.
+  Several processes may do it at once. What was raised leaves nothing behind; a
+  kill leaves the temporary file, which `sweep` or a later write removes.
   """
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  for left in path.parent.glob(f'{glob.escape(path.name)}.*.tmp'):
+    if _TEMPORARY.fullmatch(left.name):
+      _remove_stale(left)
   try:
     with interrupts.undone(temporary.unlink):
       yield temporary
       temporary.replace(path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: pathlib.Path) -> None:
+  """Removes what killed writes left in a run's folder.
+
+  Of a folder that nobody else writes to; not deeper than files are written.
+  """
+  for place in ('.', '.sums', '*/.sums', 'predictions', 'evaluation'):
+    for path in folder.glob(f'{place}/*.tmp'):
+      if _TEMPORARY.fullmatch(path.name):
+        path.unlink(missing_ok=True)
+
+
+def _remove_stale(temporary: pathlib.Path) -> None:
+  with contextlib.suppress(OSError):
+    if time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
+      temporary.unlink()
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:

@@ -20,7 +20,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
-from tlkd_jax.runtime import interrupts
+from tlkd_jax.runtime import interrupts, peers
 from tlkd_jax.runtime.errors import (
   Interrupted,
   RunError,
@@ -112,6 +112,9 @@ def run_or_fail(work: Callable[[], None]) -> None:
     logging.warning('%s', stop)
   except KeyboardInterrupt:
     fail(interrupts.AT_ONCE, interrupts.EXIT_CODE)
+  except Exception as error:
+    peers.leave_if_lost(error)
+    raise
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

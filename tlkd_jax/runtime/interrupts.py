@@ -120,10 +120,15 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
   del frame
   ctrl_c = number == signal.SIGINT
   line = f'error: {AT_ONCE}' if ctrl_c else _stopped_by(number)
+  leave(line, _exit_codes[signal.Signals(number)])
+
+
+def leave(line: str, code: int) -> NoReturn:
+  """Ends the process at once, with a line and nothing after it."""
   # Among them a stream that was just being written to.
   for undo in (*_undo, sys.stdout.flush):
     with contextlib.suppress(Exception):
       undo()
   with contextlib.suppress(OSError):
     os.write(2, f'{line}\n'.encode())
-  os._exit(_exit_codes[signal.Signals(number)])
+  os._exit(code)

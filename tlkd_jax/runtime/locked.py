@@ -1,4 +1,8 @@
-"""One process at a time in a folder."""
+"""One process at a time in a folder, or at a file.
+
+A lock dies with its process, however that ends. On NFS it holds between
+machines where the server has locks; where there are none a warning is given.
+"""
 
 import contextlib
 import errno
@@ -10,6 +14,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
+from tlkd_jax.runtime import atomic
 from tlkd_jax.runtime.errors import UserError, as_user_errors
 
 _FILE = '.lock'
@@ -18,16 +23,18 @@ _UNABLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 
 
 @contextlib.contextmanager
-def held(folder: pathlib.Path, *, wanted: bool = True) -> Iterator[None]:
+def held(
+  folder: pathlib.Path, *, wanted: bool = True, part: str = ''
+) -> Iterator[None]:
   """Keeps other processes out of a folder, which is made if need be.
 
-  The lock dies with its process, however that ends. On NFS it holds between
-  machines where the server has locks; where there are none a warning is given.
-  A folder in which nothing was written is removed again.
+  A folder in which nothing was written is removed again. What writes that were
+  killed have left in it is removed too.
 
   Args:
     folder: the folder.
     wanted: False for a process that belongs to the one that holds it.
+    part: what of it is held, where others may hold other parts; '' is all.
 
   Raises:
     UserError: another process is there.
@@ -38,26 +45,75 @@ def held(folder: pathlib.Path, *, wanted: bool = True) -> Iterator[None]:
   made = not folder.exists()
   with as_user_errors():
     folder.mkdir(parents=True, exist_ok=True)
-  path = folder / _FILE
-  with _taken(path) as file:
+  with contextlib.ExitStack() as locks:
+    whole = fcntl.LOCK_SH if part else fcntl.LOCK_EX
+    locks.enter_context(_taken(folder / _FILE, whole))
+    if part:
+      locks.enter_context(_taken(folder / f'{_FILE}.{part}', fcntl.LOCK_EX))
+    else:
+      atomic.sweep(folder)
     try:
       yield
     finally:
-      if made and [p.name for p in folder.iterdir()] == [_FILE]:
-        path.unlink()
+      if made and not part and [p.name for p in folder.iterdir()] == [_FILE]:
+        (folder / _FILE).unlink()
         folder.rmdir()
-      # Closing does not suffice where a forked process has the file too.
-      with contextlib.suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager
-def _taken(path: pathlib.Path) -> Iterator[int]:
+def in_turn(path: pathlib.Path, what: str) -> Iterator[bool]:
+  """Waits until no other process holds a file, and holds it.
+
+  Args:
+    path: the file; its folder is made if need be.
+    what: is done meanwhile, for the message of one that waits.
+
+  Yields:
+    Whether it is held: False on a file system without locks, or read-only.
+  """
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+  except OSError as error:
+    # What nobody can write to can be read without waiting.
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+      raise
+    yield False
+    return
+  try:
+    yield _waited(file, what)
+  finally:
+    _release(file)
+    os.close(file)
+
+
+def _waited(file: int, what: str) -> bool:
+  try:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      logging.info('waits for the process that %s', what)
+      fcntl.flock(file, fcntl.LOCK_EX)
+  except OSError as error:
+    if error.errno not in _UNABLE:
+      raise
+    return False
+  return True
+
+
+def _release(file: int) -> None:
+  # Closing does not suffice where a forked process has the file too.
+  with contextlib.suppress(OSError):
+    fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def _taken(path: pathlib.Path, kind: int) -> Iterator[None]:
   with as_user_errors():
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
   try:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
       owner = os.read(file, 200).decode(errors='replace').strip()
       raise UserError(
@@ -76,7 +132,10 @@ def _taken(path: pathlib.Path) -> Iterator[int]:
       raise UserError(f'{path.parent} was just left by another process')
     os.ftruncate(file, 0)
     os.write(file, f'process {os.getpid()} on {socket.gethostname()}'.encode())
-    yield file
+    try:
+      yield
+    finally:
+      _release(file)
   finally:
     os.close(file)
 

@@ -43,6 +43,20 @@ def read_text(path: pathlib.Path) -> str:
     FileNotFoundError: there is none.
     ValueError: it is no longer what was written, or no UTF-8.
   """
+  content = read_bytes(path)
+  try:
+    return content.decode('utf-8')
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{path} is damaged: {error}') from error
+
+
+def read_bytes(path: pathlib.Path) -> bytes:
+  """What a file holds, compared with its digest where there is one.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is no longer what was written.
+  """
   content = path.read_bytes()
   digest = place_of(path)
   if digest.exists():
@@ -53,10 +67,7 @@ def read_text(path: pathlib.Path) -> str:
         f'{digest}. Take it from a copy; if it was changed on purpose, delete '
         'the digest'
       )
-  try:
-    return content.decode('utf-8')
-  except UnicodeDecodeError as error:
-    raise ValueError(f'{path} is damaged: {error}') from error
+  return content
 
 
 def read_json(path: pathlib.Path) -> Any:

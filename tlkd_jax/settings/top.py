@@ -132,6 +132,15 @@ class Settings:
   early_stopping: int = key(
     0, 'Evaluations without gain before stopping; 0 off.', whole(0)
   )
+  on_nonfinite: str = key(
+    'error',
+    'What a step is whose loss, gradient or weights are not finite: an error, '
+    'or skipped: nothing but its number changes, and it is counted.',
+    one_of(('error', 'skip')),
+  )
+  most_nonfinite: int = key(
+    10, 'Steps that a run may skip so; one more is an error.', whole(1)
+  )
   best_metric: str = key(
     AUTOMATIC,
     'Validation metric (evaluation.metrics); ties keep the earlier. '

@@ -97,13 +97,16 @@ def _study() -> None:
     part = _parse_shard(_SHARD.value)
     config = settings.from_config(_CONFIG.value)
     end = _end(config)
-    if _WORKER.value or _ONLY_REPORT.value:
-      conduct.known(config, root, end)
-      root.mkdir(parents=True, exist_ok=True)
-    else:
-      conduct.prepare(config, root, end)
-  if not _ONLY_REPORT.value:
-    _run(config, root, part, end)
+    conduct.known(config, root, end)
+  looks_on = bool(_WORKER.value) or _ONLY_REPORT.value
+  with conduct.alone(root, part, wanted=not looks_on):
+    with as_user_errors():
+      if looks_on:
+        root.mkdir(parents=True, exist_ok=True)
+      else:
+        conduct.prepare(config, root, end)
+    if not _ONLY_REPORT.value:
+      _run(config, root, part, end)
   if _WORKER.value:
     return
   rows, answer = conduct.write(config, root)

@@ -1,6 +1,7 @@
 """One cell of a study: its run, and the record that says it is finished."""
 
 import dataclasses
+import functools
 import pathlib
 import shutil
 import time
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from tlkd_jax import data, protocols
 from tlkd_jax.evaluation import records
 from tlkd_jax.evaluation.metrics import goodness
-from tlkd_jax.runtime import made, sealed
+from tlkd_jax.runtime import atomic, made, sealed
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.settings.top import AUTOMATIC
@@ -63,8 +64,8 @@ def criterion(config: Settings) -> str:
 
 
 def is_done(root: pathlib.Path, cell: Cell) -> bool:
-  """Whether the cell is finished."""
-  return (folder_of(root, cell) / 'cell.json').exists()
+  """Whether the cell is finished; one with a damaged record is not."""
+  return find_record(folder_of(root, cell)) is not None
 
 
 def failure(root: pathlib.Path, cell: Cell) -> str | None:
@@ -111,6 +112,7 @@ def run(
   began = time.monotonic()
   folder = folder_of(root, cell)
   (folder / 'failed.txt').unlink(missing_ok=True)
+  atomic.sweep(folder)
   own = configure(config, cell, matrix, root)
   dataset, summaries = load(own), []
   own = defaults.for_data(own, dataset)
@@ -130,7 +132,8 @@ def run(
     record['seconds'] += summary['seconds']
     record['train_images'] += images
     record['teacher_images'] += images * (part.settings.arm == 'kd')
-  record['wall_seconds'] = time.monotonic() - began
+  # Of a run that was finished before, only the record was made.
+  record['wall_seconds'] = max(time.monotonic() - began, record['seconds'])
   records.write_json(folder / 'cell.json', record)
   _thin(config.study.keep, root, cell, matrix)
   return record
@@ -180,8 +183,43 @@ def configure(
 
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:
-  """What `run` wrote."""
-  return sealed.read_json(folder / 'cell.json')
+  """What `run` wrote.
+
+  Raises:
+    FileNotFoundError: the cell is not finished.
+    ValueError: the record is damaged.
+  """
+  record = sealed.read_json(folder / 'cell.json')
+  if not isinstance(record, dict) or 'validation' not in record:
+    raise ValueError(f'{folder / "cell.json"} is damaged: it is of no cell')
+  return record
+
+
+def find_record(folder: pathlib.Path) -> dict[str, Any] | None:
+  """The same; None where there is none, or a damaged one, which is said.
+
+  The run that it is of is untouched by that: the next command makes its record
+  again.
+  """
+  path = folder / 'cell.json'
+  try:
+    about = path.stat()
+  except FileNotFoundError:
+    return None
+  return _known_record(folder, about.st_mtime_ns, about.st_size, about.st_ino)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _known_record(folder: pathlib.Path, *version: int) -> dict[str, Any] | None:
+  # A study looks at all its records every second.
+  del version
+  try:
+    return read_record(folder)
+  except FileNotFoundError:
+    return None
+  except ValueError as error:
+    logging.warning('%s; the next command makes it again', error)
+    return None
 
 
 def _record(

@@ -1,10 +1,11 @@
 """A study from its settings to its page: the command's parts, and Python's."""
 
+import contextlib
 import os
 import pathlib
 
 from tlkd_jax.answer import effects
-from tlkd_jax.runtime import devices, sharding
+from tlkd_jax.runtime import devices, locked, sharding
 from tlkd_jax.runtime.errors import RunError, as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.study import (
@@ -43,12 +44,25 @@ def run(
     RunError: cells failed; the pages are of the others.
     Interrupted: the process was asked to stop; what is finished stays.
   """
-  with as_user_errors():
-    prepare(config, root, end)
-  run_part(config, root, end=end)
+  with alone(root):
+    with as_user_errors():
+      prepare(config, root, end)
+    run_part(config, root, end=end)
   rows, answer = write(config, root)
   check_complete(config, root, end=end)
   return rows, answer
+
+
+def alone(
+  root: pathlib.Path, part: tuple[int, int] = WHOLE, *, wanted: bool = True
+) -> contextlib.AbstractContextManager[None]:
+  """One command at a time has a study's folder, or a part of it.
+
+  Its workers belong to it, and are not wanted here.
+  """
+  index, count = part
+  name = '' if part == WHOLE else f'{index + 1}-of-{count}'
+  return locked.held(root, wanted=wanted, part=name)
 
 
 def prepare(

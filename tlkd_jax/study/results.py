@@ -30,6 +30,8 @@ _HIDDEN = (
 def collect(root: pathlib.Path, metric: str) -> list[CellRow]:
   """All finished cells, of whatever command, ordered by name.
 
+  One with a damaged record is left out, and named in a warning.
+
   Of the trials of one cell, the best on validation has `chosen`; the others,
   and all of seeds that tune, keep their validation metrics alone. A row has
   `degraded` where the suite `corruptions` was run on its cell: `count` images;
@@ -44,12 +46,12 @@ def collect(root: pathlib.Path, metric: str) -> list[CellRow]:
   # Not `**`: it would walk through checkpoints that come and go.
   found = [*root.glob('cells/*/*/*/*/cell.json')]
   found += root.glob('cells/*/*/*/*/*/cell.json')
-  rows: list[dict[str, Any]] = [
-    cells.read_record(path.parent)
-    | {'folder': str(path.parent.relative_to(root))}
-    | _degraded(path.parent)
-    for path in sorted(found)
-  ]
+  rows: list[dict[str, Any]] = []
+  for folder in sorted(path.parent for path in found):
+    record = cells.find_record(folder)
+    if record is not None:
+      place = {'folder': str(folder.relative_to(root))}
+      rows.append(record | place | _degraded(folder))
   groups: dict[tuple, list[dict[str, Any]]] = {}
   for row in rows:
     groups.setdefault(key_of(row), []).append(row)

@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 from tlkd_jax.data import Look
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import DTYPES
+from tlkd_jax.runtime import peers
 from tlkd_jax.runtime.errors import RunError
 from tlkd_jax.training.state import Learner, State
 
@@ -132,7 +133,8 @@ class Checkpoints:
     return State(arrays['step'], learners), record
 
   def close(self) -> None:
-    """Ends Orbax's threads."""
+    """Ends Orbax's threads, which wait for all processes of the run."""
+    peers.leave_if_lost(sys.exception())
     for manager in (self._latest, *self._best.values()):
       manager.close()
 
@@ -152,6 +154,7 @@ class Checkpoints:
         )
         manager.wait_until_finished()
     except Exception as error:
+      peers.leave_if_lost(error)
       last = self._latest.latest_step()
       kept = 'none was saved before' if last is None else f'step {last} stays'
       raise RunError(
@@ -184,7 +187,7 @@ def read_description(workdir: str | pathlib.Path) -> Description:
       another kind; the message names the file and all such fields.
   """
   step = _best_step(workdir)
-  record, path = _read_record(step), _record_of(step)
+  record, path = _verified(step, _read_record(step)), _record_of(step)
   faults = _faults(record)
   if faults:
     raise ValueError(f'corrupt checkpoint record {path}: {"; ".join(faults)}')
@@ -200,24 +203,28 @@ def _record_of(step: pathlib.Path) -> pathlib.Path:
   return step / 'record' / 'metadata'
 
 
-def _read_record(step: pathlib.Path) -> dict[str, Any]:
-  """The record of a checkpoint, compared with its own digest."""
+def _read_record(step: pathlib.Path) -> Any:
+  """What the record of a checkpoint holds, its digests too."""
   path = _record_of(step)
   try:
     record = json.loads(path.read_text())
   except (OSError, RecursionError, ValueError) as error:
     raise ValueError(f'corrupt checkpoint record {path}: {error}') from error
-  return _verified(step, record) if isinstance(record, dict) else record
+  return record
 
 
 def _verified(
-  step: pathlib.Path, record: dict[str, Any], arrays: Tree | None = None
-) -> dict[str, Any]:
+  step: pathlib.Path, record: Any, arrays: Tree | None = None
+) -> Any:
   """A record without its digests, which it and the arrays must have.
+
+  What is no record stays as it is.
 
   Raises:
     ValueError: something is not what was saved.
   """
+  if not isinstance(record, dict):
+    return record
   own = {key: value for key, value in record.items() if key != _DIGESTS}
   if _DIGESTS not in record:
     return own

@@ -14,7 +14,6 @@ import numpy as np
 from tlkd_jax.data import Split
 from tlkd_jax.evaluation import records
 from tlkd_jax.models.functional import Tree
-from tlkd_jax.runtime.atomic import replace_arrays
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import logistic
 from tlkd_jax.training.logistic import Head
@@ -34,7 +33,7 @@ def write(
     'image': image_keys(split),
     'fold': folds,
   }
-  replace_arrays(workdir / _FILE, arrays)
+  records.write_arrays(workdir / _FILE, arrays)
 
 
 def read(

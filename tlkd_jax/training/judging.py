@@ -13,7 +13,7 @@ from tlkd_jax.evaluation.metrics import METRICS, goodness
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import RunError
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import finished
+from tlkd_jax.training import finished, nonfinite
 from tlkd_jax.training.metric_writers import MetricWriter
 from tlkd_jax.training.progress import Progress
 from tlkd_jax.training.run import Run
@@ -34,6 +34,7 @@ class Position:
     since_best: evaluations since then.
     seconds: spent so far.
     images: seen so far.
+    skipped: steps that were left out, up to the last written row.
   """
 
   data: Any = None
@@ -43,6 +44,7 @@ class Position:
   since_best: int = 0
   seconds: float = 0.0
   images: int = 0
+  skipped: int = 0
 
 
 def position_of(record: dict[str, Any], workdir: pathlib.Path) -> Position:
@@ -83,29 +85,44 @@ def write(writer, step: int, split: str, values: dict[str, float]) -> None:
     writer.write(step, split, values)
 
 
-def collect(run, pending, number: int, checkpoints) -> list[dict[str, float]]:
+def collect(
+  run, pending, number: int, checkpoints, position: Position
+) -> list[dict[str, float]]:
   """The metrics of steps up to `number`, fetched at once.
 
   Raises:
-    RunError: a loss is not finite.
+    RunError: a loss is not finite, or too many steps had to be left out.
   """
   rows = [
     {name: float(value) for name, value in row.items()}
     for row in jax.device_get(pending)
   ]
+  prefixes = {n: '' if n == run.own else f'{n}_' for n in run.learners}
+  skipped, most = position.skipped, run.settings.most_nonfinite
   for step, row in enumerate(rows, start=number - len(rows) + 1):
-    for name in run.learners:
-      prefix = '' if name == run.own else f'{name}_'
-      loss, norm = row[f'{prefix}loss'], row[f'{prefix}gradient_norm']
-      if not np.isfinite([loss, norm]).all():
-        whose = '' if name == run.own else f' of the {name}'
-        raise _diverged(
-          run,
-          f'the loss{whose} is {loss} (gradient norm {norm}) at step {step}, '
-          f'learning rate {row["learning_rate"]:.3g}',
-          checkpoints,
-        )
+    what = nonfinite.find(row, prefixes)
+    if not what:
+      continue
+    what = f'at step {step}, learning rate {row["learning_rate"]:.3g}, {what}'
+    if nonfinite.SKIPPED not in row:
+      raise _diverged(run, what, checkpoints)
+    skipped += 1
+    if skipped > most:
+      many = f'more than {most} steps are not finite (most_nonfinite)'
+      raise _diverged(run, f'{many}; {what}', checkpoints)
+    logging.warning('%s; the step is left out, %d so far', what, skipped)
   return rows
+
+
+def mean(rows: list[dict[str, float]], position: Position) -> dict[str, float]:
+  """The mean of each metric over steps; those left out are counted."""
+  kept = [row for row in rows if not row.get(nonfinite.SKIPPED)]
+  position.skipped += len(rows) - len(kept)
+  names = [name for name in rows[0] if name != nonfinite.SKIPPED]
+  means = {k: float(np.mean([r[k] for r in kept])) for k in names if kept}
+  if nonfinite.SKIPPED in rows[0]:
+    means['skipped_steps'] = float(position.skipped)
+  return means
 
 
 def validate(run, state, position, number, writer, checkpoints, shown):

@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
@@ -192,11 +191,10 @@ def _steps(run, state, position, checkpoints, batches, writer, shown, stop):
     stopping = stop.requested(number)
     if not (writing or stopping):
       continue
-    pending = judging.collect(run, pending, number, checkpoints)
+    pending = judging.collect(run, pending, number, checkpoints, position)
     position.seconds = time.monotonic() - clock
     if writing:
-      row = {k: float(np.mean([r[k] for r in pending])) for k in pending[0]}
-      pending = []
+      row, pending = judging.mean(pending, position), []
       judging.write(
         writer, number, 'train', row | {'seconds': position.seconds}
       )

@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import sys
+import time
 import zlib
 from typing import Any
 
@@ -19,7 +20,9 @@ def _import_tensorboardx() -> Any:
   if hidden:
     sys.modules['torch'] = None  # pyrefly: ignore
   try:
-    import tensorboardX
+    import tensorboardX.event_file_writer
+    import tensorboardX.proto.event_pb2
+    import tensorboardX.summary
   finally:
     if hidden:
       del sys.modules['torch']
@@ -51,9 +54,7 @@ class MetricWriter:
     sealed.unseal(self._path)
     replace_text(self._path, text)
     self._file = self._path.open('a')
-    self._events = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=resume_step + 1
-    )
+    self._events = _Events(workdir / 'tensorboard', resume_step + 1)
 
   def write(self, step: int, split: str, values: dict[str, float]) -> None:
     """Appends one row; floats, flushed to disk."""
@@ -62,12 +63,42 @@ class MetricWriter:
     self._file.flush()
     for name, value in values.items():
       if math.isfinite(value):
-        self._events.add_scalar(f'{split}/{name}', value, step)
+        self._events.write(f'{split}/{name}', value, step)
 
   def close(self) -> None:
     """Flushes and closes both files."""
-    self._file.close()
-    self._events.close()
+    try:
+      self._file.close()
+    finally:
+      self._events.close()
+
+
+class _Events:
+  """A file of TensorBoard's, written in this thread.
+
+  tensorboardX's SummaryWriter has one of its own, where a full disk is a trace
+  that nobody can catch.
+  """
+
+  def __init__(self, folder: pathlib.Path, purge_step: int):
+    folder.mkdir(exist_ok=True)
+    self._writer = tensorboardX.event_file_writer.EventsWriter(
+      str(folder / 'events')
+    )
+    pb2 = tensorboardX.proto.event_pb2
+    start = pb2.SessionLog(status=pb2.SessionLog.START)
+    self._add(step=purge_step, session_log=start)
+
+  def write(self, name: str, value: float, step: int) -> None:
+    summary = tensorboardX.summary.scalar(name, value)
+    self._add(step=step, summary=summary)
+
+  def _add(self, **content) -> None:
+    event = tensorboardX.proto.event_pb2.Event(wall_time=time.time(), **content)
+    self._writer.write_event(event)
+
+  def close(self) -> None:
+    self._writer.close()
 
 
 def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from tlkd_jax.training import (
   lessons,
   memory,
   networks,
+  nonfinite,
   optimizers,
   shares,
   targets,
@@ -131,6 +132,7 @@ def set_up(
   online += [network for n, network in frozen.items() if n not in recipes]
   looks = dict.fromkeys(network.look for network in online)
   del looks[first.network.look]
+  nonfinite.check(learners | teachers)
   step = make_step(
     learned,
     frozen | ({starts.NAME: first.network} if kept else {}),
@@ -139,6 +141,8 @@ def set_up(
     make_mode(settings),
     mesh,
   )
+  if settings.on_nonfinite == 'skip':
+    step = nonfinite.skipping(step, mesh)
   return Run(
     settings=settings,
     workdir=workdir,

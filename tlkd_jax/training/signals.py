@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from tlkd_jax.runtime import interrupts
+from tlkd_jax.runtime import interrupts, peers
 
 # Processes must stop at the same step, and asking the others costs time.
 _STEPS_BETWEEN_QUESTIONS = 10
@@ -32,7 +32,9 @@ class StopRequest:
         self._previous[number] = signal.signal(number, self._ask)
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, kind, error, trace) -> None:
+    # First of all: JAX ends a process whose coordinator is lost by itself.
+    peers.leave_if_lost(error)
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 

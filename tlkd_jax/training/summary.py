@@ -28,6 +28,7 @@ class Spent:
   best_step: int
   seconds: float
   images: int
+  skipped: int = 0
 
 
 def finish(
@@ -84,6 +85,8 @@ def finish(
     'notes': list(run.dataset.notes),
     'data': run.dataset.facts,
   }
+  if settings.on_nonfinite == 'skip':
+    summary['skipped_steps'] = progress.skipped
   said = run.workdir / SAYS
   if said.exists():
     summary['teacher_says'] = sealed.read_json(said)

@@ -10,7 +10,6 @@ goes on where it stopped; it gets its final name when every row is there.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import pathlib
@@ -22,7 +21,7 @@ import numpy as np
 from absl import logging
 from scipy import special
 
-from tlkd_jax.runtime import mapped
+from tlkd_jax.runtime import locked, mapped
 from tlkd_jax.runtime.atomic import replace_text
 
 DTYPES = ('float16', 'float32')
@@ -165,18 +164,8 @@ class Store:
   @contextlib.contextmanager
   def claimed(self) -> Iterator[None]:
     """Waits until no other run writes here; a killed run's claim is void."""
-    self.folder.mkdir(parents=True, exist_ok=True)
-    with (self.folder / 'lock').open('w') as lock:
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        logging.info('waits for the run that fills %s', self.folder)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-      try:
-        yield
-      finally:
-        # Closing does not suffice where a forked process has the file too.
-        fcntl.flock(lock, fcntl.LOCK_UN)
+    with locked.in_turn(self.folder / 'lock', f'fills {self.folder}'):
+      yield
 
   def missing(self, num_views: int) -> list[int]:
     """Per view, the first row that is to be computed; N where none is.
@@ -292,6 +281,9 @@ class Store:
       stored = self._load(part)
       if stored is not None:
         whole = min(_first_nan(stored), self._first_unwritten(view, stored))
+        if whole == self._size:
+          self.commit(view)
+          return whole, ''
         return whole, f'{part.name} was not finished'
       part.unlink()
       return 0, f'{part.name} was damaged'
@@ -316,7 +308,8 @@ class Store:
   def _load(self, path: pathlib.Path) -> np.ndarray | None:
     try:
       stored = np.load(path, mmap_mode='r')
-    except (EOFError, OSError, TypeError, ValueError):
+    # What a damaged header raises depends on where the damage is.
+    except Exception:
       return None
     right = stored.dtype == self._layout.row and stored.shape == (self._size,)
     return stored if right else None

@@ -8,7 +8,7 @@ summary.json       written when the run is finished
 metrics.jsonl      the course of training, tensorboard/ beside it
 predictions/       logits, labels, indices of validation and test
 checkpoints/       latest: to resume; best: the run's own network
-.sums/             digests of the JSON files, see runtime.sealed
+.sums/             digests of JSON and .npz, see runtime.sealed
 NAME/checkpoints/  best of another network that learned (a peer)
 """
 

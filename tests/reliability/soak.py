@@ -1,0 +1,105 @@
+"""A long run: its memory, handles and threads must stay what they are."""
+
+import os
+import pathlib
+import signal
+import time
+
+import numpy as np
+from scipy import stats
+
+from tests.reliability import runs
+from tests.reliability.outcomes import Outcome
+from tests.reliability.runs import Place
+
+_KIND = 'soak'
+_PAUSE = 1.0
+_BLOCKS = 12
+# A growth of more than this share of the mean, over the whole soak, is bad.
+_MOST = 0.02
+
+
+def inject(place: Place) -> list[Outcome]:
+  """One run; it does nothing in the short form."""
+  if not place.soak_minutes:
+    return []
+  folder = place.root / 'soak'
+  command = runs.train(
+    place,
+    folder,
+    'tl',
+    num_steps=10_000_000,
+    log_every_steps=20,
+    eval_every_steps=500,
+    optimizer__learning_rate=1e-4,
+  )
+  process = runs.start(command)
+  seen: list[tuple[float, ...]] = []
+  began = time.monotonic()
+  while time.monotonic() - began < 60 * place.soak_minutes:
+    if process.poll() is not None:
+      break
+    time.sleep(_PAUSE)
+    seen.append((time.monotonic() - began, *measured(process.pid)))
+  runs.kill(process, signal.SIGTERM)
+  done = runs.wait(process, 120)
+  if done.code != 0:
+    return [
+      Outcome(_KIND, 'traceback', f'code {done.code}: {done.error[-800:]}')
+    ]
+  return judged(np.asarray(seen))
+
+
+def measured(pid: int) -> tuple[float, float, float]:
+  """Resident memory in MiB, open handles, threads of a process."""
+  place = pathlib.Path(f'/proc/{pid}')
+  try:
+    pages = int((place / 'statm').read_text().split()[1])
+    handles = len(os.listdir(place / 'fd'))
+    threads = len(os.listdir(place / 'task'))
+  except (OSError, IndexError):
+    return float('nan'), float('nan'), float('nan')
+  return pages * os.sysconf('SC_PAGE_SIZE') / 2**20, handles, threads
+
+
+def judged(seen: np.ndarray) -> list[Outcome]:
+  """An outcome for each of the three.
+
+  Args:
+    seen: [N, 4], seconds and what was measured. The first third, in which all
+      is compiled and caches fill, does not count.
+  """
+  seen = seen[np.isfinite(seen).all(1)]
+  seen = seen[seen[:, 0] > seen[-1, 0] / 3]
+  found = []
+  for name, values in zip(
+    ('memory, MiB', 'handles', 'threads'), seen.T[1:], strict=True
+  ):
+    slope, low, high = slope_of(seen[:, 0] / 3600, values)
+    hours = (seen[-1, 0] - seen[0, 0]) / 3600
+    grown = slope * hours / values.mean()
+    what = (
+      f'{name}: {values.mean():.1f}, slope {slope:+.2f} an hour (95 % interval '
+      f'{low:+.2f} to {high:+.2f}) over {60 * hours:.1f} minutes'
+    )
+    print(f'soak: {what}')
+    bad = low > 0 and grown > _MOST
+    found.append(Outcome(_KIND, 'wrong' if bad else 'survived', what))
+  return found
+
+
+def slope_of(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+  """Least squares over means of blocks, which are less alike than neighbours.
+
+  Returns:
+    The slope and its 95 % interval.
+  """
+  blocks = [
+    (a.mean(), b.mean())
+    for a, b in zip(
+      np.array_split(x, _BLOCKS), np.array_split(y, _BLOCKS), strict=True
+    )
+  ]
+  fit = stats.linregress(*np.asarray(blocks).T)
+  wide = stats.t.ppf(0.975, _BLOCKS - 2) * fit.stderr
+  return fit.slope, fit.slope - wide, fit.slope + wide

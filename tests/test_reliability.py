@@ -1,0 +1,102 @@
+"""Injections of failures: the short form, see tests/reliability."""
+
+import numpy as np
+import pytest
+
+from tests.reliability import every, outcomes, soak
+from tests.reliability.outcomes import Outcome
+from tests.reliability.runs import Place
+
+pytestmark = [
+  pytest.mark.usefixtures('tiny_models'),
+  # Reads that Orbax abandons come back when nobody waits for them.
+  pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
+]
+
+# Those that need a finished run share one.
+_WITH_A_RUN = ('kills', 'storage', 'concurrency')
+
+
+def injected(names, place) -> list[Outcome]:
+  found = []
+  for name in names:
+    some = every.KINDS[name](place)
+    assert len(some) > 0, name
+    found += some
+  return found
+
+
+@pytest.mark.parametrize(
+  'names', [_WITH_A_RUN, ('nonfinite',), ('fuzz',), ('injection',)], ids=str
+)
+def test_nothing_is_lost_nothing_silently_wrong(
+  names, tmp_path, cache_dir, session_dir
+):
+  place = Place(tmp_path, False, 0, cache_dir, session_dir / 'compiled')
+  found = injected(names, place)
+  assert not outcomes.bad(found), '\n'.join(outcomes.bad(found))
+
+
+@pytest.mark.slow
+def test_the_long_form(tmp_path, cache_dir, session_dir):
+  place = Place(tmp_path, True, 0, cache_dir, session_dir / 'compiled', 10.0)
+  found = injected(every.KINDS, place)
+  assert not outcomes.bad(found), '\n'.join(outcomes.bad(found))
+
+
+@pytest.mark.parametrize(
+  ('code', 'error', 'differs', 'result'),
+  [
+    (0, '', [], 'survived'),
+    (0, 'a warning', ['best'], 'wrong'),
+    (2, 'error: no such file', [], 'refused'),
+    (1, 'something', [], 'traceback'),
+    (1, 'error: x\nTraceback (most recent call last):', [], 'traceback'),
+    (0, 'Traceback (most recent call last):', [], 'traceback'),
+    (-7, '', [], 'traceback'),
+    (135, 'error: bus error', [], 'traceback'),
+    (None, '', [], 'hang'),
+  ],
+)
+def test_what_a_command_came_to(code, error, differs, result):
+  assert outcomes.of_process(code, error, differs) == result
+
+
+@pytest.mark.parametrize(
+  ('error', 'same', 'result'),
+  [
+    (None, True, 'survived'),
+    (None, False, 'wrong'),
+    (ValueError('a.json is damaged'), False, 'refused'),
+    (ValueError('not so'), False, 'traceback'),
+    (KeyError('damaged'), False, 'traceback'),
+  ],
+)
+def test_what_a_reading_came_to(error, same, result):
+  assert outcomes.of_reading(error, 'damaged', same) == result
+
+
+def test_the_table():
+  found = [
+    Outcome('a', 'survived'),
+    Outcome('a', 'lost', 'x'),
+    Outcome('b', 'hang'),
+  ]
+  lines = outcomes.table(found).splitlines()
+  assert lines[2] == '| a | 2 | 1 | 0 | 1 | 0 | 0 | 0 |'
+  assert lines[-1] == '| all | 3 | 1 | 0 | 1 | 0 | 0 | 1 |'
+  assert outcomes.bad(found) == ['a: lost: x', 'b: hang: ']
+
+
+@pytest.mark.parametrize(
+  ('an_hour', 'result'), [(0.0, 'survived'), (400.0, 'wrong')]
+)
+def test_a_slope_is_seen_through_noise(an_hour, result):
+  seconds = np.arange(600.0)
+  draw = np.random.default_rng(0)
+  memory = 500 + an_hour * seconds / 3600 + draw.normal(size=600)
+  seen = np.stack([seconds, memory, np.full(600, 20.0), np.full(600, 9.0)], 1)
+  found = soak.judged(seen)
+  assert [one.result for one in found] == [result, 'survived', 'survived']
+  slope, low, high = soak.slope_of(seconds / 3600, memory)
+  assert low < an_hour < high and low < slope < high
