@@ -107,6 +107,7 @@ def of_runs(count: int) -> dict[str, list[float]]:
 def _bookkeeping(count: int) -> float:
   from configs import study
   from tlkd_jax import settings
+  from tlkd_jax.evaluation import records
   from tlkd_jax.study import cells, matrix, workers
 
   config = settings.from_config(study.get_config())
@@ -119,7 +120,8 @@ def _bookkeeping(count: int) -> float:
     root = pathlib.Path(folder)
 
     def run(cell):
-      (cells.folder_of(root, cell) / 'cell.json').write_text('{}')
+      path = cells.folder_of(root, cell) / 'cell.json'
+      records.write_json(path, {'validation': {}})
 
     workers.work(shard, root, run, lambda: None)
     done = set(workers.states(shard, root).values())

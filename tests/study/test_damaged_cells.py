@@ -84,6 +84,17 @@ def test_it_is_left_out_and_run_again(damage, study, caplog):
   assert ran == [everything[1]]
 
 
+def test_a_cell_that_leaves_no_whole_record_has_failed(study):
+  """And is not taken again and again."""
+  config, root = study
+  everything = matrix.make_matrix(config)
+  cut(cells.folder_of(root, everything[0]) / 'cell.json')
+  ran = []
+  workers.work(everything, root, ran.append, lambda: None)
+  assert ran == [everything[0]]
+  assert 'whole record' in cells.failure(root, everything[0])
+
+
 @pytest.mark.parametrize('name', ['config.json', 'summary.json'])
 def test_a_report_of_many_runs_leaves_a_damaged_one_out(name, tmp_path):
   synthetic.write_study(tmp_path / 'study', [0.1, 0.2])

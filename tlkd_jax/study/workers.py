@@ -119,6 +119,9 @@ def _run_one(cell: Cell, root: pathlib.Path, run) -> None:
   logging.info('study: %s', cell.name)
   try:
     run(cell)
+    # Taken again and again, it would never end.
+    if not cells.is_done(root, cell):
+      _fail(cell, root, 'it ended without a whole record (cell.json)')
   except Interrupted:
     raise
   except (UserError, RunError, ValueError, OSError) as error:
