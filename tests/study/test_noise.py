@@ -9,7 +9,8 @@ import pytest
 from tests.study.rows import STUDY, paired, row
 from tlkd_jax import settings
 from tlkd_jax.evaluation import evaluate, records
-from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime import locked, sharding
+from tlkd_jax.runtime.errors import UserError
 from tlkd_jax.study import conduct, designs, noise, pages, results
 
 GAINS = (0.03, 0.01, 0.02, 0.04, 0.02, 0.03)
@@ -143,3 +144,10 @@ def test_a_cell_whose_teacher_is_missing_is_refused(tmp_path):
   config.study.run_arms = ('linear_probe',)
   with pytest.raises(ValueError, match='study.run_arms'):
     conduct.check_noise(settings.from_config(config), tmp_path)
+
+
+def test_one_process_at_a_time_runs_cells_again(tmp_path):
+  config = designs.make(smoke=True)
+  with locked.held(tmp_path / noise.FOLDER):
+    with pytest.raises(UserError, match='noise is in use by another process'):
+      conduct.run_noise(config, tmp_path)

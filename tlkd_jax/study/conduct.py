@@ -198,8 +198,13 @@ def check_noise(config: Settings, root: pathlib.Path) -> None:
 
 
 def run_noise(config: Settings, root: pathlib.Path) -> None:
-  """Runs a cell of each place again on this process's cores, see noise.run."""
-  noise.run(config, root, cells.Loader(), sharding.make_mesh())
+  """Runs a cell of each place again on this process's cores, see noise.run.
+
+  Raises:
+    UserError: another process does so in this study.
+  """
+  with locked.held(root / noise.FOLDER):
+    noise.run(config, root, cells.Loader(), sharding.make_mesh())
 
 
 def noise_in_words(config: Settings, root: pathlib.Path) -> str:

@@ -29,6 +29,7 @@ from tlkd_jax.training import defaults
 from tlkd_jax.training.loop import fine_tune
 
 FILE = 'noise.json'
+FOLDER = 'noise'
 _RECORD = 'rerun.json'
 
 
@@ -106,7 +107,7 @@ def run(
   known = tuning.known(config, root)
   for cell in cells_of(config, root):
     for number in range(study.repeats):
-      name = f'noise/{by["cores"]}cores/{cell.name}/run{number}'
+      name = f'{FOLDER}/{by["cores"]}cores/{cell.name}/run{number}'
       folder = root / name
       if (folder / _RECORD).exists():
         continue
@@ -137,7 +138,7 @@ def run(
 
 def collect(root: pathlib.Path, *, write: bool = True) -> list[dict[str, Any]]:
   """All finished reruns, written to STUDY/noise.json; that file without any."""
-  paths = sorted(root.glob(f'noise/*cores/*/*/*/*/**/{_RECORD}'))
+  paths = sorted(root.glob(f'{FOLDER}/*cores/*/*/*/*/**/{_RECORD}'))
   found = [sealed.read_json(path) for path in paths]
   if found and write:
     lines = ',\n'.join(records.dumps(one, sort_keys=True) for one in found)
