@@ -109,6 +109,17 @@ def _files_of_a_run(place: Place) -> list[Outcome]:
   return found
 
 
+def _in_turn(place: Place, kind: str, folder, read, counts) -> list[Outcome]:
+  """Each file of a checkpoint damaged; counts are flips and cuts of one."""
+  (flips, cuts), draw, found = counts, place.draw(kind), []
+  for path in sorted(folder.rglob('*')):
+    if path.is_file():
+      many = 4 if path.stat().st_size > 4000 else 1
+      versions = damaged(path.read_bytes(), draw, many * flips, cuts)
+      found += _try_each(kind, path, read, versions, named='corrupt')
+  return found
+
+
 def _weights(place: Place, student: pathlib.Path) -> list[Outcome]:
   kind = 'damage: best checkpoint'
 
@@ -117,14 +128,8 @@ def _weights(place: Place, student: pathlib.Path) -> list[Outcome]:
     loaded = finished.restore(str(student), about)
     return loaded.params, loaded.model_state, about.class_names
 
-  draw, found = place.draw(kind), []
-  flips, cuts = (12, 3) if place.long else (2, 1)
-  for path in sorted((student / 'checkpoints' / 'best').rglob('*')):
-    if path.is_file():
-      many = 4 if path.stat().st_size > 4000 else 1
-      versions = damaged(path.read_bytes(), draw, many * flips, cuts)
-      found += _try_each(kind, path, read, versions, named='corrupt')
-  return found
+  best = student / 'checkpoints' / 'best'
+  return _in_turn(place, kind, best, read, (12, 3) if place.long else (2, 1))
 
 
 def _states(place: Place) -> list[Outcome]:
@@ -147,17 +152,10 @@ def _states(place: Place) -> list[Outcome]:
     finally:
       latest.close()
 
-  draw, found = place.draw(kind), []
-  flips, cuts = (8, 2) if place.long else (1, 1)
   newest = max(
     (folder / 'checkpoints' / 'latest').iterdir(), key=lambda p: int(p.name)
   )
-  for path in sorted(newest.rglob('*')):
-    if path.is_file():
-      many = 4 if path.stat().st_size > 4000 else 1
-      versions = damaged(path.read_bytes(), draw, many * flips, cuts)
-      found += _try_each(kind, path, read, versions, named='corrupt')
-  return found
+  return _in_turn(place, kind, newest, read, (8, 2) if place.long else (1, 1))
 
 
 def _caches(place: Place) -> list[Outcome]:

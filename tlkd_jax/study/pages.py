@@ -13,10 +13,9 @@ from tlkd_jax.answer.conclusions import Conclusion
 from tlkd_jax.answer.effects import per_place
 from tlkd_jax.answer.words import points
 from tlkd_jax.evaluation import records, statistics
-from tlkd_jax.report import html, markdown, plots, verdict_blocks
+from tlkd_jax.report import html, markdown, verdict_blocks
 from tlkd_jax.report.blocks import (
   Block,
-  Figure,
   Section,
   Text,
   interval,
@@ -34,6 +33,7 @@ from tlkd_jax.study import (
 )
 from tlkd_jax.study.analysis import CellRow, Rows
 from tlkd_jax.study.noise import Floor
+from tlkd_jax.study.respect_sections import minus
 from tlkd_jax.study.tuning import Score
 
 TITLE = 'Does the teacher help?'
@@ -104,7 +104,11 @@ def make_sections(
       'Image by image',
       respect_sections.items(rows, conclusion),
     ),
-    Section('degradation', 'Degraded images', _degradation(rows, conclusion)),
+    Section(
+      'degradation',
+      'Degraded images',
+      respect_sections.degraded(rows, conclusion),
+    ),
     Section(
       'lost',
       'Where it lost, and what the teacher had',
@@ -113,8 +117,7 @@ def make_sections(
     Section(
       'convergence',
       'Convergence',
-      respect_sections.steps_to_level(rows, conclusion)
-      + _convergence(rows, conclusion),
+      respect_sections.convergence(rows, conclusion),
     ),
     Section(
       'sensitivity',
@@ -133,7 +136,7 @@ def _answer(
   blocks = verdict_blocks.in_words(conclusion)
   blocks += _noise(floors, conclusion)
   blocks += verdict_blocks.tests(
-    f'{_minus(conclusion)}, test accuracy',
+    f'{minus(conclusion)}, test accuracy',
     conclusion.per_place['top1'],
     labels,
     SOURCE,
@@ -184,11 +187,6 @@ def _noise(floors: Sequence[Floor], conclusion: Conclusion) -> list[Block]:
   )
   title = 'The same cell run again'
   return [Text(said), named_table(title, table, noise.FILE, note)]
-
-
-def _minus(conclusion: Conclusion) -> str:
-  labels = conclusion.labels
-  return f'{labels[conclusion.treatment]} minus {labels[conclusion.reference]}'
 
 
 def _curves(rows: Rows, conclusion: Conclusion) -> list[Block]:
@@ -249,58 +247,11 @@ def _other_metrics(conclusion: Conclusion) -> list[Block]:
     for effect in found
     if effect.metric != 'top1'
   ]
-  title = f'{_minus(conclusion)} in other metrics'
+  title = f'{minus(conclusion)} in other metrics'
   blocks = verdict_blocks.every_metric(conclusion, SOURCE)
   return blocks + verdict_blocks.tests(
     title, effects, conclusion.labels, SOURCE
   )
-
-
-def _degradation(rows: Rows, conclusion: Conclusion) -> list[Block]:
-  found = analysis.degraded(rows, conclusion.treatment, conclusion.reference)
-  if not found:
-    return []
-  table = [
-    {
-      'place': str(one.place),
-      'corruptions': one.group,
-      'images': one.count,
-      'seeds': one.test['pairs'],
-      'teacher': one.teacher,
-      'reference': one.reference,
-      'difference': one.test['mean_difference'],
-      '95 % over seeds': interval(one.test['ci_low'], one.test['ci_high']),
-      'p (sign-flip)': one.test['p_sign_flip'],
-      'verdict': one.verdict,
-    }
-    for one in found
-  ]
-  data = named_table(
-    f'{_minus(conclusion)} on degraded images, accuracy',
-    table,
-    SOURCE,
-    "Means over a group's corruptions and five severities; `standard` are "
-    "ImageNet-C's fifteen, `clean` the same images as they are. The verdict is "
-    'by the exact p, corrected (Holm) over the places of a group.',
-  )
-  blocks: list[Block] = [data]
-  if len(found) <= verdict_blocks.MOST_INTERVALS:
-    panel = plots.intervals(
-      _minus(conclusion),
-      [f'{one.group}, {one.place}' for one in found],
-      [
-        (
-          one.test['mean_difference'],
-          one.test['ci_low'],
-          one.test['ci_high'],
-        )
-        for one in found
-      ],
-      'test accuracy',
-    )
-    alt = 'Differences on degraded images with their intervals over seeds'
-    blocks.append(Figure('Under degradation', [panel], alt, data))
-  return blocks + respect_sections.under_corruption(rows, conclusion)
 
 
 def _lost(rows: Rows, conclusion: Conclusion) -> list[Block]:
@@ -340,40 +291,6 @@ def _lost(rows: Rows, conclusion: Conclusion) -> list[Block]:
     for arm in (conclusion.treatment, conclusion.reference)
   )
   blocks.append(Text(correlations.words(found, places, *names)))
-  return blocks
-
-
-def _convergence(rows: Rows, conclusion: Conclusion) -> list[Block]:
-  shown = {'tl': conclusion.reference, 'kd': conclusion.treatment}
-  labels = {style: conclusion.labels[arm] for style, arm in shown.items()}
-  blocks: list[Block] = []
-  for dataset in dict.fromkeys(place.dataset for place in runs.places(rows)):
-    panels, table = [], []
-    for place in runs.places(rows):
-      curves = {
-        style: analysis.mean_curve(rows, place, arm)
-        for style, arm in shown.items()
-      }
-      if place.dataset != dataset or not all(curves.values()):
-        continue
-      lines = {s: tuple(zip(*c, strict=True)) for s, c in curves.items()}
-      axes = {'x_label': 'step', 'y_label': 'validation accuracy'}
-      panels.append(plots.lines(str(place), lines, small=True, **axes))
-      table += [
-        {
-          'place': str(place),
-          'arm': labels[style],
-          'step': step,
-          'validation accuracy': value,
-        }
-        for style, curve in curves.items()
-        for step, value in curve
-      ]
-    if panels:
-      data = named_table(f'Convergence: {dataset}', table, SOURCE)
-      legend = plots.legend(list(shown), labels)
-      alt = f'Mean validation accuracy over seeds by step on {dataset}'
-      blocks.append(Figure(data.title, panels, alt, data, legend, narrow=True))
   return blocks
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from tlkd_jax.answer import rows as runs
 from tlkd_jax.answer.conclusions import Conclusion
-from tlkd_jax.report import plots
+from tlkd_jax.report import plots, verdict_blocks
 from tlkd_jax.report.blocks import (
   Block,
   Figure,
@@ -14,7 +14,7 @@ from tlkd_jax.report.blocks import (
   named_table,
   show,
 )
-from tlkd_jax.study import respects
+from tlkd_jax.study import analysis, respects
 from tlkd_jax.study.analysis import Rows
 from tlkd_jax.study.respects import Measure
 
@@ -30,6 +30,11 @@ def _arms(conclusion: Conclusion) -> tuple[str, str]:
 def _names(conclusion: Conclusion) -> tuple[str, str]:
   treatment, reference = _arms(conclusion)
   return conclusion.labels[treatment], conclusion.labels[reference]
+
+
+def minus(conclusion: Conclusion) -> str:
+  """The difference that is asked about, in words."""
+  return ' minus '.join(_names(conclusion))
 
 
 def _table(
@@ -51,7 +56,7 @@ def _table(
   return [named_table(title, rows, SOURCE, note)] if rows else []
 
 
-def under_corruption(rows: Rows, conclusion: Conclusion) -> list[Block]:
+def _under_corruption(rows: Rows, conclusion: Conclusion) -> list[Block]:
   """Calibration, relative errors and the slope of the gap."""
   found = respects.under_corruption(rows, *_arms(conclusion))
   name, base = _names(conclusion)
@@ -89,7 +94,7 @@ def under_corruption(rows: Rows, conclusion: Conclusion) -> list[Block]:
   return [*blocks, named_table(title, alone, SOURCE, note)]
 
 
-def steps_to_level(rows: Rows, conclusion: Conclusion) -> list[Block]:
+def _steps_to_level(rows: Rows, conclusion: Conclusion) -> list[Block]:
   """How many steps it takes to come near the best that both reach."""
   share = f'{100 * respects.LEVEL:.0f} %'
   return _table(
@@ -191,3 +196,86 @@ def _confusions(
     note=numbers if len(names) <= plots.MOST_TICKS else '',
   )
   return [figure, changes] if table else [figure]
+
+
+def degraded(rows: Rows, conclusion: Conclusion) -> list[Block]:
+  """Accuracy, calibration and slopes on degraded images."""
+  found = analysis.degraded(rows, conclusion.treatment, conclusion.reference)
+  if not found:
+    return []
+  table = [
+    {
+      'place': str(one.place),
+      'corruptions': one.group,
+      'images': one.count,
+      'seeds': one.test['pairs'],
+      'teacher': one.teacher,
+      'reference': one.reference,
+      'difference': one.test['mean_difference'],
+      '95 % over seeds': interval(one.test['ci_low'], one.test['ci_high']),
+      'p (sign-flip)': one.test['p_sign_flip'],
+      'verdict': one.verdict,
+    }
+    for one in found
+  ]
+  data = named_table(
+    f'{minus(conclusion)} on degraded images, accuracy',
+    table,
+    SOURCE,
+    "Means over a group's corruptions and five severities; `standard` are "
+    "ImageNet-C's fifteen, `clean` the same images as they are. The verdict is "
+    'by the exact p, corrected (Holm) over the places of a group.',
+  )
+  blocks: list[Block] = [data]
+  if len(found) <= verdict_blocks.MOST_INTERVALS:
+    panel = plots.intervals(
+      minus(conclusion),
+      [f'{one.group}, {one.place}' for one in found],
+      [
+        (
+          one.test['mean_difference'],
+          one.test['ci_low'],
+          one.test['ci_high'],
+        )
+        for one in found
+      ],
+      'test accuracy',
+    )
+    alt = 'Differences on degraded images with their intervals over seeds'
+    blocks.append(Figure('Under degradation', [panel], alt, data))
+  return blocks + _under_corruption(rows, conclusion)
+
+
+def convergence(rows: Rows, conclusion: Conclusion) -> list[Block]:
+  """Steps to a level, and validation accuracy by step."""
+  shown = {'tl': conclusion.reference, 'kd': conclusion.treatment}
+  labels = {style: conclusion.labels[arm] for style, arm in shown.items()}
+  blocks = _steps_to_level(rows, conclusion)
+  for dataset in dict.fromkeys(place.dataset for place in runs.places(rows)):
+    panels, table = [], []
+    for place in runs.places(rows):
+      curves = {
+        style: analysis.mean_curve(rows, place, arm)
+        for style, arm in shown.items()
+      }
+      if place.dataset != dataset or not all(curves.values()):
+        continue
+      lines = {s: tuple(zip(*c, strict=True)) for s, c in curves.items()}
+      axes = {'x_label': 'step', 'y_label': 'validation accuracy'}
+      panels.append(plots.lines(str(place), lines, small=True, **axes))
+      table += [
+        {
+          'place': str(place),
+          'arm': labels[style],
+          'step': step,
+          'validation accuracy': value,
+        }
+        for style, curve in curves.items()
+        for step, value in curve
+      ]
+    if panels:
+      data = named_table(f'Convergence: {dataset}', table, SOURCE)
+      legend = plots.legend(list(shown), labels)
+      alt = f'Mean validation accuracy over seeds by step on {dataset}'
+      blocks.append(Figure(data.title, panels, alt, data, legend, narrow=True))
+  return blocks
