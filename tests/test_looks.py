@@ -4,6 +4,8 @@ import dataclasses
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -85,6 +87,36 @@ def test_the_looks_of_a_run(arm, changes, expected, teacher):
     for key, value in changes.items()
   }
   assert networks.looks(tiny.make_config(arm, **changes)) == tuple(expected)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'expected'),
+  [
+    ({}, ['float32', 'float32']),
+    ({'compute_dtype': 'bfloat16'}, ['bfloat16', 'bfloat16']),
+    ({'teacher__compute_dtype': 'bfloat16'}, ['float32', 'bfloat16']),
+    (
+      {'compute_dtype': 'bfloat16', 'teacher__compute_dtype': 'float32'},
+      ['bfloat16', 'float32'],
+    ),
+  ],
+)
+def test_a_teacher_may_compute_in_another_precision(changes, expected, teacher):
+  config = tiny.make_config('kd', teacher__checkpoint=teacher, **changes)
+  names = [str(i) for i in range(10)]
+  (guide,) = networks.load_teachers(config, names).values()
+  (student,) = networks.load_learners(config, names).values()
+  dtypes = []
+  for loaded in (student, guide):
+    images = jax.eval_shape(
+      loaded.network.prepare, jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    )
+    outputs, _ = jax.eval_shape(
+      loaded.network.model.apply, loaded.params, loaded.model_state, images
+    )
+    assert outputs['logits'].dtype == jnp.float32
+    dtypes.append(outputs['pre_logits'].dtype.name)
+  assert dtypes == expected
 
 
 def assert_equal(one, other):

@@ -4,6 +4,7 @@ import dataclasses
 
 from tlkd_jax import models
 from tlkd_jax.data import transforms
+from tlkd_jax.models.network import DTYPES
 from tlkd_jax.models.weights import surgery
 from tlkd_jax.settings.rules import (
   key,
@@ -190,6 +191,12 @@ class Teacher(NetworkSection):
     None,
     'The same, for data.interpolation.',
     optional(one_of(transforms.INTERPOLATIONS)),
+  )
+  compute_dtype: str | None = key(
+    None,
+    "Of the teacher alone, such as 'bfloat16' for one that is large; None is "
+    'compute_dtype.',
+    optional(one_of(DTYPES)),
   )
   fit: str = key(
     OPEN,

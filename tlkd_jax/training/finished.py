@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -33,7 +34,7 @@ def describe(
     interpolation=look.interpolation,
     dataset=settings.dataset,
     arm=settings.arm,
-    compute_dtype=settings.compute_dtype,
+    compute_dtype=jnp.dtype(network.dtype).name,
     step=step,
     mean=tuple(network.model.spec.mean),
     std=tuple(network.model.spec.std),

@@ -218,8 +218,10 @@ def load_teachers(
 def make_network(settings: Settings, name: str, model: Model) -> Network:
   """How a model of this run looks at images."""
   own = look(settings, name)
-  dtype = DTYPES[settings.compute_dtype]
-  return Network(model, own.image_size, dtype, own)
+  dtype = settings.compute_dtype
+  if role(name) == 'teacher':
+    dtype = settings.teacher.compute_dtype or dtype
+  return Network(model, own.image_size, DTYPES[dtype], own)
 
 
 def _alike(first: Loaded, other: Loaded) -> bool:
