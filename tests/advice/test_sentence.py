@@ -1,6 +1,7 @@
 """The one sentence is the study's verdict, whatever the rows."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -104,7 +105,23 @@ def test_a_teachers_time_is_more_steps():
   longer = grounds([0.03] * 6, 0.05)
   assert sentence.num_steps(longer) == 240
   assert 'alone at 64 px for 240 steps' in sentence.write(longer)
-  assert sentence.num_steps(grounds([-0.03] * 6, 0.05)) == 100
+  # Whatever a teacher does: steps that gain without one are advised.
+  for gains in ([-0.03] * 6, [0.0] * 6, [0.03] * 3):
+    longer = grounds(gains, 0.05)
+    assert sentence.num_steps(longer) == 240
+    assert re.search(
+      r"alone at 64 px for 240 steps \(TL\+KD's computation, \+\d\.\d\d points "
+      r'over 100 steps, \+4\.\d\d to \+5\.\d\d\), 5 min of training, 1\.9 ms',
+      sentence.write(longer),
+    )
+  for longer in (
+    grounds([0.0] * 6, -0.05),
+    grounds([0.0], 0.05),
+    grounds([0.0] * 6, 0.0),
+    grounds([0.0] * 6, 0.05, steps=math.nan),
+  ):
+    assert sentence.num_steps(longer) == 100
+    assert 'computation' not in sentence.write(longer)
 
 
 def test_what_it_would_take_to_know():

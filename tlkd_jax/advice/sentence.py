@@ -58,10 +58,11 @@ def use_teacher(grounds: Grounds) -> bool:
 
 
 def num_steps(grounds: Grounds) -> int:
-  """Of the advised recipe: more, where the advice is a teacher's time."""
+  """Of the advised recipe: more, where a teacher's time is the better use."""
   steps, verdict = grounds.choice.num_steps, grounds.conclusion.decision.verdict
-  longer = verdict == HELPS and not use_teacher(grounds)
-  if longer and not math.isnan(grounds.steps):
+  if use_teacher(grounds) or math.isnan(grounds.steps):
+    return steps
+  if verdict == HELPS or _gain_of_steps(grounds) is not None:
     return round(steps * grounds.steps)
   return steps
 
@@ -96,12 +97,9 @@ def _use(grounds: Grounds) -> str:
 
 
 def _its_time(grounds: Grounds) -> str:
-  conclusion, choice = grounds.conclusion, grounds.choice
-  (against,) = (
-    one.against_reference
-    for one in conclusion.rivals
-    if one.against_reference.arm == COST_MATCHED
-  )
+  choice = grounds.choice
+  against = _longer(grounds.conclusion)
+  assert against is not None
   return (
     f'Do not use a teacher but its time: TL+KD helps ({_found(grounds)}), and '
     f'without a teacher as much computation gains '
@@ -156,14 +154,21 @@ def _found(grounds: Grounds) -> str:
 
 
 def _plain(grounds: Grounds) -> str:
-  choice = grounds.choice
+  choice, gain, arm = grounds.choice, _gain_of_steps(grounds), 'tl'
   text = (
     f'fine-tune {_model(choice.student)} alone at {choice.image_size} px for '
-    f'{choice.num_steps} steps'
+    f'{num_steps(grounds)} steps'
   )
-  if not math.isnan(grounds.seconds['tl']):
-    text += f', {_minutes(grounds, "tl")} of training'
-    if not math.isnan(grounds.seconds['kd']):
+  if gain is not None:
+    arm = COST_MATCHED
+    text += (
+      f" (TL+KD's computation, {points(gain['mean_difference'])} points over "
+      f'{choice.num_steps} steps, {points(gain["ci_low"])} to '
+      f'{points(gain["ci_high"])})'
+    )
+  if not math.isnan(grounds.seconds[arm]):
+    text += f', {_minutes(grounds, arm)} of training'
+    if gain is None and not math.isnan(grounds.seconds['kd']):
       text += f' in place of {_minutes(grounds, "kd")}'
   return f'{text}, {_each(grounds)}.'
 
@@ -189,6 +194,20 @@ def _each(grounds: Grounds) -> str:
 
 def _model(text: str) -> str:
   return text.partition('=')[0]
+
+
+def _gain_of_steps(grounds: Grounds) -> dict[str, float] | None:
+  """TL at TL+KD's cost minus TL, where its 95 % interval is above zero."""
+  longer = _longer(grounds.conclusion)
+  if longer is None or math.isnan(grounds.steps) or len(longer.seeds) < 2:
+    return None
+  return longer.test if longer.test['ci_low'] > 0 else None
+
+
+def _longer(conclusion: Conclusion) -> Effect | None:
+  """TL at TL+KD's cost minus TL, where it ran."""
+  found = (one.against_reference for one in conclusion.rivals)
+  return next((one for one in found if one.arm == COST_MATCHED), None)
 
 
 def _rival(conclusion: Conclusion) -> Effect | None:
