@@ -12,8 +12,8 @@ from tlkd_jax.settings import StudyArm
 HIGH_RESOLUTION = 5 / 3
 GRID_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 GRID_WEIGHTS = (0.5, 1.0, 2.0, 4.0)
-# The cell of the grid with the defaults of the configuration.
-GRID_DEFAULT = 'kd_T2_w1'
+# Group without an arm 'kd' -> that with the defaults of the configuration.
+TREATMENTS = {'grid': 'kd_T2_w1', 'smoothed_teachers': 'kd_T2'}
 
 _TEACHER = StudyArm('teacher', 'teacher')
 _TL = StudyArm('tl', 'TL')
@@ -105,6 +105,30 @@ def _kinds_of_teacher() -> dict[str, StudyArm]:
     student = 'kd' if teacher is _TEACHER else f'kd_{fit}_teacher'
     label = 'TL+KD' if teacher is _TEACHER else f'TL+KD, {teacher.label}'
     arms[student] = StudyArm('kd', label, (name,))
+  return arms
+
+
+def _smoothed_teachers() -> dict[str, StudyArm]:
+  """A teacher with and without smoothed labels, at rising temperatures.
+
+  The claim of Chandrasegaran et al. 2022, arXiv 2206.14532: with temperatures
+  above 1 a smoothed teacher does harm, at 1 it does good.
+  """
+  smoothed = {'teacher.label_smoothing': 0.1}
+  teachers = {
+    '': _TEACHER,
+    '_smoothed': StudyArm('teacher', 'smoothed teacher', (), smoothed),
+  }
+  arms = {f'teacher{name}': arm for name, arm in teachers.items()}
+  arms['tl'] = _TL
+  for temperature in (1.0, 2.0, 3.0):
+    for name, teacher in teachers.items():
+      arms[f'kd{name}_T{temperature:g}'] = StudyArm(
+        'kd',
+        f'TL+KD, {teacher.label}, T={temperature:g}',
+        (f'teacher{name}',),
+        {'distillation.temperature': temperature},
+      )
   return arms
 
 
@@ -210,6 +234,8 @@ ARMS: dict[str, dict[str, StudyArm]] = {
   },
   # Which kind of teacher has something to say?
   'teachers': _kinds_of_teacher(),
+  # Does a teacher with smoothed labels do harm?
+  'smoothed_teachers': _smoothed_teachers(),
   # Which recipe is best, with as many trials for TL?
   'tune': _tuned(),
   # Temperature x soft weight.

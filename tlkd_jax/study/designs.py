@@ -123,8 +123,8 @@ def make(
     'study.datasets': {name: StudyDataset(changes={'dataset': dataset})},
     'study.arms': arms.make_arms(group, image_size),
   }
-  if group == 'grid':
-    values['study.treatment'] = arms.GRID_DEFAULT
+  if group in arms.TREATMENTS:
+    values['study.treatment'] = arms.TREATMENTS[group]
   if group == 'tune':
     values |= arms.TUNING
   if group == 'confirm' and not smoke:
