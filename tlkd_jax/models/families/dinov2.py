@@ -19,6 +19,8 @@ _IN_MEMORY = (
   (r'\.attention\.v_proj\.', '.attention.attention.value.'),
   (r'\.attention\.o_proj\.', '.attention.output.dense.'),
 )
+# What Meta's own files call otherwise than timm.
+_OF_META = ((r'^register_tokens$', 'reg_token'),)
 
 
 def design(width: int, heads: int, depth: int, **fields) -> Design:
@@ -88,7 +90,8 @@ def transformers_spec(
   )
   library = 'dinov2_with_registers.' if single.registers else 'dinov2.'
   prefix = library if classifier else ''
-  defaults = {'crop': 224 / 256, 'old_keys': _IN_MEMORY}
+  bare = (r'^(embeddings|encoder|layernorm)\.', rf'{prefix}\1.')
+  defaults = {'crop': 224 / 256, 'old_keys': (*_IN_MEMORY, bare)}
   return vit_keys.spec(
     numbers,
     lambda single: _transformers_modules(single, prefix),
@@ -109,7 +112,11 @@ def _variants() -> dict[str, ModelSpec]:
     ):
       name = f'vit_{size}_patch14_{timm}'
       variants[f'timm/{name}'] = vit_keys.spec(
-        single, weights=f'timm:{name}.lvd142m', crop=1.0
+        single,
+        weights=f'timm:{name}.lvd142m',
+        crop=1.0,
+        old_keys=_OF_META,
+        beside=(r'^mask_token$',),
       )
       weights = f'hf-hub:facebook/{hub}-{size}'
       name = f'transformers/{hub.replace("-", "_")}_{size}'

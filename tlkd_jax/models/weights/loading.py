@@ -96,9 +96,17 @@ def load(
   params, model_state = jax.tree.map(
     lambda x: np.asarray(x, np.float32), variables
   )
+  aside = pretrained.beside(model, state_dict)
+  if aside:
+    logging.info(
+      '%s: %d entries are of no use to %s: %s',
+      *(path, len(aside), model.name, listed(aside)),
+    )
   model = with_preprocessing(model, found.mean, found.std)
   _say(model, path, found, others)
   if head == 'new':
+    if pretrained.head_classes(model, state_dict) is None:
+      logging.info('%s has no head: one is made for it', path)
     params = surgery.new_head(model, params, key, head_init)
   elif class_names is not None:
     params = _in_order(
