@@ -13,6 +13,23 @@ Leaves = Callable[[Design], dict[str, TorchLeaf]]
 
 HALF = {'mean': (127.5,) * 3, 'std': (127.5,) * 3}
 
+_BLOCK = {
+  'norm1': 'norm1',
+  'attention.qkv': 'attn.qkv',
+  'attention.project': 'attn.proj',
+  'norm2': 'norm2',
+  'expand': 'mlp.fc1',
+  'project': 'mlp.fc2',
+}
+_POOL = {
+  'pool.query': 'attn_pool.q',
+  'pool.key_value': 'attn_pool.kv',
+  'pool.attended': 'attn_pool.proj',
+  'pool.norm': 'attn_pool.norm',
+  'pool.expand': 'attn_pool.mlp.fc1',
+  'pool.project': 'attn_pool.mlp.fc2',
+}
+
 
 def plain_leaf(key: str) -> TorchLeaf:
   """An entry that has our layout."""
@@ -40,27 +57,18 @@ def timm_modules(design: Design) -> dict[str, str]:
   """Submodule -> prefix in timm's VisionTransformer."""
   table = {
     'patch': 'patch_embed.proj',
-    'pre_norm': 'norm_pre',
     'norm': 'fc_norm' if design.norm_after_pool else 'norm',
-    'pool.query': 'attn_pool.q',
-    'pool.key_value': 'attn_pool.kv',
-    'pool.attended': 'attn_pool.proj',
-    'pool.norm': 'attn_pool.norm',
-    'pool.expand': 'attn_pool.mlp.fc1',
-    'pool.project': 'attn_pool.mlp.fc2',
     'head': 'head',
-    'head_distillation': 'head_dist',
   }
-  parts = {
-    'norm1': 'norm1',
-    'attention.qkv': 'attn.qkv',
-    'attention.project': 'attn.proj',
-    'norm2': 'norm2',
-    'expand': 'mlp.fc1',
-    'project': 'mlp.fc2',
-    'scale1': 'ls1',
-    'scale2': 'ls2',
-  }
+  if design.pre_norm:
+    table['pre_norm'] = 'norm_pre'
+  if design.distilled:
+    table['head_distillation'] = 'head_dist'
+  if design.pool == 'attention':
+    table |= _POOL
+  parts = dict(_BLOCK)
+  if design.layer_scale:
+    parts |= {'scale1': 'ls1', 'scale2': 'ls2'}
   return table | in_blocks(design, parts, 'blocks.{}')
 
 

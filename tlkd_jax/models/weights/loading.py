@@ -85,6 +85,8 @@ def load(
   path, state_dict, found, others = _read(model, source)
   try:
     state_dict = surgery.adapt_state_dict(model, state_dict)
+    if pretrained.head_classes(model, state_dict) is None:
+      logging.info('%s: it has no head, one is made', path)
     if head == 'keep':
       _check_head(model, state_dict, found, classes, class_names)
     variables = pretrained.from_torch(
@@ -105,8 +107,6 @@ def load(
   model = with_preprocessing(model, found.mean, found.std)
   _say(model, path, found, others)
   if head == 'new':
-    if pretrained.head_classes(model, state_dict) is None:
-      logging.info('%s has no head: one is made for it', path)
     params = surgery.new_head(model, params, key, head_init)
   elif class_names is not None:
     params = _in_order(
