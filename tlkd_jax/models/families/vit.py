@@ -40,6 +40,7 @@ class Design:
     distilled: whether a distillation token and its head are there.
     registers: further tokens behind these, which are never read.
     class_position: whether class and distillation tokens have a position.
+    qkv_bias: whether query, key and value of a block have biases.
     patch_bias: whether the patches' projection has a bias.
     pre_norm: whether the tokens are normalised before the first block.
     pool: what the embedding is: 'token' (class and distillation tokens),
@@ -68,6 +69,7 @@ class Design:
   distilled: bool = False
   registers: int = 0
   class_position: bool = True
+  qkv_bias: bool = True
   patch_bias: bool = True
   pre_norm: bool = False
   pool: str = 'token'
@@ -103,12 +105,16 @@ class Attention(nnx.Module):
 
   def __init__(self, design, *, rngs):
     width = design.width
+    bias = design.qkv_bias
+
+    def linear(features):
+      return layers.Linear(width, features, use_bias=bias, rngs=rngs)
+
     if design.fused:
-      self.qkv = layers.Linear(width, 3 * width, rngs=rngs)
+      self.qkv = linear(3 * width)
     else:
-      self.query = layers.Linear(width, width, rngs=rngs)
-      self.key = layers.Linear(width, width, rngs=rngs)
-      self.value = layers.Linear(width, width, rngs=rngs)
+      self.query, self.key = linear(width), linear(width)
+      self.value = linear(width)
     self.project = layers.Linear(width, width, rngs=rngs)
     self.heads = design.heads
     self.fused = design.fused

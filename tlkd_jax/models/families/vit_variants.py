@@ -82,18 +82,64 @@ def averaged(design: Design) -> Design:
   return dataclasses.replace(design, class_token=False, pool='mean')
 
 
+# (width, heads, depth, hidden) of timm's sizes between the usual ones.
+_BETWEEN = {
+  'wee': (256, 4, 14, 1280),
+  'little': (320, 5, 14, 1792),
+  'medium': (512, 8, 12, 2048),
+  'mediumd': (512, 8, 20, 2048),
+  'betwixt': (640, 10, 12, 2560),
+}
+_FINE_TUNED = 'sbb_in12k_ft_in1k'
+# Name, registers, side in pixels, tag.
+_WITH_REGISTERS = (
+  ('wee', 1, 256, 'sbb_in1k'),
+  ('little', 1, 256, _FINE_TUNED),
+  ('little', 4, 256, 'sbb_in1k'),
+  ('medium', 1, 256, 'sbb_in1k'),
+  ('medium', 4, 256, _FINE_TUNED),
+  ('mediumd', 4, 256, _FINE_TUNED),
+  ('mediumd', 4, 384, 'sbb2_e200_in12k_ft_in1k'),
+  ('betwixt', 1, 256, 'sbb_in1k'),
+  ('betwixt', 4, 256, _FINE_TUNED),
+  ('betwixt', 4, 384, 'sbb2_e200_in12k_ft_in1k'),
+)
+
+
 def _averaged_variants() -> dict[str, ModelSpec]:
-  """timm's *_gap_* of this form; no file of theirs is on its hub."""
+  """timm's *_gap_*; its hub has no files of the first four."""
   base = averaged(Design(768, 16))
   huge = averaged(Design(1280, 16, depth=32, patch=14))
   huge448 = dataclasses.replace(huge, patch=16, image_size=448)
   giant = averaged(Design(1408, 16, depth=40, hidden=6144))
-  return {
+  variants = {
     'timm/vit_base_patch16_gap_224': spec(base, **HALF),
     'timm/vit_huge_patch14_gap_224': spec(huge),
     'timm/vit_huge_patch16_gap_448': spec(huge448, crop=1.0),
     'timm/vit_giant_patch16_gap_224': spec(giant),
   }
+
+  def add(name, tag, design, crop=0.95):
+    variants[f'timm/{name}'] = spec(
+      design, weights=f'timm:{name}.{tag}', crop=crop, **HALF
+    )
+
+  medium = averaged(Design(512, 8, layer_scale=True, qkv_bias=False))
+  for side in (240, 256, 384):
+    tag = 'sw_in12k' if side == 240 else 'sw_in12k_ft_in1k'
+    design = dataclasses.replace(medium, image_size=side)
+    add(f'vit_medium_patch16_gap_{side}', tag, design)
+  for size, registers, side, tag in _WITH_REGISTERS:
+    design = Design(
+      *_BETWEEN[size],
+      image_size=side,
+      layer_scale=True,
+      registers=registers,
+      norm_after_pool=True,
+    )
+    name = f'vit_{size}_patch16_reg{registers}_gap_{side}'
+    add(name, tag, averaged(design), crop=1.0 if side == 384 else 0.95)
+  return variants
 
 
 def _torchvision_variants() -> dict[str, ModelSpec]:
