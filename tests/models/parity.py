@@ -9,7 +9,12 @@ import numpy as np
 
 from tests.fixtures import fill_rule
 from tlkd_jax import models
+from tlkd_jax.models.functional import Model, to_functional
+from tlkd_jax.models.spec import ModelSpec
 from tlkd_jax.models.weights import pretrained
+
+# A key of MODELS, or of a variant that has no name here.
+Variant = str | ModelSpec
 
 
 # Consecutive tests of one fixture share it; keeping all takes gigabytes.
@@ -27,11 +32,21 @@ def load(path: pathlib.Path) -> tuple[dict, dict, dict]:
   return meta, state_dict, arrays
 
 
+def create(variant: Variant, path: pathlib.Path) -> Model:
+  """The model of a fixture, without a head where its file has none."""
+  meta = load(path)[0]
+  headless = meta.get('output') == 'pooler_output'
+  num_classes = 0 if headless else meta['num_classes']
+  if isinstance(variant, str):
+    return models.create_model(variant, num_classes=num_classes)
+  return to_functional('a variant without a name', variant, num_classes)
+
+
 @functools.lru_cache(maxsize=1)
-def outputs(name: str, path: pathlib.Path, *, x64: bool) -> dict:
+def outputs(name: Variant, path: pathlib.Path, *, x64: bool) -> dict:
   """What the model returns for the fixture; features as means [B, C]."""
   meta, state_dict, _ = load(path)
-  model = models.create_model(name, num_classes=meta['num_classes'])
+  model = create(name, path)
   params, model_state = pretrained.from_torch(model, state_dict)
   images = fill_rule.make_input(*meta['input_hw'])
 
@@ -50,7 +65,7 @@ def outputs(name: str, path: pathlib.Path, *, x64: bool) -> dict:
   return result
 
 
-def logits_error(name: str, path: pathlib.Path, *, x64: bool) -> float:
+def logits_error(name: Variant, path: pathlib.Path, *, x64: bool) -> float:
   """Largest |ours - reference| / std of the reference's float64 logits."""
   ours = outputs(name, path, x64=x64)['logits']
   return error(ours, load(path)[2]['logits64'])
@@ -62,10 +77,10 @@ def error(value: np.ndarray, reference: np.ndarray) -> float:
   return float(difference / reference.std())
 
 
-def assert_round_trip(name: str, path: pathlib.Path) -> None:
+def assert_round_trip(name: Variant, path: pathlib.Path) -> None:
   """to_torch(from_torch(sd)) == sd: every entry used once, bit for bit."""
-  meta, state_dict, _ = load(path)
-  model = models.create_model(name, num_classes=meta['num_classes'])
+  _, state_dict, _ = load(path)
+  model = create(name, path)
   params, model_state = pretrained.from_torch(model, state_dict)
   back = pretrained.to_torch(model, params, model_state)
   assert set(back) == set(state_dict)

@@ -11,7 +11,7 @@ from flax import nnx
 from tests.fixtures import fill_rule
 from tests.models import parity
 from tlkd_jax import models
-from tlkd_jax.models.families import vit
+from tlkd_jax.models.layers.positions import resize_position
 from tlkd_jax.models.weights import pretrained
 
 FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures'
@@ -190,12 +190,12 @@ class TestResizePosition:
 
   def test_native_grid_is_returned_as_it_is(self):
     position = self.position(14)
-    assert vit.resize_position(position, (14, 14), 1) is position
+    assert resize_position(position, (14, 14), 1) is position
 
   @pytest.mark.parametrize('grid', [(3, 5), (20, 9)])
   def test_agrees_with_antialiased_cubic_resizing(self, grid):
     position = self.position(8, prefix=2)
-    ours = vit.resize_position(position, grid, 2)
+    ours = resize_position(position, grid, 2)
     assert isinstance(ours, np.ndarray) and ours.dtype == np.float32
     expected = jax.image.resize(
       position[0, 2:].reshape(8, 8, 3), (*grid, 3), 'cubic', antialias=True
@@ -207,4 +207,4 @@ class TestResizePosition:
 
   def test_a_grid_that_is_not_square_is_refused(self):
     with pytest.raises(ValueError, match='198 position embeddings'):
-      vit.resize_position(np.zeros((1, 198, 4)), (7, 7), 1)
+      resize_position(np.zeros((1, 198, 4)), (7, 7), 1)

@@ -200,6 +200,11 @@ class TestWhatIsSaid:
       ('timm:tf_efficientnet_b0_ns', ('timm/tf_efficientnet_b0',)),
       ('timm:tv_resnet50.tv_in1k', ('timm/resnet50',)),
       ('torchvision:resnet50.v2', ('torchvision/resnet50',)),
+      ('hf-hub:facebook/dinov2-small', ('transformers/dinov2_small',)),
+      (
+        'hf-hub:openai/clip-vit-base-patch32@main',
+        ('transformers/clip_vit_base_patch32',),
+      ),
       ('hf-hub:me/mine', ()),
       ('/somewhere/file.pth', ()),
     ],
@@ -230,6 +235,11 @@ ANOTHER = [
     'timm/mobilenetv3_large_100',
     'timm/tf_mobilenetv3_large_100',
   ),
+  (
+    'timm/vit_base_patch32_clip_quickgelu_224',
+    'timm/vit_base_patch32_clip_224',
+    'timm/vit_base_patch32_clip_quickgelu_224',
+  ),
   ('torchvision/vgg16', 'timm/vgg16', 'torchvision/vgg16'),
   ('timm/seresnet50', 'timm/resnet50', 'it is none of the variants'),
 ]
@@ -252,6 +262,11 @@ class TestMustMatch:
       ('timm/resnet50', 'resnet50'),
       ('timm/mobilenetv2_100', 'mobilenet_v2'),
       ('timm/vit_tiny_patch16_224', 'vit_tiny_patch16_224'),
+      # One file for two activations, of which the name asked for decides.
+      (
+        'timm/vit_base_patch32_clip_224',
+        'timm/vit_base_patch32_clip_quickgelu_224',
+      ),
     ],
   )
   def test_twins_are_one(self, said, name):
@@ -322,6 +337,61 @@ class TestMustMatch:
         {'model_type': 'convnextv2'},
         ['convnextv2_atto', 'transformers/convnextv2_atto'],
         ['convnext_atto'],
+      ),
+      (
+        {'model_type': 'vit'},
+        [],
+        ['timm/vit_base_patch16_clip_224', 'timm/vit_small_patch14_dinov2'],
+      ),
+      (
+        {'model_type': 'dinov2'},
+        ['transformers/dinov2_small', 'timm/vit_small_patch14_dinov2']
+        + ['transformers/dinov2_base_imagenet1k_1_layer'],
+        ['transformers/dinov2_with_registers_small', 'deit3_small_patch16_224']
+        + ['timm/vit_small_patch14_reg4_dinov2'],
+      ),
+      (
+        {'model_type': 'dinov2', 'use_swiglu_ffn': True},
+        [],
+        ['transformers/dinov2_large'],
+      ),
+      (
+        {'model_type': 'dinov2_with_registers'},
+        ['transformers/dinov2_with_registers_small_imagenet1k_1_layer']
+        + ['timm/vit_small_patch14_reg4_dinov2'],
+        ['transformers/dinov2_small', 'timm/vit_small_patch14_dinov2'],
+      ),
+      (
+        # transformers leaves its defaults out.
+        {'model_type': 'clip', 'vision_config': {'hidden_size': 768}},
+        ['transformers/clip_vit_base_patch32']
+        + ['timm/vit_base_patch32_clip_quickgelu_224'],
+        ['transformers/clip_vit_base_patch32_laion2b']
+        + ['timm/vit_base_patch32_clip_224']
+        + ['transformers/clip_vit_base_patch16'],
+      ),
+      (
+        {'model_type': 'clip_vision_model', 'hidden_act': 'gelu'}
+        | {'patch_size': 14},
+        ['transformers/clip_vit_large_patch14_laion2b']
+        + ['timm/vit_large_patch14_clip_224'],
+        ['transformers/clip_vit_large_patch14']
+        + ['transformers/clip_vit_large_patch14_336'],
+      ),
+      (
+        {'model_type': 'siglip', 'vision_config': {'patch_size': 16}},
+        ['transformers/siglip_base_patch16_224']
+        + ['transformers/siglip_so400m_patch16_384']
+        + ['timm/vit_large_patch16_siglip_512'],
+        ['timm/vit_base_patch16_siglip_224']
+        + ['timm/vit_large_patch16_siglip_256']
+        + ['transformers/siglip_so400m_patch14_224']
+        + ['transformers/siglip2_base_patch16_naflex'],
+      ),
+      (
+        {'model_type': 'siglip2'},
+        ['transformers/siglip2_base_patch16_naflex'],
+        ['transformers/siglip_base_patch16_224'],
       ),
       ({'model_type': 'swin'}, [], ['vit_tiny_patch16_224']),
     ],

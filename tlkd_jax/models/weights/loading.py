@@ -85,6 +85,8 @@ def load(
   path, state_dict, found, others = _read(model, source)
   try:
     state_dict = surgery.adapt_state_dict(model, state_dict)
+    if pretrained.head_classes(model, state_dict) is None:
+      logging.info('%s: it has no head, one is made', path)
     if head == 'keep':
       _check_head(model, state_dict, found, classes, class_names)
     variables = pretrained.from_torch(
@@ -96,6 +98,12 @@ def load(
   params, model_state = jax.tree.map(
     lambda x: np.asarray(x, np.float32), variables
   )
+  aside = pretrained.beside(model, state_dict)
+  if aside:
+    logging.info(
+      '%s: %d entries are of no use to %s: %s',
+      *(path, len(aside), model.name, listed(aside)),
+    )
   model = with_preprocessing(model, found.mean, found.std)
   _say(model, path, found, others)
   if head == 'new':

@@ -8,10 +8,14 @@ layout of its entries follows from our leaf names, in both directions:
   scale, bias, mean, var   <-> weight, bias, running_mean, running_var
 
 torch's num_batches_tracked has no meaning here: it is read past, and written
-as zero. Every other entry of a file is used exactly once.
+as zero. Every other entry of a file is used exactly once, but for those that
+the variant's spec names as being beside it.
 """
 
+import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,6 +38,9 @@ def from_torch(
 ) -> tuple[Tree, Tree]:
   """Ports a torch state dict, checking every key, shape and dtype.
 
+  Position embeddings may be of another square grid of patches than the
+  variant's native one, and stay so.
+
   Args:
     model: the target; with `reset_head` its class count may differ from the
       file's.
@@ -50,15 +57,21 @@ def from_torch(
   """
   table = leaf_table(model)
   state_dict = _present_keys(model, state_dict)
-  remaining = {k: v for k, v in state_dict.items() if not _is_counter(k)}
+  aside = set(beside(model, state_dict))
+  remaining = {
+    k: v for k, v in state_dict.items() if not _is_counter(k) and k not in aside
+  }
   missing, wrong, flat = [], [], {}
   for path, (shape, leaf) in table.items():
     value = remaining.pop(leaf.key, None)
-    if reset_head and in_head(model, path):
+    absent = value is None and leaf.zero_if_absent
+    if absent or (reset_head and in_head(model, path)):
       flat[path] = np.zeros(shape, np.float32)
     elif value is None:
       missing.append(leaf.key)
     else:
+      if path == 'position':
+        shape = _own_grid(model, table, value)
       problem = _problem(leaf, value, shape)
       if problem:
         wrong.append(problem)
@@ -76,11 +89,41 @@ def to_torch(
   result = {}
   for path, (_, leaf) in leaf_table(model).items():
     value = leaf.to_torch(np.asarray(flat[path]))
+    if leaf.zero_if_absent and not np.any(value):
+      continue
     result[leaf.key] = np.ascontiguousarray(value)
     if leaf.key.endswith('.running_var'):
       prefix = leaf.key.removesuffix('running_var')
       result[prefix + _COUNTER] = np.zeros((), np.int64)
   return result
+
+
+def beside(model: Model, state_dict: Mapping[str, Any]) -> list[str]:
+  """Entries of a file that are known not to be of this network."""
+  patterns = [re.compile(pattern) for pattern in model.spec.beside]
+  return [key for key in state_dict if any(p.search(key) for p in patterns)]
+
+
+def prefix_positions(model: Model, table: dict) -> int:
+  """Position embeddings that belong to no patch.
+
+  Args:
+    model: has `position`.
+    table: its leaf_table.
+  """
+  side = model.spec.image_size // table[f'{model.spec.stem}.kernel'][0][0]
+  return table['position'][0][1] - side**2
+
+
+def _own_grid(model: Model, table: dict, value: np.ndarray) -> tuple[int, ...]:
+  """The shape of `position` with a file's grid, where that is a square."""
+  shape, leaf = table['position']
+  if value.ndim != leaf.to_torch(np.empty(shape, np.bool_)).ndim:
+    return shape
+  count = leaf.to_flax(value).shape[1]
+  patches = count - prefix_positions(model, table)
+  square = patches > 0 and math.isqrt(patches) ** 2 == patches
+  return (shape[0], count, shape[2]) if square else shape
 
 
 def head_classes(model: Model, state_dict: dict[str, np.ndarray]) -> int | None:

@@ -113,8 +113,16 @@ def of_name(weights: str) -> Source:
   elif kind in ('torchvision', 'timm'):
     full = f'{kind}/{name.partition(".")[0]}'
   else:
-    return Source()
+    return _of_repository(weights)
   return told(weights, (full,))
+
+
+def _of_repository(weights: str) -> Source:
+  """A repository of transformers, where a variant names it as its own."""
+  place = hub.split(weights)[0].partition('@')[0]
+  own = (n for n, s in MODELS.items() if '/' in n and s.weights == place)
+  name = next(own, None)
+  return Source() if name is None else told(weights, (name,))
 
 
 def told(said_by: str, networks: tuple[str, ...]) -> Source:
@@ -305,6 +313,15 @@ def same_networks(name: str) -> list[str]:
   return [twins.full_name(name), *twins.of(name)]
 
 
+def _keeper(name: str) -> str:
+  """The variant under whose name timm keeps the weights of another.
+
+  CLIP's are kept once for both activations, and the one that is asked for by
+  name is computed.
+  """
+  return name.replace('_clip_quickgelu_', '_clip_')
+
+
 def check(name: str, source: Source) -> None:
   """Raises ValueError where weights are known to be another network's.
 
@@ -323,7 +340,7 @@ def check(name: str, source: Source) -> None:
     what = f'a {source.config.get("model_type")} of transformers'
     why = f': {"; ".join(found)}'
   else:
-    if set(source.networks) & set(own):
+    if set(source.networks) & {*own, *map(_keeper, own)}:
       return
     others = [n for n in source.networks if n in MODELS]
     what = ' or '.join(source.networks)

@@ -5,14 +5,15 @@ position embeddings for another grid. Shapes come from the model; a model's
 `params_shape` says what it wants.
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlkd_jax.models.families import vit
 from tlkd_jax.models.functional import Model, Tree
+from tlkd_jax.models.layers.positions import resize_position
 from tlkd_jax.models.weights import pretrained
 from tlkd_jax.runtime.errors import unknown_name
 from tlkd_jax.runtime.trees import flatten, nest
@@ -142,11 +143,12 @@ def adapt_state_dict(
     if kernel.shape[2] == 3 != shape[2]:
       result[leaf.key] = leaf.to_torch(adapt_stem(kernel, shape[2]))
   if 'position' in table:
-    grid = model.spec.image_size // shape[0]
+    count = pretrained.prefix_positions(model, table)
     shape, leaf = table['position']
-    if leaf.key in result and result[leaf.key].shape[1] != shape[1]:
-      prefix = shape[1] - grid**2
-      result[leaf.key] = vit.resize_position(
-        result[leaf.key], (grid, grid), prefix
-      )
+    side = math.isqrt(shape[1] - count)
+    if leaf.key in result:
+      position = leaf.to_flax(result[leaf.key])
+      if position.ndim == 3 and position.shape[1] != shape[1]:
+        position = resize_position(position, (side, side), count)
+        result[leaf.key] = leaf.to_torch(position)
   return result
