@@ -27,6 +27,13 @@ class TorchLeaf:
   zero_if_absent: bool = False
 
 
+def pointwise_leaf(key: str) -> TorchLeaf:
+  """A linear layer's kernel that torch has as a 1x1 convolution's."""
+  return TorchLeaf(
+    key, lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
   """How to build a variant, prepare its images and name its torch weights.
