@@ -24,6 +24,7 @@ from tlkd_jax.models.families import (
   siglip,
   resnetv2,
   shufflenetv2,
+  squeezenet,
   vgg,
   vit_variants,
 )
@@ -41,6 +42,7 @@ _NAMED: dict[str, ModelSpec] = {
   **efficientvit.VARIANTS,
   **mixer.VARIANTS,
   **shufflenetv2.VARIANTS,
+  **squeezenet.VARIANTS,
   **resnet.VARIANTS,
   **resnetv2.VARIANTS,
   **regnet.VARIANTS,

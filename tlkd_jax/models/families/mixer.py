@@ -143,6 +143,7 @@ VARIANTS: dict[str, ModelSpec] = {
     image_size=_NATIVE,
     mean=(127.5,) * 3,
     std=(127.5,) * 3,
+    fixed_size=True,
     weights=f'timm:{name}.{tag}' if tag else None,
   )
   for name, (design, tag) in _TIMM.items()

@@ -43,8 +43,8 @@ class StandardConv(Conv):
   def __call__(self, x: Array) -> Array:
     dtype = jnp.promote_types(self.kernel[...].dtype, jnp.float32)
     kernel = self.kernel[...].astype(dtype)
-    kernel = kernel - kernel.mean((0, 1, 2))
-    variance = jnp.square(kernel).mean((0, 1, 2))
+    kernel = kernel - kernel.mean((0, 1, 2), keepdims=True)
+    variance = jnp.square(kernel).mean((0, 1, 2), keepdims=True)
     return self.convolve(x, kernel * jax.lax.rsqrt(variance + 1e-8))
 
 
