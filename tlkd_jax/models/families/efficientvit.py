@@ -217,17 +217,16 @@ def _modules(design: Design) -> dict[str, str]:
   for s, repeats in enumerate(design.repeats):
     for b in range(repeats + (s >= 2)):
       ours, theirs = f'stages.{s}.{b}', f'stages.{s}.blocks.{b}'
-      attends = s >= 2 and b > 0
-      local = (f'{ours}.local', f'{theirs}.local_module.main')
-      inner = local if attends else (ours, f'{theirs}.main')
-      for part, name in parts.items():
-        normed[f'{inner[0]}.{part}'] = f'{inner[1]}.{name}'
-      if attends:
+      local, main = ours, f'{theirs}.main'
+      if s >= 2 and b > 0:
         context = f'{theirs}.context_module.main'
         table[f'{ours}.attention.qkv'] = f'{context}.qkv.conv'
         table[f'{ours}.attention.gather'] = f'{context}.aggreg.0.0'
         table[f'{ours}.attention.mix'] = f'{context}.aggreg.0.1'
         normed[f'{ours}.attention.project'] = f'{context}.proj'
+        local, main = f'{ours}.local', f'{theirs}.local_module.main'
+      for part, name in parts.items():
+        normed[f'{local}.{part}'] = f'{main}.{name}'
   for ours, theirs in normed.items():
     table[f'{ours}.conv'] = f'{theirs}.conv'
     table[f'{ours}.norm'] = f'{theirs}.norm'
