@@ -132,6 +132,26 @@ def test_weights_that_say_their_size(tmp_path):
     ('teacher', {'image_size': 96, 'teacher.fit': 'probed'}, 0),
     ('tl', {'image_size': 96}, 0),
     ('kd', {'image_size': 96, 'dataset': 'digits'}, 0),
+    # Of one size, however it learns.
+    ('kd', {'image_size': 96, 'teacher.name': 'mixer_b16_224'}, 224),
+    (
+      'compare',
+      {
+        'image_size': 96,
+        'teacher.name': 'mixer_b16_224',
+        'teacher.fit': 'finetuned',
+      },
+      224,
+    ),
+    (
+      'kd',
+      {
+        'image_size': 96,
+        'teacher.name': 'mixer_b16_224',
+        'teacher.checkpoint': 'runs/t',
+      },
+      0,
+    ),
   ],
 )
 def test_what_a_teacher_sees(arm, changes, side):

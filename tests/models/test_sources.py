@@ -198,6 +198,12 @@ class TestWhatIsSaid:
       ('pypi:efficientnet_lite0', ('efficientnet_lite0',)),
       ('timm:tf_efficientnet_b0.ns_jft_in1k', ('timm/tf_efficientnet_b0',)),
       ('timm:tf_efficientnet_b0_ns', ('timm/tf_efficientnet_b0',)),
+      ('timm:resnetv2_50x1_bitm', ('timm/resnetv2_50x1_bit',)),
+      ('timm:resnetv2_101x1_bitm_in21k', ('timm/resnetv2_101x1_bit',)),
+      ('timm:resnetv2_50x1_bit_distilled', ('timm/resnetv2_50x1_bit',)),
+      ('timm:resnetv2_50x1_bit', ('timm/resnetv2_50x1_bit',)),
+      ('timm:gluon_seresnext101_64x4d', ('timm/seresnext101_64x4d',)),
+      ('timm:mixer_b16_224_miil', ('timm/mixer_b16_224',)),
       ('timm:tv_resnet50.tv_in1k', ('timm/resnet50',)),
       ('torchvision:resnet50.v2', ('torchvision/resnet50',)),
       ('hf-hub:facebook/dinov2-small', ('transformers/dinov2_small',)),
@@ -241,7 +247,8 @@ ANOTHER = [
     'timm/vit_base_patch32_clip_quickgelu_224',
   ),
   ('torchvision/vgg16', 'timm/vgg16', 'torchvision/vgg16'),
-  ('timm/seresnet50', 'timm/resnet50', 'it is none of the variants'),
+  ('timm/seresnet50', 'timm/resnet50', 'timm/seresnet50'),
+  ('timm/ecaresnet50d', 'timm/resnet50', 'it is none of the variants'),
 ]
 
 

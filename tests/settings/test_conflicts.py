@@ -117,6 +117,36 @@ CONFLICTS = [
     {'student.name': 'timm/deit_tiny_distilled_patch16_224'},
     'transfer.co_tuning needs one head; student.name timm/deit',
   ),
+  (
+    {'transfer.lwf': 1},
+    {
+      'student.name': 'torchvision/squeezenet1_1',
+      'student.head_init': 'small_random',
+    },
+    'transfer.lwf needs one head; student.name torchvision/squeezenet1_1 has '
+    'one with a ReLU behind',
+  ),
+  (
+    {'student.head_init': 'zero'},
+    {'student.name': 'squeezenet1_0', 'student.weights': 'x.pth'},
+    "student.head_init is 'zero', from which squeezenet1_0 does not learn",
+  ),
+  (
+    {'teacher.head_init': 'zero'},
+    {'teacher.name': 'torchvision/squeezenet1_1', 'teacher.weights': 'x.pth'},
+    "teacher.head_init is 'zero', from which torchvision/squeezenet1_1 does",
+  ),
+  (
+    {'student.name': 'timm/mixer_b16_224'},
+    {'image_size': 128},
+    'image_size is 128; timm/mixer_b16_224 takes images of one size; accepted: '
+    '224, or 0',
+  ),
+  (
+    {'teacher.name': 'mixer_s32_224'},
+    {'teacher.image_size': 256},
+    'teacher.image_size is 256; mixer_s32_224 takes images of one size',
+  ),
   ({'transfer.bss_k': 8}, {'batch_size': 4}, 'transfer.bss_k is 8; accepted:'),
   (
     {'transfer.delta_stages': ('stage7',)},

@@ -27,6 +27,13 @@ class TorchLeaf:
   zero_if_absent: bool = False
 
 
+def pointwise_leaf(key: str) -> TorchLeaf:
+  """A linear layer's kernel that torch has as a 1x1 convolution's."""
+  return TorchLeaf(
+    key, lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
   """How to build a variant, prepare its images and name its torch weights.
@@ -51,6 +58,9 @@ class ModelSpec:
     weights: where pretrained weights come from, for `hub.resolve`; None when
       the user must bring a file.
     stages: names of `features`, in order.
+    fixed_size: no other image size than the native one is taken.
+    rectified: the head is applied to each pixel, and its outputs go through a
+      ReLU before their mean, so that logits are not linear in pre_logits.
   """
 
   build: Callable[..., nnx.Module]
@@ -67,3 +77,15 @@ class ModelSpec:
   stem: str = 'stem.conv'
   weights: str | None = None
   stages: tuple[str, ...] = ('stage1', 'stage2', 'stage3', 'stage4')
+  fixed_size: bool = False
+  rectified: bool = False
+
+  @property
+  def linear_head(self) -> bool:
+    """Whether logits are one linear layer on pre_logits."""
+    return len(self.head) == 1 and not self.rectified
+
+  @property
+  def heads_in_words(self) -> str:
+    """How many heads it has, and of what kind, for messages."""
+    return 'one with a ReLU behind' if self.rectified else str(len(self.head))

@@ -51,6 +51,35 @@ def of_stages(
   return lines
 
 
+def of_variants(
+  image_size: int, student: Student, teacher: Teacher
+) -> list[str]:
+  """What single variants do not take: another size, a head that is zero."""
+  lines = []
+  for place, section, key, size in (
+    ('student', student, 'image_size', image_size),
+    ('teacher', teacher, 'teacher.image_size', teacher.image_size),
+  ):
+    spec = models.MODELS[section.name]
+    if spec.fixed_size and size not in (0, spec.image_size):
+      lines.append(
+        f'{key} is {size}; {section.name} takes images of one size; accepted: '
+        f'{spec.image_size}, or 0'
+      )
+    fresh = section.head == 'new' and section.weights != 'scratch'
+    if (
+      spec.rectified
+      and fresh
+      and section.head_init == 'zero'
+      and not section.checkpoint
+    ):
+      lines.append(
+        f"{place}.head_init is 'zero', from which {section.name} does not "
+        'learn: it has a ReLU behind its head; accepted: small_random'
+      )
+  return lines
+
+
 def of_fits(arm: str, student: Student, teacher: Teacher) -> list[str]:
   """A student that no teacher guides; a head that is kept and fitted anew."""
   lines = []
@@ -145,7 +174,7 @@ def of_transfer(
       f'transfer.bss_k is {transfer.bss_k}; accepted: at most batch_size, '
       f'{batch_size}'
     )
-  heads = len(models.MODELS[student.name].head)
+  spec = models.MODELS[student.name]
   weights = {'lwf': transfer.lwf, 'co_tuning': transfer.co_tuning}
   for name in (name for name, weight in weights.items() if weight > 0):
     if student.weights == 'scratch':
@@ -153,10 +182,10 @@ def of_transfer(
         f'transfer.{name} needs pretrained weights with their head; '
         "student.weights is 'scratch'"
       )
-    if heads != 1:
+    if not spec.linear_head:
       lines.append(
         f'transfer.{name} needs one head; student.name {student.name} has '
-        f'{heads}'
+        f'{spec.heads_in_words}'
       )
   return lines
 

@@ -195,6 +195,7 @@ class Settings:
     lines = guiding.of_losses(guides, mixing)
     lines += guiding.of_sham(guides, mixing)
     lines += conflicts.of_stages(guides, self.transfer, student, teacher)
+    lines += conflicts.of_variants(self.image_size, student, teacher)
     lines += guiding.of_protocols(guides)
     lines += conflicts.of_fits(self.arm, student, teacher)
     if self.cost_matched:

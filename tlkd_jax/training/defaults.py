@@ -129,7 +129,7 @@ def _teacher_fit(settings: Settings, smallest: int | None) -> str:
     or teacher.num_steps
     or teacher.label_smoothing
     or teacher.weights == 'scratch'
-    or len(models.MODELS[teacher.name].head) > 1
+    or not models.MODELS[teacher.name].linear_head
   ):
     return 'finetuned'
   if smallest is None:
@@ -142,14 +142,18 @@ def _teacher_side(settings: Settings, fit: str) -> int:
 
   In digits, of 8 pixels, there is no more to see.
   """
-  teacher = settings.teacher
+  teacher, guides = settings.teacher, settings.distillation
+  spec = models.MODELS[teacher.name]
   fitted = settings.arm in ('kd', 'compare') and not teacher.checkpoint
+  own_views = not guides.mutual and guides.self_training == 'none'
+  if spec.fixed_size and fitted and own_views and not teacher.image_size:
+    return spec.image_size
   fitted = fitted and settings.dataset != _DIGITS
   if teacher.image_size or not fitted or fit not in _PROBES:
     return teacher.image_size
   own = preparation.image_size(settings)
   larger = 16 * round(own * _TEACHER_SIDE / 16)
-  return max(own, min(larger, models.MODELS[teacher.name].image_size))
+  return max(own, min(larger, spec.image_size))
 
 
 def _count(dataset: data.Dataset) -> int:

@@ -31,10 +31,11 @@ Parts = Mapping[pathlib.Path, Settings]
 def check(run: Run) -> None:
   """Raises ValueError where the run's own network has several heads."""
   model = run.network.model
-  if len(model.spec.head) > 1:
+  if not model.spec.linear_head:
     raise ValueError(
       f'{networks.role(run.own)}.fit is {run.settings.fit!r}, which puts '
-      f'networks of one head together; {model.name} has {len(model.spec.head)}'
+      f'networks of one head together; {model.name} has '
+      f'{model.spec.heads_in_words}'
     )
 
 

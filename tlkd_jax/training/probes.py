@@ -53,10 +53,10 @@ def fit(run: Run) -> dict[str, Any]:
   num_classes = len(run.dataset.class_names)
   begun = time.monotonic()
   with as_user_errors():
-    if len(model.spec.head) > 1:
+    if not model.spec.linear_head:
       raise ValueError(
         f'{networks.role(run.own)}.fit is {section.fit!r}, which fits one last '
-        f'layer; {model.name} has {len(model.spec.head)}'
+        f'layer; {model.name} has {model.spec.heads_in_words}'
       )
     of_image = logistic.make_folds(
       split.labels, section.probe_folds, run.settings.seed

@@ -5,7 +5,7 @@ The network is in `inverted.py`; here are its numbers and its torch names.
 
 from tlkd_jax.models.families import inverted
 from tlkd_jax.models.families.inverted import Design, Row, round_channels
-from tlkd_jax.models.spec import ModelSpec, TorchLeaf
+from tlkd_jax.models.spec import ModelSpec, TorchLeaf, pointwise_leaf
 
 _HALF = {'mean': (127.5,) * 3, 'std': (127.5,) * 3, 'interpolation': 'bilinear'}
 _SE = 0.25
@@ -79,13 +79,7 @@ def _timm_modules(design: Design) -> dict[str, str]:
 
 
 def _timm_leaves() -> dict[str, TorchLeaf]:
-  return {
-    'hidden.kernel': TorchLeaf(
-      'conv_head.weight',
-      lambda x: x[:, :, 0, 0].T,
-      lambda x: x.T[:, :, None, None],
-    )
-  }
+  return {'hidden.kernel': pointwise_leaf('conv_head.weight')}
 
 
 def _torchvision_spec(size: str, resize: int) -> ModelSpec:

@@ -1,7 +1,8 @@
-"""ResNet, ResNeXt and Wide ResNet, with stride on the 3x3 ("v1.5").
+"""ResNet, ResNeXt, Wide ResNet and their SE forms, stride on the 3x3 ("v1.5").
 
 He et al. 2016, arXiv 1512.03385; Xie et al. 2017, 1611.05431; Zagoruyko &
-Komodakis 2016, 1605.07146; the "d" variants are He et al. 2019, 1812.01187.
+Komodakis 2016, 1605.07146; the "d" variants are He et al. 2019, 1812.01187, the
+SE ones Hu et al. 2018, 1709.01507.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import functools
 import jax
 from flax import nnx
 
+from tlkd_jax.models.families.inverted import round_channels
 from tlkd_jax.models.layers import core as layers
 from tlkd_jax.models.layers import pooling
 from tlkd_jax.models.layers.core import ConvNorm, Mode
@@ -31,6 +33,8 @@ class Design:
     base_width: channels a group has in the first stage.
     deep: three 3x3 convolutions for a stem, and an average pool before the 1x1
       convolution of a strided shortcut.
+    first: channels of the first of them.
+    squeeze: a channel gate after the last convolution of a block.
   """
 
   repeats: tuple[int, int, int, int]
@@ -38,6 +42,8 @@ class Design:
   groups: int = 1
   base_width: int = 64
   deep: bool = False
+  first: int = 32
+  squeeze: bool = False
 
   @property
   def expansion(self) -> int:
@@ -85,6 +91,13 @@ class Block(nnx.Module):
         conv(channels, out, 3),
       ]
     self.convs = nnx.List(convs)
+    self.squeeze = (
+      layers.SqueezeExcite(
+        out, round_channels(out / 16, limit=0.0), activation='relu', rngs=rngs
+      )
+      if design.squeeze
+      else None
+    )
     self.shortcut = (
       Shortcut(in_channels, out, stride=stride, pooled=design.deep, rngs=rngs)
       if stride > 1 or in_channels != out
@@ -96,6 +109,7 @@ class Block(nnx.Module):
     y = x
     for conv in self.convs:
       y = conv(y, mode)
+    y = y if self.squeeze is None else self.squeeze(y)
     y = layers.drop_path(y, self.rate, mode)
     x = x if self.shortcut is None else self.shortcut(x, mode)
     return jax.nn.relu(x + y)
@@ -117,8 +131,8 @@ class ResNet(nnx.Module):
     conv = functools.partial(_conv, activation='relu', rngs=rngs)
     if design.deep:
       stem = [
-        conv(in_channels, 32, 3, stride=2),
-        conv(32, 32, 3),
+        conv(in_channels, design.first, 3, stride=2),
+        conv(design.first, 32, 3),
         conv(32, 64, 3),
       ]
     else:
@@ -176,6 +190,9 @@ def _modules(design: Design) -> dict[str, str]:
       for i in range(3 if design.bottleneck else 2):
         table[f'{ours}.convs.{i}.conv'] = f'{theirs}.conv{i + 1}'
         table[f'{ours}.convs.{i}.norm'] = f'{theirs}.bn{i + 1}'
+      if design.squeeze:
+        table[f'{ours}.squeeze.reduce'] = f'{theirs}.se.fc1'
+        table[f'{ours}.squeeze.expand'] = f'{theirs}.se.fc2'
       project, shortcut = f'{ours}.shortcut.project', f'{theirs}.downsample'
       table[f'{project}.conv'] = f'{shortcut}.{first}'
       table[f'{project}.norm'] = f'{shortcut}.{first + 1}'
@@ -210,6 +227,26 @@ _DESIGNS = {
   'resnet50d': Design(_50, deep=True),
   'resnet101d': Design(_101, deep=True),
   'resnet152d': Design(_152, deep=True),
+  'seresnet18': Design((2, 2, 2, 2), bottleneck=False, squeeze=True),
+  'seresnet34': Design((3, 4, 6, 3), bottleneck=False, squeeze=True),
+  'seresnet50': Design(_50, squeeze=True),
+  'seresnet50t': Design(_50, deep=True, first=24, squeeze=True),
+  'seresnet101': Design(_101, squeeze=True),
+  'seresnet152': Design(_152, squeeze=True),
+  'seresnet152d': Design(_152, deep=True, squeeze=True),
+  'seresnext26d_32x4d': Design(
+    (2, 2, 2, 2), groups=32, base_width=4, deep=True, squeeze=True
+  ),
+  'seresnext26t_32x4d': Design(
+    (2, 2, 2, 2), groups=32, base_width=4, deep=True, first=24, squeeze=True
+  ),
+  'seresnext50_32x4d': Design(_50, groups=32, base_width=4, squeeze=True),
+  'seresnext101_32x4d': Design(_101, groups=32, base_width=4, squeeze=True),
+  'seresnext101_64x4d': Design(_101, groups=64, base_width=4, squeeze=True),
+  'seresnext101_32x8d': Design(_101, groups=32, base_width=8, squeeze=True),
+  'seresnext101d_32x8d': Design(
+    _101, groups=32, base_width=8, deep=True, squeeze=True
+  ),
 }
 
 # Short side before the 224 crop; 256 in the first published weights
@@ -227,7 +264,8 @@ _TORCHVISION = {
   'resnext101_64x4d': 232,
 }
 
-# Default weights, native side, crop, interpolation (timm 1.0).
+# Default weights (None: timm has none), native side, crop, interpolation (timm
+# 1.0).
 _TIMM = {
   'resnet18': ('a1_in1k', 224, 0.95, 'bicubic'),
   'resnet34': ('a1_in1k', 224, 0.95, 'bicubic'),
@@ -246,6 +284,20 @@ _TIMM = {
   'resnet50d': ('ra2_in1k', 224, 0.875, 'bicubic'),
   'resnet101d': ('ra2_in1k', 256, 0.95, 'bicubic'),
   'resnet152d': ('ra2_in1k', 256, 0.95, 'bicubic'),
+  'seresnet18': (None, 224, 0.875, 'bicubic'),
+  'seresnet34': (None, 224, 0.875, 'bicubic'),
+  'seresnet50': ('a1_in1k', 224, 0.95, 'bicubic'),
+  'seresnet50t': (None, 224, 0.875, 'bicubic'),
+  'seresnet101': (None, 224, 0.875, 'bicubic'),
+  'seresnet152': (None, 224, 0.875, 'bicubic'),
+  'seresnet152d': ('ra2_in1k', 256, 0.95, 'bicubic'),
+  'seresnext26d_32x4d': ('bt_in1k', 224, 0.875, 'bicubic'),
+  'seresnext26t_32x4d': ('bt_in1k', 224, 0.875, 'bicubic'),
+  'seresnext50_32x4d': ('racm_in1k', 224, 0.875, 'bicubic'),
+  'seresnext101_32x4d': ('gluon_in1k', 224, 0.875, 'bicubic'),
+  'seresnext101_64x4d': ('gluon_in1k', 224, 0.875, 'bicubic'),
+  'seresnext101_32x8d': ('ah_in1k', 224, 0.95, 'bicubic'),
+  'seresnext101d_32x8d': ('ah_in1k', 224, 0.95, 'bicubic'),
 }
 
 VARIANTS: dict[str, ModelSpec] = {
@@ -259,7 +311,7 @@ VARIANTS: dict[str, ModelSpec] = {
     image_size=size,
     crop=crop,
     interpolation=interpolation,
-    weights=f'timm:{name}.{tag}',
+    weights=f'timm:{name}.{tag}' if tag else None,
   )
   for name, (tag, size, crop, interpolation) in _TIMM.items()
 }

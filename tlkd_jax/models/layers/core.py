@@ -115,15 +115,16 @@ _linear_init = nnx.initializers.truncated_normal(0.02)
 class Conv(nnx.Module):
   """Convolution of [B, H, W, C] with an HWIO kernel.
 
-  `padding` is 'symmetric' (k // 2 on every side, torchvision and timm), 'same'
-  (TensorFlow's dynamic SAME, timm's `tf_` models) or an int.
+  `kernel_size` is a side or (height, width). `padding` is 'symmetric' (k // 2
+  on every side, torchvision and timm), 'same' (TensorFlow's dynamic SAME,
+  timm's `tf_` models) or an int.
   """
 
   def __init__(
     self,
     in_channels: int,
     out_channels: int,
-    kernel_size: int,
+    kernel_size: int | tuple[int, int],
     *,
     stride: int = 1,
     padding: str | int = 'symmetric',
@@ -131,7 +132,9 @@ class Conv(nnx.Module):
     use_bias: bool = False,
     rngs: nnx.Rngs,
   ):
-    shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
+    if isinstance(kernel_size, int):
+      kernel_size = (kernel_size, kernel_size)
+    shape = (*kernel_size, in_channels // groups, out_channels)
     self.kernel = nnx.Param(_kernel_init(rngs.params(), shape))
     self.bias = nnx.Param(jnp.zeros(out_channels)) if use_bias else None
     self.stride = stride
@@ -139,14 +142,19 @@ class Conv(nnx.Module):
     self.groups = groups
 
   def __call__(self, x: Array) -> Array:
-    kernel = self.kernel[...].astype(x.dtype)
+    return self.convolve(x, self.kernel[...])
+
+  def convolve(self, x: Array, kernel: Array) -> Array:
+    """What the layer does of x, with another kernel of the same shape."""
+    kernel = kernel.astype(x.dtype)
     stride = (self.stride, self.stride)
     if self.padding == 'same':
       padding = same_padding(x.shape[1:3], kernel.shape[:2], stride)
+    elif isinstance(self.padding, int):
+      padding = ((self.padding, self.padding),) * 2
     else:
-      size = kernel.shape[0] // 2
-      size = self.padding if isinstance(self.padding, int) else size
-      padding = ((size, size), (size, size))
+      height, width = (size // 2 for size in kernel.shape[:2])
+      padding = ((height, height), (width, width))
     y = conv2d(x, kernel, stride=stride, padding=padding, groups=self.groups)
     return y if self.bias is None else add_bias(y, self.bias[...])
 
@@ -294,7 +302,7 @@ class ConvNorm(nnx.Module):
     self,
     in_channels: int,
     out_channels: int,
-    kernel_size: int,
+    kernel_size: int | tuple[int, int],
     *,
     epsilon: float,
     momentum: float,

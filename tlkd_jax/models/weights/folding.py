@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tlkd_jax.models.families import densenet, vgg
+from tlkd_jax.models.families import densenet, resnetv2, vgg
 from tlkd_jax.models.functional import Array, Model, Tree, to_functional
 from tlkd_jax.models.layers import core as layers
 from tlkd_jax.runtime.trees import flatten, nest
@@ -86,21 +86,26 @@ def _modules(module: nnx.Module) -> list[tuple[str, nnx.Module]]:
 
 def _pairs(module: nnx.Module) -> list[tuple[str, str, float]]:
   """(path of a convolution, path of the norm after it, its epsilon)."""
-  pairs = []
-  for path, child in _modules(module):
-    if isinstance(child, layers.ConvNorm) or (
-      isinstance(child, vgg.ConvBlock) and child.norm is not None
-    ):
-      assert child.norm is not None
-      conv, norm = 'conv', 'norm'
-      epsilon = child.norm.epsilon
-    elif isinstance(child, densenet.DenseLayer):
-      conv, norm = 'squeeze.conv', 'grow.norm'
-      epsilon = child.grow.norm.epsilon
-    else:
-      continue
-    pairs.append((f'{path}.{conv}', f'{path}.{norm}', epsilon))
-  return pairs
+  return [
+    (f'{path}.{conv}', f'{path}.{norm}', layer.epsilon)
+    for path, child in _modules(module)
+    for conv, norm, layer in _neighbours(child)
+    if isinstance(layer, layers.BatchNorm)
+  ]
+
+
+def _neighbours(module: nnx.Module) -> list[tuple[str, str, nnx.Module | None]]:
+  """(path of a convolution in it, path of the norm behind it, the norm)."""
+  if isinstance(module, layers.ConvNorm | vgg.ConvBlock):
+    return [('conv', 'norm', module.norm)]
+  if isinstance(module, densenet.DenseLayer):
+    return [('squeeze.conv', 'grow.norm', module.grow.norm)]
+  if isinstance(module, resnetv2.Block):
+    return [
+      ('conv1', 'norm2', module.norm2),
+      ('conv2', 'norm3', module.norm3),
+    ]
+  return []
 
 
 def _fold(flat: Tree, state: Tree, conv: str, norm: str, epsilon: float):

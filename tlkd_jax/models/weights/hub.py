@@ -69,6 +69,12 @@ _TORCHVISION_FILES = {
   'regnet_y_400mf.v2': 'regnet_y_400mf-e6988f5f.pth',
   'densenet121': 'densenet121-a639ec97.pth',
   'vgg11_bn': 'vgg11_bn-6002323d.pth',
+  'shufflenet_v2_x0_5': 'shufflenetv2_x0.5-f707e7126e.pth',
+  'shufflenet_v2_x1_0': 'shufflenetv2_x1-5666bf0f80.pth',
+  'shufflenet_v2_x1_5': 'shufflenetv2_x1_5-3c479a10.pth',
+  'shufflenet_v2_x2_0': 'shufflenetv2_x2_0-8be3c8ee.pth',
+  'squeezenet1_0': 'squeezenet1_0-b66bff10.pth',
+  'squeezenet1_1': 'squeezenet1_1-b8a52dc0.pth',
 }
 
 _DIGEST = re.compile('(.+)#sha256=([0-9a-fA-F]{64})')

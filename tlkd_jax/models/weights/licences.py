@@ -14,6 +14,8 @@ LICENCES = {
     'BSD-3-Clause, the code; weights may have terms of their training data',
     "torchvision's README",
   ),
+  'timm:mobilenetv4_*, lcnet_*, ghostnetv2_*, efficientvit_*, mixer_*, '
+  'resnetv2_*, seresne*': ('Apache-2.0', "timm's pretrained_cfg"),
   'timm:NAME.TAG': (
     'of each repository: most Apache-2.0, some not for commercial use',
     'the key license of https://huggingface.co/timm/NAME.TAG',

@@ -38,6 +38,7 @@ _HARMLESS = {
 _OLD_NAMES = (
   (r'^(tv|gluon|ssl|swsl|ig)_', ''),
   (r'_(ns|ap|miil|dino|in21k|in22k|in21ft1k|in22ft1k|miil_in21k)$', ''),
+  (r'_bit(m|_distilled|_teacher|_teacher_384)$', '_bit'),
 )
 
 
