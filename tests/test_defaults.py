@@ -132,6 +132,23 @@ def test_weights_that_say_their_size(tmp_path):
     ('teacher', {'image_size': 96, 'teacher.fit': 'probed'}, 0),
     ('tl', {'image_size': 96}, 0),
     ('kd', {'image_size': 96, 'dataset': 'digits'}, 0),
+    # Whole patches of 14 pixels.
+    ('kd', {'image_size': 96, 'teacher.name': 'vit_small_patch14_dinov2'}, 154),
+    (
+      'kd',
+      {
+        'image_size': 64,
+        'teacher.name': 'vit_small_patch14_dinov2',
+        'teacher.fit': 'finetuned',
+      },
+      70,
+    ),
+    (
+      'teacher',
+      {'image_size': 64, 'teacher.name': 'vit_small_patch14_dinov2'},
+      70,
+    ),
+    ('kd', {'image_size': 64, 'teacher.name': 'vit_small_patch16_224'}, 112),
     # Of one size, however it learns.
     ('kd', {'image_size': 96, 'teacher.name': 'mixer_b16_224'}, 224),
     (

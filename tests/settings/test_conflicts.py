@@ -147,6 +147,17 @@ CONFLICTS = [
     {'teacher.image_size': 256},
     'teacher.image_size is 256; mixer_s32_224 takes images of one size',
   ),
+  (
+    {'teacher.name': 'timm/vit_small_patch14_dinov2'},
+    {'teacher.image_size': 96},
+    'teacher.image_size is 96; timm/vit_small_patch14_dinov2 takes images of '
+    'whole patches of 14 pixels; accepted: 98, or another multiple of 14',
+  ),
+  (
+    {'student.name': 'vit_tiny_patch16_224'},
+    {'image_size': 100},
+    'image_size is 100; vit_tiny_patch16_224 takes images of whole patches',
+  ),
   ({'transfer.bss_k': 8}, {'batch_size': 4}, 'transfer.bss_k is 8; accepted:'),
   (
     {'transfer.delta_stages': ('stage7',)},

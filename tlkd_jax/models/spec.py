@@ -58,6 +58,7 @@ class ModelSpec:
     weights: where pretrained weights come from, for `hub.resolve`; None when
       the user must bring a file.
     stages: names of `features`, in order.
+    multiple: of which the sides of its images are, in pixels: of its patches.
     fixed_size: no other image size than the native one is taken.
     rectified: the head is applied to each pixel, and its outputs go through a
       ReLU before their mean, so that logits are not linear in pre_logits.
@@ -77,8 +78,15 @@ class ModelSpec:
   stem: str = 'stem.conv'
   weights: str | None = None
   stages: tuple[str, ...] = ('stage1', 'stage2', 'stage3', 'stage4')
+  multiple: int = 1
   fixed_size: bool = False
   rectified: bool = False
+
+  def side_near(self, wanted: int) -> int:
+    """The side of its images that is nearest to a wanted one, in pixels."""
+    if self.fixed_size:
+      return self.image_size
+    return self.multiple * max(1, round(wanted / self.multiple))
 
   @property
   def linear_head(self) -> bool:

@@ -66,6 +66,12 @@ def of_variants(
         f'{key} is {size}; {section.name} takes images of one size; accepted: '
         f'{spec.image_size}, or 0'
       )
+    elif size % spec.multiple:
+      lines.append(
+        f'{key} is {size}; {section.name} takes images of whole patches of '
+        f'{spec.multiple} pixels; accepted: {spec.side_near(size)}, or another '
+        f'multiple of {spec.multiple}'
+      )
     fresh = section.head == 'new' and section.weights != 'scratch'
     if (
       spec.rectified

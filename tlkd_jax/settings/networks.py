@@ -178,7 +178,7 @@ class Teacher(NetworkSection):
     0,
     "Side of the teacher's images; 0 is that of its own run where it is "
     "finished, else the student's, and of a probe that kd or compare fits 5/3 "
-    "of the student's, at most the variant's own (not on digits); the only one "
+    "of the student's, at most the variant's own (not on digits); the nearest "
     'that a variant takes.',
     whole(8, zero=True),
   )

@@ -140,20 +140,22 @@ def _teacher_fit(settings: Settings, smallest: int | None) -> str:
 def _teacher_side(settings: Settings, fit: str) -> int:
   """Side of a teacher's images; 0 for the student's or its own run's.
 
-  In digits, of 8 pixels, there is no more to see.
+  In digits, of 8 pixels, there is no more to see. A variant that does not take
+  the student's size has the nearest that it takes.
   """
   teacher, guides = settings.teacher, settings.distillation
   spec = models.MODELS[teacher.name]
-  fitted = settings.arm in ('kd', 'compare') and not teacher.checkpoint
+  fitted = settings.arm != 'tl' and not teacher.checkpoint
   own_views = not guides.mutual and guides.self_training == 'none'
-  if spec.fixed_size and fitted and own_views and not teacher.image_size:
-    return spec.image_size
-  fitted = fitted and settings.dataset != _DIGITS
-  if teacher.image_size or not fitted or fit not in _PROBES:
+  if teacher.image_size or not fitted or not own_views:
     return teacher.image_size
   own = preparation.image_size(settings)
+  alone = settings.arm == 'teacher' or settings.dataset == _DIGITS
+  if alone or fit not in _PROBES:
+    side = spec.side_near(own)
+    return 0 if side == own else side
   larger = 16 * round(own * _TEACHER_SIDE / 16)
-  return max(own, min(larger, spec.image_size))
+  return spec.side_near(max(own, min(larger, spec.image_size)))
 
 
 def _count(dataset: data.Dataset) -> int:

@@ -114,7 +114,12 @@ def spec(
     **fields: of ModelSpec, where they are others.
   """
   heads = ('head', 'head_distillation') if design.distilled else ('head',)
-  defaults = {'image_size': design.image_size, 'crop': 0.9, 'head': heads}
+  defaults = {
+    'image_size': design.image_size,
+    'multiple': 1 if design.crops else design.patch,
+    'crop': 0.9,
+    'head': heads,
+  }
   return ModelSpec(
     build=functools.partial(VisionTransformer, design),
     stem='patch',
