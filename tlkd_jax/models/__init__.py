@@ -13,13 +13,16 @@ from tlkd_jax.models.families import (
   dinov2,
   efficientnet,
   efficientvit,
+  fastvit,
   ghostnetv2,
   lcnet,
   mixer,
   mobilenetv2,
   mobilenetv3,
   mobilenetv4,
+  mobileone,
   regnet,
+  repvit,
   resnet,
   resnetv2,
   shufflenetv2,
@@ -53,6 +56,9 @@ _NAMED: dict[str, ModelSpec] = {
   **dinov2.VARIANTS,
   **clip.VARIANTS,
   **siglip.VARIANTS,
+  **repvit.VARIANTS,
+  **mobileone.VARIANTS,
+  **fastvit.VARIANTS,
 }
 
 

@@ -137,11 +137,12 @@ def adapt_state_dict(
   """
   table = pretrained.leaf_table(model)
   result: dict[str, Any] = _with_second_head(model, table, state_dict)
-  shape, leaf = table[f'{model.spec.stem}.kernel']
-  if leaf.key in result:
-    kernel = leaf.to_flax(result[leaf.key])
-    if kernel.shape[2] == 3 != shape[2]:
-      result[leaf.key] = leaf.to_torch(adapt_stem(kernel, shape[2]))
+  for stem in (model.spec.stem, *model.spec.more_stems):
+    shape, leaf = table[f'{stem}.kernel']
+    if leaf.key in result:
+      kernel = leaf.to_flax(result[leaf.key])
+      if kernel.shape[2] == 3 != shape[2]:
+        result[leaf.key] = leaf.to_torch(adapt_stem(kernel, shape[2]))
   if 'position' in table:
     count = pretrained.prefix_positions(model, table)
     shape, leaf = table['position']
