@@ -24,7 +24,7 @@ def case(request) -> tuple[str, pathlib.Path]:
 
 def test_logits_and_features_match_the_reference_in_float64(case):
   name, path = case
-  e=parity.logits_error(name, path, x64=True)
+  e = parity.logits_error(name, path, x64=True)
   print(e)
   assert e < 1e-6
   outputs = parity.outputs(name, path, x64=True)

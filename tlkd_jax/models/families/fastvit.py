@@ -133,9 +133,7 @@ class Attention(nnx.Module):
   """Multi-head self-attention over the positions of [B, H, W, C]."""
 
   def __init__(self, channels, *, rngs):
-    self.qkv = layers.Linear(
-      channels, 3 * channels, use_bias=False, rngs=rngs
-    )
+    self.qkv = layers.Linear(channels, 3 * channels, use_bias=False, rngs=rngs)
     self.project = layers.Linear(channels, channels, rngs=rngs)
 
   def __call__(self, x: Array) -> Array:
@@ -249,7 +247,7 @@ class Stage(nnx.Module):
 
 
 class FastViT(nnx.Module):
-  """Stem, four stages, convolution with squeeze-excite, pooling, linear head."""
+  """Stem, four stages, a squeezed convolution, pooling, linear head."""
 
   def __init__(
     self,

@@ -146,9 +146,7 @@ _TIMM = {
 }
 
 VARIANTS: dict[str, ModelSpec] = {
-  f'timm/{name}': _spec(
-    design, crop=crop, weights=f'timm:{name}.apple_in1k'
-  )
+  f'timm/{name}': _spec(design, crop=crop, weights=f'timm:{name}.apple_in1k')
   for name, (design, crop) in _TIMM.items()
 } | {
   f'timm/{name}{branches.FUSED}': _spec(

@@ -52,9 +52,7 @@ class TokenMixer(Branched):
     self.spatial = (
       None
       if fused
-      else branches.conv_norm(
-        channels, channels, 3, groups=channels, rngs=rngs
-      )
+      else branches.conv_norm(channels, channels, 3, groups=channels, rngs=rngs)
     )
     self.pointwise = None if fused else conv(1)
     self.norm = None if fused else branches.batch_norm(channels)
@@ -156,9 +154,7 @@ class Classifier(Branched):
   """The mean of two linear layers, each behind a norm of its own."""
 
   def __init__(self, channels, num_classes, *, fused, rngs):
-    linear = functools.partial(
-      layers.Linear, channels, num_classes, rngs=rngs
-    )
+    linear = functools.partial(layers.Linear, channels, num_classes, rngs=rngs)
     self.head = linear()
     self.head_norm = None if fused else branches.batch_norm(channels)
     self.second = None if fused else linear()
@@ -308,8 +304,6 @@ VARIANTS: dict[str, ModelSpec] = {
   f'timm/{name}': _spec(design, weights=f'timm:{name}.dist_300e_in1k')
   for name, design in _DESIGNS.items()
 } | {
-  f'timm/{name}{branches.FUSED}': _spec(
-    dataclasses.replace(design, fused=True)
-  )
+  f'timm/{name}{branches.FUSED}': _spec(dataclasses.replace(design, fused=True))
   for name, design in _DESIGNS.items()
 }

@@ -97,9 +97,7 @@ class Branches(Branched):
       batch_norm(out_channels) if identity and same and not fused else None
     )
     self.conv = (
-      layers.Conv(
-        in_channels, out_channels, sizes[0], use_bias=True, **options
-      )
+      layers.Conv(in_channels, out_channels, sizes[0], use_bias=True, **options)
       if fused
       else None
     )
@@ -151,7 +149,7 @@ def affine(arrays: Arrays, norm: str) -> tuple[np.ndarray, np.ndarray]:
 
 def centred(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
   """An HWIO kernel of odd sides in the middle of zeros of a larger shape."""
-  over = [(big - small) // 2 for big, small in zip(shape, kernel.shape)]
+  over = [(big - small) // 2 for big, small in zip(shape, kernel.shape, strict=True)]
   return np.pad(kernel, [(n, n) for n in over])
 
 

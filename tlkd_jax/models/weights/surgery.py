@@ -101,10 +101,11 @@ def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:
 def _with_second_head(
   model: Model, table: dict, state_dict: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-  """A distilled DeiT that was fine-tuned with its class token's head alone.
+  """A network of two heads that was fine-tuned with the first alone.
 
   The model's logits are the mean over two heads, so twice the one and a second
-  of zeros give the same, to the last bit.
+  of zeros give the same, to the last bit. A norm HEAD_norm before the second
+  is then any.
   """
   result = dict(state_dict)
   if len(model.spec.head) != 2:
@@ -119,6 +120,12 @@ def _with_second_head(
     if first in result:
       value = np.asarray(result[first], np.float32)
       result[first], result[second] = 2 * value, np.zeros_like(value)
+  first, second = (f'{head}_norm.' for head in model.spec.head)
+  for path, (_, leaf) in table.items():
+    if path.startswith(second):
+      norm = table[path.replace(second, first)][1].key
+      if norm in result:
+        result.setdefault(leaf.key, result[norm])
   return result
 
 
