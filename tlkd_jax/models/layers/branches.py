@@ -149,7 +149,9 @@ def affine(arrays: Arrays, norm: str) -> tuple[np.ndarray, np.ndarray]:
 
 def centred(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
   """An HWIO kernel of odd sides in the middle of zeros of a larger shape."""
-  over = [(big - small) // 2 for big, small in zip(shape, kernel.shape, strict=True)]
+  over = [
+    (big - small) // 2 for big, small in zip(shape, kernel.shape, strict=True)
+  ]
   return np.pad(kernel, [(n, n) for n in over])
 
 
