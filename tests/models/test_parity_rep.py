@@ -129,8 +129,11 @@ def variables_of(model, state_dict, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('x64, bound', [(True, 1e-10), (False, 5e-5)])
-@pytest.mark.parametrize('fixture', CASES + MORE)
+@pytest.mark.parametrize(
+  'fixture, x64, bound',
+  [(fixture, True, 1e-10) for fixture in CASES + MORE]
+  + [(fixture, False, 5e-5) for fixture in CASES],
+)
 def test_the_fused_form_gives_the_logits_of_the_reference(fixture, x64, bound):
   meta, state_dict, arrays = parity.load(FIXTURES / f'{fixture}.npz')
   classes = meta['num_classes']
