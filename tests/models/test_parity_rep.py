@@ -29,6 +29,7 @@ MORE = (
   'timm__mobileone_s4@64x96',
   'timm__repvit_m1_1@64x96',
 )
+LARGE = ('timm__fastvit_mci0@64x96', 'timm__mobileone_s4@64x96')
 
 # Of each family one network with all its parts, at 64 x 96 pixels.
 _WIDTHS = (16, 32, 64, 128)
@@ -90,6 +91,7 @@ def test_weights_survive_the_round_trip(case):
   parity.assert_round_trip(*case)
 
 
+@pytest.mark.slow
 def test_macs_are_those_of_all_branches(case):
   name, path = case
   meta = parity.load(path)[0]
@@ -150,7 +152,13 @@ def test_the_fused_form_gives_the_logits_of_the_reference(fixture, x64, bound):
   assert parity.error(logits, arrays['logits64']) < bound
 
 
-@pytest.mark.parametrize('fixture', MORE)
+@pytest.mark.parametrize(
+  'fixture',
+  [
+    pytest.param(fixture, marks=pytest.mark.slow if fixture in LARGE else ())
+    for fixture in MORE
+  ],
+)
 def test_fused_weights_are_those_of_timm(fixture):
   meta, state_dict, arrays = parity.load(FIXTURES / f'{fixture}.npz')
   classes = meta['num_classes']
@@ -171,6 +179,7 @@ def test_fused_weights_are_those_of_timm(fixture):
   jax.tree.map(np.testing.assert_array_equal, again, ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FIGURES)
 def test_entries_and_parameters_of_every_variant(name):
   found = []
