@@ -12,16 +12,26 @@ import pytest
 from jax import export as jax_export
 
 from tests import tiny
+from tests.fixtures import fill_rule
 from tests.workdirs import change_description
 from tlkd_jax import export, models
 from tlkd_jax.export import __main__ as command
 from tlkd_jax.export import formats, onnx, stablehlo, weights
 from tlkd_jax.export import student as students
-from tlkd_jax.models.weights import folding, pretrained, torch_files
+from tlkd_jax.models.families import mobileone
+from tlkd_jax.models.weights import (
+  folding,
+  loading,
+  pretrained,
+  torch_files,
+)
 from tlkd_jax.runtime.errors import UserError
 from tlkd_jax.training import checkpoints
 
 CLASSES = ['cat', 'dog', 'eel', 'fox', 'gnu']
+# Trained in branches, with a gain of the fill rule at which logits are neither
+# lost in the biases nor so large that rounding grows in squeeze-excite.
+BRANCHED = {'repvit_m0_9': 0.7, 'mobileone_s0': 0.15, 'fastvit_sa12': 1.3}
 
 
 @pytest.fixture(autouse=True)
@@ -66,9 +76,22 @@ def make_student(name, image_size=16):
   return students.Student(model, *variables, describe(name, image_size))
 
 
-def save_run(folder, name='tiny', image_size=16, arm='kd'):
+def make_branched(name):
+  """A student in branches, with weights by the fill rule of the fixtures."""
+  model = models.create_model(name, num_classes=len(CLASSES))
+  state_dict = {
+    leaf.key: fill_rule.fill(
+      leaf.key, leaf.to_torch(np.empty(shape)).shape, BRANCHED[name]
+    )
+    for shape, leaf in pretrained.leaf_table(model).values()
+  }
+  variables = pretrained.from_torch(model, state_dict)
+  return students.Student(model, *variables, describe(name, 64))
+
+
+def save_run(folder, name='tiny', image_size=16, arm='kd', student=None):
   """A workdir with a best checkpoint, as a run leaves it."""
-  student = make_student(name, image_size)
+  student = student or make_student(name, image_size)
   saved = checkpoints.Checkpoints(folder)
   saved.save_best(
     {'params': student.params, 'model_state': student.model_state},
@@ -265,6 +288,70 @@ class TestFolding:
       folding.fold_norms(student.model, student.params, student.model_state)
 
 
+class TestBranches:
+  """A student that is trained in branches, fused to a file for timm."""
+
+  @pytest.fixture
+  def small(self, tmp_path, monkeypatch):
+    design = mobileone.Design((16, 16, 32, 32), 2, depths=(1, 1, 1, 1))
+    for name, fused in (('small', False), ('small_fused', True)):
+      spec = mobileone._spec(dataclasses.replace(design, fused=fused))
+      monkeypatch.setitem(models.MODELS, name, spec)
+      monkeypatch.setitem(models.MODELS, f'timm/{name}', spec)
+    return tmp_path / 'run', save_run(tmp_path / 'run', 'small', 64)
+
+  def test_the_file_has_the_names_of_the_fused_form(self, small, tmp_path):
+    folder, student = small
+    out = tmp_path / 'a.safetensors'
+    message = export.export_run(folder, 'safetensors', out, fold_norm=True)
+    assert 'keys of timm/small_fused' in message
+    fused, *variables = folding.fuse(
+      student.model, student.params, student.model_state
+    )
+    back = torch_files.read_state_dict(out)
+    assert 'stages.0.1.reparam_conv.bias' in back
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      back,
+      pretrained.to_torch(fused, *variables),
+    )
+    # Without the norms of two branches and of the identity.
+    left_out = tmp_path / 'b.safetensors'
+    export.export_run(folder, 'safetensors', left_out)
+    assert left_out.stat().st_size > out.stat().st_size
+
+  def test_what_lies_beside_it_says_the_form(self, small, tmp_path):
+    out = tmp_path / 'a.safetensors'
+    export.export_run(small[0], 'safetensors', out, fold_norm=True)
+    config = json.loads((tmp_path / 'a.safetensors.json').read_text())
+    assert config['architecture'] == 'small' and config['fused'] is True
+    first = config['pretrained_cfg']['first_conv']
+    assert first == 'stem.reparam_conv'
+    keep = {'key': jax.random.key(0), 'head': 'keep', 'class_names': CLASSES}
+    fused = models.create_model('small_fused', num_classes=5)
+    found = loading.load(fused, str(out), **keep)
+    assert found.source.networks == ('timm/small_fused',)
+    with pytest.raises(ValueError, match='are of timm/small_fused, another'):
+      loading.load(small[1].model, str(out), **keep)
+
+  def test_in_branches_it_has_two_first_convolutions(self, small):
+    config = formats.configuration(small[1], 'safetensors')
+    assert 'fused' not in config
+    assert config['pretrained_cfg']['first_conv'] == [
+      'stem.conv_kxk.0.conv',
+      'stem.conv_scale.conv',
+    ]
+
+  def test_a_fused_student_is_written_as_it_is(self, small, tmp_path):
+    save_run(tmp_path / 'other', 'small_fused', 64)
+    out = tmp_path / 'a.safetensors'
+    with pytest.raises(UserError, match='folded norms fit no file'):
+      export.export_run(tmp_path / 'other', 'safetensors', out, fold_norm=True)
+    export.export_run(tmp_path / 'other', 'safetensors', out)
+    config = json.loads((tmp_path / 'a.safetensors.json').read_text())
+    assert config['architecture'] == 'small' and config['fused'] is True
+
+
 class TestMistakes:
   @pytest.mark.parametrize(
     ('format', 'name', 'fold_norm', 'message'),
@@ -435,6 +522,55 @@ def test_timm_loads_the_student(name, image_size, tmp_path):
   assert_torch_agrees(torch, model, images, expected)
   assert model.pretrained_cfg['mean'] == config['pretrained_cfg']['mean']
   assert list(model.pretrained_cfg['label_names']) == CLASSES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', BRANCHED)
+def test_fused_branches_are_a_smaller_graph_of_the_same_logits(name, tmp_path):
+  pytest.importorskip('jax2onnx', exc_type=ImportError)
+  pytest.importorskip('onnxruntime')
+  student = save_run(tmp_path / 'run', name, 64, student=make_branched(name))
+  images = students.sample_images(student, 8)
+  expected = np.asarray(jax.jit(student.logits)(images))
+  for format, load in (
+    ('onnx', onnx.load),
+    (
+      'stablehlo',
+      lambda path: jax_export.deserialize(bytearray(path.read_bytes())).call,
+    ),
+  ):
+    sizes = []
+    for fold_norm in (False, True):
+      out = tmp_path / f'{fold_norm}.{format}'
+      export.export_run(tmp_path / 'run', format, out, fold_norm=fold_norm)
+      sizes.append(out.stat().st_size)
+      logits = np.asarray(load(out)(images))
+      np.testing.assert_allclose(
+        logits, expected, atol=1e-4 * np.abs(expected).max()
+      )
+      np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))
+    assert sizes[1] < sizes[0]
+    config = json.loads((tmp_path / f'True.{format}.json').read_text())
+    assert config['architecture'] == name and config['fused'] is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', BRANCHED)
+def test_timm_loads_the_fused_student(name, tmp_path):
+  torch = pytest.importorskip('torch', exc_type=ImportError)
+  timm = pytest.importorskip('timm', exc_type=ImportError)
+  torch_safetensors = pytest.importorskip('safetensors.torch')
+  student = save_run(tmp_path / 'run', name, 64, student=make_branched(name))
+  out = tmp_path / 'model.safetensors'
+  export.export_run(tmp_path / 'run', 'safetensors', out, fold_norm=True)
+  config = json.loads((tmp_path / 'model.safetensors.json').read_text())
+  model = timm.utils.reparameterize_model(
+    timm.create_model(config['architecture'], num_classes=config['num_classes'])
+  )
+  model.load_state_dict(torch_safetensors.load_file(out))
+  images = students.sample_images(student, 2)
+  expected = np.asarray(jax.jit(student.logits)(images))
+  assert_torch_agrees(torch, model, images, expected)
 
 
 @pytest.mark.slow

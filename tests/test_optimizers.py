@@ -230,6 +230,8 @@ def test_layer_decay():
     ('vgg11_bn', 5, 'stages.0', None),
     ('convnext_tiny', 4, 'stem', ('downsamples.0', 1)),
     ('timm/vit_tiny_patch16_224', 12, 'patch', None),
+    ('mobileone_s1', 4, 'stem', None),
+    ('fastvit_sa12', 4, 'stem', None),
   ],
 )
 def test_layer_decay_knows_the_families(name, stages, first, between):

@@ -29,14 +29,15 @@ def export_run(
       those of the variant's own library), 'onnx' (images NCHW) or 'stablehlo'
       (jax.export, images NHWC).
     out: the file; its suffix must be the format's name.
-    fold_norm: fold every BatchNorm into the convolution before it.
+    fold_norm: fuse what was trained in branches, and fold every BatchNorm into
+      the convolution before it; in a safetensors file the former alone.
     opset: version of the operators of an onnx file, 13 to 26; None is 23.
 
   Returns:
     What was written and how it compares with the student, for the user.
 
   Raises:
-    UserError: an unknown format, a wrong suffix, folded norms as safetensors,
+    UserError: an unknown format, a wrong suffix, folded norms that fit none,
       an opset that is not accepted, no student there, a converter that is not
       installed, or a device that JAX was told to use and does not find.
     RuntimeError: the written model does not give the student's logits; the
@@ -49,6 +50,10 @@ def export_run(
   devices.available()
   with as_user_errors():
     out = expanded(out)
-    formats.check(format, out, fold_norm, opset)
-    loaded = student.load_student(expanded(checkpoint), fold_norm=fold_norm)
+    formats.check(format, out, opset)
+    loaded = student.load_student(
+      expanded(checkpoint),
+      fold_norm=fold_norm,
+      named=formats.FORMATS[format].takes is None,
+    )
   return formats.write(loaded, format, out, opset)

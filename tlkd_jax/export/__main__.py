@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument(
     '--fold-norm',
     action='store_true',
-    help='fold BatchNorm into the convolutions (onnx, stablehlo)',
+    help='fuse branches; in onnx and stablehlo, BatchNorm into convolutions',
   )
   parser.add_argument(
     '--opset',

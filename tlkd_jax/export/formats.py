@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from tlkd_jax.evaluation import records
 from tlkd_jax.export import OPSETS, onnx, stablehlo, weights
 from tlkd_jax.export.student import Student, library_model
+from tlkd_jax.models.layers.branches import FUSED
 from tlkd_jax.models.weights import pretrained, twins
 from tlkd_jax.runtime.atomic import replace_text
 
@@ -25,7 +26,7 @@ class Format:
       compared with the student, or not at all.
     needs: packages that requirements-export.txt installs.
     takes: image size -> what the file takes; None where a library's model
-      takes its own and norms cannot be folded.
+      takes its own, whose names the weights must have.
   """
 
   write: Callable[[Student, pathlib.Path], str]
@@ -40,27 +41,18 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def check(
-  name: str, out: pathlib.Path, fold_norm: bool, opset: int | None = None
-) -> None:
+def check(name: str, out: pathlib.Path, opset: int | None = None) -> None:
   """Raises ValueError where a file cannot be written, before any work.
 
   Args:
     name: of the format.
     out: the file.
-    fold_norm: whether norms shall be folded.
     opset: of an onnx file; None is the default.
   """
   if name not in FORMATS:
     raise ValueError(f'unknown format {name!r}; accepted: {", ".join(FORMATS)}')
   if out.suffix != f'.{name}':
     raise ValueError(f'{out}: a {name} file needs the suffix .{name}')
-  if fold_norm and FORMATS[name].takes is None:
-    raise ValueError(
-      f'folded norms fit no {name} file: the models of timm and '
-      'torchvision have their norms, and could not load it. Leave '
-      '--fold-norm out, or export to onnx or stablehlo'
-    )
   if opset is not None:
     _check_opset(name, opset)
   needs = FORMATS[name].needs
@@ -113,10 +105,14 @@ def configuration(student: Student, name: str) -> dict[str, Any]:
   """
   target = library_model(student)
   library, _, architecture = twins.full_name(target.name).rpartition('/')
+  fused = architecture.endswith(FUSED)
+  architecture = architecture.removesuffix(FUSED)
   spec, description = student.model.spec, student.description
   size = student.image_size
   table = pretrained.leaf_table(target)
   heads = [_module(table, head) for head in target.spec.head]
+  first = (target.spec.stem, *target.spec.more_stems)
+  stems = [_module(table, path) for path in first]
   classes = student.model.num_classes
   result = {
     'architecture': architecture,
@@ -132,10 +128,12 @@ def configuration(student: Student, name: str) -> dict[str, Any]:
       'crop_mode': 'center',
       'mean': [value / 255 for value in spec.mean],
       'std': [value / 255 for value in spec.std],
-      'first_conv': _module(table, target.spec.stem),
+      'first_conv': stems[0] if len(stems) == 1 else stems,
       'classifier': heads[0] if len(heads) == 1 else heads,
     },
   }
+  if fused:
+    result['fused'] = True
   if 'position' in table:
     # Positions are stored for the native grid and interpolated at run time.
     result['model_args'] = {'dynamic_img_size': True}

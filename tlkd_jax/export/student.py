@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from tlkd_jax.models import create_model, side_by_side
+from tlkd_jax.models import create_model, fused_name, side_by_side
 from tlkd_jax.models.functional import Array, Model, Tree
 from tlkd_jax.models.weights import folding, twins
 from tlkd_jax.training import checkpoints, ensemble, finished
@@ -24,7 +24,7 @@ class Student:
   """What is exported.
 
   Attributes:
-    model: as it was trained, or with folded norms.
+    model: as it was trained, or fused and with folded norms.
     params: its parameters, numpy arrays.
     model_state: its BatchNorm statistics, numpy arrays.
     description: of its checkpoint.
@@ -49,24 +49,35 @@ class Student:
 
 
 def load_student(
-  checkpoint: str | os.PathLike, *, fold_norm: bool = False
+  checkpoint: str | os.PathLike,
+  *,
+  fold_norm: bool = False,
+  named: bool = False,
 ) -> Student:
   """The best student of a run.
 
   Args:
     checkpoint: workdir of a TL or TL+KD run.
-    fold_norm: fold every BatchNorm into the convolution before it.
+    fold_norm: fuse branches, and fold every BatchNorm into the convolution
+      before it.
+    named: fold no more than leaves the weights with names that a library has.
 
   Raises:
     FileNotFoundError: no run with a checkpoint lies there.
-    ValueError: it is a teacher's run, an ensemble or corrupt, or there is no
-      norm to fold.
+    ValueError: it is a teacher's run, an ensemble or corrupt, or there is
+      nothing to fold.
   """
   description = checkpoints.read_description(checkpoint)
   if description.arm == 'teacher':
     raise ValueError(
       f'{checkpoint} is the run of a teacher, and students are exported: give '
       'the workdir of a TL or TL+KD run'
+    )
+  if fold_norm and named and fused_name(description.model) is None:
+    raise ValueError(
+      f'folded norms fit no file of the weights of {description.model}: the '
+      'models of timm and torchvision have their norms, and could not load it. '
+      'Leave --fold-norm out, or export to onnx or stablehlo'
     )
   _, count = side_by_side.parts_of(description.model)
   if count:
@@ -82,7 +93,8 @@ def load_student(
   model = loaded.network.model
   params, state = jax.device_get((loaded.params, loaded.model_state))
   if fold_norm:
-    model, params, state = folding.fold_norms(model, params, state)
+    fold = folding.fuse if named else folding.fold_norms
+    model, params, state = fold(model, params, state)
   return Student(model, params, state, description, fold_norm)
 
 

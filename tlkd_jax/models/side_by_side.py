@@ -70,6 +70,7 @@ def spec_of(single: ModelSpec, count: int) -> ModelSpec:
     build=build,
     head=('head',),
     stem='networks.0.' + single.stem,
+    more_stems=(),
     torch_modules=dict,
     torch_leaves=dict,
     weights=None,

@@ -55,6 +55,7 @@ class ModelSpec:
       network, such as another tower; it is not read.
     head: path of the last linear layer(s); replaced for another class count.
     stem: path of the first convolution; adapted to other channel counts.
+    more_stems: paths of further convolutions of the image itself, likewise.
     weights: where pretrained weights come from, for `hub.resolve`; None when
       the user must bring a file.
     stages: names of `features`, in order.
@@ -76,6 +77,7 @@ class ModelSpec:
   beside: tuple[str, ...] = ()
   head: tuple[str, ...] = ('head',)
   stem: str = 'stem.conv'
+  more_stems: tuple[str, ...] = ()
   weights: str | None = None
   stages: tuple[str, ...] = ('stage1', 'stage2', 'stage3', 'stage4')
   multiple: int = 1

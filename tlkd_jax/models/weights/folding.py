@@ -1,8 +1,9 @@
-"""BatchNorm folded into the convolution before it, for inference.
+"""BatchNorm folded into the convolution before it, branches into one.
 
 With running statistics a BatchNorm is an affine map of channels, so that
 norm(conv(x, k) + b) = conv(x, k s) + (b - mean) s + bias with
-s = scale / sqrt(var + epsilon).
+s = scale / sqrt(var + epsilon). What is trained in branches becomes the variant
+NAME_fused first, whose weights have the names that timm gives them.
 """
 
 import dataclasses
@@ -13,9 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tlkd_jax.models import create_model, fused_name
 from tlkd_jax.models.families import densenet, resnetv2, vgg
 from tlkd_jax.models.functional import Array, Model, Tree, to_functional
 from tlkd_jax.models.layers import core as layers
+from tlkd_jax.models.layers.branches import Branched
+from tlkd_jax.models.weights.loading import with_preprocessing
 from tlkd_jax.runtime.trees import flatten, nest
 
 
@@ -26,10 +30,61 @@ class Nothing(nnx.Module):
     return x
 
 
+def fuse(
+  model: Model, params: Tree, model_state: Tree
+) -> tuple[Model, Tree, Tree]:
+  """Makes one layer of what is trained in branches.
+
+  Args:
+    model: a variant that has a fused one.
+    params: its parameters.
+    model_state: its BatchNorm statistics.
+
+  Returns:
+    (the fused variant, params, model_state), the same function in evaluation
+    mode, to rounding: sums are taken in float64.
+
+  Raises:
+    ValueError: it has no fused variant.
+  """
+  name = fused_name(model.name)
+  if name is None:
+    raise ValueError(f'{model.name} is not trained in branches')
+  module = nnx.eval_shape(lambda: _build(model))
+  flat = {**flatten(params), **flatten(model_state)}
+  branched = {
+    path: child
+    for path, child in _modules(module)
+    if isinstance(child, Branched)
+  }
+  for path, child in branched.items():
+    parents = (path.rsplit('.', n)[0] for n in range(1, path.count('.') + 1))
+    if branched.keys().isdisjoint(parents):
+      _fuse(flat, path, child)
+  fused = create_model(name, num_classes=model.num_classes, **model.options)
+  fused = with_preprocessing(fused, model.spec.mean, model.spec.std)
+  shapes = fused.params_shape, fused.model_state_shape
+  trees = [nest({key: flat[key] for key in flatten(tree)}) for tree in shapes]
+  return fused, trees[0], trees[1]
+
+
+def _fuse(flat: Tree, path: str, module: Branched):
+  """Fuses what is below a path, in place and in float64."""
+  names = [name for name in flat if name.startswith(f'{path}.')]
+  arrays = {name: np.asarray(flat.pop(name)) for name in names}
+  dtype = np.result_type(*arrays.values())
+  below = {
+    name.removeprefix(f'{path}.'): value.astype(np.float64)
+    for name, value in arrays.items()
+  }
+  for name, value in module.fuse(below).items():
+    flat[f'{path}.{name}'] = value.astype(dtype)
+
+
 def fold_norms(
   model: Model, params: Tree, model_state: Tree
 ) -> tuple[Model, Tree, Tree]:
-  """Removes every BatchNorm that directly follows a convolution.
+  """Removes branches, and every BatchNorm that directly follows a convolution.
 
   Args:
     model: any variant.
@@ -41,10 +96,15 @@ def fold_norms(
     rounding. The model is for inference: it matches no torch keys.
 
   Raises:
-    ValueError: there is no such BatchNorm.
+    ValueError: there are neither.
   """
+  branched = fused_name(model.name) is not None
+  if branched:
+    model, params, model_state = fuse(model, params, model_state)
   module = nnx.eval_shape(lambda: _build(model))
   pairs = _pairs(module)
+  if branched and not pairs:
+    return model, params, model_state
   if not pairs:
     raise ValueError(f'{model.name} has no BatchNorm after a convolution')
   spec = dataclasses.replace(

@@ -33,6 +33,14 @@ LICENCES = {
     'CC-BY-NC-4.0, not for commercial use',
     "timm's pretrained_cfg",
   ),
+  'timm:mobileone_*, timm:fastvit_*': (
+    "Apple's own terms, mobileone-license and fastvit-license",
+    "the key license of timm's pretrained_cfg",
+  ),
+  'hf-hub:apple/mobileclip_*, of fastvit_mci*': (
+    'apple-amlr, for research alone',
+    "the key license of timm's pretrained_cfg",
+  ),
   'hf-hub:ORGANISATION/NAME': (
     'of each repository',
     'the key license of its card',

@@ -7,7 +7,9 @@ import jax
 import numpy as np
 from absl import logging
 
+from tlkd_jax.models import create_model, fused_name
 from tlkd_jax.models.functional import Array, Model, Tree
+from tlkd_jax.models.layers.branches import FUSED
 from tlkd_jax.models.weights import (
   aliases,
   hub,
@@ -210,9 +212,27 @@ def _read(
     others: tuple[str, ...] = ()
     if kind is None and not found.known:
       others = tuple(look_alikes.of(twins.keyed_by(model, entries)))
-    return path, arrange(entries), found, others
+    arranged = arrange(entries)
+    _check_form(model, arranged)
+    return path, arranged, found, others
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
+
+
+def _check_form(model: Model, state_dict: dict[str, np.ndarray]) -> None:
+  """Refuses a fused file for a variant in branches, and the other way."""
+  fused = fused_name(model.name)
+  if fused is not None:
+    other, why = fused, 'whose branches cannot be told apart any more'
+  elif model.name.endswith(FUSED):
+    other = model.name.removesuffix(FUSED)
+    why = 'in branches, which `python -m tlkd_jax.export --fold-norm` fuses'
+  else:
+    return
+  if prefixes.needed(model) <= state_dict.keys():
+    return
+  if prefixes.needed(create_model(other)) <= state_dict.keys():
+    raise ValueError(f'these weights are those of {other}, {why}: choose it')
 
 
 def _wide(state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -35,21 +35,21 @@ def without(
   Raises:
     ValueError: several prefixes fit.
   """
-  needed = _needed(model)
+  wanted = needed(model)
 
   def found(entries: StateDict) -> int:
     try:
-      return len(needed & arrange(entries).keys())
+      return len(wanted & arrange(entries).keys())
     except ValueError:
       return 0
 
   best, most = '', found(state_dict)
-  if most == len(needed):
+  if most == len(wanted):
     return state_dict, ''
   fitting = []
   for prefix in _prefixes(state_dict):
     count = found(_under(state_dict, prefix))
-    if count == len(needed):
+    if count == len(wanted):
       fitting.append(prefix)
     if count > most:
       best, most = prefix, count
@@ -69,7 +69,7 @@ def without(
   return _under(state_dict, best), best
 
 
-def _needed(model: Model) -> set[str]:
+def needed(model: Model) -> set[str]:
   """Keys of all but the head, which may be of another task."""
   return {
     leaf.key

@@ -17,6 +17,7 @@ import numpy as np
 
 from tlkd_jax.data import transforms
 from tlkd_jax.models import MODELS
+from tlkd_jax.models.layers.branches import FUSED
 from tlkd_jax.models.weights import hub, huggingface, twins
 from tlkd_jax.models.weights.torch_records import WeightsError
 
@@ -189,6 +190,8 @@ def _of_timm(path: str, content: dict[str, Any]) -> Source:
   library = content.get('library', 'timm')
   plain = library == 'efficientnet_lite_pytorch'
   full = name if plain else f'{library}/{name}'
+  if content.get('fused') is True:
+    full += FUSED
   options = set(content.get('model_args') or {}) - _HARMLESS
   if options:
     raise WeightsError(

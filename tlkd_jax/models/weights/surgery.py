@@ -101,10 +101,11 @@ def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:
 def _with_second_head(
   model: Model, table: dict, state_dict: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-  """A distilled DeiT that was fine-tuned with its class token's head alone.
+  """A network of two heads that was fine-tuned with the first alone.
 
   The model's logits are the mean over two heads, so twice the one and a second
-  of zeros give the same, to the last bit.
+  of zeros give the same, to the last bit. A norm HEAD_norm before the second
+  is then any.
   """
   result = dict(state_dict)
   if len(model.spec.head) != 2:
@@ -119,6 +120,12 @@ def _with_second_head(
     if first in result:
       value = np.asarray(result[first], np.float32)
       result[first], result[second] = 2 * value, np.zeros_like(value)
+  first, second = (f'{head}_norm.' for head in model.spec.head)
+  for path, (_, leaf) in table.items():
+    if path.startswith(second):
+      norm = table[path.replace(second, first)][1].key
+      if norm in result:
+        result.setdefault(leaf.key, result[norm])
   return result
 
 
@@ -137,11 +144,12 @@ def adapt_state_dict(
   """
   table = pretrained.leaf_table(model)
   result: dict[str, Any] = _with_second_head(model, table, state_dict)
-  shape, leaf = table[f'{model.spec.stem}.kernel']
-  if leaf.key in result:
-    kernel = leaf.to_flax(result[leaf.key])
-    if kernel.shape[2] == 3 != shape[2]:
-      result[leaf.key] = leaf.to_torch(adapt_stem(kernel, shape[2]))
+  for stem in (model.spec.stem, *model.spec.more_stems):
+    shape, leaf = table[f'{stem}.kernel']
+    if leaf.key in result:
+      kernel = leaf.to_flax(result[leaf.key])
+      if kernel.shape[2] == 3 != shape[2]:
+        result[leaf.key] = leaf.to_torch(adapt_stem(kernel, shape[2]))
   if 'position' in table:
     count = pretrained.prefix_positions(model, table)
     shape, leaf = table['position']
