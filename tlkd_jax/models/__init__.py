@@ -12,11 +12,13 @@ from tlkd_jax.models.families import (
   densenet,
   dinov2,
   efficientnet,
+  eva,
   mobilenetv2,
   mobilenetv3,
   regnet,
   resnet,
   siglip,
+  swin,
   vgg,
   vit_variants,
 )
@@ -37,6 +39,8 @@ _NAMED: dict[str, ModelSpec] = {
   **dinov2.VARIANTS,
   **clip.VARIANTS,
   **siglip.VARIANTS,
+  **eva.VARIANTS,
+  **swin.VARIANTS,
 }
 
 
