@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,8 @@ from flax import nnx
 from tests.models import parity
 from tests.models.test_key_aliases import values
 from tlkd_jax import models
-from tlkd_jax.models.families import eva, swin
-from tlkd_jax.models.layers import rotary
+from tlkd_jax.models.families import rotary_vit, swin
+from tlkd_jax.models.layers import rotary, windows
 from tlkd_jax.models.weights import aliases, loading, pretrained, torch_files
 
 FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'parity'
@@ -24,16 +23,18 @@ FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'parity'
 CASES = {
   'timm__eva02_tiny_patch14_224@98x70': 'timm/eva02_tiny_patch14_224',
   'timm__vit_small_patch16_dinov3': 'timm/vit_small_patch16_dinov3',
-  'timm__swin_tiny_patch4_window7_224': 'timm/swin_tiny_patch4_window7_224',
+  'timm__swin_tiny_patch4_window7_224@96x72': (
+    'timm/swin_tiny_patch4_window7_224'
+  ),
 }
 # The same computation under other keys, or a part of it that has a test below.
+# Those at other sizes are by tests/fixtures/make_sizes.py.
 MORE = {
+  'timm__eva02_base_patch14_224@56x42': 'timm/eva02_base_patch14_224',
   'timm__vit_small_patch16_dinov3_qkvb': 'timm/vit_small_patch16_dinov3_qkvb',
   'timm__vit_small_plus_patch16_dinov3': 'timm/vit_small_plus_patch16_dinov3',
   'timm__convnextv2_atto': 'timm/convnextv2_atto',
-  'torchvision__swin_t': 'torchvision/swin_t',
-}
-TRANSFORMERS = {
+  'torchvision__swin_t@90x75': 'torchvision/swin_t',
   'transformers__dinov3_convnext_tiny': 'transformers/dinov3_convnext_tiny',
   'transformers__dinov3_vit_small_p16': (
     'transformers/dinov3_vit_small_patch16'
@@ -41,42 +42,52 @@ TRANSFORMERS = {
   'transformers__dinov3_vit_small_plus_p16': (
     'transformers/dinov3_vit_small_plus_patch16'
   ),
-  'transformers__swin_tiny_p4_w7_224': (
+  'transformers__swin_tiny_p4_w7_224@250x230': (
     'transformers/swin_tiny_patch4_window7_224'
   ),
 }
-# At other sizes, in the shared folder alone.
+# Windows as small as the maps of images of this size.
+_SMALL = dataclasses.replace(
+  models.MODELS['timm/swin_tiny_patch4_window7_224'].build.args[0],
+  native=(96, 72),
+)
+SIZES = {
+  'timm__swin_tiny_patch4_window7_224@272x96': (
+    'timm/swin_tiny_patch4_window7_224'
+  ),
+  'timm__swin_tiny_patch4_window7_224@96x72_img_size': swin.spec(
+    _SMALL, image_size=96
+  ),
+  'torchvision__swin_t@272x96': 'torchvision/swin_t',
+}
+# In the shared folder alone.
 SHARED = {
-  'timm__eva02_tiny_patch14_224': 'timm/eva02_tiny_patch14_98',
+  'timm__eva02_tiny_patch14_224': 'timm/eva02_tiny_patch14_224',
+  'timm__swin_tiny_patch4_window7_224': 'timm/swin_tiny_patch4_window7_224',
   'timm__vit_small_patch16_dinov3@128x80': 'timm/vit_small_patch16_dinov3',
+  'torchvision__swin_t': 'torchvision/swin_t',
   'transformers__dinov3_vit_small_p16@128x80': (
     'transformers/dinov3_vit_small_patch16'
+  ),
+  'transformers__swin_tiny_p4_w7_224': (
+    'transformers/swin_tiny_patch4_window7_224'
   ),
 }
 STAGES = {
   'timm__swin_tiny_patch4_window7_224': [f'layers.{i}' for i in range(4)],
   'timm__convnextv2_atto': [f'stages.{i}' for i in range(4)],
   'torchvision__swin_t': [f'features.{i}' for i in (1, 3, 5, 7)],
+  'transformers__dinov3_convnext_tiny': [f'model.stages.{i}' for i in range(4)],
 }
 
 
-@pytest.fixture(autouse=True)
-def positions_of_98_pixels(monkeypatch):
-  """The variant whose file has positions of images of 98 pixels."""
-  design = models.MODELS['timm/eva02_tiny_patch14_224'].build.args[0]
-  small = eva.spec(dataclasses.replace(design, native=98), image_size=98)
-  monkeypatch.setitem(models.MODELS, 'timm/eva02_tiny_patch14_98', small)
-
-
-def assert_equal_to_the_reference(name, path, *, x64):
+def assert_equal_to_the_reference(variant, path, *, x64):
   bound = 1e-6 if x64 else 5e-5
-  meta, _, reference = parity.load(path)
-  ours = parity.outputs(name, path, x64=x64)
-  if parity.is_headless(meta):
-    assert parity.features_error(name, path, x64=x64) < bound
-  else:
-    assert parity.logits_error(name, path, x64=x64) < bound
-    # The reference computed these, and the stages, in float32.
+  assert parity.logits_error(variant, path, x64=x64) < bound
+  ours = parity.outputs(variant, path, x64=x64)
+  reference = parity.load(path)[2]
+  # The reference computed these, and the stages, in float32.
+  if 'features' in reference:
     assert parity.error(ours['pre_logits'], reference['features']) < 5e-5
   assert list(ours['features']) == ['stage1', 'stage2', 'stage3', 'stage4']
   modules = STAGES.get(path.stem, ())
@@ -93,11 +104,11 @@ def test_logits_and_features_match_the_reference_in_float64(fixture):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('fixture', {**MORE, **TRANSFORMERS})
+@pytest.mark.parametrize('fixture', {**MORE, **SIZES})
 def test_other_files_of_these_structures_match_in_float64(fixture):
-  name = {**MORE, **TRANSFORMERS}[fixture]
+  variant = {**MORE, **SIZES}[fixture]
   path = FIXTURES / f'{fixture}.npz'
-  assert_equal_to_the_reference(name, path, x64=True)
+  assert_equal_to_the_reference(variant, path, x64=True)
 
 
 @pytest.mark.slow
@@ -105,26 +116,24 @@ def test_other_files_of_these_structures_match_in_float64(fixture):
 def test_other_sizes_match_in_float64(fixture, shared_dir):
   path = shared_dir / 'fixtures' / 'parity' / f'{fixture}.npz'
   assert_equal_to_the_reference(SHARED[fixture], path, x64=True)
+  parity.assert_round_trip(SHARED[fixture], path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('fixture', {**CASES, **MORE, **TRANSFORMERS})
+@pytest.mark.parametrize('fixture', {**CASES, **MORE})
 def test_logits_match_the_reference_in_float32(fixture):
-  name = {**CASES, **MORE, **TRANSFORMERS}[fixture]
   path = FIXTURES / f'{fixture}.npz'
-  assert_equal_to_the_reference(name, path, x64=False)
+  assert_equal_to_the_reference({**CASES, **MORE}[fixture], path, x64=False)
 
 
 @pytest.mark.slow
-def test_the_class_token_is_what_dinov3_gives_where_it_is_asked_for(
-  monkeypatch,
-):
+def test_the_class_token_is_what_dinov3_gives_where_it_is_asked_for():
   fixture = 'timm__vit_small_patch16_dinov3'
   design = models.MODELS[CASES[fixture]].build.args[0]
-  spec = eva.spec(dataclasses.replace(design, pool='class'), image_size=256)
-  monkeypatch.setitem(models.MODELS, 'by_class', spec)
+  by_class = dataclasses.replace(design, pool='class')
+  spec = rotary_vit.spec(by_class, image_size=256)
   path = FIXTURES / f'{fixture}.npz'
-  ours = parity.outputs('by_class', path, x64=True)['pre_logits']
+  ours = parity.outputs(spec, path, x64=True)['pre_logits']
   assert parity.error(ours, parity.load(path)[2]['features_token']) < 5e-5
 
 
@@ -133,38 +142,61 @@ def test_the_class_token_is_what_dinov3_gives_where_it_is_asked_for(
 
 @pytest.mark.parametrize('fixture', {**CASES, **MORE})
 def test_weights_survive_the_round_trip(fixture):
-  name = {**CASES, **MORE}[fixture]
-  parity.assert_round_trip(name, FIXTURES / f'{fixture}.npz')
+  path = FIXTURES / f'{fixture}.npz'
+  parity.assert_round_trip({**CASES, **MORE}[fixture], path)
 
 
-@pytest.mark.parametrize('fixture', TRANSFORMERS)
-def test_every_value_of_a_file_of_transformers_is_used_once(fixture):
-  name = TRANSFORMERS[fixture]
+# A fixture of transformers, and timm's variant that may have its file.
+@pytest.mark.parametrize(
+  ('fixture', 'name'),
+  [
+    ('transformers__dinov3_convnext_tiny', 'timm/convnext_tiny'),
+    ('transformers__dinov3_convnext_tiny', 'torchvision/convnext_tiny'),
+    (
+      'transformers__dinov3_vit_small_p16',
+      'timm/vit_small_patch16_dinov3_qkvb',
+    ),
+    (
+      'transformers__dinov3_vit_small_plus_p16',
+      'timm/vit_small_plus_patch16_dinov3_qkvb',
+    ),
+    (
+      'transformers__swin_tiny_p4_w7_224@250x230',
+      'timm/swin_tiny_patch4_window7_224',
+    ),
+  ],
+)
+def test_timm_reads_every_value_of_a_file_of_transformers_once(fixture, name):
   meta, state_dict, _ = parity.load(FIXTURES / f'{fixture}.npz')
-  headless = parity.is_headless(meta)
-  classes = meta['num_classes']
-  model = models.create_model(name, num_classes=classes)
+  headless = meta.get('output') == 'pooler_output'
+  num_classes = 0 if headless else meta['num_classes']
+  model = models.create_model(name, num_classes=num_classes)
   canonical = aliases.canonical_keys(name, state_dict)
-  variables = pretrained.from_torch(model, canonical, reset_head=headless)
+  variables = pretrained.from_torch(model, canonical)
   back = pretrained.to_torch(model, *variables)
-  if headless:
-    head = re.compile(r'head\.(fc\.)?(weight|bias)')
-    back = {k: v for k, v in back.items() if not head.fullmatch(k)}
-    # Of masked patches, which only pretraining has.
-    unread = {'embeddings.mask_token'}
-    state_dict = {k: v for k, v in state_dict.items() if k not in unread}
-  assert values(back) == values(state_dict)
   assert back.keys() == canonical.keys()
+  # Of masked patches, which only pretraining has.
+  state_dict = dict(state_dict)
+  state_dict.pop('embeddings.mask_token', None)
+  back = {k: v for k, v in back.items() if not k.endswith('position_index')}
+  assert values(back) == values(state_dict)
 
 
-@pytest.mark.parametrize('fixture', TRANSFORMERS)
-def test_names_in_memory_of_transformers_5_are_read_too(fixture):
-  # Arrays of nothing have no layout for a twin.
-  name = TRANSFORMERS[fixture].replace('transformers/dinov3_conv', 'timm/conv')
-  meta, state_dict, _ = parity.load(FIXTURES / f'{fixture}.npz')
+@pytest.mark.parametrize(
+  'fixture',
+  [
+    'transformers__dinov3_convnext_tiny',
+    'transformers__dinov3_vit_small_plus_p16',
+    'transformers__swin_tiny_p4_w7_224',
+  ],
+)
+def test_names_in_memory_of_transformers_5_are_read_too(fixture, shared_dir):
+  name = {**MORE, **SHARED}[fixture]
+  path = shared_dir / 'fixtures' / 'parity' / f'{fixture}.npz'
+  meta, state_dict, _ = parity.load(path)
   in_memory = {key: np.zeros(1) for key in meta['memory_names']}
-  renamed = aliases.canonical_keys(name, in_memory)
-  assert set(renamed) == set(aliases.canonical_keys(name, state_dict))
+  assert in_memory.keys() != state_dict.keys()
+  assert aliases.canonical_keys(name, in_memory).keys() == state_dict.keys()
 
 
 def names_of(name):
@@ -204,13 +236,16 @@ def test_names_of_earlier_files_and_what_lies_beside(name, old, beside):
   aged = {old(key): value for key, value in names.items()}
   assert aged.keys() != names.keys()
   aged |= {key: np.zeros(1) for key in beside}
-  assert aliases.canonical_keys(name, aged).keys() == names.keys()
+  found = aliases.canonical_keys(name, aged)
+  unread = pretrained.beside(models.create_model(name), found)
+  assert len(unread) == len(beside)
+  assert found.keys() - set(unread) == names.keys()
 
 
 def test_indices_of_another_window_are_refused():
   name = 'torchvision/swin_t'
-  _, state_dict, _ = parity.load(FIXTURES / 'torchvision__swin_t.npz')
-  model = models.create_model(name)
+  _, state_dict, _ = parity.load(FIXTURES / 'torchvision__swin_t@90x75.npz')
+  model = models.create_model(name, num_classes=10)
   key = 'features.5.3.attn.relative_position_index'
   without = {k: v for k, v in state_dict.items() if k != key}
   pretrained.from_torch(model, without)
@@ -221,10 +256,11 @@ def test_indices_of_another_window_are_refused():
 def test_a_file_without_a_head_is_loaded_and_the_log_says_so(
   monkeypatch, tmp_path, caplog
 ):
-  design = eva.Design(
+  design = rotary_vit.Design(
     8, 2, 16, rotary.Rotary(100.0, centred=True), depth=4, patch=4, registers=1
   )
-  monkeypatch.setitem(models.MODELS, 'small', eva.spec(design, image_size=8))
+  spec = rotary_vit.spec(design, image_size=8, beside=('^mask_token$',))
+  monkeypatch.setitem(models.MODELS, 'small', spec)
   model = models.create_model('small', num_classes=3)
   params, _ = model.init(jax.random.key(0))
   entries = pretrained.to_torch(model, params, {})
@@ -236,7 +272,7 @@ def test_a_file_without_a_head_is_loaded_and_the_log_says_so(
   )
   with caplog.at_level('INFO'):
     got = loading.load(model, str(path), jax.random.key(0))
-  assert 'it has no head, one is made' in caplog.text
+  assert 'has no head: one is made' in caplog.text
   assert not np.any(got.params['head']['kernel'])
   np.testing.assert_array_equal(got.params['registers'], params['registers'])
   with pytest.raises(ValueError, match='no head to keep; head "new" makes'):
@@ -403,7 +439,9 @@ def test_base_has_a_norm_behind_its_gate_and_layers_of_their_own(monkeypatch):
   design = dataclasses.replace(
     base, width=16, heads=2, hidden=24, depth=4, patch=2, native=6
   )
-  monkeypatch.setitem(models.MODELS, 'base', eva.spec(design, image_size=6))
+  monkeypatch.setitem(
+    models.MODELS, 'base', rotary_vit.spec(design, image_size=6)
+  )
   model = models.create_model('base', num_classes=3)
   params, _ = model.init(jax.random.key(0))
   rng = np.random.default_rng(0)
@@ -448,8 +486,15 @@ def by_pixels(module, x, library, window, shift):
     rows = np.array(
       [np.zeros(x.shape[2]) if None in s else x[tuple(s)] for s, _, _ in pixels]
     )
-    qkv = rows @ np.asarray(module.qkv.kernel[...]) + module.qkv.bias[...]
-    parts = [np.split(part, heads, -1) for part in np.split(qkv, 3, -1)]
+    if library == 'transformers':
+      qkv = [
+        rows @ np.asarray(part.kernel[...]) + np.asarray(part.bias[...])
+        for part in (module.query, module.key, module.value)
+      ]
+    else:
+      qkv = rows @ np.asarray(module.qkv.kernel[...])
+      qkv = np.split(qkv + np.asarray(module.qkv.bias[...]), 3, -1)
+    parts = [np.split(part, heads, -1) for part in qkv]
     for i, (source, inside, region) in enumerate(pixels):
       if None in source:
         continue
@@ -473,8 +518,8 @@ def by_pixels(module, x, library, window, shift):
 @pytest.mark.parametrize('hw', [(3, 3), (4, 7), (2, 5)])
 def test_windows_of_a_map_of_any_size(library, hw):
   with jax.enable_x64(True):
-    windows = swin.Windows((3, 3), (1, 1), library)
-    module = swin.WindowAttention(4, 2, windows, rngs=nnx.Rngs(params=0))
+    cut = windows.Windows((3, 3), (1, 1), library)
+    module = swin.WindowAttention(4, 2, cut, rngs=nnx.Rngs(params=0))
     rng = np.random.default_rng(0)
     graph, state = nnx.split(module)
     state = jax.tree.map(lambda x: rng.normal(size=x.shape), state)
@@ -490,5 +535,5 @@ def test_windows_of_timm_are_no_larger_than_its_native_maps():
   sizes = [swin._windows(design, *place) for place in ((0, 1), (1, 1))]
   assert [w.size for w in sizes] == [(7, 6), (7, 3)]
   assert [w.shift for w in sizes] == [(3, 0), (0, 0)]
-  index = swin.relative_index((7, 3))
+  index = windows.relative_index((7, 3))
   assert index.shape == (21, 21) and index.max() == 13 * 5 - 1

@@ -11,8 +11,9 @@ from tlkd_jax.models.families import (
   convnext,
   densenet,
   dinov2,
+  dinov3,
   efficientnet,
-  eva,
+  eva02,
   mobilenetv2,
   mobilenetv3,
   regnet,
@@ -39,7 +40,8 @@ _NAMED: dict[str, ModelSpec] = {
   **dinov2.VARIANTS,
   **clip.VARIANTS,
   **siglip.VARIANTS,
-  **eva.VARIANTS,
+  **eva02.VARIANTS,
+  **dinov3.VARIANTS,
   **swin.VARIANTS,
 }
 

@@ -1,10 +1,7 @@
-"""Vision Transformers whose positions turn queries and keys.
+"""The Vision Transformer whose positions turn queries and keys.
 
-EVA-02 (Fang et al. 2023, arXiv 2303.11331): learned positions beside the rotary
-ones, a SwiGLU in each block, mean of the patches. DINOv3 (Simeoni et al. 2025,
-arXiv 2508.10104): rotary positions alone, four registers, layer scale; what
-stands for an image is the mean of the patches in timm, the class token in
-transformers. SwiGLU is of Shazeer 2020, arXiv 2002.05202.
+EVA-02 and DINOv3 are made of it. Su et al. 2021, arXiv 2104.09864 (rotary
+positions); Shazeer 2020, arXiv 2002.05202 (SwiGLU).
 """
 
 import dataclasses
@@ -277,7 +274,7 @@ class RotaryTransformer(nnx.Module):
     return x + position.astype(x.dtype), (h, w)
 
 
-def _timm_modules(design: Design) -> dict[str, str]:
+def timm_modules(design: Design) -> dict[str, str]:
   """Submodule -> prefix in timm's Eva."""
   gated = design.middle in ('gated', 'normed')
   table = {
@@ -301,7 +298,8 @@ def _timm_modules(design: Design) -> dict[str, str]:
   return table | in_blocks(design, parts, 'blocks.{}')
 
 
-def _timm_leaves(design: Design) -> dict[str, TorchLeaf]:
+def timm_leaves(design: Design) -> dict[str, TorchLeaf]:
+  """Parameter -> entry of timm's Eva."""
   tokens = {
     'class_token': 'cls_token',
     'registers': 'reg_token',
@@ -317,40 +315,8 @@ def _timm_leaves(design: Design) -> dict[str, TorchLeaf]:
   return {ours: plain_leaf(theirs) for ours, theirs in names.items()}
 
 
-def _transformers_modules(design: Design) -> dict[str, str]:
-  """Submodule -> prefix in transformers' DINOv3ViTModel."""
-  table = {
-    'patch': 'embeddings.patch_embeddings',
-    'norm': 'norm',
-    'head': 'classifier',
-  }
-  parts = {
-    'norm1': 'norm1',
-    'attention.inputs.query': 'attention.q_proj',
-    'attention.inputs.key': 'attention.k_proj',
-    'attention.inputs.value': 'attention.v_proj',
-    'attention.project': 'attention.o_proj',
-    'norm2': 'norm2',
-    'middle.expand': 'mlp.up_proj',
-    'middle.gate': 'mlp.gate_proj',
-    'middle.project': 'mlp.down_proj',
-  }
-  return table | in_blocks(design, parts, 'layer.{}')
-
-
-def _transformers_leaves(design: Design) -> dict[str, TorchLeaf]:
-  tokens = {
-    'class_token': 'embeddings.cls_token',
-    'mask_token': 'embeddings.mask_token',
-    'registers': 'embeddings.register_tokens',
-  }
-  parts = {'gamma1': 'layer_scale1.lambda1', 'gamma2': 'layer_scale2.lambda1'}
-  names = tokens | in_blocks(design, parts, 'layer.{}')
-  return {ours: plain_leaf(theirs) for ours, theirs in names.items()}
-
-
 def spec(
-  design: Design, modules=_timm_modules, leaves=_timm_leaves, **fields
+  design: Design, modules=timm_modules, leaves=timm_leaves, **fields
 ) -> ModelSpec:
   """A variant of a design, under timm's keys where no others are given."""
   return ModelSpec(
@@ -360,100 +326,3 @@ def spec(
     stem='patch',
     **fields,
   )
-
-
-def _pixels(*values: float) -> tuple[float, ...]:
-  return tuple(255 * value for value in values)
-
-
-# OpenAI's, of CLIP.
-_CLIP = {
-  'mean': _pixels(0.48145466, 0.4578275, 0.40821073),
-  'std': _pixels(0.26862954, 0.26130258, 0.27577711),
-}
-
-
-def _eva02(width: int, heads: int, native: int, **fields) -> Design:
-  return Design(
-    width,
-    heads,
-    hidden=8 * width // 3,
-    rotary=Rotary(base=10000.0, centred=False),
-    patch=14,
-    native=native,
-    norm_pooled=True,
-    **fields,
-  )
-
-
-def _dinov3(width: int, heads: int, **fields) -> Design:
-  return Design(
-    width,
-    heads,
-    hidden=4 * width,
-    rotary=Rotary(base=100.0, centred=True),
-    registers=4,
-    layer_scale=True,
-    epsilon=1e-5,
-    **fields,
-  )
-
-
-# Side of the images, crop fraction and timm's default weights.
-_EVA02 = {
-  'tiny': ((224, 0.9, 'mim_in22k'), (336, 1.0, 'mim_in22k_ft_in1k')),
-  'small': ((224, 0.9, 'mim_in22k'), (336, 1.0, 'mim_in22k_ft_in1k')),
-  'base': ((224, 0.9, 'mim_in22k'), (448, 1.0, 'mim_in22k_ft_in22k_in1k')),
-}
-_EVA02_SIZES = {
-  'tiny': {'width': 192, 'heads': 3, 'middle': 'packed'},
-  'small': {'width': 384, 'heads': 6, 'middle': 'packed'},
-  'base': {'width': 768, 'heads': 12, 'middle': 'normed', 'split': True},
-}
-_DINOV3 = {
-  'small': {'width': 384, 'heads': 6},
-  'small_plus': {'width': 384, 'heads': 6, 'middle': 'gated'},
-  'base': {'width': 768, 'heads': 12},
-  'large': {'width': 1024, 'heads': 16, 'depth': 24},
-}
-
-
-def _variants() -> dict[str, ModelSpec]:
-  variants = {}
-  for size, versions in _EVA02.items():
-    for side, crop, tag in versions:
-      name = f'eva02_{size}_patch14_{side}'
-      variants[f'timm/{name}'] = spec(
-        _eva02(native=side, **_EVA02_SIZES[size]),
-        image_size=side,
-        crop=crop,
-        weights=f'timm:{name}.{tag}',
-        # Files of pretraining have it behind all tokens.
-        old_keys=((r'^norm\.', 'fc_norm.'),),
-        beside=(r'^mask_token$', r'^lm_head\.'),
-        **_CLIP,
-      )
-  for size, numbers in _DINOV3.items():
-    for suffix, biases in (('', False), ('_qkvb', True)):
-      name = f'vit_{size}_patch16_dinov3{suffix}'
-      variants[f'timm/{name}'] = spec(
-        _dinov3(biases=biases, **numbers),
-        image_size=256,
-        crop=1.0,
-        weights=f'timm:{name}.lvd1689m',
-        beside=(r'^mask_token$',),
-      )
-    variants[f'transformers/dinov3_vit_{size}_patch16'] = spec(
-      _dinov3(pool='class', split=True, mask_token=True, **numbers),
-      _transformers_modules,
-      _transformers_leaves,
-      image_size=224,
-      crop=1.0,
-      interpolation='bilinear',
-      # As version 5 names them in memory.
-      old_keys=((r'^model\.layer\.', 'layer.'),),
-    )
-  return variants
-
-
-VARIANTS: dict[str, ModelSpec] = _variants()
