@@ -289,7 +289,7 @@ _DESIGNS |= {
   for name, design in _DESIGNS.items()
 }
 
-# timm's default weights and their crop fraction.
+# timm's default weights, where there are any, and their crop fraction.
 _TIMM = {
   'convnext_atto': ('d2_in1k', 0.875),
   'convnext_femto': ('d1_in1k', 0.875),
@@ -304,6 +304,7 @@ _TIMM = {
   'convnextv2_pico': ('fcmae_ft_in1k', 0.875),
   'convnextv2_nano': ('fcmae_ft_in22k_in1k', 0.875),
   'convnextv2_tiny': ('fcmae_ft_in22k_in1k', 0.875),
+  'convnextv2_small': (None, 0.875),
   'convnextv2_base': ('fcmae_ft_in22k_in1k', 0.875),
 }
 _CONV_MLP = ('_atto', '_femto', '_pico', '_nano')
@@ -328,7 +329,7 @@ def _variants() -> dict[str, ModelSpec]:
       _conv_mlp_leaves if name.endswith(_CONV_MLP) else None,
       crop=crop,
       old_keys=_OLD_KEYS,
-      weights=f'timm:{name}.{tag}',
+      weights=f'timm:{name}.{tag}' if tag else None,
     )
   for name, short_side in _TORCHVISION.items():
     variants[f'torchvision/{name}'] = _spec(
