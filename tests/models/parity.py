@@ -26,7 +26,9 @@ def load(path: pathlib.Path) -> tuple[dict, dict, dict]:
   meta = json.loads(str(arrays.pop('meta')))
   entries = json.loads(str(arrays.pop('state_dict')))
   state_dict = {
-    name: fill_rule.fill(name, shape, meta['gain'])
+    name: window_index(shape)
+    if name.endswith('.relative_position_index')
+    else fill_rule.fill(name, shape, meta['gain'])
     for name, shape, _ in entries
   }
   return meta, state_dict, arrays
@@ -40,6 +42,19 @@ def create(variant: Variant, path: pathlib.Path) -> Model:
   if isinstance(variant, str):
     return models.create_model(variant, num_classes=num_classes)
   return to_functional('a variant without a name', variant, num_classes)
+
+
+def window_index(shape: list[int]) -> np.ndarray:
+  """Swin's index of a square window, as torch keeps it: flat or a square."""
+  side = round(np.prod(shape) ** 0.25)
+  index = [
+    (y - v + side - 1) * (2 * side - 1) + (x - u + side - 1)
+    for y in range(side)
+    for x in range(side)
+    for v in range(side)
+    for u in range(side)
+  ]
+  return np.array(index).reshape(shape)
 
 
 @functools.lru_cache(maxsize=1)

@@ -400,7 +400,46 @@ class TestMustMatch:
         ['transformers/siglip2_base_patch16_naflex'],
         ['transformers/siglip_base_patch16_224'],
       ),
-      ({'model_type': 'swin'}, [], ['vit_tiny_patch16_224']),
+      (
+        {'model_type': 'swin', 'layer_norm_eps': 1e-5, 'window_size': 7},
+        ['transformers/swin_base_patch4_window12_384']
+        + ['swin_tiny_patch4_window7_224'],
+        ['vit_tiny_patch16_224', 'swin_t', 'transformers/dinov2_small'],
+      ),
+      (
+        {'model_type': 'swin', 'use_absolute_embeddings': True},
+        [],
+        ['swin_tiny_patch4_window7_224'],
+      ),
+      (
+        {'model_type': 'dinov3_vit', 'hidden_act': 'gelu'},
+        ['transformers/dinov3_vit_large_patch16']
+        + ['vit_small_patch16_dinov3_qkvb'],
+        ['transformers/dinov3_vit_small_plus_patch16', 'vit_tiny_patch16_224']
+        + ['vit_small_patch16_dinov3', 'vit_small_patch14_dinov2'],
+      ),
+      (
+        {
+          'model_type': 'dinov3_vit',
+          'hidden_act': 'silu',
+          'use_gated_mlp': True,
+        },
+        ['transformers/dinov3_vit_small_plus_patch16']
+        + ['vit_small_plus_patch16_dinov3_qkvb'],
+        ['transformers/dinov3_vit_small_patch16', 'convnext_tiny'],
+      ),
+      (
+        {'model_type': 'dinov3_vit', 'rope_theta': 10000.0},
+        [],
+        ['transformers/dinov3_vit_small_patch16'],
+      ),
+      (
+        {'model_type': 'dinov3_convnext', 'layer_norm_eps': 1e-6},
+        ['transformers/dinov3_convnext_large', 'timm/convnext_large']
+        + ['convnext_large'],
+        ['transformers/convnext_large', 'convnextv2_tiny', 'convnext_atto'],
+      ),
+      ({'model_type': 'beit'}, [], ['vit_tiny_patch16_224']),
     ],
   )
   def test_configurations_of_transformers(self, config, names, others):

@@ -12,8 +12,10 @@ from tlkd_jax.models.families import (
   convnext,
   densenet,
   dinov2,
+  dinov3,
   efficientnet,
   efficientvit,
+  eva02,
   fastvit,
   ghostnetv2,
   lcnet,
@@ -29,6 +31,7 @@ from tlkd_jax.models.families import (
   shufflenetv2,
   siglip,
   squeezenet,
+  swin,
   vgg,
   vit_variants,
 )
@@ -61,6 +64,9 @@ _NAMED: dict[str, ModelSpec] = {
   **repvit.VARIANTS,
   **mobileone.VARIANTS,
   **fastvit.VARIANTS,
+  **eva02.VARIANTS,
+  **dinov3.VARIANTS,
+  **swin.VARIANTS,
 }
 
 

@@ -49,6 +49,8 @@ class ModelSpec:
     torch_modules: path of a submodule ('stem.conv') -> torch prefix
       ('conv_stem'), for every submodule that owns parameters.
     torch_leaves: path of a parameter -> its exceptional torch entry.
+    torch_constants: entries of the state dict that are no weights, such as
+      indices -> what they are; written, and not missed when reading.
     old_keys: (regular expression, replacement) pairs that turn names in old
       files into the present ones, applied in order when reading.
     beside: regular expressions of what the library's files may hold beside this
@@ -73,6 +75,7 @@ class ModelSpec:
   interpolation: str = 'bicubic'
   crop: float = 0.875
   torch_leaves: Callable[[], dict[str, TorchLeaf]] = dict
+  torch_constants: Callable[[], dict[str, np.ndarray]] = dict
   old_keys: tuple[tuple[str, str], ...] = ()
   beside: tuple[str, ...] = ()
   head: tuple[str, ...] = ('head',)

@@ -3,7 +3,8 @@
 Liu et al. 2022, arXiv 2201.03545; atto to nano are timm's. Their MLPs are 1x1
 convolutions in PyTorch, which is a matter of the checkpoint's layout only.
 ConvNeXt V2 (Woo et al. 2023, 2301.00808) has global response normalisation
-inside the MLP in place of the layer scale.
+inside the MLP in place of the layer scale. DINOv3's (Simeoni et al. 2025, arXiv
+2508.10104) are ConvNeXts, published without a head.
 """
 
 import dataclasses
@@ -93,7 +94,10 @@ class Downsample(nnx.Module):
 
 
 class ConvNeXt(nnx.Module):
-  """Stem, four stages, pooling, LayerNorm, linear head."""
+  """Stem, four stages, pooling, LayerNorm, linear head.
+
+  Without classes there is no head, and the logits are the pooled features.
+  """
 
   def __init__(
     self,
@@ -132,7 +136,9 @@ class ConvNeXt(nnx.Module):
       ]
     )
     self.norm = layers.LayerNorm(widths[-1], epsilon=design.head_epsilon)
-    self.head = layers.Linear(widths[-1], num_classes, rngs=rngs)
+    self.head = (
+      layers.Linear(widths[-1], num_classes, rngs=rngs) if num_classes else None
+    )
     self.dropout = 0.0 if dropout is None else dropout
 
   def __call__(self, x: Array, mode: Mode) -> dict:
@@ -144,7 +150,9 @@ class ConvNeXt(nnx.Module):
         x = layers.run_block(block, x, mode)
       features[f'stage{i + 1}'] = x
     pooled = self.norm(x.mean((1, 2)))
-    logits = self.head(layers.dropout(pooled, self.dropout, mode))
+    logits = pooled
+    if self.head is not None:
+      logits = self.head(layers.dropout(pooled, self.dropout, mode))
     return {'logits': logits, 'pre_logits': pooled, 'features': features}
 
 
@@ -220,6 +228,28 @@ def _torchvision_leaves(design: Design) -> dict[str, TorchLeaf]:
   }
 
 
+def _dinov3_modules(design: Design) -> dict[str, str]:
+  """Submodule -> prefix in transformers' DINOv3ConvNextModel."""
+  table = {'norm': 'layer_norm', 'head': 'classifier'}
+  for s in range(len(design.depths)):
+    ours = 'stem' if s == 0 else f'downsamples.{s - 1}'
+    parts = ('conv', 'norm') if s == 0 else ('norm', 'conv')
+    for place, part in enumerate(parts):
+      table[f'{ours}.{part}'] = f'stages.{s}.downsample_layers.{place}'
+  parts = {
+    'depthwise': 'depthwise_conv',
+    'norm': 'layer_norm',
+    'expand': 'pointwise_conv1',
+    'project': 'pointwise_conv2',
+  }
+  for s, b in _blocks(design):
+    ours, theirs = f'stages.{s}.{b}', f'stages.{s}.layers.{b}'
+    table[ours] = theirs
+    for part, name in parts.items():
+      table[f'{ours}.{part}'] = f'{theirs}.{name}'
+  return table
+
+
 # Names in the files of the paper's authors.
 _OLD_KEYS = (
   (r'^downsample_layers\.0\.', 'stem.'),
@@ -252,13 +282,14 @@ _DESIGNS = {
   'convnext_tiny': Design((3, 3, 9, 3), (96, 192, 384, 768)),
   'convnext_small': Design((3, 3, 27, 3), (96, 192, 384, 768)),
   'convnext_base': Design((3, 3, 27, 3), (128, 256, 512, 1024)),
+  'convnext_large': Design((3, 3, 27, 3), (192, 384, 768, 1536)),
 }
 _DESIGNS |= {
   name.replace('_', 'v2_'): dataclasses.replace(design, response_norm=True)
   for name, design in _DESIGNS.items()
 }
 
-# timm's default weights and their crop fraction.
+# timm's default weights, where there are any, and their crop fraction.
 _TIMM = {
   'convnext_atto': ('d2_in1k', 0.875),
   'convnext_femto': ('d1_in1k', 0.875),
@@ -267,11 +298,13 @@ _TIMM = {
   'convnext_tiny': ('in12k_ft_in1k', 0.95),
   'convnext_small': ('in12k_ft_in1k', 0.95),
   'convnext_base': ('fb_in22k_ft_in1k', 0.875),
+  'convnext_large': ('fb_in22k_ft_in1k', 0.875),
   'convnextv2_atto': ('fcmae_ft_in1k', 0.875),
   'convnextv2_femto': ('fcmae_ft_in1k', 0.875),
   'convnextv2_pico': ('fcmae_ft_in1k', 0.875),
   'convnextv2_nano': ('fcmae_ft_in22k_in1k', 0.875),
   'convnextv2_tiny': ('fcmae_ft_in22k_in1k', 0.875),
+  'convnextv2_small': (None, 0.875),
   'convnextv2_base': ('fcmae_ft_in22k_in1k', 0.875),
 }
 _CONV_MLP = ('_atto', '_femto', '_pico', '_nano')
@@ -281,7 +314,10 @@ _TORCHVISION = {
   'convnext_tiny': 236,
   'convnext_small': 230,
   'convnext_base': 232,
+  'convnext_large': 232,
 }
+# Sizes that DINOv3 comes in.
+_DINOV3 = ('tiny', 'small', 'base', 'large')
 
 
 def _variants() -> dict[str, ModelSpec]:
@@ -293,7 +329,7 @@ def _variants() -> dict[str, ModelSpec]:
       _conv_mlp_leaves if name.endswith(_CONV_MLP) else None,
       crop=crop,
       old_keys=_OLD_KEYS,
-      weights=f'timm:{name}.{tag}',
+      weights=f'timm:{name}.{tag}' if tag else None,
     )
   for name, short_side in _TORCHVISION.items():
     variants[f'torchvision/{name}'] = _spec(
@@ -307,6 +343,15 @@ def _variants() -> dict[str, ModelSpec]:
   for name in (*_TORCHVISION, *(n for n in _TIMM if 'v2' in n)):
     variants[f'transformers/{name}'] = _spec(
       dataclasses.replace(_DESIGNS[name], head_epsilon=1e-12), _timm_modules
+    )
+  for size in _DINOV3:
+    variants[f'transformers/dinov3_convnext_{size}'] = _spec(
+      _DESIGNS[f'convnext_{size}'],
+      _dinov3_modules,
+      crop=1.0,
+      interpolation='bilinear',
+      # As version 5 names them in memory.
+      old_keys=((r'^model\.', ''),),
     )
   return variants
 

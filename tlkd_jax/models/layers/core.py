@@ -49,16 +49,23 @@ class Mode:
 EVAL = Mode()
 
 
-def run_block(block: nnx.Module, x: Array, mode: Mode) -> Array:
-  """block(x, mode), rematerialised where the mode says so."""
+def run_block(block: nnx.Module, x: Array, mode: Mode, *others) -> Array:
+  """block(x, mode, *others), rematerialised where the mode says so.
+
+  Args:
+    block: of a network.
+    x: what goes through the blocks.
+    mode: of the call.
+    *others: arrays, or lists of them, that every block reads.
+  """
   if not mode.remat:
-    return block(x, mode)
+    return block(x, mode, *others)
 
   @nnx.remat
-  def forward(block, x, rngs):
-    return block(x, dataclasses.replace(mode, rngs=rngs))
+  def forward(block, x, rngs, *others):
+    return block(x, dataclasses.replace(mode, rngs=rngs), *others)
 
-  return forward(block, x, mode.rngs)
+  return forward(block, x, mode.rngs, *others)
 
 
 @jax.custom_jvp

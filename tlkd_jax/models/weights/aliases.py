@@ -1,8 +1,9 @@
 """Checkpoints under other names than the variant's own.
 
 Recognises files of Hugging Face's transformers (ResNet, RegNet, ViT, DeiT,
-DINOv2, CLIP, SigLIP, ConvNeXt, EfficientNet, MobileNetV2), as stored and as
-version 5 names them in memory, and the older names that a variant's spec lists.
+DINOv2, DINOv3, CLIP, SigLIP, Swin, ConvNeXt, EfficientNet, MobileNetV2), as
+stored and as version 5 names them in memory, and the older names that a
+variant's spec lists.
 `pretrained.from_torch` then checks the result strictly.
 """
 
@@ -108,6 +109,61 @@ _CONVNEXT: tuple[Rule, ...] = (
   (r'^classifier\.', 'head.fc.'),
 )
 
+_DINOV3_CONVNEXT: tuple[Rule, ...] = (
+  (r'^(dinov3_convnext\.)?(model\.)?', ''),
+  (r'^stages\.0\.downsample_layers\.', 'stem.'),
+  (r'\.downsample_layers\.', '.downsample.'),
+  (r'^stages\.(\d)\.layers\.', r'stages.\1.blocks.'),
+  (r'\.depthwise_conv\.', '.conv_dw.'),
+  (r'\.pointwise_conv([12])\.', r'.mlp.fc\1.'),
+  (r'^layer_norm\.', 'head.norm.'),
+  (r'\.layer_norm\.', '.norm.'),
+  (r'^classifier\.', 'head.fc.'),
+)
+
+_DINOV3_VIT: tuple[Rule, ...] = (
+  (r'^(dinov3_vit\.)?(model\.)?', ''),
+  (r'^embeddings\.(cls|mask)_token$', r'\1_token'),
+  (r'^embeddings\.register_tokens$', 'reg_token'),
+  (r'^embeddings\.patch_embeddings\.', 'patch_embed.proj.'),
+  (r'^layer\.(\d+)\.', r'blocks.\1.'),
+  (r'\.attention\.([qv])_proj\.bias$', r'.attn.\1_bias'),
+  (r'\.attention\.([qkv])_proj\.', r'.attn.\1.'),
+  (r'\.attention\.o_proj\.', '.attn.proj.'),
+  (r'\.layer_scale([12])\.lambda1$', r'.gamma_\1'),
+  (r'\.mlp\.up_proj\.', '.mlp.fc1.'),
+  (r'\.mlp\.down_proj\.', '.mlp.fc2.'),
+  (r'^classifier\.', 'head.'),
+)
+_DINOV3_VIT_GATED: tuple[Rule, ...] = (
+  (r'\.mlp\.gate_proj\.', '.mlp.fc1_g.'),
+  (r'\.mlp\.up_proj\.', '.mlp.fc1_x.'),
+  *_DINOV3_VIT,
+)
+
+_SWIN: tuple[Rule, ...] = (
+  (r'^swin\.', ''),
+  (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
+  (r'^embeddings\.norm\.', 'patch_embed.norm.'),
+  (r'^encoder\.', ''),
+  # There it ends a stage, in timm it begins the next.
+  (r'^layers\.(\d)\.downsample\.', _plus_one('layers.{}.downsample.')),
+  (r'\.attention\.(?:self\.)?([qkv])(?:uery|ey|alue|_proj)\.', r'.attn.\1.'),
+  (r'\.attention\.(?:output\.dense|o_proj)\.', '.attn.proj.'),
+  (r'\.attention\.(?:self|relative_position_bias)\.', '.attn.'),
+  (r'\.intermediate\.dense\.', '.mlp.fc1.'),
+  (r'\.output\.dense\.', '.mlp.fc2.'),
+  (r'\.layernorm_before\.', '.norm1.'),
+  (r'\.layernorm_after\.', '.norm2.'),
+  (r'^layernorm\.', 'norm.'),
+  (r'^classifier\.', 'head.fc.'),
+)
+# Names in the files of the paper's authors.
+_FIRST_SWIN: tuple[Rule, ...] = (
+  (r'^layers\.(\d)\.downsample\.', _plus_one('layers.{}.downsample.')),
+  (r'^head\.(weight|bias)$', r'head.fc.\1'),
+)
+
 _REGNET: tuple[Rule, ...] = (
   (r'^regnet\.', ''),
   (r'^embedder\.embedder\.convolution\.', 'stem.conv.'),
@@ -202,10 +258,23 @@ _HUGGING_FACE: dict[str, tuple[str, Any]] = {
   ),
   r'^(vision_model\.)?pre_layrnorm\.': ('clip', _CLIP),
   r'^(vision_model\.)?head\.probe$': ('siglip', _CLIP),
-  r'^(convnext(v2)?\.)?embeddings\.patch_embeddings\.weight$': (
+  r'^(convnext(v2)?\.)?embeddings\.layernorm\.weight$': (
     'convnext',
     _CONVNEXT,
   ),
+  r'^(dinov3_convnext\.)?(model\.)?stages\.0\.downsample_layers\.': (
+    'dinov3_convnext',
+    _DINOV3_CONVNEXT,
+  ),
+  r'^(dinov3_vit\.)?(model\.)?layer\.0\.mlp\.gate_proj\.weight$': (
+    'dinov3_vit',
+    _DINOV3_VIT_GATED,
+  ),
+  r'^(dinov3_vit\.)?(model\.)?layer\.0\.layer_scale1\.lambda1$': (
+    'dinov3_vit',
+    _DINOV3_VIT,
+  ),
+  r'^(swin\.)?embeddings\.norm\.weight$': ('swin', _SWIN),
   r'^(mobilenet_v2\.)?conv_stem\.first_conv\.convolution\.weight$': (
     'mobilenet_v2',
     _mobilenetv2,
@@ -262,8 +331,8 @@ def canonical_keys(name: str, state_dict: StateDict) -> StateDict:
   joined, and may have a pooler over the class token, which no classifier uses
   and which is left out, as are a token for masked patches and a tower of texts.
   LayerNorms of its ViT have an epsilon of 1e-12 for timm's and torchvision's
-  1e-6; 'transformers/NAME' variants compute with it. Those of DINOv2, CLIP and
-  SigLIP have its names, and files of them are left as they are.
+  1e-6; 'transformers/NAME' variants compute with it. Those of DINOv2, DINOv3,
+  CLIP, SigLIP and Swin have its names, and files of them are left as they are.
 
   Args:
     name: a key of MODELS.
@@ -295,6 +364,8 @@ def canonical_keys(name: str, state_dict: StateDict) -> StateDict:
     if timm not in (None, twins.full_name(name)):
       source, target = create_model(timm), create_model(name)
       state_dict = twins.rename(source, target, state_dict)
+  elif 'layers.0.downsample.reduction.weight' in state_dict:
+    state_dict = _renamed(state_dict, _FIRST_SWIN)
   if name not in MODELS:
     return state_dict
   state_dict = _renamed(state_dict, MODELS[name].old_keys)

@@ -96,6 +96,17 @@ _SIGLIP2 = _towers(
   vision_use_head=(True,),
 )
 
+_DINOV3_VIT = {
+  'query_bias': (True,),
+  'key_bias': (False,),
+  'value_bias': (True,),
+  'mlp_bias': (True,),
+  'proj_bias': (True,),
+  'rope_theta': (100.0,),
+  'patch_size': (16,),
+  'layer_norm_eps': (1e-5,),
+}
+
 # A model_type may stand for several networks.
 NETWORKS: dict[str, tuple[Network, ...]] = {
   'resnet': (
@@ -143,6 +154,36 @@ NETWORKS: dict[str, tuple[Network, ...]] = {
   'siglip2_vision_model': _SIGLIP2,
   'convnext': (Network(r'\w+/convnext_.*', _CONVNEXT),),
   'convnextv2': (Network(r'\w+/convnextv2_.*', _CONVNEXT),),
+  # Read by a head, timm's and transformers' differ in how patches are pooled.
+  'dinov3_vit': (
+    Network(
+      r'(timm/vit|transformers/dinov3_vit)_\w+_plus_patch16(_dinov3_qkvb)?',
+      _DINOV3_VIT | {'hidden_act': ('silu',), 'use_gated_mlp': (True,)},
+    ),
+    Network(
+      r'(timm/vit|transformers/dinov3_vit)_[a-z]+_patch16(_dinov3_qkvb)?',
+      _DINOV3_VIT | {'hidden_act': ('gelu',), 'use_gated_mlp': (False,)},
+    ),
+  ),
+  'dinov3_convnext': (
+    Network(
+      r'(timm/|transformers/dinov3_)convnext_(tiny|small|base|large)',
+      {'hidden_act': ('gelu',)},
+    ),
+  ),
+  'swin': (
+    Network(
+      r'(timm|transformers)/swin_.*',
+      {
+        'hidden_act': ('gelu',),
+        'qkv_bias': (True,),
+        'patch_size': (4,),
+        'mlp_ratio': (4.0,),
+        'use_absolute_embeddings': (False,),
+        'layer_norm_eps': (1e-5,),
+      },
+    ),
+  ),
   'efficientnet': (
     Network(
       r'timm/tf_efficientnet_b\d',

@@ -41,6 +41,15 @@ LICENCES = {
     'apple-amlr, for research alone',
     "the key license of timm's pretrained_cfg",
   ),
+  'timm:vit_*_dinov3*.lvd1689m, convnext_*.dinov3_lvd1689m': (
+    "Meta's DINOv3 licence",
+    "timm's pretrained_cfg",
+  ),
+  'timm:convnextv2_*.fcmae*': (
+    'CC-BY-NC-4.0, not for commercial use',
+    "timm's pretrained_cfg",
+  ),
+  'timm:eva02_*, swin_*': ('MIT', "timm's pretrained_cfg"),
   'hf-hub:ORGANISATION/NAME': (
     'of each repository',
     'the key license of its card',

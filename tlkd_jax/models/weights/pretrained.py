@@ -8,8 +8,9 @@ layout of its entries follows from our leaf names, in both directions:
   scale, bias, mean, var   <-> weight, bias, running_mean, running_var
 
 torch's num_batches_tracked has no meaning here: it is read past, and written
-as zero. Every other entry of a file is used exactly once, but for those that
-the variant's spec names as being beside it.
+as zero. A variant's `torch_constants` are compared, and written. Every other
+entry of a file is used exactly once, but for those that the variant's spec
+names as being beside it.
 """
 
 import math
@@ -62,6 +63,10 @@ def from_torch(
     k: v for k, v in state_dict.items() if not _is_counter(k) and k not in aside
   }
   missing, wrong, flat = [], [], {}
+  for key, expected in model.spec.torch_constants().items():
+    value = remaining.pop(key, expected)
+    if not np.array_equal(value, expected):
+      wrong.append(f'{key}: values that are not those of {model.name}')
   for path, (shape, leaf) in table.items():
     value = remaining.pop(leaf.key, None)
     absent = value is None and leaf.zero_if_absent
@@ -95,7 +100,7 @@ def to_torch(
     if leaf.key.endswith('.running_var'):
       prefix = leaf.key.removesuffix('running_var')
       result[prefix + _COUNTER] = np.zeros((), np.int64)
-  return result
+  return result | model.spec.torch_constants()
 
 
 def beside(model: Model, state_dict: Mapping[str, Any]) -> list[str]:

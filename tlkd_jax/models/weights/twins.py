@@ -17,8 +17,8 @@ from tlkd_jax.models.functional import Model
 from tlkd_jax.models.weights import pretrained
 
 # Our name -> timm's. No twins, though their weights have equal shapes, are
-# torchvision's and timm's MobileNetV3 and EfficientNetV2 (epsilon, padding)
-# and VGG (maps above 7x7).
+# torchvision's and timm's MobileNetV3 and EfficientNetV2 (epsilon, padding),
+# VGG (maps above 7x7) and Swin (maps that are no multiple of a window).
 TIMM_TWINS: dict[str, str] = {
   **{
     f'efficientnet_lite{i}': f'timm/tf_efficientnet_lite{i}' for i in range(5)
@@ -27,6 +27,7 @@ TIMM_TWINS: dict[str, str] = {
     f'torchvision/{name}': f'timm/{name}'
     for name in (
       'convnext_base',
+      'convnext_large',
       'convnext_small',
       'convnext_tiny',
       'densenet121',
@@ -49,6 +50,10 @@ TIMM_TWINS: dict[str, str] = {
       'wide_resnet101_2',
       'wide_resnet50_2',
     )
+  },
+  **{
+    f'transformers/dinov3_convnext_{size}': f'timm/convnext_{size}'
+    for size in ('tiny', 'small', 'base', 'large')
   },
   'torchvision/mobilenet_v2': 'timm/mobilenetv2_100',
   'torchvision/regnet_x_400mf': 'timm/regnetx_004_tv',

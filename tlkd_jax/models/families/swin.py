@@ -1,0 +1,426 @@
+"""Swin Transformer: attention in windows that are shifted every other block.
+
+Liu et al. 2021, arXiv 2103.14030. A map that is no multiple of the window is
+padded with zeros, which take part in the attention; timm, torchvision and
+transformers do so in different ways, of which nothing is seen at the native
+size. Maps of odd sides are padded before four pixels become one.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tlkd_jax.models.families.vit_keys import plain_leaf
+from tlkd_jax.models.layers import core as layers
+from tlkd_jax.models.layers.attention import attention
+from tlkd_jax.models.layers.core import Mode
+from tlkd_jax.models.layers.windows import Windows, relative_index, rolled
+from tlkd_jax.models.spec import ModelSpec, TorchLeaf
+
+Array = jax.Array
+_PATCH = 4
+_EPSILON = 1e-5
+_table_init = nnx.initializers.truncated_normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+  """A variant's numbers.
+
+  Attributes:
+    width: channels of the first stage; each next one has twice as many.
+    depths: blocks of each stage.
+    heads: of each stage.
+    window: side of a window.
+    native: side of the images, in pixels, or height and width; timm makes
+      windows as small as the maps of such images and does not shift those that
+      cover a map.
+    library: 'timm', 'torchvision' or 'transformers', whose windows these are;
+      the last has layers of their own for queries, keys and values.
+  """
+
+  width: int
+  depths: tuple[int, ...]
+  heads: tuple[int, ...]
+  window: int = 7
+  native: int | tuple[int, int] = 224
+  library: str = 'timm'
+
+  def widths(self) -> list[int]:
+    """Channels of each stage."""
+    return [self.width * 2**stage for stage in range(len(self.depths))]
+
+  def native_map(self, stage: int) -> tuple[int, int]:
+    """Height and width of a stage's maps at the native size."""
+    height, width = (
+      (self.native, self.native)
+      if isinstance(self.native, int)
+      else self.native
+    )
+    return height // _PATCH // 2**stage, width // _PATCH // 2**stage
+
+
+class WindowAttention(nnx.Module):
+  """Self-attention in each window of a map [B, H, W, C]."""
+
+  def __init__(self, channels, heads, windows, *, rngs):
+    rows = np.prod([2 * n - 1 for n in windows.size])
+    linear = functools.partial(layers.Linear, channels, rngs=rngs)
+    self.fused = windows.library != 'transformers'
+    if self.fused:
+      self.qkv = linear(3 * channels)
+    else:
+      self.query = linear(channels)
+      self.key = linear(channels)
+      self.value = linear(channels)
+    self.project = linear(channels)
+    self.table = nnx.Param(_table_init(rngs.params(), (int(rows), heads)))
+    self.heads = heads
+    self.windows = windows
+
+  def __call__(self, x: Array) -> Array:
+    map_hw = x.shape[1:3]
+    shift, padded = self.windows.shift_of(map_hw), self.windows.padded(map_hw)
+    early = self.windows.library == 'timm'
+    x = rolled(x, shift, -1) if early else x
+    gaps = [(0, after - n) for n, after in zip(map_hw, padded, strict=True)]
+    x = jnp.pad(x, ((0, 0), *gaps, (0, 0)))
+    x = x if early else rolled(x, shift, -1)
+    x = self._within(self.windows.cut(x), self.windows.apart(map_hw))
+    x = self.windows.join(x, padded)
+    x = x if early else rolled(x, shift, 1)
+    x = x[:, : map_hw[0], : map_hw[1]]
+    return rolled(x, shift, 1) if early else x
+
+  def _within(self, x: Array, apart: np.ndarray | None) -> Array:
+    """x [B, windows, N, C]."""
+    b, count, n, c = x.shape
+    if self.fused:
+      parts = jnp.split(self.qkv(x), 3, axis=-1)
+    else:
+      parts = [self.query(x), self.key(x), self.value(x)]
+    shape = (b, count, n, self.heads, c // self.heads)
+    query, key, value = (part.reshape(shape) for part in parts)
+    bias = self.table[...][relative_index(self.windows.size)]
+    bias = bias.transpose(2, 0, 1)[None]
+    if apart is not None:
+      bias = bias[None] + jnp.where(apart[:, None, None], -100.0, 0.0)
+    each = jax.vmap(
+      lambda q, k, v, bias: attention(q, k, v, bias=bias),
+      in_axes=(1, 1, 1, None if apart is None else 0),
+      out_axes=1,
+    )
+    return self.project(each(query, key, value, bias).reshape(b, count, n, c))
+
+
+class Block(nnx.Module):
+  """Pre-norm attention and MLP, each with a residual connection."""
+
+  def __init__(self, channels, heads, windows, *, rate, rngs):
+    self.norm1 = layers.LayerNorm(channels, epsilon=_EPSILON)
+    self.attention = WindowAttention(channels, heads, windows, rngs=rngs)
+    self.norm2 = layers.LayerNorm(channels, epsilon=_EPSILON)
+    self.expand = layers.Linear(channels, 4 * channels, rngs=rngs)
+    self.project = layers.Linear(4 * channels, channels, rngs=rngs)
+    self.rate = rate
+
+  def __call__(self, x: Array, mode: Mode) -> Array:
+    y = self.attention(self.norm1(x))
+    x = x + layers.drop_path(y, self.rate, mode)
+    y = layers.ACTIVATIONS['gelu'](self.expand(self.norm2(x)))
+    return x + layers.drop_path(self.project(y), self.rate, mode)
+
+
+class Merge(nnx.Module):
+  """Four pixels become one of twice the channels."""
+
+  def __init__(self, channels, *, rngs):
+    self.norm = layers.LayerNorm(4 * channels, epsilon=_EPSILON)
+    self.reduction = layers.Linear(
+      4 * channels, 2 * channels, use_bias=False, rngs=rngs
+    )
+
+  def __call__(self, x: Array) -> Array:
+    x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 4, 2, 5)
+    return self.reduction(self.norm(x.reshape(b, h // 2, w // 2, 4 * c)))
+
+
+class SwinTransformer(nnx.Module):
+  """4x4 patches, four stages, LayerNorm, pooling, linear head.
+
+  Without classes there is no head, and the logits are the pooled features.
+  """
+
+  def __init__(
+    self,
+    design: Design,
+    num_classes: int,
+    *,
+    in_channels: int = 3,
+    dropout: float | None = None,
+    drop_path: float = 0.0,
+    rngs: nnx.Rngs,
+  ):
+    widths = design.widths()
+    self.patch = layers.patch_conv(in_channels, widths[0], _PATCH, rngs=rngs)
+    self.patch_norm = layers.LayerNorm(widths[0], epsilon=_EPSILON)
+    self.merges = nnx.List([Merge(width, rngs=rngs) for width in widths[:-1]])
+    rates = iter(layers.drop_path_rates(drop_path, sum(design.depths)))
+    self.stages = nnx.List(
+      [
+        nnx.List(
+          [
+            Block(
+              widths[s],
+              design.heads[s],
+              _windows(design, s, b),
+              rate=next(rates),
+              rngs=rngs,
+            )
+            for b in range(depth)
+          ]
+        )
+        for s, depth in enumerate(design.depths)
+      ]
+    )
+    self.norm = layers.LayerNorm(widths[-1], epsilon=_EPSILON)
+    self.head = (
+      layers.Linear(widths[-1], num_classes, rngs=rngs) if num_classes else None
+    )
+    self.dropout = 0.0 if dropout is None else dropout
+    self.pads = design.library == 'transformers'
+
+  def __call__(self, x: Array, mode: Mode) -> dict:
+    if self.pads:
+      x = jnp.pad(
+        x, ((0, 0), *((0, -n % _PATCH) for n in x.shape[1:3]), (0, 0))
+      )
+    x = self.patch_norm(self.patch(x))
+    features = {}
+    for i, stage in enumerate(self.stages):
+      x = x if i == 0 else self.merges[i - 1](x)
+      for block in stage:
+        x = layers.run_block(block, x, mode)
+      features[f'stage{i + 1}'] = x
+    pooled = self.norm(x).mean((1, 2))
+    logits = pooled
+    if self.head is not None:
+      logits = self.head(layers.dropout(pooled, self.dropout, mode))
+    return {'logits': logits, 'pre_logits': pooled, 'features': features}
+
+
+def _windows(design: Design, stage: int, block: int) -> Windows:
+  size = (design.window, design.window)
+  half = design.window // 2 if block % 2 else 0
+  shift = (half, half)
+  if design.library == 'timm':
+    rows, columns = design.native_map(stage)
+    size = (min(rows, design.window), min(columns, design.window))
+    shift = tuple(0 if n <= design.window else half for n in (rows, columns))
+  return Windows(size, shift, design.library)
+
+
+def _blocks(design: Design) -> list[tuple[int, int]]:
+  return [(s, b) for s, depth in enumerate(design.depths) for b in range(depth)]
+
+
+def _modules(
+  design: Design, table: dict[str, str], merge: str, block: str, parts: dict
+) -> dict[str, str]:
+  """Submodule -> prefix in a library.
+
+  Args:
+    design: says how many blocks there are.
+    table: submodules outside stages.
+    merge: prefix of what ends a stage, with {0} for the stage's number, {1} for
+      the next one's and {2} for twice that.
+    block: prefix of a block, with {0} for the stage's number, {1} for one more
+      than twice that and {2} for the block's.
+    parts: submodules of a block.
+  """
+  table = dict(table)
+  for s in range(len(design.depths) - 1):
+    for part in ('norm', 'reduction'):
+      prefix = merge.format(s, s + 1, 2 * s + 2)
+      table[f'merges.{s}.{part}'] = f'{prefix}.{part}'
+  for s, b in _blocks(design):
+    prefix = block.format(s, 2 * s + 1, b)
+    for ours, theirs in parts.items():
+      table[f'stages.{s}.{b}.{ours}'] = f'{prefix}.{theirs}'
+  return table
+
+
+_PARTS = {
+  'norm1': 'norm1',
+  'attention.qkv': 'attn.qkv',
+  'attention.project': 'attn.proj',
+  'norm2': 'norm2',
+}
+_TIMM_BLOCK = 'layers.{0}.blocks.{2}'
+_TORCHVISION_BLOCK = 'features.{1}.{2}'
+_TRANSFORMERS_BLOCK = 'swin.encoder.layers.{0}.blocks.{2}'
+
+
+def _timm_modules(design: Design) -> dict[str, str]:
+  """Submodule -> prefix in timm's SwinTransformer."""
+  table = {
+    'patch': 'patch_embed.proj',
+    'patch_norm': 'patch_embed.norm',
+    'norm': 'norm',
+    'head': 'head.fc',
+  }
+  parts = {**_PARTS, 'expand': 'mlp.fc1', 'project': 'mlp.fc2'}
+  return _modules(design, table, 'layers.{1}.downsample', _TIMM_BLOCK, parts)
+
+
+def _torchvision_modules(design: Design) -> dict[str, str]:
+  """Submodule -> prefix in torchvision's SwinTransformer."""
+  table = {
+    'patch': 'features.0.0',
+    'patch_norm': 'features.0.2',
+    'norm': 'norm',
+    'head': 'head',
+  }
+  parts = {**_PARTS, 'expand': 'mlp.0', 'project': 'mlp.3'}
+  return _modules(design, table, 'features.{2}', _TORCHVISION_BLOCK, parts)
+
+
+def _transformers_modules(design: Design) -> dict[str, str]:
+  """Submodule -> prefix in transformers' SwinForImageClassification."""
+  table = {
+    'patch': 'swin.embeddings.patch_embeddings.projection',
+    'patch_norm': 'swin.embeddings.norm',
+    'norm': 'swin.layernorm',
+    'head': 'classifier',
+  }
+  parts = {
+    'norm1': 'layernorm_before',
+    'attention.query': 'attention.self.query',
+    'attention.key': 'attention.self.key',
+    'attention.value': 'attention.self.value',
+    'attention.project': 'attention.output.dense',
+    'norm2': 'layernorm_after',
+    'expand': 'intermediate.dense',
+    'project': 'output.dense',
+  }
+  merge = 'swin.encoder.layers.{0}.downsample'
+  return _modules(design, table, merge, _TRANSFORMERS_BLOCK, parts)
+
+
+def _leaves(design: Design, attention: str) -> dict[str, TorchLeaf]:
+  """Tables of positions; `attention` is the form of an attention's name."""
+  return {
+    f'stages.{s}.{b}.attention.table': plain_leaf(
+      f'{attention.format(s, 2 * s + 1, b)}.relative_position_bias_table'
+    )
+    for s, b in _blocks(design)
+  }
+
+
+def _torchvision_constants(design: Design) -> dict[str, np.ndarray]:
+  index = relative_index((design.window, design.window)).ravel()
+  return {
+    f'features.{2 * s + 1}.{b}.attn.relative_position_index': index
+    for s, b in _blocks(design)
+  }
+
+
+_DESIGNS = {
+  'tiny': Design(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+  'small': Design(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+  'base': Design(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+}
+# timm's default weights, and torchvision's short side before its crop of 224.
+_PUBLISHED = {
+  'tiny': ('ms_in1k', 232),
+  'small': ('ms_in22k_ft_in1k', 246),
+  'base': ('ms_in22k_ft_in1k', 238),
+}
+
+
+# What follows from the size of a window, in older files.
+_INDICES = (r'\.relative_position_index$', r'\.attn_mask$')
+# Names of the weights where transformers 5 has them in memory, and those of a
+# model without a classifier.
+_IN_MEMORY = (
+  (r'\.attention\.q_proj\.', '.attention.self.query.'),
+  (r'\.attention\.k_proj\.', '.attention.self.key.'),
+  (r'\.attention\.v_proj\.', '.attention.self.value.'),
+  (r'\.attention\.o_proj\.', '.attention.output.dense.'),
+  (r'\.attention\.relative_position_bias\.', '.attention.self.'),
+  (r'\.mlp\.fc1\.', '.intermediate.dense.'),
+  (r'\.mlp\.fc2\.', '.output.dense.'),
+  (r'^(embeddings|encoder|layernorm)\.', r'swin.\1.'),
+)
+
+
+def spec(design: Design, **fields) -> ModelSpec:
+  """A variant of a design under timm's keys, where no others are given."""
+  tables = {
+    'torch_modules': functools.partial(_timm_modules, design),
+    'torch_leaves': functools.partial(_leaves, design, f'{_TIMM_BLOCK}.attn'),
+    'beside': _INDICES,
+  }
+  return ModelSpec(
+    build=functools.partial(SwinTransformer, design),
+    stem='patch',
+    **{'image_size': design.native, **tables, **fields},
+  )
+
+
+def _torchvision_spec(design: Design, short_side: int, name: str) -> ModelSpec:
+  design = dataclasses.replace(design, library='torchvision')
+  return spec(
+    design,
+    torch_modules=functools.partial(_torchvision_modules, design),
+    torch_leaves=functools.partial(
+      _leaves, design, f'{_TORCHVISION_BLOCK}.attn'
+    ),
+    torch_constants=functools.partial(_torchvision_constants, design),
+    beside=(),
+    crop=224 / short_side,
+    weights=f'torchvision:{name}',
+  )
+
+
+def _transformers_spec(design: Design) -> ModelSpec:
+  design = dataclasses.replace(design, library='transformers')
+  return spec(
+    design,
+    torch_modules=functools.partial(_transformers_modules, design),
+    torch_leaves=functools.partial(
+      _leaves, design, f'{_TRANSFORMERS_BLOCK}.attention.self'
+    ),
+    old_keys=_IN_MEMORY,
+    crop=1.0,
+  )
+
+
+def _variants() -> dict[str, ModelSpec]:
+  variants = {}
+  for size, design in _DESIGNS.items():
+    tag, short_side = _PUBLISHED[size]
+    short = f'swin_{size[0]}'
+    variants[f'torchvision/{short}'] = _torchvision_spec(
+      design, short_side, short
+    )
+    versions = {f'swin_{size}_patch4_window7_224': design}
+    if size == 'base':
+      wide = dataclasses.replace(design, window=12, native=384)
+      versions[f'swin_{size}_patch4_window12_384'] = wide
+    for name, version in versions.items():
+      crop = 0.9 if version.native == 224 else 1.0
+      variants[f'timm/{name}'] = spec(
+        version, crop=crop, weights=f'timm:{name}.{tag}'
+      )
+      variants[f'transformers/{name}'] = _transformers_spec(version)
+  return variants
+
+
+VARIANTS: dict[str, ModelSpec] = _variants()
