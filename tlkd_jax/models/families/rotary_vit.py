@@ -324,5 +324,6 @@ def spec(
     torch_modules=functools.partial(modules, design),
     torch_leaves=functools.partial(leaves, design),
     stem='patch',
+    multiple=design.patch,
     **fields,
   )
