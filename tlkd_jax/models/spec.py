@@ -51,6 +51,8 @@ class ModelSpec:
     weights: where pretrained weights come from, for `hub.resolve`; None when
       the user must bring a file.
     stages: names of `features`, in order.
+    embeddings: names of the embeddings, keys of losses.stages.EMBEDDINGS.
+    distilled: whether it has a distillation token with a head of its own.
   """
 
   build: Callable[..., nnx.Module]
@@ -67,3 +69,5 @@ class ModelSpec:
   stem: str = 'stem.conv'
   weights: str | None = None
   stages: tuple[str, ...] = ('stage1', 'stage2', 'stage3', 'stage4')
+  embeddings: tuple[str, ...] = ('pooled',)
+  distilled: bool = False

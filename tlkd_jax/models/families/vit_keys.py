@@ -114,7 +114,13 @@ def spec(
     **fields: of ModelSpec, where they are others.
   """
   heads = ('head', 'head_distillation') if design.distilled else ('head',)
-  defaults = {'image_size': design.image_size, 'crop': 0.9, 'head': heads}
+  defaults = {
+    'image_size': design.image_size,
+    'crop': 0.9,
+    'head': heads,
+    'embeddings': design.embeddings,
+    'distilled': design.distilled,
+  }
   return ModelSpec(
     build=functools.partial(VisionTransformer, design),
     stem='patch',
