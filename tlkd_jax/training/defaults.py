@@ -119,7 +119,7 @@ def _teacher_fit(settings: Settings, smallest: int | None) -> str:
   teacher, guides = settings.teacher, settings.distillation
   if teacher.fit != OPEN:
     return teacher.fit
-  first = settings.arm in ('kd', 'compare') or settings.cost_matched
+  first = _fits_teacher(settings) or settings.cost_matched
   if (
     not first
     or guides.mutual
@@ -137,13 +137,19 @@ def _teacher_fit(settings: Settings, smallest: int | None) -> str:
   return 'probed' if smallest >= teacher.probe_folds else 'finetuned'
 
 
+def _fits_teacher(settings: Settings) -> bool:
+  """Whether a command has a teacher, of TL for a stage without labels."""
+  stage = settings.arm == 'tl' and settings.distillation.pretrain_steps > 0
+  return settings.arm in ('kd', 'compare') or stage
+
+
 def _teacher_side(settings: Settings, fit: str) -> int:
   """Side of a teacher's images; 0 for the student's or its own run's.
 
   In digits, of 8 pixels, there is no more to see.
   """
   teacher = settings.teacher
-  fitted = settings.arm in ('kd', 'compare') and not teacher.checkpoint
+  fitted = _fits_teacher(settings) and not teacher.checkpoint
   fitted = fitted and settings.dataset != _DIGITS
   if teacher.image_size or not fitted or fit not in _PROBES:
     return teacher.image_size
