@@ -454,7 +454,7 @@ def test_a_run_of_a_version_with_one_embedding(losses, tmp_path):
   place = 'options' if 'kd+' not in losses else 'extra.pkt.options'
   key = f'distillation.{place}.embedding'
   changed = settings.with_values(config, {key: 'class'})
-  with pytest.raises(ValueError, match=f"{key}: - there, 'class' now"):
+  with pytest.raises(ValueError, match=f"{key}: None there, 'class' now"):
     workdir.check(tmp_path, changed)
 
 

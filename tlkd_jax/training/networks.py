@@ -94,7 +94,8 @@ def looks(settings: Settings) -> tuple[Look, ...]:
   Raises:
     FileNotFoundError, ValueError: as `look`.
   """
-  if settings.arm == 'compare' or settings.distillation.pretrain_steps:
+  stage = settings.arm == 'tl' and settings.distillation.pretrain_steps
+  if settings.arm == 'compare' or stage:
     settings = with_values(settings, {'arm': 'kd', 'student.fit': 'finetuned'})
   names = [*learner_names(settings), *teacher_runs(settings)]
   if settings.arm == 'kd' and 'peer' not in names:
