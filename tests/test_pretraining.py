@@ -192,7 +192,7 @@ def whole(cache_dir, compare_run, tmp_path_factory):
     'tl',
     cache_dir,
     teacher__checkpoint=str(compare_run / 'teacher'),
-    num_steps=2,
+    num_steps=4,
     eval_every_steps=2,
     log_every_steps=2,
     augment__crop='random_resized',
@@ -226,27 +226,29 @@ def test_stage_and_fine_tuning_are_one_plan(whole):
   assert any('is a stage without labels' in note for note in notes)
 
 
-@pytest.mark.parametrize(('stop_at', 'place'), [(3, 'pretrain'), (1, '.')])
-def test_a_stopped_plan_goes_on(stop_at, place, whole, tmp_path, monkeypatch):
+def test_a_stopped_plan_goes_on(whole, tmp_path, monkeypatch):
+  """Stopped in the stage, and again after it."""
   config, workdir, _ = whole
   mesh = sharding.make_mesh(1)
   monkeypatch.setattr(says, 'measure', lambda *_: {})
-  with monkeypatch.context() as patch:
-    current = []
-    start = loop._start
+  current, start = [], loop._start
 
-    def remember(run, checkpoints):
-      current.append(run.workdir)
-      return start(run, checkpoints)
+  def remember(run, checkpoints):
+    current.append(run.workdir)
+    return start(run, checkpoints)
 
-    def requested(self, step):
-      return step == stop_at and current[-1] == tmp_path / place
+  monkeypatch.setattr(loop, '_start', remember)
+  for place in ('pretrain', '.'):
 
-    patch.setattr(loop, '_start', remember)
-    patch.setattr(loop.StopRequest, 'requested', requested)
-    with pytest.raises(Interrupted):
-      arms.run(config, tmp_path, mesh)
-  assert (tmp_path / 'pretrain' / 'summary.json').exists() == (place == '.')
+    def requested(self, step, place=place):
+      return step == 1 and current[-1] == tmp_path / place
+
+    with monkeypatch.context() as patch:
+      patch.setattr(loop.StopRequest, 'requested', requested)
+      with pytest.raises(Interrupted):
+        arms.run(config, tmp_path, mesh)
+    done = (tmp_path / 'pretrain' / 'summary.json').exists()
+    assert done == (place == '.')
   arms.run(config, tmp_path, mesh)
   for name in ('pretrain', '.'):
     assert_same_run(workdir / name, tmp_path / name)
@@ -262,3 +264,28 @@ def test_hidden_labels_have_no_influence(whole, tmp_path, monkeypatch):
       left = arrays(workdir / name, kind)
       for key, value in arrays(tmp_path / name, kind).items():
         np.testing.assert_array_equal(value, left[key], err_msg=key)
+
+
+@pytest.mark.slow
+def test_both_arms_start_from_what_a_vit_taught_without_labels(
+  cache_dir, tmp_path
+):
+  config = tiny.make_config(
+    'compare',
+    cache_dir,
+    loss='kd+at',
+    teacher__name='tiny_vit',
+    teacher__fit='probed',
+    num_steps=4,
+    distillation__pretrain_options={'embedding': 'mean'},
+    **STAGE,
+  )
+  summaries = arms.run(config, tmp_path, sharding.make_mesh(1))
+  assert list(summaries) == ['teacher', 'pretrain', 'tl', 'kd']
+  for name in ('tl', 'kd'):
+    told = json.loads((tmp_path / name / 'config.json').read_text())
+    assert told['student']['checkpoint'] == str(tmp_path / 'pretrain')
+    assert 0 <= summaries[name]['student']['test']['top1'] <= 1
+  assert summaries['pretrain']['num_unlabelled'] > 1000
+  text = closing.table(summaries, {n: tmp_path / n for n in summaries})
+  assert 'TL+KD minus TL on test' in text
