@@ -36,14 +36,14 @@ def added(lines: list[str]) -> str:
 
 
 @pytest.fixture
-def cosine(monkeypatch):
+def l1(monkeypatch):
   """The record, in LOSSES for the time of a test."""
   diff = read_diff()
   names = dict(vars(features))
   exec(added(diff[FUNCTION]), names)
   names = vars(losses) | {'features': types.SimpleNamespace(**names)}
   ((name, record),) = eval(f'{{{added(diff[RECORD])}}}', names).items()
-  assert name == 'cosine'
+  assert name == 'l1'
   monkeypatch.setitem(losses.LOSSES, name, record)
   return record
 
@@ -56,29 +56,28 @@ def test_the_diff_is_of_these_files():
   assert '\n'.join(context) in (ROOT / RECORD).read_text()
 
 
-def test_its_value(cosine):
+def test_its_value(l1):
   rng = np.random.default_rng(0)
   student, teacher = rng.normal(size=(2, 4, 6)).astype(np.float32)
   sides = {'pre_logits': student}, {'pre_logits': teacher}
-  norms = [np.linalg.norm(x, axis=1) for x in (student, teacher)]
-  expected = 1 - np.mean((student * teacher).sum(1) / norms[0] / norms[1])
-  value, memory = losses.compute('cosine', *sides, None)
+  expected = np.abs(student - teacher).mean()
+  value, memory = losses.compute('l1', *sides, None)
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   assert memory == {}
   wider = {'pre_logits': jnp.ones((4, 9))}
-  extras = losses.init_extras('cosine', jax.random.key(0), sides[0], wider, 4)
+  extras = losses.init_extras('l1', jax.random.key(0), sides[0], wider, 4)
   assert extras['projector']['pre_logits']['kernel'].shape == (6, 9)
 
 
-def test_it_is_an_arm_of_the_study_of_methods(cosine):
-  assert make_arms('methods', 32)['cosine'] == StudyArm(
-    'kd', 'cosine', ('teacher',), {'distillation.loss': 'cosine'}
+def test_it_is_an_arm_of_the_study_of_methods(l1):
+  assert make_arms('methods', 32)['l1'] == StudyArm(
+    'kd', 'l1', ('teacher',), {'distillation.loss': 'l1'}
   )
 
 
 @pytest.mark.usefixtures('tiny_models')
 def test_it_learns_from_stored_targets(
-  cosine, compare_run, cache_dir, tmp_path, monkeypatch
+  l1, compare_run, cache_dir, tmp_path, monkeypatch
 ):
   """Bitwise as with the teacher in the step."""
   monkeypatch.setattr(loop, 'finish', lambda *_: {})
@@ -87,7 +86,7 @@ def test_it_learns_from_stored_targets(
     config = tiny.make_config(
       'kd',
       cache_dir,
-      loss='cosine',
+      loss='l1',
       num_steps=3,
       teacher__checkpoint=str(compare_run / 'teacher'),
       targets__mode=mode,

@@ -22,6 +22,7 @@ ORDER = (
   ('training',),
   ('report',),
   ('chains',),
+  ('preludes',),
   ('protocols',),
   ('arms', 'evaluating', 'inference'),
   ('study', 'export'),

@@ -30,7 +30,7 @@ SUMS = [
   ('kd', 'fitnet', 'srrl', 'fsp', 'ofd'),
   ('kd_logit_std', 'fitnet_convreg', 'simkd', 'rkd', 'reviewkd'),
   ('dist', 'vid', 'ickd', 'crd'),
-  ('dkd_logit_std', 'ft', 'sp', 'cc', 'pseudo_label'),
+  ('dkd_logit_std', 'ft', 'sp', 'cc', 'pseudo_label', 'cosine', 'smooth_l1'),
   ('nkd', 'bv_distances', 'mgd', 'nst', 'ab'),
   ('dkd', 'mlkd', 'at', 'srd', 'pkt'),
 ]

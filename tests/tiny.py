@@ -1,4 +1,4 @@
-"""Two very small models, so that tests compile fast, and runs of them.
+"""Four very small models, so that tests compile fast, and runs of them.
 
 `python -m tests.tiny ARGUMENTS` is `python -m tlkd_jax.main ARGUMENTS` with
 these models beside the package's own.
@@ -9,7 +9,7 @@ import dataclasses
 import functools
 
 from tlkd_jax import models, settings
-from tlkd_jax.models.families import inverted
+from tlkd_jax.models.families import inverted, vit, vit_keys
 from tlkd_jax.models.families.inverted import Design, Row
 from tlkd_jax.models.layers.convolutions import lax_convolutions
 from tlkd_jax.models.spec import ModelSpec
@@ -55,6 +55,11 @@ def _spec(width: int, **fields) -> ModelSpec:
 SPECS = {
   'tiny': _spec(8, mean=(127.0,) * 3, std=(128.0,) * 3),
   'tiny_teacher': _spec(16),
+  # A grid of 4 x 4 patches, without and with a distillation token.
+  'tiny_vit': vit_keys.spec(vit.Design(8, 2, depth=4, patch=4, image_size=16)),
+  'tiny_deit': vit_keys.spec(
+    vit.Design(8, 2, depth=4, patch=4, image_size=16, distilled=True)
+  ),
 }
 
 

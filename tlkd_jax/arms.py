@@ -12,13 +12,11 @@ from jax.sharding import Mesh
 from tlkd_jax import chains, protocols
 from tlkd_jax.answer.labels import label_of_part
 from tlkd_jax.chains import Part
-from tlkd_jax.models.weights import hub
 from tlkd_jax.runtime import devices
 from tlkd_jax.runtime.errors import UserError, as_user_errors
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
   balance,
-  checkpoints,
   data_record,
   decoding,
   defaults,
@@ -54,14 +52,7 @@ def run(
   with as_user_errors():
     settings = defaults.settled(settings)
     plan = _checked_plan(settings, workdir)
-    for run_before in (
-      settings.student.checkpoint,
-      settings.teacher.checkpoint,
-      *settings.distillation.more_teachers,
-    ):
-      if run_before and not hub.is_weights(run_before):
-        checkpoints.read_description(run_before)
-        finished.check_finished(run_before)
+    finished.check_named(settings)
     dataset = decoding.load_dataset(
       _as_planned(settings, plan),
       # What too few steps exclude is told before minutes of decoding.

@@ -5,6 +5,8 @@ Every part is a run of its own in the workdir, resumed or skipped by itself:
   WORKDIR/teacher       fine-tuned where config.teacher.checkpoint is not set,
                         evaluated as it is where that names weights; with
                         distillation.mutual it is no run of its own
+  WORKDIR/pretrain      the student on images without labels alone, where
+                        config.distillation.pretrain_steps > 0
   WORKDIR/probe         the head alone, where config.transfer.probe_steps > 0
                         (LP-FT); student runs start from it
   WORKDIR/assistantN    distillation.assistants, taught by the one before
@@ -17,11 +19,10 @@ Every part is a run of its own in the workdir, resumed or skipped by itself:
 
 import pathlib
 
-from tlkd_jax import chains
+from tlkd_jax import chains, preludes
 from tlkd_jax.chains import Part
 from tlkd_jax.models.weights import hub
 from tlkd_jax.settings import Settings, with_values
-from tlkd_jax.settings.sections import TRANSFER_TERMS
 from tlkd_jax.training import elsewhere
 from tlkd_jax.training import workdir as workdirs
 
@@ -38,14 +39,16 @@ def plan(settings: Settings, workdir: pathlib.Path) -> list[Part]:
     if workdirs.is_adopted(settings):
       settings = elsewhere.adopted(settings)
     return [Part('teacher', workdir, settings)]
-  probe, settings = _probe(settings, workdir)
+  first, settings = _pretraining(settings, workdir)
+  probe, settings = preludes.probed(settings, workdir)
   if settings.arm == 'tl':
-    return [*probe, Part('tl', workdir, settings)]
+    return [*first, *probe, Part('tl', workdir, settings)]
   tl = Part('tl', workdir / 'tl', chains.with_arm(settings, 'tl'))
   if settings.distillation.self_training != 'none':
     return [*probe, *chains.self_training(settings, workdir, tl)]
   teacher, guided = _teacher(settings, workdir)
   before, guided = chains.before_the_last(guided, settings, workdir)
+  teacher = first or teacher
   if settings.arm == 'kd':
     return [*teacher, *probe, *before, Part('kd', workdir, guided)]
   last = Part('kd', workdir / 'kd', guided)
@@ -59,32 +62,17 @@ def folders(
   return {part.key: part.workdir for part in plan(settings, workdir)}
 
 
-def _probe(
+def _pretraining(
   settings: Settings, workdir: pathlib.Path
 ) -> tuple[list[Part], Settings]:
-  """LP-FT: the probe, and the settings that start from it."""
-  if not settings.transfer.probe_steps:
+  """The teacher and a stage without labels, and what starts from it."""
+  if not settings.distillation.pretrain_steps:
     return [], settings
-  fit = settings.student.fit
-  probe = with_values(
-    settings,
-    {
-      'arm': 'tl',
-      'student.fit': 'finetuned' if fit == 'ensemble' else fit,
-      'optimizer.train_only': 'head',
-      'optimizer.freeze_until_step': 0,
-      'transfer.probe_steps': 0,
-      'cost_matched': False,
-      'num_steps': settings.transfer.probe_steps,
-      **{f'transfer.{name}': 0.0 for name in TRANSFER_TERMS},
-    },
-  )
-  folder = workdir / 'probe'
-  tuned = with_values(
-    settings,
-    {'student.checkpoint': str(folder), 'transfer.probe_steps': 0},
-  )
-  return [Part('probe', folder, probe)], tuned
+  # Of a TL student that learns otherwise, it is fine-tuned all the same.
+  plain = with_values(settings, {'student.fit': 'finetuned'})
+  teacher, guided = _teacher(plain, workdir)
+  stage, after = preludes.pretrained(settings, guided, workdir)
+  return [*teacher, *stage], after
 
 
 def _teacher(

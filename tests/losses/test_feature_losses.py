@@ -237,6 +237,37 @@ def test_golden_srrl(golden, assert_gradient_close):
   assert_gradient_close(gradient, data['grad_student_logits_via_teacher_head'])
 
 
+@pytest.mark.parametrize(
+  ('name', 'variant', 'hyperparameters'),
+  [
+    ('cosine', '', {}),
+    ('smooth_l1', '', {}),
+    ('smooth_l1', '__beta0.5', {'smooth_l1_beta': 0.5}),
+  ],
+)
+def test_golden_of_projected_embeddings(
+  golden, assert_gradient_close, name, variant, hyperparameters
+):
+  data = golden(name)
+  projector = {'kernel': data['in_kernel'], 'bias': data['in_bias']}
+  teacher = data.outputs('teacher')
+
+  def loss_fn(student, projector):
+    return LOSSES[name].function(
+      student,
+      teacher,
+      None,
+      projector={'pre_logits': projector},
+      **hyperparameters,
+    )
+
+  student = data.outputs('student')
+  data.check(loss_fn, student, projector, variant=variant)
+  gradient = jax.jit(jax.grad(loss_fn, argnums=1))(student, projector)
+  for part, value in gradient.items():
+    assert_gradient_close(value, data.arrays[f'grad_{part}{variant}'])
+
+
 def test_golden_srd(golden):
   data = golden('srd')
 

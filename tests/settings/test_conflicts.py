@@ -20,6 +20,11 @@ FIXMATCH = REST | {'arm': 'tl', 'student.fit': 'fixmatch'}
 DKD = {'distillation.loss': 'dkd'}
 AT = {'distillation.loss': 'at'}
 SHAM = {'distillation.sham': 'uniform'}
+OPTIONS = 'distillation.options'
+TOKEN = {
+  'student.name': 'timm/deit_tiny_distilled_patch16_224',
+  'distillation.token': True,
+}
 
 # Two parts that are accepted alone, and how the line about both begins.
 CONFLICTS = [
@@ -169,6 +174,50 @@ CONFLICTS = [
     {'student.name': 'vgg11_bn', 'teacher.name': 'resnet18'},
     "distillation.options.stages names 'stage5'; vgg11_bn has stage1, stage2",
   ),
+  *(
+    (
+      {'distillation.loss': loss, 'teacher.name': 'timm/' + teacher}
+      | {f'{place}.embedding': chosen},
+      {changed: 'resnet18' if changed == 'teacher.name' else ('resnet18',)},
+      f'{place}.embedding is {chosen!r}, which resnet18 does not give; accepte',
+    )
+    for loss, place, teacher, chosen, changed in (
+      ('rkd', OPTIONS, 'vit_small_patch14_dinov2', 'class', 'teacher.name'),
+      ('cosine', OPTIONS, 'vit_small_patch14_dinov2', 'mean', 'teacher.name'),
+      (
+        *('kd', 'distillation.extra.smooth_l1.options'),
+        *('vit_base_patch16_siglip_224', 'attention', 'teacher.name'),
+      ),
+      (
+        *('crd', OPTIONS, 'vit_small_patch14_dinov2', 'mean'),
+        'distillation.assistants',
+      ),
+    )
+  ),
+  *(
+    (
+      {'distillation.loss': 'pkt', f'{OPTIONS}.embedding': 'mean'}
+      | {'teacher.name': 'timm/vit_base_patch16_gap_224'},
+      change,
+      f"{OPTIONS}.embedding is 'mean', which efficientnet_lite0 does not give",
+    )
+    for change in (CHAIN, MUTUAL)
+  ),
+  (
+    {'distillation.loss': 'cosine', f'{OPTIONS}.embedding': 'class'}
+    | {'teacher.name': 'timm/vit_small_patch16_224'},
+    {'teacher.name': 'timm/vit_base_patch16_siglip_224'},
+    f"{OPTIONS}.embedding is 'class', which timm/vit_base_patch16_siglip_224 "
+    'does not give; accepted: pooled, mean, attention',
+  ),
+  (TOKEN, {'student.name': 'resnet18'}, 'distillation.token is True, and resn'),
+  (
+    TOKEN,
+    {'distillation.assistants': ('resnet18',)},
+    'distillation.token is True, and resnet18 has no distillation token',
+  ),
+  (TOKEN, AT, 'distillation.token is True, and no loss is on logits: distill'),
+  (TOKEN, MUTUAL, 'distillation.token is True, and with distillation.mutual'),
   (
     {'data.balance': 'sampling'},
     {'distillation.unlabelled': 'folder:x'},
@@ -420,6 +469,10 @@ def test_arm_and_section_study_go_together():
     ('cc', 'kernel', 'gauss', 'consecutive.*did you mean gaussian'),
     ('ft', 'p1', 0, 'is 0; accepted: a whole number >= 1'),
     ('crd', 'nce_m', 1, r'is 1; accepted: a number in \[0, 1\)'),
+    ('cosine', 'embedding', 'clas', 'pooled, class, mean.*did you mean class'),
+    ('pkt', 'embedding', 1, 'accepted: pooled, class, mean, attention'),
+    ('rkd', 'smooth_l1_beta', 0.0, 'is 0.0; accepted: a number > 0'),
+    ('smooth_l1', 'smooth_l1_beta', 0, 'is 0; accepted: a number > 0'),
     ('rkd', 'squared', 'yes', "is 'yes'; accepted: true or false"),
     ('reviewkd', 'levels', (2, 0.5), 'a tuple, each a whole number >= 0'),
     ('ofd', 'margin', float('inf'), 'is inf; accepted: None, a number'),

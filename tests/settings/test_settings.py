@@ -438,6 +438,26 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
   workdir.check(tmp_path, config)
 
 
+@pytest.mark.parametrize('losses', ['rkd', 'kd+pkt', 'crd+cc'])
+def test_a_run_of_a_version_with_one_embedding(losses, tmp_path):
+  """It is gone on with, unless another embedding is chosen now."""
+  values = {'teacher.name': 'timm/vit_small_patch16_224'}
+  config = settings.with_values(settings.make('kd', loss=losses), values)
+  told = json.loads(settings.to_json(config))
+  section = told['distillation']
+  options = [section['options']]
+  options += [extra['options'] for extra in section['extra'].values()]
+  for one in options:
+    one.pop('embedding', None)
+  (tmp_path / 'config.json').write_text(json.dumps(told))
+  workdir.check(tmp_path, config)
+  place = 'options' if 'kd+' not in losses else 'extra.pkt.options'
+  key = f'distillation.{place}.embedding'
+  changed = settings.with_values(config, {key: 'class'})
+  with pytest.raises(ValueError, match=f"{key}: None there, 'class' now"):
+    workdir.check(tmp_path, changed)
+
+
 def test_a_run_of_a_version_with_one_key_for_both_splits(tmp_path):
   """Resumed, repeated and evaluated with what it said of both."""
   old = json.loads((FIXTURES / 'config.json').read_text())

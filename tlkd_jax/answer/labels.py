@@ -8,6 +8,7 @@ import re
 LABELS = {
   'teacher': 'teacher',
   'probe': 'linear probe',
+  'pretrain': 'stage without labels',
   'tl': 'TL',
   'kd': 'TL+KD',
   'self_training': 'self-training',

@@ -3,7 +3,8 @@
 Signature: `LOSSES[name].function(student_outputs, teacher_outputs, labels,
 **hyperparameters) -> scalar float32`, the mean over the (global) batch.
 Outputs are `{'logits': [B, K], 'pre_logits': [B, D], 'features': {'stage1':
-[B, h, w, C], ...}}` of any floating precision; computation is in float32, the
+[B, h, w, C], ...}}`, of token networks further embeddings beside them, see
+stages.EMBEDDINGS, of any floating precision; computation is in float32, the
 teacher gets no gradient, labels are int32 [B] (unused by most). Names are
 those of the golden fixtures, with short names beside them.
 
@@ -57,7 +58,8 @@ class Loss:
       scalar float32; with a memory -> (scalar, new memory).
     reads: what of both networks' outputs it needs, one of Reads: 'logits'
       alone; 'embedding', `pre_logits` (and logits), unless its `stages` name
-      maps; 'maps', `features` (and any other); 'params', parameters too.
+      maps or its `embedding` another output of the teacher; 'maps', `features`
+      (and any other); 'params', parameters too.
     projector: (key, student_shapes, teacher_shapes, **hyperparameters) ->
       pytree that is trained with the student and passed as `projector`; None
       without one.
@@ -93,6 +95,13 @@ class Loss:
     if self.reads == 'embedding' and hyperparameters.get('stages') is not None:
       return 'maps'
     return self.reads
+
+  def teacher_outputs(self, hyperparameters: Mapping) -> tuple[str, ...]:
+    """Names of the teacher's outputs, beside maps, that it needs."""
+    if self.reads_of(hyperparameters) != 'embedding':
+      return ('logits',)
+    name = hyperparameters.get('embedding', 'pooled')
+    return ('logits', stages.EMBEDDINGS[name])
 
 
 # 20 of 240 epochs in mdistiller.
@@ -145,6 +154,12 @@ LOSSES: dict[str, Loss] = {
   ),
   'vid': Loss(features.vid, reads='maps', projector=projectors.variational),
   'mgd': Loss(features.mgd, reads='maps', projector=projectors.generator),
+  'cosine': Loss(
+    features.cosine, reads='embedding', projector=projectors.embedding_map
+  ),
+  'smooth_l1': Loss(
+    features.smooth_l1, reads='embedding', projector=projectors.embedding_map
+  ),
   'srrl': Loss(
     features.srrl, reads='embedding', projector=projectors.representation
   ),
@@ -329,6 +344,7 @@ def bridges(
     hyperparameters.get('stages'),
     maps=reads == 'maps',
     projector=loss.projector is not None,
+    embedding=hyperparameters.get('embedding', 'pooled'),
   )
 
 

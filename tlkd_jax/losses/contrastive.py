@@ -99,8 +99,9 @@ def crd(
   eps=1e-7,
   n_data=None,
   feat_dim=128,
+  embedding='pooled',
 ) -> tuple[jax.Array, dict]:
-  """Contrastive representation distillation on `pre_logits`.
+  """Contrastive representation distillation on embeddings.
 
   Both networks' embeddings v (linear map, unit length) are scored against the
   other's memory, P = exp(<m, v> / nce_t) / Z; the loss is the sum over the two
@@ -126,6 +127,7 @@ def crd(
     eps: Added to P + c.
     n_data: N, if it is not the number of rows of the memory.
     feat_dim: Width of the embeddings; used where parameters are made.
+    embedding: Which of the teacher's, a key of `stages.EMBEDDINGS`.
 
   Returns:
     (loss, new memory), the memory without gradient.
@@ -139,7 +141,9 @@ def crd(
       raise ValueError('crd: negatives are drawn; pass key= or contrast_idx=')
     nce_k = min(nce_k, n_data)
     contrast_idx = draw_negatives(key, memory, index, nce_k)
-  student, teacher = embeddings('crd', student_outputs, teacher_outputs)
+  student, teacher = embeddings(
+    'crd', student_outputs, teacher_outputs, embedding
+  )
   new_memory = dict(memory)
   loss = jnp.float32(0.0)
   for own, other, x in (

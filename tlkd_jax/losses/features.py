@@ -7,6 +7,7 @@ stages is the sum over the stages. `stages` is explained in `losses/stages.py`,
 
 import jax
 import jax.numpy as jnp
+import optax.losses
 
 from tlkd_jax.losses import numerics
 from tlkd_jax.losses.numerics import LOGIT_LIMIT, as_float32
@@ -209,6 +210,69 @@ def mgd(
   return loss
 
 
+def cosine(
+  student_outputs,
+  teacher_outputs,
+  labels,
+  *,
+  embedding='pooled',
+  projector=None,
+) -> jax.Array:
+  """Mean of 1 - cos(r(e_s), e_t), r a linear map.
+
+  The loss that AM-RADIO (Ranzinger et al., CVPR 2024, arXiv:2312.06709) has of
+  a foundation model's summary vector, with a linear map for its adaptor. It has
+  no scale, so that e_t needs no normalisation.
+
+  Args:
+    student_outputs: Model outputs.
+    teacher_outputs: Model outputs.
+    labels: Unused.
+    embedding: Which of the teacher's, a key of `stages.EMBEDDINGS`.
+    projector: `projectors.embedding_map(...)`.
+
+  Returns:
+    Scalar float32.
+  """
+  s, t = embeddings('cosine', student_outputs, teacher_outputs, embedding)
+  s = project('cosine', projector, 'pre_logits', s, t)
+  products = numerics.l2_normalize(s) * numerics.l2_normalize(t)
+  return 1.0 - jnp.mean(jnp.sum(products, axis=-1))
+
+
+def smooth_l1(
+  student_outputs,
+  teacher_outputs,
+  labels,
+  *,
+  smooth_l1_beta=1.0,
+  embedding='pooled',
+  projector=None,
+) -> jax.Array:
+  """Mean over all elements of the Huber loss of r(e_s) - e_t, r linear.
+
+  d^2 / (2 beta) where |d| < beta, else |d| - beta / 2: Girshick, ICCV 2015,
+  arXiv:1504.08083, equation 3 (beta 1). AM-RADIO (arXiv:2312.06709) sums it
+  with `cosine`, 0.1 of it and 0.9 of that, on patches; Theia (Shang et al.,
+  CoRL 2024, arXiv:2407.20179) likewise.
+
+  Args:
+    student_outputs: Model outputs.
+    teacher_outputs: Model outputs.
+    labels: Unused.
+    smooth_l1_beta: Where the square ends, above 0.
+    embedding: Which of the teacher's, a key of `stages.EMBEDDINGS`.
+    projector: `projectors.embedding_map(...)`.
+
+  Returns:
+    Scalar float32.
+  """
+  s, t = embeddings('smooth_l1', student_outputs, teacher_outputs, embedding)
+  s = project('smooth_l1', projector, 'pre_logits', s, t)
+  huber = optax.losses.huber_loss(s, t, delta=smooth_l1_beta)
+  return jnp.mean(huber) / smooth_l1_beta
+
+
 def _last_representation(name, student_outputs, teacher_outputs, stages):
   sides = student_outputs, teacher_outputs
   if stages is None and all('pre_logits' in side for side in sides):
@@ -310,16 +374,17 @@ def srd(
   *,
   exponent=4.0,
   temperature=4.0,
+  embedding='pooled',
   projector=None,
 ) -> jax.Array:
   """2 log(sum |f_s - f_t|^exponent) + KL at the temperature, without T^2.
 
-  Miles & Mikolajczyk, AAAI 2024, arXiv:2303.11098, on `pre_logits`; the form,
+  Miles & Mikolajczyk, AAAI 2024, arXiv:2303.11098, on embeddings; the form,
   including the missing T^2, is that of the published code. The logarithm has
   no lower bound: it is cut where the largest difference is below 1e-10, with
   zero gradient there.
   """
-  s, t = embeddings('srd', student_outputs, teacher_outputs)
+  s, t = embeddings('srd', student_outputs, teacher_outputs, embedding)
   s = project('srd', projector, 'pre_logits', s, t)
   gap = jnp.abs(s - t)
   peak = jax.lax.stop_gradient(jnp.max(gap))

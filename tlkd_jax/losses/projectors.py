@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from tlkd_jax.losses.numerics import as_float32, matmul
-from tlkd_jax.losses.stages import stage_names
+from tlkd_jax.losses.stages import embedding_outputs, stage_names
 
 _kernel_init = jax.nn.initializers.he_normal()
 
@@ -181,14 +181,28 @@ def width_adapter(
 
 
 def embedding_adapter(
-  key, student_shapes, teacher_shapes, **hyperparameters
+  key, student_shapes, teacher_shapes, *, embedding='pooled', **hyperparameters
 ) -> dict:
   """A linear map of `pre_logits`, empty if the widths are equal."""
-  c_in = student_shapes['pre_logits'].shape[-1]
-  c_out = teacher_shapes['pre_logits'].shape[-1]
-  if c_in == c_out:
+  sides = student_shapes, teacher_shapes
+  s, t = embedding_outputs('projector', *sides, embedding)
+  if s.shape[-1] == t.shape[-1]:
     return {}
-  return {'pre_logits': linear_init(key, c_in, c_out)}
+  return embedding_map(key, *sides, embedding=embedding)
+
+
+def embedding_map(
+  key, student_shapes, teacher_shapes, *, embedding='pooled', **hyperparameters
+) -> dict:
+  """A linear map of `pre_logits` to the teacher's embedding.
+
+  At equal widths too: axes of networks that were trained apart have nothing in
+  common.
+  """
+  s, t = embedding_outputs(
+    'projector', student_shapes, teacher_shapes, embedding
+  )
+  return {'pre_logits': linear_init(key, s.shape[-1], t.shape[-1])}
 
 
 def variational(
@@ -303,14 +317,20 @@ def bottleneck(
 
 
 def contrastive(
-  key, student_shapes, teacher_shapes, *, feat_dim=128, **hyperparameters
+  key,
+  student_shapes,
+  teacher_shapes,
+  *,
+  embedding='pooled',
+  feat_dim=128,
+  **hyperparameters,
 ) -> dict:
-  """CRD: linear embeddings of both networks' `pre_logits`."""
+  """CRD: linear maps of both networks' embeddings."""
   student_key, teacher_key = jax.random.split(key)
+  s, t = embedding_outputs(
+    'projector', student_shapes, teacher_shapes, embedding
+  )
   return {
-    side: linear_init(k, shapes['pre_logits'].shape[-1], feat_dim)
-    for side, k, shapes in (
-      ('student', student_key, student_shapes),
-      ('teacher', teacher_key, teacher_shapes),
-    )
+    'student': linear_init(student_key, s.shape[-1], feat_dim),
+    'teacher': linear_init(teacher_key, t.shape[-1], feat_dim),
   }

@@ -146,15 +146,16 @@ def rkd(
   eps=1e-12,
   squared=False,
   smooth_l1_beta=1.0,
+  embedding='pooled',
 ) -> jax.Array:
-  """Relational KD on `pre_logits`: distances and angles, Huber loss.
+  """Relational KD on embeddings: distances and angles, Huber loss.
 
   Distances are divided by the mean over the pairs of different examples;
   angles are the cosines at every example. Means over B^2 and B^3. Park et al.,
   CVPR 2019, arXiv:1904.05068, equations 6 and 9; weights of mdistiller.
   Memory: two tensors [B, B, D] and [B, B, B] per network.
   """
-  s, t = embeddings('rkd', student_outputs, teacher_outputs)
+  s, t = embeddings('rkd', student_outputs, teacher_outputs, embedding)
 
   def mean_huber(a, b):
     huber = optax.losses.huber_loss(a, b, delta=smooth_l1_beta)
@@ -183,14 +184,16 @@ def _distances_and_angles(x, eps, squared):
   return distance, matmul(direction, jnp.swapaxes(direction, 1, 2))
 
 
-def pkt(student_outputs, teacher_outputs, labels, *, eps=1e-7) -> jax.Array:
-  """Probabilistic knowledge transfer on `pre_logits`.
+def pkt(
+  student_outputs, teacher_outputs, labels, *, eps=1e-7, embedding='pooled'
+) -> jax.Array:
+  """Probabilistic knowledge transfer on embeddings.
 
   K = (cosine + 1) / 2 with rows summing to one; mean over all B^2 entries of
   K_t log((K_t + eps) / (K_s + eps)). Passalis & Tefas, ECCV 2018,
   arXiv:1803.10837, equations 4 to 7.
   """
-  s, t = embeddings('pkt', student_outputs, teacher_outputs)
+  s, t = embeddings('pkt', student_outputs, teacher_outputs, embedding)
   k_s, k_t = _conditional(s, eps), _conditional(t, eps)
   return jnp.mean(k_t * (jnp.log(k_t + eps) - jnp.log(k_s + eps)))
 
@@ -214,9 +217,10 @@ def cc(
   kernel='consecutive',
   gamma=0.4,
   max_p=2,
+  embedding='pooled',
   projector=None,
 ) -> jax.Array:
-  """Correlation congruence on `pre_logits`. Peng et al., ICCV 2019.
+  """Correlation congruence on embeddings. Peng et al., ICCV 2019.
 
   arXiv:1904.01802. Two different losses are published under this name:
   'consecutive' (RepDistiller): mean over i of sum_d |delta_i| |delta_i+1| with
@@ -229,7 +233,7 @@ def cc(
   Raises:
     ValueError: Unknown kernel, or widths differ and there is no projector.
   """
-  s, t = embeddings('cc', student_outputs, teacher_outputs)
+  s, t = embeddings('cc', student_outputs, teacher_outputs, embedding)
   s = project('cc', projector, 'pre_logits', s, t)
   if kernel == 'consecutive':
     delta = jnp.abs(s - t)

@@ -9,13 +9,21 @@ smaller height and the smaller width.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tlkd_jax.losses.numerics import FEATURE_LIMIT, as_float32
+
+# Name of an embedding -> the output that is it.
+EMBEDDINGS = {
+  'pooled': 'pre_logits',
+  'class': 'class_token',
+  'mean': 'patch_mean',
+  'attention': 'attention_pool',
+}
 
 
 class StagePair(NamedTuple):
@@ -119,26 +127,55 @@ def paired_stages(
   return pairs
 
 
-def embeddings(
-  loss_name: str, student_outputs: Mapping, teacher_outputs: Mapping
-) -> tuple[jax.Array, jax.Array]:
-  """`pre_logits` of both networks, [B, D] float32, the teacher's without grad.
+def embedding_outputs(
+  loss_name: str,
+  student_outputs: Mapping,
+  teacher_outputs: Mapping,
+  embedding: str,
+) -> tuple[Any, Any]:
+  """The two outputs that are compared, arrays or shapes as they are given.
+
+  Args:
+    loss_name: For error messages.
+    student_outputs: Model outputs, of which `pre_logits` is taken.
+    teacher_outputs: Model outputs.
+    embedding: Which of the teacher's, a key of EMBEDDINGS.
 
   Raises:
-    ValueError: A network does not give `pre_logits`.
+    ValueError: A network does not give its one.
   """
-  for side, outputs in (
-    ('student', student_outputs),
-    ('teacher', teacher_outputs),
-  ):
-    if 'pre_logits' not in outputs:
-      raise ValueError(
-        f"{loss_name}: the {side}'s outputs have no 'pre_logits', only "
-        f'{sorted(outputs)}'
-      )
-  student = as_float32(student_outputs['pre_logits'])
-  teacher = as_float32(teacher_outputs['pre_logits'])
-  return student, jax.lax.stop_gradient(teacher)
+  name = EMBEDDINGS[embedding]
+  if 'pre_logits' not in student_outputs:
+    raise ValueError(
+      f"{loss_name}: the student's outputs have no 'pre_logits', only "
+      f'{sorted(student_outputs)}'
+    )
+  if name not in teacher_outputs:
+    there = [key for key, out in EMBEDDINGS.items() if out in teacher_outputs]
+    raise ValueError(
+      f"{loss_name}: the teacher's outputs have no {name!r}, which is its "
+      f'embedding {embedding!r}; accepted: {", ".join(there) or "none"}'
+    )
+  return student_outputs['pre_logits'], teacher_outputs[name]
+
+
+def embeddings(
+  loss_name: str,
+  student_outputs: Mapping,
+  teacher_outputs: Mapping,
+  embedding: str = 'pooled',
+) -> tuple[jax.Array, jax.Array]:
+  """The student's `pre_logits` and an embedding of the teacher.
+
+  Both are float32, [B, D] and [B, E]; the teacher's has no gradient.
+
+  Raises:
+    ValueError: As `embedding_outputs`.
+  """
+  student, teacher = embedding_outputs(
+    loss_name, student_outputs, teacher_outputs, embedding
+  )
+  return as_float32(student), jax.lax.stop_gradient(as_float32(teacher))
 
 
 def bridges(
@@ -149,6 +186,7 @@ def bridges(
   *,
   maps: bool,
   projector: bool,
+  embedding: str = 'pooled',
 ) -> list[str]:
   """Says what is compared with what, and how it is made to fit.
 
@@ -157,8 +195,9 @@ def bridges(
     student_shapes: Model outputs as jax.ShapeDtypeStruct.
     teacher_shapes: Likewise.
     stages: See the top of this file.
-    maps: Whether the loss compares feature maps; else `pre_logits`.
+    maps: Whether the loss compares feature maps; else embeddings.
     projector: Whether the loss learns a map from the student's width.
+    embedding: Which of the teacher's is compared, where not maps are.
 
   Returns:
     One line for each pair.
@@ -171,7 +210,7 @@ def bridges(
     student, teacher, pairs = (
       student_shapes,
       teacher_shapes,
-      [('pre_logits',) * 2],
+      [('pre_logits', EMBEDDINGS[embedding])],
     )
   lines = []
   for s_name, t_name in pairs:

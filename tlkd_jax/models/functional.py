@@ -73,7 +73,10 @@ class Model:
 
     Returns:
       ({'logits': [B, K] in the parameters' dtype, 'pre_logits': [B, D],
-      'features': {'stage1': [B, h, w, c], ...}}, new model_state).
+      'features': {'stage1': [B, h, w, c], ...}}, new model_state). Beside these
+      the output of each further name in spec.embeddings, [B, D]; and of a
+      network with a distillation token 'class_logits' and
+      'distillation_logits', [B, K], of which 'logits' are the mean.
     """
     module = nnx.merge(
       self.graphdef, _state(params), _state(model_state), copy=True

@@ -1,9 +1,9 @@
 """Several networks of one variant as one, with the mean of their logits.
 
-Its pre_logits are theirs side by side, and so are its feature maps; its head is
-one linear layer on all of them. A head that is the mean of theirs, each of
-which reads its own part, gives the mean of their logits; another head on the
-same pre_logits is one of them alone.
+Its embeddings are theirs side by side, and so are its feature maps; its head is
+one linear layer on all of its pre_logits. A head that is the mean of theirs,
+each of which reads its own part, gives the mean of their logits; another head
+on the same pre_logits is one of them alone.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tlkd_jax.losses.stages import EMBEDDINGS
 from tlkd_jax.models.functional import Model, Tree, to_functional
 from tlkd_jax.models.layers import core as layers
 from tlkd_jax.models.spec import ModelSpec
@@ -42,16 +43,17 @@ class SideBySide(nnx.Module):
 
   def __call__(self, images: jax.Array, mode: layers.Mode):
     said = [network(images, mode) for network in self.networks]
-    pre_logits = jnp.concatenate([one['pre_logits'] for one in said], axis=-1)
+    joined = {
+      name: jnp.concatenate([one[name] for one in said], axis=-1)
+      for name in EMBEDDINGS.values()
+      if name in said[0]
+    }
     features = {
       stage: jnp.concatenate([one['features'][stage] for one in said], axis=-1)
       for stage in said[0]['features']
     }
-    return {
-      'logits': self.head(pre_logits),
-      'pre_logits': pre_logits,
-      'features': features,
-    }
+    logits = self.head(joined['pre_logits'])
+    return joined | {'logits': logits, 'features': features}
 
 
 def spec_of(single: ModelSpec, count: int) -> ModelSpec:
@@ -74,6 +76,7 @@ def spec_of(single: ModelSpec, count: int) -> ModelSpec:
     torch_modules=dict,
     torch_leaves=dict,
     weights=None,
+    distilled=False,
   )
 
 

@@ -65,6 +65,8 @@ class ModelSpec:
     fixed_size: no other image size than the native one is taken.
     rectified: the head is applied to each pixel, and its outputs go through a
       ReLU before their mean, so that logits are not linear in pre_logits.
+    embeddings: names of the embeddings, keys of losses.stages.EMBEDDINGS.
+    distilled: whether it has a distillation token with a head of its own.
   """
 
   build: Callable[..., nnx.Module]
@@ -86,6 +88,8 @@ class ModelSpec:
   multiple: int = 1
   fixed_size: bool = False
   rectified: bool = False
+  embeddings: tuple[str, ...] = ('pooled',)
+  distilled: bool = False
 
   def side_near(self, wanted: int) -> int:
     """The side of its images that is nearest to a wanted one, in pixels."""

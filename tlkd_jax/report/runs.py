@@ -171,6 +171,13 @@ def collect(
         notes.append(f'{place} was left out: {error}.')
   if damaged and not found:
     raise damaged[0]
+  for place, run in list(found.items()):
+    if run.summary.get('without_labels') and len(found) > 1:
+      del found[place]
+      notes.append(
+        f'{run.path} is a stage without labels, which other runs start from, '
+        'and was left out.'
+      )
   for run in found.values():
     cell = run.path / 'cell.json'
     try:

@@ -4,10 +4,17 @@ Each returns one line per conflict, beginning with a key that takes part in it.
 """
 
 import re
+from collections.abc import Sequence
 
 from tlkd_jax import losses, models
 from tlkd_jax.settings.distillation import Distillation
-from tlkd_jax.settings.guiding import MIXING, chosen_losses, only
+from tlkd_jax.settings.guiding import (
+  MIXING,
+  all_losses,
+  chosen_losses,
+  only,
+  options_of,
+)
 from tlkd_jax.settings.networks import OPEN, Student, Teacher
 from tlkd_jax.settings.sections import (
   Augment,
@@ -35,7 +42,7 @@ def of_stages(
   if section.assistants:
     # Other pairs than these two are compared.
     return lines
-  for place, (_, options) in chosen_losses(section).items():
+  for place, (_, options) in all_losses(section).items():
     stages = options.get('stages') or ()
     if isinstance(stages, str):
       stages = [name for name in re.split(r'[,\s]+', stages) if name]
@@ -43,10 +50,9 @@ def of_stages(
       first, _, second = name.partition(':')
       if first in own and (second or first) in theirs:
         continue
-      where = place.removesuffix('.loss') + '.options.stages'
       lines.append(
-        f'{where} names {name!r}; {student.name} has {", ".join(own)}, '
-        f'{teacher.name} has {", ".join(theirs)}'
+        f'{options_of(place)}.stages names {name!r}; {student.name} has '
+        f'{", ".join(own)}, {teacher.name} has {", ".join(theirs)}'
       )
   return lines
 
@@ -83,6 +89,57 @@ def of_variants(
         f"{place}.head_init is 'zero', from which {section.name} does not "
         'learn: it has a ReLU behind its head; accepted: small_random'
       )
+  return lines
+
+
+def guides_of(
+  section: Distillation, student: Student, teacher: Teacher
+) -> list[str]:
+  """Names of the variants that teach in the runs of an arm."""
+  guides = [teacher.name, *section.assistants]
+  if section.generations > 1 or section.mutual:
+    guides.append(student.name)
+  return list(dict.fromkeys(guides))
+
+
+def of_embeddings(section: Distillation, guides: Sequence[str]) -> list[str]:
+  """Embeddings that a network which guides does not give.
+
+  Args:
+    section: of the run.
+    guides: names of variants.
+  """
+  lines = []
+  for place, (_, options) in all_losses(section).items():
+    chosen = options.get('embedding', 'pooled')
+    for name in guides:
+      there = models.MODELS[name].embeddings
+      if chosen not in there:
+        lines.append(
+          f'{options_of(place)}.embedding is {chosen!r}, which {name} does not '
+          f'give; accepted: {", ".join(there)}'
+        )
+  return lines
+
+
+def of_token(section: Distillation, student: Student) -> list[str]:
+  """A distillation token that is not there, or that nothing teaches."""
+  if not section.token:
+    return []
+  lines = [
+    f'distillation.token is True, and {name} has no distillation token; '
+    'accepted: false, or a student such as '
+    'timm/deit_small_distilled_patch16_224'
+    for name in dict.fromkeys((student.name, *section.assistants))
+    if not models.MODELS[name].distilled
+  ]
+  found = [name for name, _ in chosen_losses(section).values()]
+  if not any(losses.find(name).reads == 'logits' for name in found):
+    lines.append(
+      'distillation.token is True, and no loss is on logits: '
+      f'distillation.loss is {"+".join(found)!r}, so that its head would learn '
+      'nothing; accepted: kd or another loss on logits, alone or in the sum'
+    )
   return lines
 
 
@@ -129,6 +186,7 @@ def of_cost(
     'distillation.assistants': (section.assistants, ()),
     'distillation.generations': (section.generations, 1),
     'distillation.self_training': (section.self_training, 'none'),
+    'distillation.pretrain_steps': (section.pretrain_steps, 0),
   }
   if targets.mode != 'online':
     values['distillation.unlabelled'] = (section.unlabelled, '')
@@ -152,7 +210,7 @@ def of_targets(
       'every step, so that no stored target is theirs; set both to 0, or '
       "targets.mode to 'online'"
     )
-  for place, (name, options) in chosen_losses(section).items():
+  for place, (name, options) in all_losses(section).items():
     if losses.find(name).reads_of(options) == 'maps':
       lines.append(
         f"targets.mode is 'cached', and {place} {name!r} compares feature "
@@ -212,6 +270,7 @@ def of_steps(
   num_steps: int,
   teacher: Teacher,
   transfer: Transfer,
+  section: Distillation,
 ) -> list[str]:
   """Runs that end before an update, or before all that learns may move."""
   least = optimizer.accumulate_steps
@@ -219,6 +278,7 @@ def of_steps(
     'num_steps': num_steps,
     'teacher.num_steps': teacher.num_steps,
     'transfer.probe_steps': transfer.probe_steps,
+    'distillation.pretrain_steps': section.pretrain_steps,
   }
   lines = [
     f'optimizer.accumulate_steps is {least}, so that {count} steps ({name}) '

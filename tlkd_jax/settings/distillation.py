@@ -105,6 +105,13 @@ class Distillation:
   end_temperature: float = key(
     1.0, 'At the end of the schedule.', number(0, above=True)
   )
+  token: bool = key(
+    False,
+    "Of a student with a distillation token (DeiT's *_distilled_*): its head "
+    "learns from the teachers' losses on logits, and the class token's head "
+    'from labels; else both learn from both. Their mean is the answer.',
+    flag(),
+  )
   assistants: tuple[str, ...] = key(
     (),
     'Models between teacher and student, each taught by the one before.',
@@ -143,8 +150,24 @@ class Distillation:
   taught: str = key(
     'all',
     "Images of a batch that the teachers' losses are of: 'all', or the "
-    "'unlabelled' ones.",
+    "'unlabelled' ones. With these, hard_weight 0 and finish_fraction 0 no "
+    'label is read, and batches are of unlabelled images alone.',
     one_of(TAUGHT),
+  )
+  pretrain_steps: int = key(
+    0,
+    'Steps of a run before the others (WORKDIR/pretrain), in which the student '
+    'learns from its teachers on the unlabelled images alone, by '
+    'pretrain_loss; TL and TL+KD start from it. 0 is none.',
+    whole(0),
+  )
+  pretrain_loss: str = key(
+    'cosine',
+    'Of that run, in the place of `loss`, with weight 1 and no others.',
+    one_of(losses.LOSSES),
+  )
+  pretrain_options: Mapping[str, Any] = key(
+    {}, 'Hyper-parameters of pretrain_loss.', mapping()
   )
   teacher_view: str = key(
     'same',
@@ -213,6 +236,11 @@ class Distillation:
     place = 'distillation.options'
     options, wrong = check_options(self.loss, self.options, place)
     object.__setattr__(self, 'options', options)
+    problems += wrong
+    place, name = 'distillation.pretrain_options', self.pretrain_loss
+    problems += _compares_with_start('distillation.pretrain_loss', name)
+    options, wrong = check_options(name, self.pretrain_options, place)
+    object.__setattr__(self, 'pretrain_options', options)
     problems += wrong
     extra = {}
     for name, loss in sorted(self.extra.items()):

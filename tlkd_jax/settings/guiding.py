@@ -13,7 +13,7 @@ from tlkd_jax.settings.distillation import (
   Distillation,
 )
 from tlkd_jax.settings.networks import OPEN, Teacher
-from tlkd_jax.settings.sections import Augment, Targets
+from tlkd_jax.settings.sections import Augment, Targets, Transfer
 
 MIXING = 'augment.mixup_alpha or augment.cutmix_alpha above 0'
 
@@ -40,10 +40,19 @@ def chosen_losses(section: Distillation) -> dict[str, tuple[str, dict]]:
   return found
 
 
+def all_losses(section: Distillation) -> dict[str, tuple[str, dict]]:
+  """The same with that of the stage without labels, where there is one."""
+  found = chosen_losses(section)
+  if section.pretrain_steps:
+    options = dict(section.pretrain_options)
+    found['distillation.pretrain_loss'] = (section.pretrain_loss, options)
+  return found
+
+
 def of_losses(section: Distillation, augment: Augment) -> list[str]:
   """Losses that need labels or single images; means over several teachers."""
   lines = []
-  for place, (name, _) in chosen_losses(section).items():
+  for place, (name, _) in all_losses(section).items():
     if losses.find(name).needs_labels and augment.mixes:
       lines.append(
         f'{place} is {name!r}, which needs the one class of each image: not '
@@ -93,6 +102,13 @@ def of_sham(section: Distillation, augment: Augment) -> list[str]:
   return lines
 
 
+def options_of(place: str) -> str:
+  """The key of the options of a loss, by its place."""
+  if place == 'distillation.pretrain_loss':
+    return 'distillation.pretrain_options'
+  return place.removesuffix('.loss') + '.options'
+
+
 def of_protocols(section: Distillation) -> list[str]:
   """Chains of runs, each of which has the one teacher before it."""
   chained = section.generations > 1 or section.assistants
@@ -137,6 +153,29 @@ def of_unlabelled(
     'distillation.self_training': (section.self_training, 'none'),
   }
   return only(values, "distillation.unlabelled names no images, e.g. 'rest'")
+
+
+def of_pretraining(section: Distillation, transfer: Transfer) -> list[str]:
+  """A stage without labels: its images, its teacher, what is kept after it."""
+  if not section.pretrain_steps:
+    return []
+  stage = f'distillation.pretrain_steps is {section.pretrain_steps}'
+  if not section.unlabelled:
+    return [
+      f'{stage}, of images without labels: give them in '
+      "distillation.unlabelled, e.g. 'rest'"
+    ]
+  values = {
+    'distillation.mutual': (section.mutual, False),
+    'distillation.self_training': (section.self_training, 'none'),
+    'transfer.lwf': (transfer.lwf, 0.0),
+    'transfer.co_tuning': (transfer.co_tuning, 0.0),
+  }
+  return only(
+    values,
+    'before distillation.pretrain_steps there is no teacher of that kind, and '
+    'after them no backbone that the pretrained head goes with',
+  )
 
 
 def of_fixmatch(section: Distillation, augment: Augment) -> list[str]:
@@ -230,6 +269,7 @@ def of_mutual(
     'distillation.assistants': (section.assistants, ()),
     'distillation.generations': (section.generations, 1),
     'distillation.sham': (section.sham, 'off'),
+    'distillation.token': (section.token, False),
     'distillation.teacher_view': (section.teacher_view, 'same'),
     'targets.mode': (targets.mode, 'online'),
     'teacher.num_steps': (teacher.num_steps, 0),

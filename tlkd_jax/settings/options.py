@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tlkd_jax import losses
-from tlkd_jax.losses import logits, relations
+from tlkd_jax.losses import logits, relations, stages
 from tlkd_jax.runtime.errors import unknown_name
 from tlkd_jax.settings.rules import (
   Rule,
@@ -22,6 +22,7 @@ _RATE = number(0, 1, below=True)
 
 # Where the type of the default is not enough.
 _RULES: dict[str, Rule] = {
+  'embedding': one_of(stages.EMBEDDINGS),
   'feat_dim': whole(1),
   'kernel': one_of(relations.CC_KERNELS),
   'kind': one_of(logits.BV_KINDS),
@@ -34,6 +35,7 @@ _RULES: dict[str, Rule] = {
   'p': whole(1),
   'p1': whole(1),
   'p2': whole(1),
+  'smooth_l1_beta': _ABOVE_ZERO,
   'smoothing': _RATE,
   'temperature': _ABOVE_ZERO,
 }

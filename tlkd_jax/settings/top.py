@@ -196,6 +196,9 @@ class Settings:
     lines += guiding.of_sham(guides, mixing)
     lines += conflicts.of_stages(guides, self.transfer, student, teacher)
     lines += conflicts.of_variants(self.image_size, student, teacher)
+    who = conflicts.guides_of(guides, student, teacher)
+    lines += conflicts.of_embeddings(guides, who)
+    lines += conflicts.of_token(guides, student)
     lines += guiding.of_protocols(guides)
     lines += conflicts.of_fits(self.arm, student, teacher)
     if self.cost_matched:
@@ -203,7 +206,9 @@ class Settings:
         self.arm, student, teacher, guides, self.targets
       )
     lines += guiding.of_mutual(guides, self.targets, teacher)
-    if self.arm in ('kd', 'compare') or self.fit == 'fixmatch':
+    lines += guiding.of_pretraining(guides, self.transfer)
+    taught = guides.unlabelled and guides.pretrain_steps > 0
+    if self.arm in ('kd', 'compare') or self.fit == 'fixmatch' or taught:
       # None, too, may come to all: that is known with the data.
       every = self.num_train_per_class == 0 and self.train_fraction == 1
       lines += guiding.of_unlabelled(guides, every, self.batch_size)
@@ -219,7 +224,7 @@ class Settings:
     )
     lines += conflicts.of_balance(self.data, guides)
     lines += conflicts.of_steps(
-      self.optimizer, self.num_steps, teacher, self.transfer
+      self.optimizer, self.num_steps, teacher, self.transfer, guides
     )
     if self.num_train_per_class and self.train_fraction != 1:
       lines.append(

@@ -13,8 +13,8 @@ from tlkd_jax import data, models
 from tlkd_jax.models import side_by_side
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.models.network import DTYPES, Loaded, Network
-from tlkd_jax.models.weights import loading
-from tlkd_jax.settings import Settings, from_config
+from tlkd_jax.models.weights import hub, loading
+from tlkd_jax.settings import Settings, conflicts, from_config
 from tlkd_jax.training import checkpoints, folds, workdir
 from tlkd_jax.training.checkpoints import Description
 
@@ -75,6 +75,28 @@ def check_finished(run: str) -> None:
       f'checkpoint {reason}; finish it with its own command, or name one that '
       'is finished'
     )
+
+
+def check_named(settings: Settings) -> None:
+  """Of the runs that settings name, before any work.
+
+  Raises:
+    FileNotFoundError: a run has no checkpoint.
+    ValueError: it is not finished; or a further teacher does not give an
+      embedding that a loss reads. Of config.teacher settings know that.
+  """
+  section = settings.distillation
+  own = settings.student.checkpoint, settings.teacher.checkpoint
+  for run in (*own, *section.more_teachers):
+    if not run or hub.is_weights(run):
+      continue
+    name = side_by_side.parts_of(checkpoints.read_description(run).model)[0]
+    check_finished(run)
+    guides = settings.arm in ('kd', 'compare') and run not in own
+    if guides and name in models.MODELS:
+      wrong = conflicts.of_embeddings(section, [name])
+      if wrong:
+        raise ValueError(f'{wrong[0]} (distillation.more_teachers, {run})')
 
 
 def unfinished(run: str | pathlib.Path) -> str | None:

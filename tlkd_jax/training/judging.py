@@ -13,7 +13,7 @@ from tlkd_jax.evaluation.metrics import METRICS, goodness
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import RunError
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import finished, nonfinite
+from tlkd_jax.training import finished, nonfinite, shares
 from tlkd_jax.training.metric_writers import MetricWriter
 from tlkd_jax.training.progress import Progress
 from tlkd_jax.training.run import Run
@@ -146,7 +146,9 @@ def validate(run, state, position, number, writer, checkpoints, shown):
     logits = logits / calibration.fit_temperature(logits, predictions.labels)
   value = METRICS[metric](logits, predictions.labels)
   best = goodness(metric, position.best_value)
-  if not position.best_step or goodness(metric, value) > best:
+  # The head of one that reads no label says nothing of its backbone.
+  kept = not position.best_step or shares.alone(run.settings)
+  if kept or goodness(metric, value) > best:
     position.best_value = value if np.isfinite(value) else None
     position.best_step = number
     position.since_best = 0

@@ -61,6 +61,7 @@ def make_objective(
     ensemble=section.ensemble,
     adjustment=adjustment,
     sham=_sham(settings, dataset),
+    by_token=section.token,
   )
 
 

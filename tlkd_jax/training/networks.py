@@ -89,13 +89,14 @@ def look(settings: Settings, name: str) -> Look:
 def looks(settings: Settings) -> tuple[Look, ...]:
   """Those of all networks of a run, each once, its own network's first.
 
-  Of 'compare', which consists of several runs, the student's are first.
+  Of several runs, as of 'compare', the student's are first.
 
   Raises:
     FileNotFoundError, ValueError: as `look`.
   """
-  if settings.arm == 'compare':
-    settings = with_values(settings, {'arm': 'kd'})
+  stage = settings.arm == 'tl' and settings.distillation.pretrain_steps
+  if settings.arm == 'compare' or stage:
+    settings = with_values(settings, {'arm': 'kd', 'student.fit': 'finetuned'})
   names = [*learner_names(settings), *teacher_runs(settings)]
   if settings.arm == 'kd' and 'peer' not in names:
     # One that is not there is fine-tuned before, on the same data.

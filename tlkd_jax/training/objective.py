@@ -64,6 +64,8 @@ class Objective:
       balance.adjustment; None is nothing.
     sham: what stands for the logits of every guide, see losses.shams; None is
       nothing.
+    by_token: labels are for the class token's head, the lesson's guides for
+      that of the distillation token, where else all are for the mean.
   """
 
   hard_weight: float = 1.0
@@ -72,6 +74,7 @@ class Objective:
   ensemble: str = 'probabilities'
   adjustment: np.ndarray | None = None
   sham: Sham | None = None
+  by_token: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +125,9 @@ def evaluate(
     'NAME_loss' of each further term}).
   """
   logits = outputs['logits']
-  judged = logits
+  judged = outputs['class_logits'] if objective.by_token else logits
   if objective.adjustment is not None:
-    judged = supervised.adjusted(logits, objective.adjustment)
+    judged = supervised.adjusted(judged, objective.adjustment)
   hard = supervised.soft_cross_entropy(judged, soft_labels)
   metrics = {'hard_loss': hard, 'accuracy': accuracy(logits, soft_labels)}
   loss = objective.hard_weight * hard
@@ -137,6 +140,8 @@ def evaluate(
   groups = ((of_lesson, taught), (of_itself, taught), (kept, plain))
   for terms, on in groups:
     said = {**on.outputs, 'params': learner.params}
+    if terms is of_lesson and objective.by_token:
+      said['logits'] = said['distillation_logits']
     total = jnp.float32(0.0)
     for number, term in enumerate(terms):
       chosen = [guides[name] for name in _guides_of(term, names)]

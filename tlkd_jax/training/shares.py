@@ -13,6 +13,14 @@ def learns_without_labels(settings: Settings) -> bool:
   return learns and settings.distillation.unlabelled != ''
 
 
+def alone(settings: Settings) -> bool:
+  """Whether a run reads no label: its batches are of images without."""
+  section = settings.distillation
+  without = section.hard_weight == 0 and section.finish_fraction == 0
+  guided = settings.arm == 'kd' and section.taught == 'unlabelled'
+  return guided and without and learns_without_labels(settings)
+
+
 def finish_step(settings: Settings) -> int:
   """The step from which on a student learns from labels alone."""
   steps = settings.num_steps
@@ -24,6 +32,8 @@ def of_batch(settings: Settings) -> pipeline.Shares | None:
   if not learns_without_labels(settings):
     return None
   size = settings.batch_size
+  if alone(settings):
+    return pipeline.Shares(0, finish_step(settings))
   labelled = round(settings.distillation.labelled_fraction * size)
   return pipeline.Shares(min(max(labelled, 1), size - 1), finish_step(settings))
 
@@ -60,6 +70,11 @@ def about(settings: Settings, dataset: data.Dataset) -> list[str]:
   others = labels.size - labelled
   size, steps, end = settings.batch_size, settings.num_steps, found.finish_step
   drawn = end * (size - found.labelled)
+  if alone(settings):
+    return [
+      f'each batch is of {size} of {others} images without label; in {steps} '
+      f'steps one is drawn {drawn / others:.3g} times; no label is read'
+    ]
   often = (steps * size - drawn) / labelled
   lines = [
     f'each batch of {size} has {found.labelled} of {labelled} labelled images '

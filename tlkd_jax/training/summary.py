@@ -11,7 +11,7 @@ from tlkd_jax.data import pipeline
 from tlkd_jax.evaluation import evaluate, records
 from tlkd_jax.models.network import Network, make_eval_step
 from tlkd_jax.runtime import devices, sealed, sharding
-from tlkd_jax.training import networks
+from tlkd_jax.training import networks, shares
 from tlkd_jax.training.checkpoints import abstract_like, folder_of, read_model
 from tlkd_jax.training.metric_writers import METRICS
 from tlkd_jax.training.run import Run
@@ -57,6 +57,8 @@ def finish(
   guide, guide_step, theirs = _first_guide(run)
   if settings.fit == 'fixmatch':
     summary['fixmatch'] = True
+  if shares.alone(settings):
+    summary['without_labels'] = True
   if guide is not None:
     summary['teacher'] = {}
     if guide in run.learners:

@@ -109,12 +109,12 @@ def outputs_read(objective: Objective) -> tuple[str, ...]:
   Never feature maps, which take thousands of numbers for each view: settings
   refuse losses that read them.
   """
-  reads = {
-    losses.LOSSES[term.name].reads_of(term.hyperparameters)
-    for term in objective.terms
-    if term.guide is None
-  }
-  return ('logits', 'pre_logits') if 'embedding' in reads else ('logits',)
+  read = {'logits': None}
+  for term in objective.terms:
+    if term.guide is None:
+      loss = losses.LOSSES[term.name]
+      read |= dict.fromkeys(loss.teacher_outputs(term.hyperparameters))
+  return tuple(read)
 
 
 def recipes(

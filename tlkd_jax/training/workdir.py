@@ -177,7 +177,13 @@ def comparable(flat: dict[str, Any]) -> dict[str, Any]:
     flat['student.name'],
     flat['student.weights'],
   )
-  return flat | {
+  said = {
+    key: value
+    for key, value in flat.items()
+    # What earlier versions compared with, and did not say.
+    if not (key.endswith('options.embedding') and value == 'pooled')
+  }
+  return said | {
     'data.crop': crop,
     'data.interpolation': interpolation,
     # Of a run that was not told: earlier versions fine-tuned every teacher.

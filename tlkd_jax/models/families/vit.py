@@ -99,6 +99,14 @@ class Design:
     """Length of the embedding."""
     return self.width * (2 if self.pool == 'token_mean' else 1)
 
+  @property
+  def embeddings(self) -> tuple[str, ...]:
+    """Names of the embeddings that there are, see ModelSpec."""
+    # Before pooling there is no normalised class token then.
+    token = self.class_token and not self.norm_after_pool
+    attention = self.pool == 'attention'
+    return ('pooled', 'mean', *['class'] * token, *['attention'] * attention)
+
 
 class Attention(nnx.Module):
   """Multi-head self-attention over tokens [B, N, D]."""
@@ -271,32 +279,44 @@ class VisionTransformer(nnx.Module):
       x = layers.run_block(block, x, mode)
       grid = x[:, prefix:].reshape(x.shape[0], h, w, -1)
       features |= {stage: grid for stage, end in ends.items() if end == count}
-    pooled, tokens = self._pool(x, prefix)
-    logits = pooled
+    outputs, tokens = self._pool(x, prefix)
+    logits = outputs['pre_logits']
     if self.head is not None:
       logits = self.head(layers.dropout(tokens[0], self.dropout, mode))
     if self.head_distillation is not None:
       second = layers.dropout(tokens[1], self.dropout, mode)
-      logits = (logits + self.head_distillation(second)) / 2
-    return {'logits': logits, 'pre_logits': pooled, 'features': features}
+      second = self.head_distillation(second)
+      outputs |= {'class_logits': logits, 'distillation_logits': second}
+      logits = (logits + second) / 2
+    return outputs | {'logits': logits, 'features': features}
 
-  def _pool(self, x: Array, prefix: int) -> tuple[Array, tuple[Array, ...]]:
-    """Tokens [B, N, D] -> (the embedding, what each head reads)."""
+  def _pool(self, x: Array, prefix: int) -> tuple[dict, tuple[Array, ...]]:
+    """Tokens [B, N, D] -> (all embeddings, what each head reads)."""
     design = self.design
-    if design.pool == 'token':
-      tokens = self.norm(x[:, : design.read_tokens])
-      count = design.read_tokens
-      return tokens.mean(1), tuple(tokens[:, i] for i in range(count))
-    if self.pool is not None:
-      pooled = self.pool(self.norm(x))
-    elif design.norm_after_pool:
+    if design.norm_after_pool:
       pooled = self.norm(x[:, prefix:].mean(1))
+      return {'pre_logits': pooled, 'patch_mean': pooled}, (pooled,)
+    if design.pool == 'token':
+      count = design.read_tokens
+      tokens = self.norm(x[:, :count])
+      outputs = {
+        'pre_logits': tokens.mean(1),
+        'class_token': tokens[:, 0],
+        'patch_mean': self.norm(x[:, prefix:]).mean(1),
+      }
+      return outputs, tuple(tokens[:, i] for i in range(count))
+    x = self.norm(x)
+    outputs = {'patch_mean': x[:, prefix:].mean(1)}
+    if design.class_token:
+      outputs['class_token'] = x[:, 0]
+    if self.pool is not None:
+      outputs['attention_pool'] = self.pool(x)
+      pooled = outputs['attention_pool']
+    elif design.pool == 'token_mean':
+      pooled = jnp.concatenate([x[:, 0], outputs['patch_mean']], axis=-1)
     else:
-      x = self.norm(x)
-      pooled = x[:, prefix:].mean(1)
-      if design.pool == 'token_mean':
-        pooled = jnp.concatenate([x[:, 0], pooled], axis=-1)
-    return pooled, (pooled,)
+      pooled = outputs['patch_mean']
+    return outputs | {'pre_logits': pooled}, (pooled,)
 
   def _embed(self, x: Array) -> tuple[Array, tuple[int, int]]:
     """Images -> tokens [B, N, D] and the grid of patches."""

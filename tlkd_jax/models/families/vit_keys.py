@@ -119,6 +119,8 @@ def spec(
     'multiple': 1 if design.crops else design.patch,
     'crop': 0.9,
     'head': heads,
+    'embeddings': design.embeddings,
+    'distilled': design.distilled,
   }
   return ModelSpec(
     build=functools.partial(VisionTransformer, design),
