@@ -60,6 +60,21 @@ def test_convolutional_networks_have_the_pooled_one_alone(name):
   assert models.MODELS[name].embeddings == ('pooled',)
 
 
+@pytest.mark.parametrize(
+  ('name', 'expected'),
+  [
+    ('timm/eva02_tiny_patch14_224', {'pooled', 'mean'}),
+    ('timm/vit_small_patch16_dinov3', {'pooled', 'class', 'mean'}),
+    ('transformers/dinov3_vit_small_patch16', {'pooled', 'class', 'mean'}),
+  ],
+)
+def test_networks_of_rotary_positions_give_what_they_name(name, expected):
+  side = models.MODELS[name].side_near(32)
+  network = Network(models.create_model(name, num_classes=3), side, jnp.float32)
+  shapes = output_shapes(network, side)
+  assert names_of(shapes) == set(models.MODELS[name].embeddings) == expected
+
+
 @functools.cache
 def drawn():
   """Weights for every pool, with two registers, and a way to run them."""

@@ -239,19 +239,22 @@ class RotaryTransformer(nnx.Module):
       if (i + 1) % quarter == 0:
         patches = x[:, prefix:].reshape(x.shape[0], *grid, -1)
         features[f'stage{(i + 1) // quarter}'] = patches
-    if design.norm_pooled:
-      pooled = self.norm(self._pool(x))
-    else:
-      pooled = self._pool(self.norm(x))
-    logits = pooled
+    outputs = self._pool(x)
+    logits = outputs['pre_logits']
     if self.head is not None:
-      logits = self.head(layers.dropout(pooled, self.dropout, mode))
-    return {'logits': logits, 'pre_logits': pooled, 'features': features}
+      logits = self.head(layers.dropout(logits, self.dropout, mode))
+    return outputs | {'logits': logits, 'features': features}
 
-  def _pool(self, x: Array) -> Array:
-    if self.design.pool == 'class':
-      return x[:, 0]
-    return x[:, 1 + self.design.registers :].mean(1)
+  def _pool(self, x: Array) -> dict[str, Array]:
+    """Tokens [B, N, D] -> the embedding, and those of class and patches."""
+    prefix = 1 + self.design.registers
+    if self.design.norm_pooled:
+      pooled = self.norm(x[:, prefix:].mean(1))
+      return {'pre_logits': pooled, 'patch_mean': pooled}
+    x = self.norm(x)
+    token, mean = x[:, 0], x[:, prefix:].mean(1)
+    pooled = token if self.design.pool == 'class' else mean
+    return {'pre_logits': pooled, 'class_token': token, 'patch_mean': mean}
 
   def _embed(self, x: Array) -> tuple[Array, tuple[int, int]]:
     """Images -> tokens [B, N, D] and the grid of patches."""
@@ -325,5 +328,6 @@ def spec(
     torch_leaves=functools.partial(leaves, design),
     stem='patch',
     multiple=design.patch,
+    embeddings=('pooled', 'mean', *['class'] * (not design.norm_pooled)),
     **fields,
   )
