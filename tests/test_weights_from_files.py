@@ -309,14 +309,14 @@ def test_a_given_teacher_stays_in_a_smoke_run(arg, student, teacher):
   assert (config.student.name, config.teacher.name) == (student, teacher)
 
 
-def run_kd(start_main, cache_dir, tmp_path, teacher, student, *more):
+def run_kd(start_main, cache_dir, tmp_path, teacher, student, *more, arg=''):
   """Runs TL+KD from files by the fill rule; returns the finished process."""
   files = {
     role: write(tmp_path / f'{role}.safetensors', filled(name))
     for role, name in (('teacher', teacher), ('student', student))
   }
   process = start_main(
-    f'--config=configs/kd.py:teacher={teacher},student={student},smoke',
+    f'--config=configs/kd.py:teacher={teacher},student={student},smoke{arg}',
     f'--config.teacher.weights={files["teacher"]}',
     f'--config.student.weights={files["student"]}',
     f'--config.data.cache_dir={cache_dir}',
@@ -351,3 +351,38 @@ def test_the_command_with_resnet50_and_mobilenet(
     start_main, cache_dir, tmp_path, 'resnet50', 'mobilenet_v2'
   )
   assert 'TL+KD' in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'more',
+  [
+    ['--config.teacher.fit=probed'],
+    ['--config.teacher.fit=crossfitted'],
+    [
+      '--config.teacher.fit=probed',
+      '--config.distillation.unlabelled=rest',
+      '--config.distillation.pretrain_steps=4',
+      '--config.distillation.pretrain_options.embedding=class',
+    ],
+  ],
+  ids=['probed', 'crossfitted', 'embeddings first'],
+)
+def test_the_command_with_a_foundation_model_and_a_mobile_student(
+  start_main, cache_dir, tmp_path, more
+):
+  output, errors, _ = run_kd(
+    start_main,
+    cache_dir,
+    tmp_path,
+    'timm/vit_small_patch14_dinov2',
+    'timm/mobilenetv4_conv_small',
+    '--config.image_size=32',
+    '--config.teacher.probe_folds=3',
+    *more,
+    arg=',pretrain=cosine' * (len(more) > 1),
+  )
+  assert 'TL+KD' in output
+  assert 'teacher sees 28 px' in errors
+  stages = {path.parent.name for path in tmp_path.glob('run/*/summary.json')}
+  assert stages == {'teacher', *['pretrain'] * (len(more) > 1)}

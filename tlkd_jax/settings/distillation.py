@@ -167,7 +167,10 @@ class Distillation:
     one_of(losses.LOSSES),
   )
   pretrain_options: Mapping[str, Any] = key(
-    {}, 'Hyper-parameters of pretrain_loss.', mapping()
+    {},
+    'Hyper-parameters of pretrain_loss; all are here, with their published '
+    'values, when it is chosen as `configs/kd.py:pretrain=NAME`.',
+    mapping(),
   )
   teacher_view: str = key(
     'same',

@@ -33,6 +33,7 @@ def make(
   student: str = 'efficientnet_lite0',
   teacher: str = '',
   loss: str = 'kd',
+  pretrain: str = '',
   smoke: bool = False,
 ) -> Settings:
   """The settings of one arm, or of all arms of a study.
@@ -45,6 +46,8 @@ def make(
     teacher: likewise; '' is efficientnet_lite2, or the student if `smoke`.
     loss: a key of losses.LOSSES, which brings its published
       weight, warm-up and hyper-parameters; 'NAME+NAME' is a sum.
+    pretrain: the loss of a stage without labels, which brings its
+      hyper-parameters; '' is distillation.pretrain_loss with its defaults.
     smoke: a few images and steps.
 
   Raises:
@@ -62,6 +65,11 @@ def make(
     values['study'] = Study()
   if loss != 'kd':
     values |= _sum_of_losses(loss)
+  if pretrain:
+    values |= {
+      'distillation.pretrain_loss': pretrain,
+      'distillation.pretrain_options': losses.hyperparameters_of(pretrain),
+    }
   if loss.startswith('function_matching'):
     # Beyer et al. 2022, section 3: labels unused, mixing rate uniform.
     values |= {'distillation.hard_weight': 0.0, 'augment.mixup_alpha': 1.0}
@@ -102,8 +110,8 @@ def config_of(arm: str, arg: str | None) -> ml_collections.ConfigDict:
 
   Args:
     arm: as in `make`.
-    arg: `dataset=NAME,student=MODEL,teacher=MODEL,loss=NAME,smoke`, in any
-      order; `loss=NAME+NAME` is a sum.
+    arg: `dataset=NAME,student=MODEL,teacher=MODEL,loss=NAME,pretrain=NAME,
+      smoke`, in any order; `loss=NAME+NAME` is a sum.
 
   Raises:
     ValueError: as `parse_arg` and `make`.
@@ -114,6 +122,7 @@ def config_of(arm: str, arg: str | None) -> ml_collections.ConfigDict:
     student='efficientnet_lite0',
     teacher='',
     loss='kd',
+    pretrain='',
     smoke=False,
   )
   return to_config_dict(make(arm, **options))
