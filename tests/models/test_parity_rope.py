@@ -551,10 +551,25 @@ def test_windows_by_the_attention_of_other_backends(monkeypatch, shift, dtype):
   )
 
 
-def test_windows_of_timm_are_no_larger_than_its_native_maps():
-  design = swin.Design(8, (2, 2), (1, 1), native=(56, 24))
-  sizes = [swin._windows(design, *place) for place in ((0, 1), (1, 1))]
-  assert [w.size for w in sizes] == [(7, 6), (7, 3)]
-  assert [w.shift for w in sizes] == [(3, 0), (0, 0)]
+@pytest.mark.parametrize(
+  ('native', 'sizes', 'shifts'),
+  [
+    ((56, 24), [(7, 6), (7, 3)], [(3, 0), (0, 0)]),
+    # Maps of 16 by 9, then of 8 by 5: odd sides are padded.
+    ((64, 36), [(7, 7), (7, 5)], [(3, 3), (3, 0)]),
+    (224, [(7, 7), (7, 7)], [(3, 3), (3, 3)]),
+  ],
+)
+def test_windows_of_timm_are_no_larger_than_its_native_maps(
+  native, sizes, shifts
+):
+  design = swin.Design(8, (2, 2), (1, 1), native=native)
+  made = [swin._windows(design, stage, 1) for stage in (0, 1)]
+  assert [w.size for w in made] == sizes
+  assert [w.shift for w in made] == shifts
+
+
+def test_an_index_of_windows_that_are_not_square():
   index = windows.relative_index((7, 3))
   assert index.shape == (21, 21) and index.max() == 13 * 5 - 1
+  assert len(np.unique(index)) == 13 * 5

@@ -61,7 +61,9 @@ class Design:
       if isinstance(self.native, int)
       else self.native
     )
-    return height // _PATCH // 2**stage, width // _PATCH // 2**stage
+    # A map of an odd side is padded before it is halved.
+    rows, columns = (-(-(n // _PATCH) // 2**stage) for n in (height, width))
+    return rows, columns
 
 
 class WindowAttention(nnx.Module):
