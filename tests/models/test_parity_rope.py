@@ -89,6 +89,8 @@ def assert_equal_to_the_reference(variant, path, *, x64):
   # The reference computed these, and the stages, in float32.
   if 'features' in reference:
     assert parity.error(ours['pre_logits'], reference['features']) < 5e-5
+  if 'features_token' in reference:
+    assert parity.error(ours['class_token'], reference['features_token']) < 5e-5
   assert list(ours['features']) == ['stage1', 'stage2', 'stage3', 'stage4']
   modules = STAGES.get(path.stem, ())
   for (stage, mean), module in zip(
