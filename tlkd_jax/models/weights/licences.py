@@ -11,6 +11,10 @@ import pathlib
 import re
 from collections.abc import Iterator
 
+from tlkd_jax.runtime.texts import visible
+
+# Of what a card says, in characters.
+_LONGEST = 200
 # Sources of weights, as in `hub.resolve` -> (licence, who says so). After a
 # comma comes another name of the same source; * and words in capitals stand for
 # anything, and where several entries fit the longest is meant.
@@ -145,7 +149,8 @@ def _entry(block: str, name: str) -> str:
     return ''
   one, several = found[1].partition(' #')[0], found[2]
   values = re.findall(r'-[ \t]+(.*)', several) or one.strip('[]').split(',')
-  return ', '.join(value.strip().strip('\'"') for value in values)
+  plain = (value.strip().strip('\'"') for value in values)
+  return visible(', '.join(plain)[:_LONGEST])
 
 
 def _patterns(entry: str) -> Iterator[str]:
