@@ -110,6 +110,8 @@ TIMM_SAYS = {
   'Apache-2.0': (
     'convnext_tiny.in12k_ft_in1k',
     'densenet121.tv_in1k',
+    'regnety_032.ra_in1k',
+    'repvit_m1_0.dist_450e_in1k',
     'resnet18.a1_in1k',
     'tf_efficientnet_lite0.in1k',
     'vit_small_patch14_dinov2.lvd142m',
@@ -120,7 +122,12 @@ TIMM_SAYS = {
     'vit_so400m_patch14_siglip_gap_384.webli',
     'wide_resnet50_2.racm_in1k',
   ),
-  'MIT': ('regnetx_002.pycls_in1k', 'vit_base_patch16_clip_224.laion400m_e32'),
+  'MIT': (
+    'eva02_tiny_patch14_224.mim_in22k',
+    'swin_tiny_patch4_window7_224.ms_in1k',
+    'regnetx_002.pycls_in1k',
+    'vit_base_patch16_clip_224.laion400m_e32',
+  ),
   'BSD-3-Clause': (
     'regnety_016.tv2_in1k',
     'resnet50.tv_in1k',
@@ -143,7 +150,11 @@ TIMM_SAYS = {
     'vit_small_patch16_dinov3_qkvb.lvd1689m',
   ),
   'FAIR Noncommercial': ('convnext_tiny.eupe_lvd1689m',),
-  'apple-amlr': ('vit_large_patch14_clip_224.apple_mclip2_dfndr2b',),
+  'apple-amlr': (
+    'fastvit_mci0.apple_mclip',
+    'vit_large_patch14_clip_224.apple_mclip2_dfndr2b',
+  ),
+  "Apple's own": ('fastvit_t8.apple_in1k', 'mobileone_s0.apple_in1k'),
   "Apple's sample code": ('vit_large_patch14_clip_224.dfn2b_s39b',),
   'not stated': ('resnet50.bamboo',),
 }

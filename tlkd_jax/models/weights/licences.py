@@ -34,7 +34,7 @@ LICENCES = {
     'the key license of https://huggingface.co/timm/NAME.TAG',
   ),
   'timm:convnext_*, deit*, densenet*.*, efficientnet_*, mobilenet*, res*, '
-  'regnety_032.ra_in1k, tf_*, vit_*, wide*': (
+  'regnety_032.ra_in1k, repvit_*, tf_*, vit_*, wide*': (
     'Apache-2.0',
     "timm's pretrained_cfg",
   ),
