@@ -204,14 +204,17 @@ def test_the_licence_is_among_the_figures():
     (('--markdown',), '| resnet18 | 11.69 M | 1.814 G | 224 | BSD', ' |'),
   ],
 )
-def test_the_table(options, begin, end, capsys):
+def test_the_table(options, begin, end, capsys, monkeypatch):
+  groups = [['resnet18', 'torchvision/resnet18'], ['timm/resnet18']]
+  monkeypatch.setattr(listing, 'matching', lambda pattern: groups)
   listing.main(['resnet18', '--table', *options])
   header, *rows = capsys.readouterr().out.splitlines()
-  assert header.split('licence')[0].strip('| ').split(' ')[0] == 'model'
-  row = next(row for row in rows if 'resnet18 ' in row)
-  assert row.startswith(begin) and row.endswith(end)
-  # A row for each variant, and the rule of Markdown.
-  assert len(rows) == 3 + len(options)
+  assert header.strip('| ').startswith('model ')
+  # Of Markdown one more, the rule.
+  assert len(rows) == 2 + len(options)
+  own, timms = rows[-2:]
+  assert own.startswith(begin) and own.endswith(end)
+  assert 'timm/resnet18' in timms and "Apache-2.0 (timm's" in timms
 
 
 def test_the_measured_table(capsys, monkeypatch):
