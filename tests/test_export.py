@@ -168,6 +168,7 @@ class TestConfiguration:
       'num_classes': 5,
       'num_features': 1280,
       'label_names': CLASSES,
+      'licences': [],
       'pretrained_cfg': {
         'num_classes': 5,
         'input_size': [3, 64, 64],

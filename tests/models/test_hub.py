@@ -1,12 +1,16 @@
 """Finding weight files by name; nothing here uses the network."""
 
 import hashlib
+import http.server
 import importlib.metadata
 import json
 import pathlib
+import threading
 
 import huggingface_hub
+import numpy as np
 import pytest
+import safetensors.numpy
 from huggingface_hub import errors
 
 from tlkd_jax.models.weights import hub, sources, torch_files
@@ -367,3 +371,149 @@ def test_a_revision_and_a_digest_of_the_hub(revision, tmp_path, monkeypatch):
   path = hub.resolve(name)
   assert hub.companion(name, path, 'config.json') is not None
   assert asked == 2 * [('org/name', revision[1:] or None)]
+
+
+# --- The name that gives the same file again, and what to do by hand ---
+
+
+def test_the_pinned_name_of_a_file(tmp_path):
+  path = tmp_path / 'folder' / 'a.pth'
+  path.parent.mkdir()
+  path.write_bytes(_CONTENT)
+  for name in (str(path), f'{path}#sha256={_SHA256}', str(path.parent)):
+    assert hub.pinned(name, path) == f'folder/a.pth#sha256={_SHA256}'
+  name = 'torchvision:resnet18'
+  assert hub.pinned(name, path) == f'{name}#sha256={_SHA256}'
+
+
+def _answer_of(error: type, message: str) -> Exception:
+  """An error of the hub without the answer that it is made of."""
+  made = error.__new__(error)
+  Exception.__init__(made, message)
+  return made
+
+
+def test_without_a_network_one_error_says_what_to_fetch_and_where_to_put_it(
+  fake_hub,
+):
+  fake_hub.error = errors.LocalEntryNotFoundError('offline')
+  for name, revision in (('timm:net.tag', 'main'), ('timm:net.tag@v2', 'v2')):
+    with pytest.raises(WeightsError) as raised:
+      hub.resolve(name)
+    page = f'https://huggingface.co/timm/net.tag/resolve/{revision}/'
+    for part in (
+      f'{page}model.safetensors ',
+      f'{page}config.json',
+      'model.safetensors.index.json',
+      'one folder and give that folder as the weights',
+    ):
+      assert part in str(raised.value)
+
+
+def test_terms_that_ask_for_consent(fake_hub):
+  fake_hub.error = _answer_of(errors.GatedRepoError, '403 Client Error')
+  with pytest.raises(WeightsError) as raised:
+    hub.resolve('hf-hub:facebook/dinov3@v1')
+  for part in (
+    'asks for consent to its terms',
+    'at https://huggingface.co/facebook/dinov3 ',
+    'hf auth login',
+    'https://huggingface.co/facebook/dinov3/resolve/v1/model.safetensors',
+  ):
+    assert part in str(raised.value)
+
+
+# --- A server that stands for the hub, and the client as it is ---
+
+_COMMIT = 'c' * 40
+
+
+class _Answer(http.server.BaseHTTPRequestHandler):
+  """Files of one repository at one commit, as the hub gives them."""
+
+  files: dict[str, bytes] = {}
+  asked: list[str] = []
+
+  def _head(self) -> bytes:
+    self.asked.append(self.path)
+    place, _, name = self.path.partition(f'/resolve/{_COMMIT}/')
+    content = self.files.get(name) if place == '/org/name' else None
+    self.send_response(404 if content is None else 200)
+    self.send_header('X-Repo-Commit', _COMMIT)
+    if content is None:
+      self.send_header('X-Error-Code', 'EntryNotFound')
+    else:
+      self.send_header('ETag', f'"{hashlib.sha256(content).hexdigest()}"')
+    self.send_header('Content-Length', str(len(content or b'')))
+    self.end_headers()
+    return content or b''
+
+  def do_HEAD(self):
+    self._head()
+
+  def do_GET(self):
+    self.wfile.write(self._head())
+
+  def log_message(self, *_):
+    pass
+
+
+@pytest.fixture
+def standing_in(tmp_path, monkeypatch):
+  """The server of the hub's client, whose cache is empty."""
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Answer) as running:
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    address = f'http://127.0.0.1:{running.server_port}'
+    constants = huggingface_hub.constants
+    template = address + '/{repo_id}/resolve/{revision}/{filename}'
+    monkeypatch.setattr(constants, 'ENDPOINT', address)
+    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(_Answer, 'asked', [])
+    yield
+    running.shutdown()
+
+
+def test_parts_at_a_pinned_revision_from_a_server_and_then_without_it(
+  standing_in, tmp_path, monkeypatch
+):
+  parts = {f'w{i}': np.full(3, i, np.float32) for i in range(2)}
+  files = {
+    f'{name}.safetensors': safetensors.numpy.save({name: value})
+    for name, value in parts.items()
+  }
+  index = {'weight_map': {name: f'{name}.safetensors' for name in parts}}
+  files['model.safetensors.index.json'] = json.dumps(index).encode()
+  files['config.json'] = b'{"architecture": "resnet18"}'
+  files['README.md'] = b'---\nlicense: cc-by-nc-4.0\n---\n'
+  monkeypatch.setattr(_Answer, 'files', files)
+  name = f'hf-hub:org/name@{_COMMIT}'
+  path = hub.resolve(name)
+  read = torch_files.read_state_dict(path)
+  assert {key: value.tolist() for key, value in read.items()} == {
+    key: value.tolist() for key, value in parts.items()
+  }
+  found = sources.find(name, path)
+  assert found.networks == ('timm/resnet18',)
+  assert found.licence == 'cc-by-nc-4.0 (its card)'
+  digest = hashlib.sha256(files['model.safetensors.index.json']).hexdigest()
+  pinned = f'{name}#sha256={digest}'
+  assert hub.pinned(name, path) == pinned
+
+  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+  _Answer.asked.clear()
+  assert hub.resolve(pinned) == path
+  assert sources.find(pinned, path) == found
+  assert _Answer.asked == []
+  path.with_name('w1.safetensors').unlink()
+  with pytest.raises(WeightsError, match='its cache lacks w1.safetensors, whi'):
+    hub.resolve(pinned)
+
+
+def test_a_repository_without_a_card(standing_in, monkeypatch):
+  content = safetensors.numpy.save({'w': np.zeros(1, np.float32)})
+  monkeypatch.setattr(_Answer, 'files', {'model.safetensors': content})
+  name = f'hf-hub:org/name@{_COMMIT}'
+  found = sources.find(name, hub.resolve(name))
+  assert found.licence.startswith('of each repository')

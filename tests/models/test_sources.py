@@ -221,6 +221,69 @@ class TestWhatIsSaid:
     assert (found.mean is None) == (not networks)
 
 
+NC = '---\nlicense: cc-by-nc-4.0\ntags:\n- timm\n---\n# A card\n'
+
+
+class TestLicences:
+  @pytest.mark.parametrize(
+    ('card', 'expected'),
+    [
+      (NC, 'cc-by-nc-4.0'),
+      (NC.replace('\n', '\r\n'), 'cc-by-nc-4.0'),
+      ('---\nlicense: "apache-2.0"  # theirs\n---', 'apache-2.0'),
+      (
+        '---\ntags: [a]\nlicense: other\nlicense_name: dinov3-license\n'
+        'license_link: https://x.org/l\n---\n',
+        'dinov3-license, https://x.org/l',
+      ),
+      ('---\nlicense: Other\n---\n', 'other'),
+      (
+        '---\nlicense:\n- mit\n- apache-2.0\ntags:\n- a\n---\n',
+        'mit, apache-2.0',
+      ),
+      ('---\nlicense: [mit, apache-2.0]\n---\n', 'mit, apache-2.0'),
+      ('---\nlicense: a\u202eb\x1b[2J\n---\n', r'a\u202eb\x1b[2J'),
+      (f'---\nlicense: {999 * "x"}\n---\n', 200 * 'x'),
+    ],
+  )
+  def test_of_a_card(self, card, expected, tmp_path):
+    found = beside(tmp_path, {'README.md': card})
+    assert found.licence == f'{expected} (its card)'
+
+  @pytest.mark.parametrize(
+    'card',
+    [
+      '',
+      '# license: mit\n',
+      'license: mit\n---\n',
+      '---\nlicense: mit\n',
+      '---\ntags:\n  license: mit\n---\n',
+      '---\nlicense:\nother: mit\n---\n',
+      '---\nno_license: mit\n---\n',
+    ],
+  )
+  def test_a_card_that_says_none(self, card, tmp_path):
+    assert beside(tmp_path, {'README.md': card}).licence == ''
+
+  def test_of_timms_configuration(self, tmp_path):
+    said = {**TIMM['pretrained_cfg'], 'license': 'mit'}
+    found = beside(tmp_path, {'config.json': {**TIMM, 'pretrained_cfg': said}})
+    assert found.licence == 'mit (its config.json)'
+    assert found.networks == ('timm/tf_efficientnet_lite0',)
+
+  def test_of_what_the_export_wrote(self, tmp_path):
+    own = {**TIMM, 'licences': ['a: mit', 'b: cc-by-nc-4.0']}
+    files = {'w.safetensors.json': own, 'README.md': NC}
+    assert beside(tmp_path, files).licence == 'a: mit; b: cc-by-nc-4.0'
+
+  def test_by_name_where_no_file_says_it(self, tmp_path):
+    path = tmp_path / 'resnet50-0676ba61.pth'
+    path.touch()
+    found = sources.find('torchvision:resnet50', path)
+    assert found.licence.startswith('BSD-3-Clause')
+    assert found.networks == ('torchvision/resnet50',)
+
+
 # Network that is said, variant that shall have it, the one to choose instead.
 ANOTHER = [
   ('timm/efficientnet_lite0', 'efficientnet_lite0', 'timm/efficientnet_lite0'),

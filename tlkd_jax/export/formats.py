@@ -120,6 +120,7 @@ def configuration(student: Student, name: str) -> dict[str, Any]:
     'num_classes': classes,
     'num_features': _pre_logits(student),
     'label_names': list(description.class_names),
+    'licences': list(description.licences),
     'pretrained_cfg': {
       'num_classes': classes,
       'input_size': [3, size, size],

@@ -52,6 +52,7 @@ class Loaded:
     model_state: its BatchNorm statistics.
     look_alikes: variants that the weights may be of as well; see
       weights.look_alikes.
+    licences: of all weights that went into it, a line each.
   """
 
   network: Network
@@ -59,6 +60,7 @@ class Loaded:
   model_state: Tree
   folds: Tree | None = None
   look_alikes: tuple[str, ...] = ()
+  licences: tuple[str, ...] = ()
 
 
 def make_eval_step(network: Network, mesh: Mesh) -> Callable:

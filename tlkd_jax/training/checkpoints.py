@@ -49,6 +49,7 @@ class Description:
     step: updates before it.
     mean: per channel, of its images in 0..255; () are the variant's own.
     std: likewise.
+    licences: of all weights that went into it, those of its teachers too.
   """
 
   model: str
@@ -63,6 +64,7 @@ class Description:
   step: int
   mean: tuple[float, ...] = ()
   std: tuple[float, ...] = ()
+  licences: tuple[str, ...] = ()
 
   @property
   def look(self) -> Look:

@@ -8,7 +8,7 @@ from absl import logging
 
 from tlkd_jax import data, models
 from tlkd_jax.models.functional import Model
-from tlkd_jax.models.network import Loaded
+from tlkd_jax.models.network import Loaded, Network
 from tlkd_jax.models.weights import hub, loading, look_alikes
 from tlkd_jax.settings import Settings, with_values
 from tlkd_jax.settings.networks import OPEN
@@ -83,6 +83,17 @@ def read(
     head='keep',
     classes=section.classes or None,
     class_names=class_names,
+  )
+
+
+def loaded(network: Network, read: loading.Weights) -> Loaded:
+  """A network with weights that were read for its model."""
+  return Loaded(
+    network,
+    read.params,
+    read.model_state,
+    look_alikes=read.look_alikes,
+    licences=(read.licence,),
   )
 
 

@@ -20,7 +20,11 @@ from tlkd_jax.training.checkpoints import Description
 
 
 def describe(
-  settings: Settings, network: Network, dataset: data.Dataset, step: int
+  settings: Settings,
+  network: Network,
+  dataset: data.Dataset,
+  step: int,
+  licences: tuple[str, ...],
 ) -> Description:
   """What a checkpoint says of its model; the network knows its look."""
   look = network.look
@@ -38,6 +42,7 @@ def describe(
     step=step,
     mean=tuple(network.model.spec.mean),
     std=tuple(network.model.spec.std),
+    licences=licences,
   )
 
 
@@ -64,7 +69,8 @@ def restore(
   network = Network(model, look.image_size, dtype, look)
   order = class_order(run, description, class_names or description.class_names)
   variables = _read(run, model, order)
-  return Loaded(network, *variables, folds.read(run, order))
+  heads = folds.read(run, order)
+  return Loaded(network, *variables, heads, licences=description.licences)
 
 
 def check_finished(run: str) -> None:

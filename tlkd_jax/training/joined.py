@@ -74,11 +74,15 @@ def fit(
     found.append(tuple(jax.device_get(variables)))
   params, model_state, heads = side_by_side.join(single.model, found)
   network = as_one(single, len(parts))
-  description = finished.describe(run.settings, network, run.dataset, 0)
+  description = finished.describe(
+    run.settings, network, run.dataset, 0, run.licences
+  )
   keep_best(run.workdir, params, model_state, description)
   whole = dataclasses.replace(
     run,
-    learners={run.own: Loaded(network, params, model_state)},
+    learners={
+      run.own: Loaded(network, params, model_state, licences=run.licences)
+    },
     eval_step=make_eval_step(network, run.mesh),
   )
   return whole, Spent(0, seconds, round(images)), heads

@@ -187,7 +187,7 @@ def _save_best(run: Run, state: State, number: int, checkpoints) -> None:
   for name, learner in run.learners.items():
     params, model_state = state.learners[name].evaluated()
     description = finished.describe(
-      run.settings, learner.network, run.dataset, number
+      run.settings, learner.network, run.dataset, number, run.licences
     )
     model = {'params': params, 'model_state': model_state}
     other = '' if name == run.own else name

@@ -148,11 +148,14 @@ def load(settings: Settings, name: str, class_names: list[str]) -> Loaded:
   )
   if section.checkpoint and workdirs.is_adopted(settings):
     logging.info('%s: %s, as it is', name, section.checkpoint)
-    return _loaded(settings, name, elsewhere.read(settings, model, class_names))
+    read = elsewhere.read(settings, model, class_names)
+    return elsewhere.loaded(make_network(settings, name, read.model), read)
   if section.checkpoint:
     logging.info('%s: starts from the run %s', place, section.checkpoint)
     model, *variables = finished.read_as(section.checkpoint, model, class_names)
-    return Loaded(make_network(settings, name, model), *variables)
+    network = make_network(settings, name, model)
+    said = checkpoints.read_description(section.checkpoint).licences
+    return Loaded(network, *variables, licences=said)
   key = jax.random.key(seed_of(settings, name))
   if section.weights == 'scratch':
     logging.info('%s: %s from scratch', place, section.name)
@@ -175,14 +178,7 @@ def load(settings: Settings, name: str, class_names: list[str]) -> Loaded:
     classes=section.classes or None,
     class_names=class_names,
   )
-  return _loaded(settings, name, read)
-
-
-def _loaded(settings: Settings, name: str, read: loading.Weights) -> Loaded:
-  network = make_network(settings, name, read.model)
-  return Loaded(
-    network, read.params, read.model_state, look_alikes=read.look_alikes
-  )
+  return elsewhere.loaded(make_network(settings, name, read.model), read)
 
 
 def load_teachers(
@@ -208,7 +204,8 @@ def load_teachers(
       network = make_network(settings, name, model)
       logging.info('%s sees %s, as in %s', name, network.look, run)
       folds = finished.read_folds(run, class_names)
-      found[name] = Loaded(network, params, model_state, folds)
+      said = checkpoints.read_description(run).licences
+      found[name] = Loaded(network, params, model_state, folds, licences=said)
     else:
       description = checkpoints.read_description(run)
       finished.check_finished(run)

@@ -78,7 +78,9 @@ def fit(run: Run) -> dict[str, Any]:
     *(run.own, section.fit, features.shape[1], len(split), said),
   )
   params = with_last_layer(model, loaded.params, dataclasses.asdict(head))
-  description = finished.describe(run.settings, loaded.network, run.dataset, 0)
+  description = finished.describe(
+    run.settings, loaded.network, run.dataset, 0, run.licences
+  )
   keep_best(run.workdir, params, loaded.model_state, description)
   num_images = features.shape[0] * features.shape[1]
   return finish(run, Spent(0, time.monotonic() - begun, num_images))

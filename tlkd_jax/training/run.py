@@ -81,6 +81,13 @@ class Run:
     return next(iter(self.learners))
 
   @property
+  def licences(self) -> tuple[str, ...]:
+    """Of all weights that go into what it learns, each once."""
+    networks = [*self.learners.values(), *self.teachers.values()]
+    lines = (line for loaded in networks for line in loaded.licences)
+    return tuple(dict.fromkeys(lines))
+
+  @property
   def network(self) -> Network:
     """That network."""
     return self.learners[self.own].network

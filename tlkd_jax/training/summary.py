@@ -83,6 +83,7 @@ def finish(
     'images_per_second': progress.images / max(progress.seconds, 1e-9),
     'num_train': int(np.sum(run.dataset.splits['train'].labels >= 0)),
     'num_unlabelled': int(np.sum(run.dataset.splits['train'].labels < 0)),
+    'licences': list(run.licences),
     'skipped_images': run.dataset.skipped,
     'notes': list(run.dataset.notes),
     'data': run.dataset.facts,

@@ -187,6 +187,12 @@ def _fetch_from_hub(name: str) -> pathlib.Path:
       continue
     except hub_errors.EntryNotFoundError:
       continue
+    except hub_errors.GatedRepoError as error:
+      raise WeightsError(
+        f'hf-hub:{name}: who publishes it asks for consent to its terms first: '
+        f'give it at {_page(repository)} and log in with `hf auth login`, or '
+        f'{_by_hand(repository, revision, file_name)}'
+      ) from error
     except hub_errors.HFValidationError as error:
       raise WeightsError(
         f'hf-hub:{name}: no repository name; accepted: organisation/name, '
@@ -205,11 +211,26 @@ def _fetch_from_hub(name: str) -> pathlib.Path:
   if unreachable is not None:
     raise WeightsError(
       f'hf-hub:{name}: the Hugging Face Hub cannot be reached and its cache '
-      f'has none of {", ".join(_HUB_FILES)}; download the file elsewhere and '
-      'give its path'
+      f'has none of {", ".join(_HUB_FILES)}; where there is a network, '
+      f'{_by_hand(repository, revision, _HUB_FILES[0])}'
     ) from unreachable
   raise WeightsError(
     f'hf-hub:{name}: the repository has none of {", ".join(_HUB_FILES)}'
+  )
+
+
+def _page(repository: str) -> str:
+  return f'{huggingface_hub.constants.ENDPOINT}/{repository}'
+
+
+def _by_hand(repository: str, revision: str, file_name: str) -> str:
+  """What to do where the hub's client cannot fetch a repository."""
+  address = f'{_page(repository)}/resolve/{revision or "main"}'
+  return (
+    f'fetch {address}/{file_name} (or the files that its '
+    f'{_HUB_FILES[0]}{folders.INDEX} names, and that) and '
+    f'{address}/config.json, put them into one folder and give that folder '
+    'as the weights'
   )
 
 
@@ -244,8 +265,13 @@ def _fetch_in_parts(
           f'hf-hub:{repository}: the Hugging Face Hub does not give {part}, '
           f'which {index.name} names ({str(error).strip().splitlines()[0]})'
         ) from error
-      if isinstance(path, str):
-        _check_blob(pathlib.Path(path))
+      if not isinstance(path, str):
+        raise WeightsError(
+          f'hf-hub:{repository}: the Hugging Face Hub cannot be reached and '
+          f'its cache lacks {part}, which {index.name} names; where there is a '
+          f'network, {_by_hand(repository, revision or "", _HUB_FILES[0])}'
+        )
+      _check_blob(pathlib.Path(path))
     return index
   return None
 
@@ -265,6 +291,27 @@ def split(weights: str) -> tuple[str, str]:
       'the file that is meant'
     )
   return weights, ''
+
+
+def pinned(weights: str, path: pathlib.Path) -> str:
+  """A name that gives the same weights again, or says that they are others.
+
+  Args:
+    weights: as `resolve` takes it.
+    path: what it gave for them.
+
+  Returns:
+    With the revision of a repository and the sha256 of the file, or of the
+    index of several; a path is cut down to the file and its folder.
+  """
+  place, digest = split(weights)
+  source, colon, name = place.partition(':')
+  if not colon or source not in _SOURCES:
+    place = f'{path.absolute().parent.name}/{path.name}'
+  elif path.parent.parent.name == 'snapshots':
+    # The hub's cache has a folder for each commit.
+    place = f'{source}:{name.partition("@")[0]}@{path.parent.name}'
+  return f'{place}#sha256={digest or _sha256(path)}'
 
 
 def companion(

@@ -40,6 +40,7 @@ class Weights:
     model_state: likewise.
     source: what is known of them.
     look_alikes: variants that they may be of as well, as far as the file goes.
+    licence: under which terms they are, after a name that gives them again.
   """
 
   model: Model
@@ -47,6 +48,7 @@ class Weights:
   model_state: Tree
   source: Source
   look_alikes: tuple[str, ...]
+  licence: str
 
 
 def load(
@@ -114,7 +116,10 @@ def load(
     params = _in_order(
       model, params, path, classes or found.classes, class_names
     )
-  return Weights(model, jax.device_get(params), model_state, found, others)
+  licence = f'{hub.pinned(source, path)}: {found.licence or "not stated"}'
+  logging.info('licence of %s', licence)
+  params = jax.device_get(params)
+  return Weights(model, params, model_state, found, others, licence)
 
 
 def load_weights(

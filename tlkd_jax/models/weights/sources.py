@@ -18,7 +18,7 @@ import numpy as np
 from tlkd_jax.data import transforms
 from tlkd_jax.models import MODELS
 from tlkd_jax.models.layers.branches import FUSED
-from tlkd_jax.models.weights import hub, huggingface, twins
+from tlkd_jax.models.weights import hub, huggingface, licences, twins
 from tlkd_jax.models.weights.torch_records import WeightsError
 
 # preprocessor_config.json has Pillow's numbers.
@@ -59,6 +59,7 @@ class Source:
     image_size: side of the images, in pixels.
     classes: names of the head's classes in its order.
     prepared_by: where mean and std are said.
+    licence: its terms and who says them, '' where nobody does.
   """
 
   said_by: str = ''
@@ -71,6 +72,7 @@ class Source:
   image_size: int | None = None
   classes: tuple[str, ...] | None = None
   prepared_by: str = ''
+  licence: str = ''
 
   @property
   def known(self) -> bool:
@@ -88,6 +90,16 @@ def find(weights: str, path: pathlib.Path) -> Source:
   Raises:
     WeightsError: a file beside them is damaged or contradicts itself.
   """
+  found = _find(weights, path)
+  if found.licence:
+    return found
+  card = hub.companion(weights, path, 'README.md')
+  said = '' if card is None else licences.of_card(card)
+  said = f'{said} (its card)' if said else licences.of_name(weights)
+  return dataclasses.replace(found, licence=said)
+
+
+def _find(weights: str, path: pathlib.Path) -> Source:
   own = path.with_name(f'{path.name}.json')
   if own.is_file():
     found = _of_file(own)
@@ -212,7 +224,18 @@ def _of_timm(path: str, content: dict[str, Any]) -> Source:
     image_size=None if size is None else int(size[-1]),
     classes=_classes(content.get('label_names') or values.get('label_names')),
     prepared_by=path if mean and std else '',
+    licence=_said_licence(content),
   )
+
+
+def _said_licence(content: dict[str, Any]) -> str:
+  """Of a file that our export wrote all that went into it, else timm's."""
+  lines = content.get('licences')
+  if isinstance(lines, list):
+    return '; '.join(map(str, lines))
+  values = content.get('pretrained_cfg') or content
+  said = values.get('license')
+  return f'{said} (its config.json)' if isinstance(said, str) and said else ''
 
 
 def _of_transformers(path: str, content: dict[str, Any]) -> Source:
