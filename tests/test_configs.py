@@ -109,7 +109,7 @@ def test_study_of_the_grid():
   arms = study.get_config('arms=grid').study.arms
   assert len(arms) == 18
   assert arms['kd_T4_w0_5'].changes.distillation.soft_weight == 0.5
-  with pytest.raises(ValueError, match="'gird'; accepted: all, teachers, tune"):
+  with pytest.raises(ValueError, match="'gird'; accepted: all, teachers, smoo"):
     study.get_config('arms=gird')
 
 

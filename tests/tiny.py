@@ -6,13 +6,10 @@ these models beside the package's own.
 
 import contextlib
 import dataclasses
-import functools
 
 from tlkd_jax import models, settings
 from tlkd_jax.models.families import inverted, vit, vit_keys
 from tlkd_jax.models.families.inverted import Design, Row
-from tlkd_jax.models.layers.convolutions import lax_convolutions
-from tlkd_jax.models.spec import ModelSpec
 from tlkd_jax.runtime import interrupts
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.training import loop
@@ -34,27 +31,17 @@ def _design(width: int) -> Design:
   )
 
 
-class Tiny(inverted.InvertedResidualNet):
-  """Each convolution is one operation, whatever the backend.
-
-  The forms for CPU, which tests/models/ tests, take a fifth of the time to
-  compile a step.
-  """
-
-  def __call__(self, x, mode):
-    with lax_convolutions():
-      return super().__call__(x, mode)
-
-
-def _spec(width: int, **fields) -> ModelSpec:
-  design = _design(width)
-  spec = inverted.spec(design, inverted.timm_modules, image_size=32, **fields)
-  return dataclasses.replace(spec, build=functools.partial(Tiny, design))
-
-
 SPECS = {
-  'tiny': _spec(8, mean=(127.0,) * 3, std=(128.0,) * 3),
-  'tiny_teacher': _spec(16),
+  'tiny': inverted.spec(
+    _design(8),
+    inverted.timm_modules,
+    image_size=32,
+    mean=(127.0,) * 3,
+    std=(128.0,) * 3,
+  ),
+  'tiny_teacher': inverted.spec(
+    _design(16), inverted.timm_modules, image_size=32
+  ),
   # A grid of 4 x 4 patches, without and with a distillation token.
   'tiny_vit': vit_keys.spec(vit.Design(8, 2, depth=4, patch=4, image_size=16)),
   'tiny_deit': vit_keys.spec(

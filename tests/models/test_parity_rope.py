@@ -278,7 +278,7 @@ def test_a_file_without_a_head_is_loaded_and_the_log_says_so(
   )
   with caplog.at_level('INFO'):
     got = loading.load(model, str(path), jax.random.key(0))
-  assert 'has no head: one is made' in caplog.text
+  assert 'it has no head, one is made' in caplog.text
   assert not np.any(got.params['head']['kernel'])
   np.testing.assert_array_equal(got.params['registers'], params['registers'])
   with pytest.raises(ValueError, match='no head to keep; head "new" makes'):
