@@ -52,15 +52,27 @@ STAGES = {
   ],
   'torchvision__vgg11_bn@96x72': [f'features.{i}' for i in (3, 7, 14, 21, 28)],
 }
-# One of each structure.
+# Of each structure a smaller one is compared in every run.
+MORE_OF_A_STRUCTURE = {
+  'efficientnet_lite_pytorch__efficientnet-lite2',
+  'timm__resnet50',
+  'torchvision__efficientnet_v2_s',
+  'torchvision__resnet34',
+}
+# One of each structure; in every run the first and the last.
 FLOAT32 = [
   'efficientnet_lite_pytorch__efficientnet-lite0',
-  'timm__mobilenetv3_large_100',
-  'timm__regnety_004',
-  'timm__tf_efficientnetv2_b0',
-  'torchvision__densenet121',
-  'torchvision__efficientnet_b0',
-  'torchvision__mobilenet_v2',
+  *(
+    pytest.param(fixture, marks=pytest.mark.slow)
+    for fixture in (
+      'timm__mobilenetv3_large_100',
+      'timm__regnety_004',
+      'timm__tf_efficientnetv2_b0',
+      'torchvision__densenet121',
+      'torchvision__efficientnet_b0',
+      'torchvision__mobilenet_v2',
+    )
+  ),
   'torchvision__resnet18',
 ]
 
@@ -68,7 +80,16 @@ FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'parity'
 
 
 # Module scope keeps the tests of one fixture together, which then load it once.
-@pytest.fixture(params=CASES, scope='module')
+@pytest.fixture(
+  params=[
+    pytest.param(
+      fixture,
+      marks=[pytest.mark.slow] * (fixture in MORE_OF_A_STRUCTURE),
+    )
+    for fixture in CASES
+  ],
+  scope='module',
+)
 def case(request) -> tuple[str, pathlib.Path]:
   return CASES[request.param], FIXTURES / f'{request.param}.npz'
 
