@@ -185,11 +185,7 @@ class EfficientViT(nnx.Module):
 
   def __call__(self, x: Array, mode: Mode) -> dict:
     x = self.start(self.stem(x, mode), mode)
-    features = {}
-    for i, stage in enumerate(self.stages):
-      for block in stage:
-        x = layers.run_block(block, x, mode)
-      features[f'stage{i + 1}'] = x
+    x, features = layers.run_stages(self.stages, x, mode)
     pooled = self.norm(self.hidden(self.neck(x, mode).mean((1, 2))))
     pooled = layers.ACTIVATIONS[_ACTIVATION](pooled)
     logits = self.head(layers.dropout(pooled, self.dropout, mode))

@@ -118,11 +118,7 @@ class LCNet(nnx.Module):
 
   def __call__(self, x: Array, mode: Mode) -> dict:
     x = self.stem(x, mode)
-    features = {}
-    for i, stage in enumerate(self.blocks):
-      for block in stage:
-        x = layers.run_block(block, x, mode)
-      features[f'stage{i + 1}'] = x
+    x, features = layers.run_stages(self.blocks, x, mode)
     pooled = self.hidden(x.mean((1, 2)))
     pooled = layers.ACTIVATIONS['hard_swish'](pooled)
     logits = self.head(layers.dropout(pooled, self.dropout, mode))

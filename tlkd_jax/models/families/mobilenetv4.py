@@ -263,11 +263,7 @@ class MobileNetV4(nnx.Module):
 
   def __call__(self, x: Array, mode: Mode) -> dict:
     x = self.stem(x, mode)
-    features = {}
-    for i, stage in enumerate(self.blocks):
-      for block in stage:
-        x = layers.run_block(block, x, mode)
-      features[f'stage{i + 1}'] = x
+    x, features = layers.run_stages(self.blocks, x, mode)
     pooled = self.neck(x, mode).mean((1, 2), keepdims=True)
     pooled = self.hidden(pooled, mode)[:, 0, 0]
     logits = self.head(layers.dropout(pooled, self.dropout, mode))

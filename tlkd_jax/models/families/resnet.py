@@ -162,11 +162,7 @@ class ResNet(nnx.Module):
     for conv in self.stem:
       x = conv(x, mode)
     x = pooling.max_pool(x, 3, 2, 1)
-    features = {}
-    for i, stage in enumerate(self.stages):
-      for block in stage:
-        x = layers.run_block(block, x, mode)
-      features[f'stage{i + 1}'] = x
+    x, features = layers.run_stages(self.stages, x, mode)
     pooled = x.mean((1, 2))
     logits = self.head(layers.dropout(pooled, self.dropout, mode))
     return {'logits': logits, 'pre_logits': pooled, 'features': features}

@@ -157,11 +157,7 @@ class ResNetV2(nnx.Module):
       )
     else:
       x = pooling.max_pool(x, 3, 2, 1)
-    features = {}
-    for i, stage in enumerate(self.stages):
-      for block in stage:
-        x = layers.run_block(block, x, mode)
-      features[f'stage{i + 1}'] = x
+    x, features = layers.run_stages(self.stages, x, mode)
     pooled = jax.nn.relu(self.norm(x, mode)).mean((1, 2))
     logits = self.head(layers.dropout(pooled, self.dropout, mode))
     return {'logits': logits, 'pre_logits': pooled, 'features': features}

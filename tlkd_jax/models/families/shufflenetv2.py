@@ -101,11 +101,7 @@ class ShuffleNetV2(nnx.Module):
 
   def __call__(self, x: Array, mode: Mode) -> dict:
     x = pooling.max_pool(self.stem(x, mode), 3, 2, 1)
-    features = {}
-    for i, stage in enumerate(self.stages):
-      for block in stage:
-        x = layers.run_block(block, x, mode)
-      features[f'stage{i + 1}'] = x
+    x, features = layers.run_stages(self.stages, x, mode)
     pooled = self.neck(x, mode).mean((1, 2))
     logits = self.head(layers.dropout(pooled, self.dropout, mode))
     return {'logits': logits, 'pre_logits': pooled, 'features': features}

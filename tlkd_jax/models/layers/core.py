@@ -68,6 +68,27 @@ def run_block(block: nnx.Module, x: Array, mode: Mode, *others) -> Array:
   return forward(block, x, mode.rngs, *others)
 
 
+def run_stages(
+  stages: nnx.List, x: Array, mode: Mode
+) -> tuple[Array, dict[str, Array]]:
+  """Runs blocks one after the other.
+
+  Args:
+    stages: lists of blocks.
+    x: [B, H, W, C].
+    mode: of the call.
+
+  Returns:
+    (the last map, {'stage1': the map that the first stage ends with, ...}).
+  """
+  features = {}
+  for number, blocks in enumerate(stages, 1):
+    for block in blocks:
+      x = run_block(block, x, mode)
+    features[f'stage{number}'] = x
+  return x, features
+
+
 @jax.custom_jvp
 def relu6(x: Array) -> Array:
   """min(max(x, 0), 6), with gradient 0 at both bends, as torch.
