@@ -5,9 +5,8 @@ import math
 from typing import NamedTuple
 
 from tlkd_jax.advice.choosing import Choice
-from tlkd_jax.answer.conclusions import Conclusion
+from tlkd_jax.answer.conclusions import Conclusion, Rival
 from tlkd_jax.answer.decision import EQUAL, HELPS, UNKNOWN
-from tlkd_jax.answer.effects import Effect
 from tlkd_jax.answer.words import points
 from tlkd_jax.evaluation.sequential import FIRST_LOOK
 from tlkd_jax.runtime.texts import duration
@@ -53,8 +52,10 @@ def use_teacher(grounds: Grounds) -> bool:
   """Whether the advice is a teacher: it helps, and its time alone does less."""
   if grounds.conclusion.decision.verdict != HELPS:
     return False
-  rival = _rival(grounds.conclusion)
-  return rival is None or rival.test['mean_difference'] > 0
+  rival = _cost_matched(grounds.conclusion)
+  if rival is None or not rival.treatment_against.seeds:
+    return True
+  return rival.treatment_against.test['mean_difference'] > 0
 
 
 def num_steps(grounds: Grounds) -> int:
@@ -97,9 +98,9 @@ def _use(grounds: Grounds) -> str:
 
 
 def _its_time(grounds: Grounds) -> str:
-  choice = grounds.choice
-  against = _longer(grounds.conclusion)
-  assert against is not None
+  choice, rival = grounds.choice, _cost_matched(grounds.conclusion)
+  assert rival is not None
+  against = rival.against_reference
   return (
     f'Do not use a teacher but its time: TL+KD helps ({_found(grounds)}), and '
     f'without a teacher as much computation gains '
@@ -198,21 +199,22 @@ def _model(text: str) -> str:
 
 def _gain_of_steps(grounds: Grounds) -> dict[str, float] | None:
   """TL at TL+KD's cost minus TL, where its 95 % interval is above zero."""
-  longer = _longer(grounds.conclusion)
-  if longer is None or math.isnan(grounds.steps) or len(longer.seeds) < 2:
+  rival = _cost_matched(grounds.conclusion)
+  if rival is None or math.isnan(grounds.steps):
     return None
-  return longer.test if longer.test['ci_low'] > 0 else None
+  longer = rival.against_reference
+  if len(longer.seeds) < 2 or longer.test['ci_low'] <= 0:
+    return None
+  return longer.test
 
 
-def _longer(conclusion: Conclusion) -> Effect | None:
-  """TL at TL+KD's cost minus TL, where it ran."""
-  found = (one.against_reference for one in conclusion.rivals)
-  return next((one for one in found if one.arm == COST_MATCHED), None)
-
-
-def _rival(conclusion: Conclusion) -> Effect | None:
-  """TL+KD minus TL at its cost, where both ran."""
-  for one in conclusion.rivals:
-    if one.treatment_against.reference == COST_MATCHED:
-      return one.treatment_against if one.treatment_against.seeds else None
-  return None
+def _cost_matched(conclusion: Conclusion) -> Rival | None:
+  """TL at TL+KD's cost, where it is an arm."""
+  return next(
+    (
+      one
+      for one in conclusion.rivals
+      if one.against_reference.arm == COST_MATCHED
+    ),
+    None,
+  )
