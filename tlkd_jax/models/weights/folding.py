@@ -17,6 +17,7 @@ from flax import nnx
 from tlkd_jax.models import create_model, fused_name
 from tlkd_jax.models.families import densenet, resnetv2, vgg
 from tlkd_jax.models.functional import Array, Model, Tree, to_functional
+from tlkd_jax.models.layers import branches
 from tlkd_jax.models.layers import core as layers
 from tlkd_jax.models.layers.branches import Branched
 from tlkd_jax.models.weights.loading import with_preprocessing
@@ -70,14 +71,12 @@ def fuse(
 
 def _fuse(flat: Tree, path: str, module: Branched):
   """Fuses what is below a path, in place and in float64."""
-  names = [name for name in flat if name.startswith(f'{path}.')]
-  arrays = {name: np.asarray(flat.pop(name)) for name in names}
+  arrays = {k: np.asarray(v) for k, v in branches.below(flat, path).items()}
+  for name in arrays:
+    del flat[f'{path}.{name}']
   dtype = np.result_type(*arrays.values())
-  below = {
-    name.removeprefix(f'{path}.'): value.astype(np.float64)
-    for name, value in arrays.items()
-  }
-  for name, value in module.fuse(below).items():
+  wide = {name: value.astype(np.float64) for name, value in arrays.items()}
+  for name, value in module.fuse(wide).items():
     flat[f'{path}.{name}'] = value.astype(dtype)
 
 
