@@ -177,6 +177,12 @@ class Settings:
     return fits.get(self.arm, 'finetuned')
 
   @property
+  def is_taught(self) -> bool:
+    """Whether the command has a teacher: TL too, for a stage without labels."""
+    stage = self.arm == 'tl' and self.distillation.pretrain_steps > 0
+    return self.arm in ('kd', 'compare') or stage
+
+  @property
   def seed_of_draws(self) -> int:
     """Of order, augmentation, dropout and heads; subsets follow `seed` itself.
 

@@ -119,7 +119,7 @@ def _teacher_fit(settings: Settings, smallest: int | None) -> str:
   teacher, guides = settings.teacher, settings.distillation
   if teacher.fit != OPEN:
     return teacher.fit
-  first = _fits_teacher(settings) or settings.cost_matched
+  first = settings.is_taught or settings.cost_matched
   if (
     not first
     or guides.mutual
@@ -137,12 +137,6 @@ def _teacher_fit(settings: Settings, smallest: int | None) -> str:
   return 'probed' if smallest >= teacher.probe_folds else 'finetuned'
 
 
-def _fits_teacher(settings: Settings) -> bool:
-  """Whether a command has a teacher, of TL for a stage without labels."""
-  stage = settings.arm == 'tl' and settings.distillation.pretrain_steps > 0
-  return settings.arm in ('kd', 'compare') or stage
-
-
 def _teacher_side(settings: Settings, fit: str) -> int:
   """Side of a teacher's images; 0 for the student's or its own run's.
 
@@ -151,7 +145,7 @@ def _teacher_side(settings: Settings, fit: str) -> int:
   """
   teacher, guides = settings.teacher, settings.distillation
   spec = models.MODELS[teacher.name]
-  fitted = settings.arm == 'teacher' or _fits_teacher(settings)
+  fitted = settings.arm == 'teacher' or settings.is_taught
   fitted = fitted and not teacher.checkpoint
   own_views = not guides.mutual and guides.self_training == 'none'
   if teacher.image_size or not fitted or not own_views:

@@ -94,8 +94,7 @@ def looks(settings: Settings) -> tuple[Look, ...]:
   Raises:
     FileNotFoundError, ValueError: as `look`.
   """
-  stage = settings.arm == 'tl' and settings.distillation.pretrain_steps
-  if settings.arm == 'compare' or stage:
+  if settings.is_taught and settings.arm != 'kd':
     settings = with_values(settings, {'arm': 'kd', 'student.fit': 'finetuned'})
   names = [*learner_names(settings), *teacher_runs(settings)]
   if settings.arm == 'kd' and 'peer' not in names:
