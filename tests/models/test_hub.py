@@ -105,7 +105,7 @@ def server(tmp_path, monkeypatch) -> pathlib.Path:
   name = f'tiny-{hashlib.sha256(content).hexdigest()[:8]}.pth'
   (folder / name).write_bytes(content)
   monkeypatch.setattr(hub, '_TORCHVISION_URL', folder.as_uri() + '/')
-  monkeypatch.setitem(hub._TORCHVISION_FILES, 'tiny', name)
+  monkeypatch.setitem(hub.TORCHVISION_FILES, 'tiny', name)
   return folder / name
 
 
@@ -140,11 +140,11 @@ def test_torchvision_without_a_network(cache):
 
 
 def test_every_torchvision_name_carries_its_checksum():
-  for name in hub._TORCHVISION_FILES.values():
+  for name in hub.TORCHVISION_FILES.values():
     stem, _, prefix = name.removesuffix('.pth').rpartition('-')
     digits = 10 if stem in ('shufflenetv2_x0.5', 'shufflenetv2_x1') else 8
     assert stem and len(prefix) == digits and int(prefix, 16) >= 0
-  values = list(hub._TORCHVISION_FILES.values())
+  values = list(hub.TORCHVISION_FILES.values())
   assert len(set(values)) == len(values)
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from tests.models import parity
 from tests.models.test_key_aliases import values
 from tlkd_jax import models
-from tlkd_jax.models.families import rotary_vit, swin
+from tlkd_jax.models.families import rotary_vit, swin, swin_variants
 from tlkd_jax.models.layers import rotary, windows
 from tlkd_jax.models.weights import aliases, loading, pretrained, torch_files
 
@@ -55,7 +55,7 @@ SIZES = {
   'timm__swin_tiny_patch4_window7_224@272x96': (
     'timm/swin_tiny_patch4_window7_224'
   ),
-  'timm__swin_tiny_patch4_window7_224@96x72_img_size': swin.spec(
+  'timm__swin_tiny_patch4_window7_224@96x72_img_size': swin_variants.spec(
     _SMALL, image_size=96
   ),
   'torchvision__swin_t@272x96': 'torchvision/swin_t',

@@ -22,7 +22,7 @@ from tlkd_jax.models.families import (
   mixer,
   mobilenetv2,
   mobilenetv3,
-  mobilenetv4,
+  mobilenetv4_variants,
   mobileone,
   regnet,
   repvit,
@@ -31,7 +31,7 @@ from tlkd_jax.models.families import (
   shufflenetv2,
   siglip,
   squeezenet,
-  swin,
+  swin_variants,
   vgg,
   vit_variants,
 )
@@ -44,7 +44,7 @@ _NAMED: dict[str, ModelSpec] = {
   **efficientnet.VARIANTS,
   **mobilenetv2.VARIANTS,
   **mobilenetv3.VARIANTS,
-  **mobilenetv4.VARIANTS,
+  **mobilenetv4_variants.VARIANTS,
   **ghostnetv2.VARIANTS,
   **lcnet.VARIANTS,
   **efficientvit.VARIANTS,
@@ -66,7 +66,7 @@ _NAMED: dict[str, ModelSpec] = {
   **fastvit.VARIANTS,
   **eva02.VARIANTS,
   **dinov3.VARIANTS,
-  **swin.VARIANTS,
+  **swin_variants.VARIANTS,
 }
 
 

@@ -24,6 +24,7 @@ from huggingface_hub import errors as hub_errors
 
 from tlkd_jax.models.weights import folders
 from tlkd_jax.models.weights.torch_records import WeightsError
+from tlkd_jax.models.weights.torchvision_files import TORCHVISION_FILES
 from tlkd_jax.runtime.atomic import replacing
 from tlkd_jax.runtime.errors import nearest, unknown_name
 
@@ -34,52 +35,6 @@ _LITE_FILES = {
 }
 
 _TORCHVISION_URL = 'https://download.pytorch.org/models/'
-# A bare name is torchvision's IMAGENET1K_V1, the original recipe; `.v2` its
-# IMAGENET1K_V2. From the `url` of torchvision's weight enumerations.
-_TORCHVISION_FILES = {
-  'resnet18': 'resnet18-f37072fd.pth',
-  'resnet34': 'resnet34-b627a593.pth',
-  'resnet50': 'resnet50-0676ba61.pth',
-  'resnet50.v2': 'resnet50-11ad3fa6.pth',
-  'resnet101': 'resnet101-63fe2227.pth',
-  'resnet101.v2': 'resnet101-cd907fc2.pth',
-  'resnet152': 'resnet152-394f9c45.pth',
-  'resnet152.v2': 'resnet152-f82ba261.pth',
-  'resnext50_32x4d': 'resnext50_32x4d-7cdf4587.pth',
-  'resnext50_32x4d.v2': 'resnext50_32x4d-1a0047aa.pth',
-  'wide_resnet50_2': 'wide_resnet50_2-95faca4d.pth',
-  'wide_resnet50_2.v2': 'wide_resnet50_2-9ba9bcbe.pth',
-  'mobilenet_v2': 'mobilenet_v2-b0353104.pth',
-  'mobilenet_v2.v2': 'mobilenet_v2-7ebf99e0.pth',
-  'mobilenet_v3_small': 'mobilenet_v3_small-047dcff4.pth',
-  'mobilenet_v3_large': 'mobilenet_v3_large-8738ca79.pth',
-  'mobilenet_v3_large.v2': 'mobilenet_v3_large-5c1a4163.pth',
-  'efficientnet_b0': 'efficientnet_b0_rwightman-7f5810bc.pth',
-  'efficientnet_b1': 'efficientnet_b1_rwightman-bac287d4.pth',
-  'efficientnet_b1.v2': 'efficientnet_b1-c27df63c.pth',
-  'efficientnet_b2': 'efficientnet_b2_rwightman-c35c1473.pth',
-  'efficientnet_b3': 'efficientnet_b3_rwightman-b3899882.pth',
-  'efficientnet_b4': 'efficientnet_b4_rwightman-23ab8bcd.pth',
-  'efficientnet_v2_s': 'efficientnet_v2_s-dd5fe13b.pth',
-  'convnext_tiny': 'convnext_tiny-983f1562.pth',
-  'convnext_small': 'convnext_small-0c510722.pth',
-  'convnext_base': 'convnext_base-6075fbad.pth',
-  'convnext_large': 'convnext_large-ea097f82.pth',
-  'swin_t': 'swin_t-704ceda3.pth',
-  'swin_s': 'swin_s-5e29d889.pth',
-  'swin_b': 'swin_b-68c6b09e.pth',
-  'vit_b_16': 'vit_b_16-c867db91.pth',
-  'regnet_y_400mf': 'regnet_y_400mf-c65dace8.pth',
-  'regnet_y_400mf.v2': 'regnet_y_400mf-e6988f5f.pth',
-  'densenet121': 'densenet121-a639ec97.pth',
-  'vgg11_bn': 'vgg11_bn-6002323d.pth',
-  'shufflenet_v2_x0_5': 'shufflenetv2_x0.5-f707e7126e.pth',
-  'shufflenet_v2_x1_0': 'shufflenetv2_x1-5666bf0f80.pth',
-  'shufflenet_v2_x1_5': 'shufflenetv2_x1_5-3c479a10.pth',
-  'shufflenet_v2_x2_0': 'shufflenetv2_x2_0-8be3c8ee.pth',
-  'squeezenet1_0': 'squeezenet1_0-b66bff10.pth',
-  'squeezenet1_1': 'squeezenet1_1-b8a52dc0.pth',
-}
 
 _DIGEST = re.compile('(.+)#sha256=([0-9a-fA-F]{64})')
 _HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
@@ -151,7 +106,7 @@ def _fetch(url: str, path: pathlib.Path) -> str:
 
 
 def _fetch_torchvision(name: str) -> pathlib.Path:
-  file_name = _lookup(name, _TORCHVISION_FILES, 'torchvision')
+  file_name = _lookup(name, TORCHVISION_FILES, 'torchvision')
   path = _cache_folder() / file_name
   if path.is_file():
     _check_prefix(path, _sha256(path), file_name)
