@@ -14,7 +14,7 @@ naming the folder of trashnet.zip, for the corruptions a Python that has
 `imagecorruptions` (`--reference-python`) and for the allocators tcmalloc
 (`libtcmalloc-minimal4`); an entry whose needs are missing is recorded as
 failed, the others run. The expected seconds on two idle cores are beside each
-entry below, 80 minutes in all. `--only families` and
+entry below, 86 minutes in all. `--only families` and
 `--only end_to_end_preloaded` are two more entries.
 """
 
@@ -72,7 +72,7 @@ ENTRIES = {
   'allocators': Entry(
     'allocators', 'allocators --image-size 64 --steps 10', 240
   ),
-  'startup': Entry('startup', 'startup --rounds 1', 100),
+  'startup': Entry('startup --whole', 'startup --rounds 1', 480),
   'convolutions': Entry('convolutions', 'convolutions --repeats 3', 230),
   'input_pipeline': Entry(
     'input_pipeline', 'input_pipeline --jpegs 1000 --small 5000', 240
@@ -150,7 +150,15 @@ TARGETS = [
     )
     for size in (64, 128)
   ),
-  Target('warm start to first step, s', 'startup', {}, 'warm_seconds', 12.0),
+  *(
+    Target(what, 'startup', {'config': config}, f'{kind}_seconds', limit)
+    for what, config, kind, limit in (
+      ('TL, warm, to its first step, s', 'configs/tl.py', 'warm', 6.0),
+      ('TL, cold, to its first step, s', 'configs/tl.py', 'cold', 15.0),
+      ('TL+KD, smoke, cold, whole, s', 'configs/kd.py:smoke', 'cold', 30.0),
+      ('quick start, cold, whole, s', 'configs/compare.py', 'cold', 150.0),
+    )
+  ),
   *(
     Target(
       f'batches / what a step consumes, {size} px',

@@ -107,11 +107,18 @@ def allocators(rows: list[dict]) -> str:
 
 
 def startup(rows: list[dict]) -> str:
-  """Seconds from the command to the end of the first step."""
+  """Seconds from the command to its first step or its end."""
+  heads = ['configuration', 'until', 'cold, s', 'warm, s']
+  heads += ['of the processor: cold, s', 'warm, s']
+  fields = ('cold', 'warm', 'cold_cpu', 'warm_cpu')
   return table(
-    ['configuration', 'cold, s', 'warm, s'],
+    heads,
     [
-      [row['config'], row['cold_seconds'], spread(row, 'warm', 'seconds', 1)]
+      [
+        row['config'],
+        row['until'],
+        *(spread(row, field, 'seconds', 1) for field in fields),
+      ]
       for row in rows
     ],
   )

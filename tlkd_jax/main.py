@@ -90,13 +90,14 @@ def _start_and_run() -> None:
 
 
 def _run() -> None:
-  from tlkd_jax import arms, evaluating, inference, protocols
-  from tlkd_jax.report import closing
   from tlkd_jax.runtime import sharding
-  from tlkd_jax.settings import from_config, with_values
 
   mesh = sharding.make_mesh()
   if _MODE.value == 'train':
+    from tlkd_jax import arms, protocols
+    from tlkd_jax.report import closing
+    from tlkd_jax.settings import from_config, with_values
+
     with as_user_errors():
       settings = from_config(_CONFIG.value)
       if _COMPARE.value:
@@ -106,6 +107,8 @@ def _run() -> None:
     if sharding.is_lead():
       print(closing.table(summaries, protocols.folders(settings, workdir)))
   elif _MODE.value == 'evaluate':
+    from tlkd_jax import evaluating
+
     table = evaluating.evaluate_run(
       _CHECKPOINT.value,
       mesh,
@@ -117,6 +120,8 @@ def _run() -> None:
     if sharding.is_lead():
       print(table)
   else:
+    from tlkd_jax import inference
+
     inference.predict_images(
       _CHECKPOINT.value, _INPUT.value, _OUTPUT.value, mesh
     )

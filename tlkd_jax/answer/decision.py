@@ -20,7 +20,7 @@ import math
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from tlkd_jax.answer.hits import OverImages
 from tlkd_jax.answer.plan import POWER, Plan
@@ -169,8 +169,14 @@ def _widths(
   small, large = np.sqrt(low + least.images), np.sqrt(high + most.images)
   outer, inner = levels(count, plan)
   return (
-    Halves(stats.t.isf(outer, many) * small, stats.t.isf(inner, many) * small),
-    Halves(stats.t.isf(outer, few) * large, stats.t.isf(inner, few) * large),
+    Halves(
+      scipy.stats.t.isf(outer, many) * small,
+      scipy.stats.t.isf(inner, many) * small,
+    ),
+    Halves(
+      scipy.stats.t.isf(outer, few) * large,
+      scipy.stats.t.isf(inner, few) * large,
+    ),
   )
 
 
@@ -230,7 +236,7 @@ def _survives(
 
 def _floor(parts: Parts) -> float:
   """Half of the 95 % interval over images alone."""
-  return float(stats.norm.isf(ALPHA / 2) * math.sqrt(parts.images))
+  return float(scipy.stats.norm.isf(ALPHA / 2) * math.sqrt(parts.images))
 
 
 def _more(
@@ -263,11 +269,12 @@ def _more(
   )
   error, size = np.sqrt(total), abs(mean)
   with np.errstate(divide='ignore', invalid='ignore'):
-    apart = stats.t.sf(
-      stats.t.isf(outer[shape - FIRST_LOOK], freedom) - size / error, freedom
+    apart = scipy.stats.t.sf(
+      scipy.stats.t.isf(outer[shape - FIRST_LOOK], freedom) - size / error,
+      freedom,
     )
-    cut = stats.t.isf(inner[shape - FIRST_LOOK], freedom)
-    equal = stats.t.cdf((plan.margin - size) / error - cut, freedom)
-    equal -= stats.t.cdf(cut - (plan.margin + size) / error, freedom)
+    cut = scipy.stats.t.isf(inner[shape - FIRST_LOOK], freedom)
+    equal = scipy.stats.t.cdf((plan.margin - size) / error - cut, freedom)
+    equal -= scipy.stats.t.cdf(cut - (plan.margin + size) / error, freedom)
   enough = np.flatnonzero(np.maximum(apart, equal) >= POWER)
   return int(totals[enough[0]]) - count if enough.size else None

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from tlkd_jax.answer import hits
 from tlkd_jax.answer import rows as runs
@@ -286,7 +286,7 @@ def _over_both(effect: Effect, over: hits.OverImages | None) -> OverBoth | None:
 
 def _half(variance: float, count: int, parts: Parts) -> float:
   freedom = crossed.freedom(variance, count - 1, parts.images, parts.freedom)
-  quantile = stats.t.isf(ALPHA / 2, freedom)
+  quantile = scipy.stats.t.isf(ALPHA / 2, freedom)
   return float(quantile * (variance + parts.images) ** 0.5)
 
 

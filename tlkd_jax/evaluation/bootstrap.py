@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse
+import scipy
 
 from tlkd_jax.evaluation import metrics, predictions, reliability, selective
 

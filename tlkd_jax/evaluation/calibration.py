@@ -4,7 +4,7 @@ Calibration errors and reliability diagrams are in `reliability`.
 """
 
 import numpy as np
-from scipy import optimize
+import scipy
 
 from tlkd_jax.evaluation import metrics, predictions, reliability
 
@@ -60,7 +60,7 @@ def fit_temperature(logits, labels) -> float:
     return MIN_TEMPERATURE
   if slope(high) >= 0:
     return MAX_TEMPERATURE
-  return float(np.exp(optimize.brentq(slope, low, high, xtol=1e-12)))
+  return float(np.exp(scipy.optimize.brentq(slope, low, high, xtol=1e-12)))
 
 
 def temperature_scaling(val_logits, val_labels, logits, labels) -> dict:

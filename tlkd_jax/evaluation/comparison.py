@@ -7,7 +7,7 @@ x - y, a correction is an error of y that x gets right, damage the reverse.
 from collections.abc import Iterable
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from tlkd_jax.evaluation import bootstrap, metrics, predictions
 
@@ -40,8 +40,8 @@ def mcnemar(x_correct, y_correct) -> dict:
   only_x = int((x_correct & ~y_correct).sum())
   only_y = int((~x_correct & y_correct).sum())
   fewer, discordant = min(only_x, only_y), only_x + only_y
-  tail = 2 * stats.binom.cdf(fewer, discordant, 0.5)
-  observed = stats.binom.pmf(fewer, discordant, 0.5)
+  tail = 2 * scipy.stats.binom.cdf(fewer, discordant, 0.5)
+  observed = scipy.stats.binom.pmf(fewer, discordant, 0.5)
   p_exact, p_mid = min(1.0, float(tail)), min(1.0, float(tail - observed))
   exact = discordant < MIN_DISCORDANT
   return {

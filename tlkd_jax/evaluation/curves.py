@@ -1,7 +1,7 @@
 """Does a gap grow with severity?"""
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from tlkd_jax.evaluation import statistics
 
@@ -52,8 +52,8 @@ def severity_slope(severities, gaps, level: float = 0.95) -> dict[str, float]:
     return {'slope': slope, 'low': nan, 'high': nan, 'p': nan}
   residuals = gaps[0] - gaps[0].mean() - slope * centred
   error = np.sqrt((residuals**2).sum() / freedom / (centred @ centred))
-  half = float(stats.t.ppf(0.5 + level / 2, freedom) * error)
+  half = float(scipy.stats.t.ppf(0.5 + level / 2, freedom) * error)
   p = float('nan')
   if error > 1e-12 * np.abs(gaps).max():
-    p = float(2 * stats.t.sf(abs(slope) / error, freedom))
+    p = float(2 * scipy.stats.t.sf(abs(slope) / error, freedom))
   return {'slope': slope, 'low': slope - half, 'high': slope + half, 'p': p}

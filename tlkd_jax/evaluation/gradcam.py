@@ -18,8 +18,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax.extend import core
-from scipy import stats
 
 Array = jax.Array
 # What turns tokens into a grid; all linear, so a gradient passes unchanged.
@@ -176,7 +176,7 @@ def compare_maps(
   }
   count = max(1, round(share * x.shape[1]))
   for i in np.flatnonzero(~(constant[0] | constant[1])):
-    ranks = [stats.rankdata(m[i]) for m in (x, y)]
+    ranks = [scipy.stats.rankdata(m[i]) for m in (x, y)]
     result['rank_correlation'][i] = np.corrcoef(*ranks)[0, 1]
     top = [
       set(np.argsort(-m[i], kind='stable')[:count].tolist()) for m in (x, y)

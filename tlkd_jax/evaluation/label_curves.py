@@ -9,7 +9,7 @@ import dataclasses
 import functools
 
 import numpy as np
-from scipy import optimize, stats
+import scipy
 
 from tlkd_jax.evaluation import crossed
 
@@ -95,7 +95,9 @@ def efficiency(sizes, taught, plain, level: float = 0.95) -> Efficiency:
     variance += extra
   half = _NAN
   if freedom > 0:
-    half = float(stats.t.isf((1 - level) / 2, freedom) * np.sqrt(variance))
+    half = float(
+      scipy.stats.t.isf((1 - level) / 2, freedom) * np.sqrt(variance)
+    )
   span = np.log(sizes[-1] / sizes[0])
   low = found - half if not found - half < -span else -np.inf
   high = found + half if not found + half > span else np.inf
@@ -179,14 +181,14 @@ def _means_and_halves(own, plain, at, level: float):
   values = of_seeds[:, None] - curves @ shares.T
   means, variances = values.mean(axis=0), values.var(axis=0, ddof=1) / seeds
   if plain.ndim == 2:
-    return means, stats.t.isf(quantile, seeds - 1) * np.sqrt(variances)
+    return means, scipy.stats.t.isf(quantile, seeds - 1) * np.sqrt(variances)
   parts = [
     crossed.parts(own - np.tensordot(share, plain, (0, 1))) for share in shares
   ]
   images = np.array([one.images for one in parts])
   variances = np.maximum(variances, [one.rest for one in parts])
   freedom = crossed.freedom(variances, seeds - 1, images, parts[0].freedom)
-  halves = stats.t.isf(quantile, freedom) * np.sqrt(variances + images)
+  halves = scipy.stats.t.isf(quantile, freedom) * np.sqrt(variances + images)
   return means, halves
 
 
@@ -210,7 +212,7 @@ def _checked(sizes, taught, plain):
 
 def _increasing(scores: np.ndarray) -> np.ndarray:
   """Least-squares non-decreasing fit: more labels do not truly hurt."""
-  return optimize.isotonic_regression(scores).x
+  return scipy.optimize.isotonic_regression(scores).x
 
 
 def _log_ratio(log_sizes: np.ndarray, taught, plain) -> float:

@@ -15,8 +15,7 @@ vectorised version.
 """
 
 import numpy as np
-from scipy import stats
-from sklearn import metrics as sklearn_metrics
+import scipy
 
 from tlkd_jax.evaluation import predictions, reliability, selective
 from tlkd_jax.runtime.errors import unknown_name
@@ -156,7 +155,7 @@ def one_vs_rest_auroc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     labels: int [N] in [0, K).
   """
   num_examples, num_classes = scores.shape
-  ranks = stats.rankdata(scores, axis=0)
+  ranks = scipy.stats.rankdata(scores, axis=0)
   own = ranks[np.arange(num_examples), labels]
   positives = np.bincount(labels, minlength=num_classes)
   rank_sums = np.bincount(labels, weights=own, minlength=num_classes)
@@ -181,13 +180,14 @@ def average_precision_per_class(logits, labels) -> np.ndarray:
 
   NaN for a class that is absent from the labels.
   """
+  # Here and not above: it takes half a second, and most commands need none.
+  from sklearn.metrics import average_precision_score
+
   logits, labels = predictions.check_split(logits, labels)
   probs = predictions.softmax(logits)
   result = np.full(probs.shape[1], np.nan)
   for k in np.unique(labels):
-    result[k] = sklearn_metrics.average_precision_score(
-      labels == k, probs[:, k]
-    )
+    result[k] = average_precision_score(labels == k, probs[:, k])
   return result
 
 

@@ -8,8 +8,7 @@ value depends on which is positive and on the mix of the two.
 """
 
 import numpy as np
-from scipy import special
-from sklearn import metrics as sklearn_metrics
+import scipy
 
 from tlkd_jax.evaluation import metrics, predictions
 
@@ -26,7 +25,7 @@ def max_logit(logits) -> np.ndarray:
 
 def energy(logits) -> np.ndarray:
   """Negative free energy, log sum exp at T = 1 (Liu et al. 2020), [N]."""
-  return special.logsumexp(predictions.check_logits(logits), axis=1)
+  return scipy.special.logsumexp(predictions.check_logits(logits), axis=1)
 
 
 def negative_entropy(logits) -> np.ndarray:
@@ -56,6 +55,9 @@ def detection_metrics(
     former), `aupr_in` and `aupr_out` (average precision with the
     in-distribution examples, or the others, as the positive class).
   """
+  # Here and not above: it takes half a second, and most commands need none.
+  from sklearn import metrics as sklearn_metrics
+
   scores = np.concatenate([in_scores, out_scores])
   inside = np.arange(len(scores)) < len(in_scores)
   false_positive, true_positive, _ = sklearn_metrics.roc_curve(

@@ -7,7 +7,7 @@ it is NaN, never an exception or a warning.
 """
 
 import numpy as np
-from scipy import special
+import scipy
 
 
 def check_logits(logits, name: str = 'logits') -> np.ndarray:
@@ -96,12 +96,14 @@ def check_pair(
 
 def softmax(logits: np.ndarray) -> np.ndarray:
   """Softmax over the last axis in float64."""
-  return special.softmax(np.asarray(logits).astype(np.float64), axis=-1)
+  return scipy.special.softmax(np.asarray(logits).astype(np.float64), axis=-1)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
   """Log-softmax over the last axis in float64; finite for finite logits."""
-  return special.log_softmax(np.asarray(logits).astype(np.float64), axis=-1)
+  return scipy.special.log_softmax(
+    np.asarray(logits).astype(np.float64), axis=-1
+  )
 
 
 def predicted_class(logits: np.ndarray) -> np.ndarray:

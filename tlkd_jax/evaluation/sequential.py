@@ -14,7 +14,7 @@ at few degrees of freedom (Jennison and Turnbull 2000, section 4.4).
 import functools
 
 import numpy as np
-from scipy import stats
+import scipy
 
 # Below so many pairs nothing is decided: differences of accuracies are counts
 # of images, and a few of them are equal by chance.
@@ -65,5 +65,5 @@ def nominal_levels(most: int, level: float, first: int = FIRST_LOOK):
     edge = np.partition(t, -crossing)[-crossing]
     spent += crossing
     alive[kept[t >= edge]] = False
-    found[n] = float(stats.t.sf(edge, n - 1))
+    found[n] = float(scipy.stats.t.sf(edge, n - 1))
   return found

@@ -6,7 +6,7 @@ NaN are left out. Everything computes in float64.
 """
 
 import numpy as np
-from scipy import stats
+import scipy
 
 ALPHA = 0.05
 # Up to here all 2^k sign patterns are enumerated.
@@ -63,7 +63,7 @@ def mean_interval(values, level: float = 0.95) -> dict[str, float]:
   mean, std, count = float(values.mean()), _spread(values), len(values)
   half = float('nan')
   if count > 1:
-    quantile = stats.t.ppf(0.5 + level / 2, count - 1)
+    quantile = scipy.stats.t.ppf(0.5 + level / 2, count - 1)
     half = float(quantile * std / np.sqrt(count))
   return {'mean': mean, 'std': std, 'low': mean - half, 'high': mean + half}
 
@@ -79,7 +79,7 @@ def proportion_interval(
     method: 'wilson' (1927) or 'exact' (Clopper and Pearson 1934).
     level: coverage.
   """
-  result = stats.binomtest(int(hits), int(total))
+  result = scipy.stats.binomtest(int(hits), int(total))
   interval = result.proportion_ci(level, method=method)
   return float(interval.low), float(interval.high)
 
@@ -95,7 +95,7 @@ def paired_t_test(x, y) -> tuple[float, float]:
     return float('nan'), float('nan')
   count = len(difference)
   statistic = float(difference.mean() / (spread / np.sqrt(count)))
-  return statistic, float(2 * stats.t.sf(abs(statistic), count - 1))
+  return statistic, float(2 * scipy.stats.t.sf(abs(statistic), count - 1))
 
 
 def cohen_dz(x, y) -> float:
@@ -151,7 +151,7 @@ def wilcoxon_test(x, y) -> tuple[float, float]:
   difference = paired_differences(x, y)
   if not difference.any():
     return float('nan'), float('nan')
-  result = stats.wilcoxon(difference)
+  result = scipy.stats.wilcoxon(difference)
   return float(result.statistic), float(result.pvalue)
 
 
@@ -179,7 +179,7 @@ def bootstrap_mean_interval(
     return float('nan'), float('nan')
   if np.ptp(values) == 0:
     return float(values[0]), float(values[0])
-  result = stats.bootstrap(
+  result = scipy.stats.bootstrap(
     (values,),
     np.mean,
     n_resamples=num_replicates,
@@ -226,8 +226,8 @@ def friedman_test(scores) -> dict:
     )
   statistic, p = float('nan'), float('nan')
   if np.ptp(scores, axis=1).any():
-    statistic, p = map(float, stats.friedmanchisquare(*scores.T))
-  ranks = stats.rankdata(-scores, axis=1).mean(axis=0)
+    statistic, p = map(float, scipy.stats.friedmanchisquare(*scores.T))
+  ranks = scipy.stats.rankdata(-scores, axis=1).mean(axis=0)
   return {'statistic': statistic, 'p': p, 'mean_ranks': ranks}
 
 

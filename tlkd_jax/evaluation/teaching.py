@@ -8,7 +8,7 @@ training views and on validation images, at the temperature of the loss.
 from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax
+import scipy
 
 from tlkd_jax.evaluation import calibration, metrics, reliability
 
@@ -32,7 +32,7 @@ def describe(logits, labels, temperature: float) -> dict[str, float]:
     share of images whose largest p is the label's; `ece` and `nll` of p.
   """
   softened = np.asarray(logits, np.float64) / temperature
-  logs = log_softmax(softened, axis=-1)
+  logs = scipy.special.log_softmax(softened, axis=-1)
   picked = np.take_along_axis(logs, np.asarray(labels)[:, None], axis=-1)
   entropy = float(-(np.exp(logs) * logs).sum(axis=-1).mean())
   return {

@@ -96,6 +96,12 @@ class Loss:
       return 'maps'
     return self.reads
 
+  def asks_shapes(self, hyperparameters: Mapping) -> bool:
+    """Whether what is made for it, or said of it, depends on both networks."""
+    reads = self.reads_of(hyperparameters)
+    made = self.projector is not None or self.memory is not None
+    return made or reads in ('embedding', 'maps')
+
   def teacher_outputs(self, hyperparameters: Mapping) -> tuple[str, ...]:
     """Names of the teacher's outputs, beside maps, that it needs."""
     if self.reads_of(hyperparameters) != 'embedding':

@@ -244,15 +244,16 @@ def make_extras(
     {'projector': {term: {guide number: ...}}, 'memory': likewise}, without
     the entries of losses that have none.
   """
+  extras: dict[str, Tree] = {'projector': {}, 'memory': {}}
+  terms = [term for term in objective.terms if _asks_shapes(term)]
+  if not (guides and terms):
+    return extras
   split, size = dataset.splits['train'], dataset.image_size
   key = jax.random.fold_in(jax.random.key(seed), 1)
   mine = output_shapes(own, size)
-  extras: dict[str, Tree] = {'projector': {}, 'memory': {}}
   for number, guide in enumerate(guides):
     theirs = output_shapes(guide, size)
-    for term in objective.terms:
-      if term.guide is not None:
-        continue
+    for term in terms:
       options = term.hyperparameters
       for line in losses.bridges(term.name, mine, theirs, **options):
         logging.info('%s', line)
@@ -269,3 +270,10 @@ def make_extras(
         if value:
           extras[part].setdefault(term.name, {})[str(number)] = value
   return extras
+
+
+def _asks_shapes(term: Term) -> bool:
+  """Else a network need not be traced to begin with a term."""
+  if term.guide is not None:
+    return False
+  return losses.find(term.name).asks_shapes(term.hyperparameters)

@@ -11,9 +11,7 @@ import dataclasses
 import warnings
 
 import numpy as np
-from scipy.special import log_softmax
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+import scipy
 
 # scikit-learn's C, of features with deviation 1 and images that count once.
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-8, 1))
@@ -151,7 +149,9 @@ def mean(heads: list[Head]) -> Head:
 
 def _loss(head: Head, features: np.ndarray, labels: np.ndarray) -> float:
   """Sum over images of the mean over views."""
-  said = log_softmax(head.logits(features).astype(np.float64), axis=-1)
+  said = scipy.special.log_softmax(
+    head.logits(features).astype(np.float64), axis=-1
+  )
   picked = np.take_along_axis(said, labels[:, None, None], axis=-1)
   return -float(picked.mean(axis=1).sum())
 
@@ -164,6 +164,10 @@ def _path(
   tolerance: float = ROUGH,
 ) -> list[Head]:
   """A head for each strength, each starting from the one before."""
+  # Here and not above: it takes half a second, and most commands need none.
+  from sklearn.exceptions import ConvergenceWarning
+  from sklearn.linear_model import LogisticRegression
+
   num_views = features.shape[1]
   rows = features.reshape(-1, features.shape[-1]).astype(np.float64)
   centre, scale = rows.mean(axis=0), rows.std(axis=0)

@@ -41,8 +41,7 @@ from tlkd_jax.training.signals import StopRequest
 from tlkd_jax.training.state import State, create
 from tlkd_jax.training.summary import finish
 
-# Between these steps of a run or of what is left of it its pace is measured:
-# the first one compiles.
+# Between these steps of a run or of what is left of it its pace is measured.
 _PACED = (1, 6)
 # Runs that consist of others, which are run first.
 _JOINED = {crossfit.KIND: crossfit.fit, ensemble.KIND: ensemble.fit}
@@ -171,9 +170,11 @@ def _steps(run, state, position, checkpoints, batches, writer, shown, stop):
   on_cpu = run.mesh.devices.flat[0].platform == 'cpu'
   for number in range(first, run.num_steps + 1):
     batch, after = next(ahead)
-    if settings.memory_check and number == first:
-      with as_user_errors():
-        memory.check(run.step, (state, constants), batch, run.mesh)
+    if number == first:
+      shown.compiling()
+      if settings.memory_check:
+        with as_user_errors():
+          memory.check(run.step, (state, constants), batch, run.mesh)
     if on_cpu and pending:
       # There a step's temporaries are taken when it is sent, not when it runs.
       jax.block_until_ready(pending[-1])
@@ -199,13 +200,16 @@ def _steps(run, state, position, checkpoints, batches, writer, shown, stop):
         writer, number, 'train', row | {'seconds': position.seconds}
       )
       shown.message(number, row)
-    if evaluating:
-      judging.validate(run, state, position, number, writer, checkpoints, shown)
-    if evaluating or stopping:
-      position.data = after
-      position.pending = pending
-      position.images = number * settings.batch_size
-      checkpoints.save(state, dataclasses.asdict(position))
+    with shown.paused():
+      if evaluating:
+        judging.validate(
+          run, state, position, number, writer, checkpoints, shown
+        )
+      if evaluating or stopping:
+        position.data = after
+        position.pending = pending
+        position.images = number * settings.batch_size
+        checkpoints.save(state, dataclasses.asdict(position))
     if stopping:
       raise Interrupted(
         f'stopped at step {number} of {run.num_steps}, saved in '

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import scipy
 from absl import logging
-from scipy import special
 
 from tlkd_jax.runtime import locked, mapped
 from tlkd_jax.runtime.atomic import replace_text
@@ -83,7 +83,9 @@ class Layout:
         top, others = np.split(order, [self.top_k], axis=1)
         rows['classes'] = top
         rest = np.take_along_axis(values, others, 1).astype(np.float64)
-        rows['rest'] = special.logsumexp(rest, axis=1) - np.log(rest.shape[1])
+        rows['rest'] = scipy.special.logsumexp(rest, axis=1) - np.log(
+          rest.shape[1]
+        )
         values = np.take_along_axis(values, top, 1)
       rows[name] = values
     return rows

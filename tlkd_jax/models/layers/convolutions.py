@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from tlkd_jax.models.layers.patches import (
@@ -269,28 +270,34 @@ def _depthwise_dw(x, dy, kernel_shape, stride, padding):
   x = x.reshape(parts, -1, together, *x.shape[1:])
   dy = dy.reshape(parts, -1, together, *dy.shape[1:])
 
-  def window(array, group, image, row, column, span, strides=(1, 1)):
+  def window(array, group, image, row, column, strides=(1, 1)):
     sizes = [(n - 1) * s + 1 for n, s in zip(span, strides, strict=True)]
     # The bare loop index, and one slice for each operand of a product: any
     # arithmetic on the index in here keeps XLA from vectorising the sum.
-    start = [jnp.asarray(i, group.dtype) for i in (0, image, row, column, 0)]
+    start = [np.asarray(i, group.dtype) for i in (0, image, row, column, 0)]
     cut = lax.dynamic_slice(
       array,
       (start[0], group, *start[1:]),
       (parts, 1, 1, *sizes, array.shape[5]),
       allow_negative_indices=False,
     )
-    return cut[:, 0, 0, :: strides[0], :: strides[1]].astype(dtype)
+    if strides != (1, 1):
+      cut = lax.slice(cut, (0,) * 6, cut.shape, (1, 1, 1, *strides, 1))
+    return lax.convert_element_type(lax.squeeze(cut, (1, 2)), dtype)
 
+  # Operators of jnp take several times as long to trace as those of lax, and
+  # there are up to 100 products.
   def add_images(group, planes):
     sums = []
     for plane, (u, v) in zip(planes, positions, strict=True):
       for image in range(together):
-        tap = window(x, group, image, u, v * step, plane.shape[1:3], stride)
-        plane += tap * window(dy, group, image, 0, 0, plane.shape[1:3])
+        tap = window(x, group, image, u, v * step, stride)
+        output = window(dy, group, image, 0, 0)
+        plane = lax.add(plane, lax.mul(tap, output))
       sums.append(plane)
     return sums
 
+  span = dy.shape[3:5]
   positions = list(itertools.product(range(kh), range(kw)))
   zeros = [jnp.zeros((parts, *dy.shape[3:]), dtype)] * len(positions)
   planes = lax.fori_loop(0, x.shape[1], add_images, zeros)

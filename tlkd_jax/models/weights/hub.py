@@ -20,7 +20,6 @@ import urllib.request
 from collections.abc import Callable
 
 import huggingface_hub
-from huggingface_hub import errors as hub_errors
 
 from tlkd_jax.models.weights import folders
 from tlkd_jax.models.weights.torch_records import WeightsError
@@ -127,6 +126,9 @@ def _fetch_torchvision(name: str) -> pathlib.Path:
 
 def _fetch_from_hub(name: str) -> pathlib.Path:
   """Fetches `org/name` or `org/name@revision` from the Hugging Face Hub."""
+  # Here and not above: it brings a client for HTTP, which few commands need.
+  from huggingface_hub import errors as hub_errors
+
   repository, _, revision = name.partition('@')
   unreachable = None
   for file_name in _HUB_FILES:
@@ -193,6 +195,9 @@ def _fetch_in_parts(
   repository: str, revision: str | None, reachable: bool
 ) -> pathlib.Path | None:
   """The index of weights in several files, once all of them are there."""
+
+  # Here and not above, as in `_fetch_from_hub`.
+  from huggingface_hub import errors as hub_errors
 
   def fetch(file_name):
     if not reachable:
@@ -283,6 +288,9 @@ def companion(
   source, _, name = split(weights)[0].partition(':')
   if beside.is_file() or source not in ('hf-hub', 'timm'):
     return beside if beside.is_file() else None
+  # Here and not above, as in `_fetch_from_hub`.
+  from huggingface_hub import errors as hub_errors
+
   repository, _, revision = name.partition('@')
   if source == 'timm':
     repository = f'timm/{repository}'

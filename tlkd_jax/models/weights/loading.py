@@ -73,7 +73,7 @@ def load(
     source: a file, a folder or a name that `hub.resolve` knows.
     key: typed PRNG key of a new head.
     head: 'new', or 'keep' the file's.
-    head_init: of a new head, a key of surgery.HEAD_INITS.
+    head_init: of a new head, one of surgery.HEAD_INITS.
     classes: names of the head's classes in its order; None are those that the
       source knows.
     class_names: those of the data, to whose order a head that is kept is

@@ -9,7 +9,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tlkd_jax.models.functional import Model, Tree
@@ -20,10 +19,7 @@ from tlkd_jax.runtime.trees import flatten, nest
 
 Array = jax.Array
 
-HEAD_INITS = {
-  'zero': lambda key, shape: jnp.zeros(shape),
-  'small_random': lambda key, shape: 0.01 * jax.random.normal(key, shape),
-}
+HEAD_INITS = ('zero', 'small_random')
 
 
 def new_head(
@@ -58,12 +54,12 @@ def new_head(
   kept = {
     path: value for path, value in flatten(params).items() if path not in paths
   }
-  head = {}
-  for path, subkey in zip(
-    paths, jax.random.split(key, len(paths)), strict=True
-  ):
-    name = 'zero' if path.endswith('.bias') else init
-    head[path] = HEAD_INITS[name](subkey, shapes[path].shape)
+  head: Tree = {p: np.zeros(shapes[p].shape, shapes[p].dtype) for p in paths}
+  if init == 'small_random':
+    keys = jax.random.split(key, len(paths))
+    for path, subkey in zip(paths, keys, strict=True):
+      if not path.endswith('.bias'):
+        head[path] = 0.01 * jax.random.normal(subkey, shapes[path].shape)
   return nest({**kept, **head})
 
 
