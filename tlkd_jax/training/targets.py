@@ -101,7 +101,9 @@ class Recipe:
     spec = self.teacher.model.spec
     options = {k: repr(v) for k, v in self.augmentation.keywords.items()}
     code = ''.join(inspect.getsource(m) for m in (augment, randaugment))
-    rounded = self.backbone is not None and self.backbone.dtype != 'float32'
+    # Of features that are rounded so are the targets.
+    kept = 'float32' if self.backbone is None else self.backbone.dtype
+    rounded = {} if kept == 'float32' else {'features': kept}
     return {
       'format': _FORMAT,
       'jax': jax.__version__,
@@ -116,7 +118,7 @@ class Recipe:
       'stored': [list(self.outputs), self.dtype, self.top_k],
       # The order of sums differs with these, in the last bits.
       'batches': [self.batch_size, mesh.size, jax.default_backend()],
-    } | ({'features': self.backbone.dtype} if rounded else {})
+    } | rounded
 
 
 def outputs_read(objective: Objective) -> tuple[str, ...]:
