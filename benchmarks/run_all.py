@@ -11,11 +11,12 @@ tables of docs/benchmarks.md from the file, targets beside the figures.
 
 Needs `pip install tlkd_jax[benchmark]` (PyTorch's side and the plot), `--data`
 naming the folder of trashnet.zip, for the corruptions a Python that has
-`imagecorruptions` (`--reference-python`) and for the allocators tcmalloc
+`imagecorruptions` (`--reference-python`), for frozen features and new families
+one that has timm (`--torch-python`), and for the allocators tcmalloc
 (`libtcmalloc-minimal4`); an entry whose needs are missing is recorded as
 failed, the others run. The expected seconds on two idle cores are beside each
-entry below, 86 minutes in all. `--only families` and
-`--only end_to_end_preloaded` are two more entries.
+entry below, 86 minutes in all. `--only` names four more entries: `families`,
+`new_families`, `frozen_features` and `end_to_end_preloaded`.
 """
 
 import argparse
@@ -96,6 +97,18 @@ ENTRIES = {
     900,
     extra=True,
   ),
+  'new_families': Entry(
+    'families --torch-python {torch} --part step',
+    'families --torch-python {torch} --part step --quick --repeats 3',
+    2400,
+    extra=True,
+  ),
+  'frozen_features': Entry(
+    'families --torch-python {torch} --part features',
+    'families --torch-python {torch} --part features --quick --repeats 3',
+    200,
+    extra=True,
+  ),
 }
 
 
@@ -172,6 +185,20 @@ TARGETS = [
   ),
   Target('largest exponent of growth', 'growth', {}, 'largest_exponent', 1.1),
   Target(
+    'new families: largest step / PyTorch step',
+    'new_families',
+    {},
+    'largest.step',
+    1.3,
+  ),
+  Target(
+    'frozen teachers: largest time of features / PyTorch',
+    'frozen_features',
+    {},
+    'largest.features',
+    1.1,
+  ),
+  Target(
     'bootstrap of all metrics, s', 'metrics', {}, 'bootstrap_seconds', 20.0
   ),
 ]
@@ -220,6 +247,7 @@ def target_table(results: dict) -> str:
   for target in TARGETS:
     rows = results.get(target.entry, {}).get('rows', [])
     found = [r for r in rows if target.row.items() <= r.items()]
+    found = [r for r in found if target.field in flatten(r)]
     value = flatten(found[0]).get(target.field) if found else None
     met = '' if value is None else ('yes' if target.is_met(value) else 'no')
     shown = 'not measured' if value is None else value
@@ -251,6 +279,7 @@ def main() -> None:
   parser.add_argument('--out', type=pathlib.Path, required=True)
   parser.add_argument('--data', default='../shared/data')
   parser.add_argument('--reference-python', default=sys.executable)
+  parser.add_argument('--torch-python', default=sys.executable)
   parser.add_argument('--only', choices=ENTRIES, action='append')
   parser.add_argument('--quick', action='store_true')
   parser.add_argument('--again', action='store_true')
@@ -269,6 +298,7 @@ def main() -> None:
       data=arguments.data,
       out=arguments.out.parent,
       reference=arguments.reference_python,
+      torch=arguments.torch_python,
     )
     old = results.get(name, {})
     same = old.get('command') == f'python -m benchmarks.{command}'

@@ -251,9 +251,33 @@ def corruptions(rows: list[dict]) -> str:
   return whole + '\n\n' + table(['corruption', 'ratio'], each)
 
 
+def families(rows: list[dict]) -> str:
+  """Milliseconds of each side, and the ratio."""
+  titles = {
+    'step': 'step, ms',
+    'features': 'features, ms',
+  }
+  parts = []
+  for part, title in titles.items():
+    present = [row for row in rows if row.get('part') == part]
+    if not present:
+      continue
+    heads = [title, 'px', 'ours', 'PyTorch', 'channels_last', 'ratio']
+    lines = [
+      [row['model'], row['image_size']]
+      + [spread(row, side) for side in ('ours', 'eager', 'channels_last')]
+      + [row.get('ratio') or f'failed: {row["failed"]}']
+      for row in present
+    ]
+    parts.append(table(heads, lines))
+  return '\n\n'.join(parts)
+
+
 TABLES = {
   'train_step': train_step,
   'families': train_step,
+  'new_families': families,
+  'frozen_features': families,
   'end_to_end': end_to_end,
   'end_to_end_preloaded': end_to_end,
   'loop_overhead': loop_overhead,

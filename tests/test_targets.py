@@ -19,6 +19,7 @@ from tlkd_jax.runtime.errors import Interrupted
 from tlkd_jax.settings import Settings, with_values
 from tlkd_jax.training import (
   decoding,
+  features,
   guides,
   lessons,
   loop,
@@ -365,8 +366,8 @@ def test_weights_decide_the_digest():
     {'params': {}, 'model_state': {'a': {'kernel': ones}}},
     {'params': {'a': {'kernel': ones}}, 'folds': {'bias': ones}},
   ]
-  assert len({targets._digest(variables) for variables in trees}) == 6
-  assert targets._digest(trees[0]) == targets._digest(
+  assert len({features.digest(variables) for variables in trees}) == 6
+  assert features.digest(trees[0]) == features.digest(
     {'params': {'a': {'kernel': ones.copy()}}}
   )
 

@@ -48,6 +48,14 @@ def test_attention_is_counted_apart():
   assert figures.attention_macs == 2 * depth * tokens**2 * width
 
 
+def test_attention_in_blocks_is_counted_whole():
+  """Each block as often as there are such; the rest of them once."""
+  figures = describe('timm/vit_tiny_patch16_224', 544)
+  tokens, width, depth = 34**2 + 1, 192, 12
+  assert tokens > 1024 and tokens % 512
+  assert figures.attention_macs == 2 * depth * tokens**2 * width
+
+
 def test_stages_have_the_shapes_of_the_features_at_the_size_asked_for():
   figures = describe('convnext_atto', (64, 96), num_classes=5)
   assert figures.image_size == (64, 96)

@@ -173,10 +173,15 @@ WRONG = [
   ('distillation.fixmatch_weight', 0.0, 'a number > 0'),
   ('distillation.fixmatch_threshold', 1.1, 'a number in [0, 1]'),
   ('distillation.options', 3, 'a dict'),
+  ('teacher.sharding', 'models', 'none, auto, model; did you mean model'),
+  ('teacher.sharding', None, 'none, auto, model'),
   # targets
   ('targets.mode', 'stored', 'online, cached'),
   ('targets.dtype', 'float8', 'float16, float32; did you mean float'),
   ('targets.views', -1, 'a whole number >= 0'),
+  ('targets.features_mib', -1, 'a whole number >= 0'),
+  ('targets.features_mib', 0.5, 'a whole number >= 0'),
+  ('targets.features_dtype', 'float64', 'float16, float32; did you mean float'),
   # transfer
   ('transfer.l2_sp', -0.1, 'a number >= 0'),
   ('transfer.lwf_temperature', 0, 'a number > 0'),
@@ -209,7 +214,8 @@ def test_a_wrong_value_is_named_with_what_is_accepted(key, value, accepted):
 
 # Texts of which only the disk or the data set can say whether they are right.
 FREE = {
-  *('dataset', 'data.data_dir', 'data.cache_dir', 'targets.dir'),
+  *('dataset', 'data.data_dir', 'data.cache_dir'),
+  *('targets.dir', 'targets.features_dir'),
   *('data.image_column', 'data.label_column', 'data.split_column'),
   *('student.weights', 'student.checkpoint'),
   *('teacher.weights', 'teacher.checkpoint', 'distillation.more_teachers'),
@@ -313,6 +319,7 @@ def test_keys_that_an_older_version_lacked_have_their_defaults():
     ('data.cache_dir', '~', '{home}'),
     ('data.data_dir', '~/x y', '{home}/x y'),
     ('targets.dir', './~', './~'),
+    ('targets.features_dir', '~/f', '{home}/f'),
     ('student.weights', '~/w.pth', '{home}/w.pth'),
     ('student.weights', 'hf-hub:timm/a~b', 'hf-hub:timm/a~b'),
     ('student.checkpoint', '~/runs/tl', '{home}/runs/tl'),

@@ -84,14 +84,14 @@ def describe(
     )
   outputs, _ = shapes
   macs = attention_macs = 0
-  for equation in _equations(jaxpr.jaxpr):
+  for equation, times in _equations(jaxpr.jaxpr):
     if equation.primitive.name == 'conv_general_dilated':
-      macs += _conv_macs(equation)
+      macs += times * _conv_macs(equation)
     elif equation.primitive.name == 'dot_general':
       if _is_between_activations(equation):
-        attention_macs += _dot_macs(equation)
+        attention_macs += times * _dot_macs(equation)
       else:
-        macs += _dot_macs(equation)
+        macs += times * _dot_macs(equation)
   return Description(
     name=name,
     image_size=(height, width),
@@ -150,15 +150,15 @@ def milliseconds(
   return 1e3 * statistics.median(taken)
 
 
-def _equations(jaxpr) -> Iterator:
-  """Every equation, also of jaxprs inside (jit, custom_vjp); none loops."""
+def _equations(jaxpr, times: int = 1) -> Iterator:
+  """(equation, how often), also of jaxprs inside (jit, custom_vjp, scan)."""
   for equation in jaxpr.eqns:
     inner = list(jaxprs_in_params(equation.params))
-    if inner:
-      for sub in inner:
-        yield from _equations(sub)
-    else:
-      yield equation
+    often = times * equation.params.get('length', 1) if inner else times
+    if not inner:
+      yield equation, times
+    for sub in inner:
+      yield from _equations(sub, often)
 
 
 def _conv_macs(equation) -> int:

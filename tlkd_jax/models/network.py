@@ -76,14 +76,14 @@ def make_eval_step(network: Network, mesh: Mesh) -> Callable:
   """
 
   def step(variables, images):
-    params, model_state = variables
+    params, model_state = sharding.gather(variables, mesh)
     outputs, _ = network.model.apply(
       params, model_state, network.prepare(images)
     )
     return {name: outputs[name] for name in ('logits', 'pre_logits')}
 
   copied, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
-  return jax.jit(step, in_shardings=(copied, split), out_shardings=copied)
+  return jax.jit(step, in_shardings=(None, split), out_shardings=copied)
 
 
 def last_layer(model: Model, params: Tree) -> Tree:

@@ -48,6 +48,8 @@ _INCIDENTAL = (
   'student.checkpoint',
   'teacher.checkpoint',
   'targets.dir',
+  'targets.features_dir',
+  'targets.features_mib',
 )
 _SIZE = ('num_train_per_class', 'train_fraction')
 

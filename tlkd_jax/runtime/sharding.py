@@ -1,6 +1,10 @@
-"""One mesh axis, "data": batches are split over it, everything else copied."""
+"""One mesh axis, "data": batches are split over it, everything else copied.
+
+But for a frozen network's weights, which may be spread over it in parts.
+"""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -10,6 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tlkd_jax.runtime.devices import available
 
 Batch = dict[str, np.ndarray]
+
+# Arrays of fewer values are copied: a gather would take longer than to read.
+_LEAST = 1024
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
@@ -65,6 +72,35 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
   return jax.tree.map(put, tree)
 
 
+def in_parts(tree: Any, mesh: Mesh) -> Any:
+  """Spreads host arrays, equal in every process, over the devices.
+
+  Each along its largest axis that divides; small ones, and those without such
+  an axis, are copied. `gather` inside a program makes them whole again.
+  """
+
+  def put(x):
+    x = np.asarray(x)
+    sharding = NamedSharding(mesh, part_of(x.shape, mesh.size))
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(put, tree)
+
+
+def part_of(shape: tuple[int, ...], count: int) -> PartitionSpec:
+  """How an array is spread over so many devices."""
+  axes = [a for a, size in enumerate(shape) if size and size % count == 0]
+  if count == 1 or math.prod(shape) < _LEAST or not axes:
+    return PartitionSpec()
+  largest = max(axes, key=lambda axis: shape[axis])
+  return PartitionSpec(*[None] * largest, 'data')
+
+
+def place(tree: Any, mesh: Mesh, *, parts: bool) -> Any:
+  """`in_parts`, or `replicate`."""
+  return in_parts(tree, mesh) if parts else replicate(tree, mesh)
+
+
 def this_process() -> dict[str, int]:
   """Which share of each global batch is this process's, for data.pipeline."""
   return {
@@ -79,7 +115,7 @@ def is_lead() -> bool:
 
 
 def gather(tree: Any, mesh: Mesh) -> Any:
-  """Copies sharded arrays whole to every device."""
+  """Copies sharded arrays whole to every device; also inside a program."""
   return _copy(tree, replicated(mesh))
 
 

@@ -31,6 +31,8 @@ TEACHER_FITS = (
   'crossfitted_finetuned',
 )
 
+SHARDINGS = ('none', 'auto', 'model')
+
 _RATE = number(0, 1, below=True)
 
 
@@ -198,6 +200,13 @@ class Teacher(NetworkSection):
     "Of the teacher alone, such as 'bfloat16' for one that is large; None is "
     'compute_dtype.',
     optional(one_of(DTYPES)),
+  )
+  sharding: str = key(
+    'auto',
+    "Of a frozen teacher's weights over several devices: 'none', a copy on "
+    "each; 'model', a part on each, gathered layer by layer as it is needed; "
+    "'auto', the parts where copies do not fit into a device.",
+    one_of(SHARDINGS),
   )
   fit: str = key(
     OPEN,

@@ -281,6 +281,23 @@ class Targets:
     "Where they lie; None is `targets` in the teacher's run.",
     optional(location()),
   )
+  features_mib: int = key(
+    4096,
+    'What a frozen backbone says of the images (of a probe, and of the stored '
+    'targets of one) is kept for other runs where it takes at most so many '
+    'MiB; more is computed each time, as all is with 0.',
+    whole(0),
+  )
+  features_dtype: str = key(
+    'float32',
+    "Of what is kept of a backbone; 'float16' takes half.",
+    one_of(TARGET_DTYPES),
+  )
+  features_dir: str | None = key(
+    None,
+    'Where that lies; None is `features` in data.cache_dir.',
+    optional(location()),
+  )
 
   def __post_init__(self):
     refuse(settle(self, 'targets') or self._wrong())

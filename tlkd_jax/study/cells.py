@@ -46,6 +46,7 @@ _PLACES = frozenset(
     'data.data_dir',
     'data.cache_dir',
     'targets.dir',
+    'targets.features_dir',
   }
 )
 # Of the kinds of run whose learning is that of their parts.

@@ -24,6 +24,8 @@ _CLEAN = {
   'saturation': 0.0,
   'randaugment_ops': 0,
 }
+# All that an image as it is evaluated depends on.
+OF_CLEAN = ('image_size', 'square', 'interpolation', 'crop')
 
 
 def make_augmentation(
@@ -77,6 +79,12 @@ def make_clean(augmentation: functools.partial) -> functools.partial:
     augmentation: from `make_augmentation`.
   """
   return functools.partial(augmentation, **_CLEAN)
+
+
+def is_clean(augmentation: functools.partial) -> bool:
+  """Whether nothing is drawn: every view is the image as it is evaluated."""
+  options = augmentation.keywords
+  return all(options.get(name) == value for name, value in _CLEAN.items())
 
 
 def heard_through(

@@ -233,7 +233,7 @@ def read_folds(run: str, class_names: list[str]) -> Tree | None:
 def _read(
   run: str, model: Model, order: np.ndarray | None
 ) -> tuple[Tree, Tree]:
-  device = jax.local_devices()[0]
+  device = _host()
   abstract = checkpoints.abstract_like(
     {'params': model.params_shape, 'model_state': model.model_state_shape},
     jax.sharding.SingleDeviceSharding(device),
@@ -243,7 +243,16 @@ def _read(
   if order is not None:
     for head in model.spec.head:
       params = _with_order(params, head.split('.'), order)
-  return params, restored['model_state']
+  # On the host: a teacher may be more than one device holds.
+  return jax.device_get((params, restored['model_state']))
+
+
+def _host() -> jax.Device:
+  """A CPU device; where JAX was told to use none, the first device."""
+  try:
+    return jax.local_devices(backend='cpu')[0]
+  except RuntimeError:
+    return jax.local_devices()[0]
 
 
 def _with_order(params: Tree, path: list[str], order: np.ndarray) -> Tree:

@@ -32,6 +32,7 @@ from tlkd_jax.training import (
   costs,
   crossfit,
   ensemble,
+  features,
   inputs,
   networks,
   preparation,
@@ -40,6 +41,7 @@ from tlkd_jax.training import (
   targets,
 )
 from tlkd_jax.training import workdir as workdirs
+from tlkd_jax.training.feature_store import row_of
 from tlkd_jax.training.summary import SPLITS
 
 # Minutes that a forecast is rounded to.
@@ -99,6 +101,9 @@ def say(runs: Runs, dataset: Dataset, mesh: Mesh) -> None:
   ]
   if not left:
     return
+  for line in dict.fromkeys(stored(one, dataset) for one in left):
+    if line:
+      logging.info('%s', line)
   work = sum((count(one, dataset) for one in left), Work(0, 0))
   rate, compiling = measure_rates(left[0].compute_dtype)
   if mesh.devices.flat[0].platform != 'cpu':
@@ -108,6 +113,26 @@ def say(runs: Runs, dataset: Dataset, mesh: Mesh) -> None:
     '%.2g a second; a guess, until steps are measured',
     *(rounded(work.macs / rate + work.compiled * compiling), work.macs, rate),
   )
+
+
+def stored(settings: Settings, dataset: Dataset) -> str:
+  """What a probe keeps of its images for others; '' of another run."""
+  if settings.fit not in probes.KINDS:
+    return ''
+  own = networks.learner_names(settings)[0]
+  section = settings.network(networks.role(own))
+  sizes = {name: len(split) for name, split in dataset.splits.items()}
+  images = sizes['train'] * (1 + section.probe_views)
+  images += sum(sizes[name] for name in SPLITS)
+  look = networks.look(settings, own)
+  width = _described(section.name, look.image_size, len(dataset.class_names))[2]
+  dtype, most = settings.targets.features_dtype, settings.targets.features_mib
+  row = row_of({'pre_logits': width}, dtype)
+  size = features.bytes_of(images, 1, row)
+  said = f'features of {section.name}: {images} x {width} numbers of {dtype}'
+  if size > most * 2**20:
+    return f'{said}, {features.in_words(size)}, beyond targets.features_mib'
+  return f'{said}, {features.in_words(size)} in {features.folder_of(settings)}'
 
 
 def rounded(seconds: float) -> str:
@@ -180,20 +205,22 @@ def _network(
       model = settings.network(networks.role(name)).name
     else:
       model = checkpoints.read_description(run).model
-    return _described(model, size, num_classes)
+    return _described(model, size, num_classes)[:2]
   # It is fitted before.
   teacher = settings.teacher
   size = teacher.image_size or preparation.image_size(settings)
-  each, arrays = _described(teacher.name, size, num_classes)
+  each, arrays, _ = _described(teacher.name, size, num_classes)
   joined = teacher.fit == crossfit.KIND
   return each * (teacher.probe_folds if joined else 1), arrays
 
 
 @functools.lru_cache
-def _described(model: str, size: int, num_classes: int) -> tuple[int, int]:
+def _described(model: str, size: int, num_classes: int) -> tuple[int, int, int]:
+  """Multiply-adds of an image, arrays of weights, length of pre_logits."""
   found = describe.describe(model, size, num_classes=num_classes)
   shape = models.create_model(model, num_classes=num_classes).params_shape
-  return found.macs + found.attention_macs, len(jax.tree.leaves(shape))
+  macs = found.macs + found.attention_macs
+  return macs, len(jax.tree.leaves(shape)), found.pre_logits
 
 
 @functools.lru_cache

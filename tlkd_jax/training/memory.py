@@ -14,6 +14,9 @@ from jax.sharding import Mesh
 
 from tlkd_jax.runtime import allocator
 
+# Bytes that fitting takes for a number: as it is stored, and three times in
+# double precision (as rows, scaled, and the images of the folds that are kept).
+_FITTED = 4 + 3 * 8
 _CGROUP = pathlib.Path('/sys/fs/cgroup')
 
 
@@ -90,6 +93,35 @@ def check_images(
   )
 
 
+def check_features(
+  num_images: int, num_views: int, width: int, free: int | None = None
+) -> None:
+  """Compares a probe's features, and what fitting makes of them, with memory.
+
+  Args:
+    num_images: training images.
+    num_views: of each.
+    width: of the features.
+    free: bytes of this machine; None asks it.
+
+  Raises:
+    ValueError: they do not fit; names the most views that do.
+  """
+  free = free_ram() if free is None else free
+  each = num_images * width * _FITTED
+  if free is None or num_views * each <= free:
+    return
+  fits = free // each - 1
+  accepted = (
+    f'probe_views at most {fits}' if fits >= 0 else 'fewer training images'
+  )
+  raise ValueError(
+    f'a head on {num_views} views of {num_images} images with {width} features '
+    f'takes {_as_text(num_views * each)} of memory to fit, {_as_text(free)} '
+    f'are free; accepted: {accepted}; memory_check=False tries it all the same'
+  )
+
+
 def free_bytes(devices: list[jax.Device]) -> int | None:
   """Memory that one of these devices can still give; None where unknown.
 
@@ -100,9 +132,14 @@ def free_bytes(devices: list[jax.Device]) -> int | None:
     return stats['bytes_limit'] - stats.get('bytes_in_use', 0)
   if devices[0].platform != 'cpu':
     return None
+  free = free_ram()
+  return None if free is None else free // len(devices)
+
+
+def free_ram() -> int | None:
+  """Memory of this machine, or container, that is free; None where unknown."""
   free = [_available_ram(), _left_in_container()]
-  known = [value for value in free if value is not None]
-  return min(known) // len(devices) if known else None
+  return min((value for value in free if value is not None), default=None)
 
 
 def _needed(step, arguments, batch) -> int | None:

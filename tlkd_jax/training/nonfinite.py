@@ -81,7 +81,7 @@ def skipping(step: Callable, mesh: Mesh) -> Callable:
   return jax.jit(
     call,
     donate_argnames='state',
-    in_shardings=(copied, copied, split),
+    in_shardings=(copied, None, split),
     out_shardings=(copied, copied),
   )
 

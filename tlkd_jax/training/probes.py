@@ -1,43 +1,43 @@
 """A network that is not fine-tuned: its last layer is fitted to its features.
 
 The backbone stays as it started. Its features of the training images, as they
-are evaluated and in several random views, are computed once; logistic.py fits
-the layer. The run is one like others: checkpoint, predictions, summary.
+are evaluated and in several random views, are computed once and stored for
+other probes (features.py); logistic.py fits the layer. The run is one like
+others: checkpoint, predictions, summary.
 
 'crossfitted' leaves beside it folds.npz, the heads of the folds and which
 images they did not see; the checkpoint's own head is their mean.
 """
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from tlkd_jax.evaluation.evaluate import Predictions
+from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import with_last_layer
-from tlkd_jax.runtime import bars, sharding
+from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import as_user_errors
 from tlkd_jax.training import (
   drawing,
+  features,
   finished,
   folds,
-  inputs,
   logistic,
+  memory,
   networks,
-  preparation,
-  views,
 )
 from tlkd_jax.training.checkpoints import keep_best
 from tlkd_jax.training.run import Run
-from tlkd_jax.training.step import as_int32
-from tlkd_jax.training.summary import Spent, finish
+from tlkd_jax.training.summary import SPLITS, Spent, finish
 
-KINDS = ('probed', 'crossfitted')
+KINDS = features.KINDS
+_OUTPUTS = ('pre_logits',)
+_SPLITS = ('train', *SPLITS)
 
 
 def fit(run: Run) -> dict[str, Any]:
@@ -61,11 +61,15 @@ def fit(run: Run) -> dict[str, Any]:
     of_image = logistic.make_folds(
       split.labels, section.probe_folds, run.settings.seed
     )
-  features = compute_features(run, section.probe_views)
-  fitted = features, split.labels, of_image, num_classes
+  backbone = Backbone(run, section.probe_views)
+  with as_user_errors():
+    if run.settings.memory_check:
+      backbone.check_memory()
+    found = backbone.of_training()
+  fitted = found, split.labels, of_image, num_classes
   if section.fit == 'probed':
     strength = logistic.choose(*fitted)
-    head = logistic.fit(features, split.labels, num_classes, strength)
+    head = logistic.fit(found, split.labels, num_classes, strength)
     said = f'{strength:.2g}'
   else:
     heads, strengths = logistic.cross_fit(*fitted)
@@ -75,15 +79,17 @@ def fit(run: Run) -> dict[str, Any]:
       folds.write(run.workdir, heads, split, of_image)
   logging.info(
     '%s: %s on %d views of %d images, strength %s',
-    *(run.own, section.fit, features.shape[1], len(split), said),
+    *(run.own, section.fit, found.shape[1], len(split), said),
   )
   params = with_last_layer(model, loaded.params, dataclasses.asdict(head))
   description = finished.describe(
     run.settings, loaded.network, run.dataset, 0, run.licences
   )
   keep_best(run.workdir, params, loaded.model_state, description)
-  num_images = features.shape[0] * features.shape[1]
-  return finish(run, Spent(0, time.monotonic() - begun, num_images))
+  num_images = found.shape[0] * found.shape[1]
+  spent = Spent(0, time.monotonic() - begun, num_images)
+  own = {name: backbone.predict(params, name) for name in SPLITS}
+  return finish(run, spent, own=own)
 
 
 def compute_features(run: Run, num_views: int) -> np.ndarray:
@@ -94,58 +100,100 @@ def compute_features(run: Run, num_views: int) -> np.ndarray:
     num_views: V; the first of the 1 + V is the image as it is evaluated, the
       others are the random views that a student of the seed sees.
   """
-  loaded = run.learners[run.own]
-  split, size = run.dataset.splits['train'], run.settings.batch_size
-  augmentation = _evaluated_or_drawn(run) if num_views else _centre(run)
-  compute = views.make_compute(
-    loaded.network, augmentation, ('pre_logits',), run.mesh
-  )
-  given = sharding.replicate(
-    (
-      {'params': loaded.params, 'model_state': loaded.model_state},
-      as_int32(run.settings.seed),
-    ),
-    run.mesh,
-  )
-  said = itertools.chain.from_iterable(
-    views.of_view(compute, given, split, view, size, run.mesh)
-    for view in range(-1, num_views)
-  )
-  a_view = -(-len(split) // size)
-  shown = bars.track(inputs.ahead(said), a_view * (1 + num_views), 'features')
-  rows = [
-    np.asarray(jax.device_get(outputs['pre_logits']), np.float32)
-    for outputs in shown
-  ]
-  features = [
-    np.concatenate(rows[start : start + a_view])[: len(split)]
-    for start in range(0, len(rows), a_view)
-  ]
-  return np.stack(features, axis=1)
+  return Backbone(run, num_views).of_training()
 
 
-def _centre(run: Run) -> Callable[..., jax.Array]:
-  """Training images as they are evaluated."""
+class Backbone:
+  """A run's own network before its last layer, on the images of its splits.
 
-  as_evaluated = preparation.make_evaluated(run.dataset)
+  What it says is stored for other probes where that takes no more than the
+  settings allow.
+  """
 
-  def cut(images, index, view, *, seed):
-    del index, view, seed
-    return as_evaluated(images)
+  def __init__(self, run: Run, num_views: int):
+    """Takes the run, and the random views of its training images."""
+    self._run, self._num_views = run, num_views
+    loaded = run.learners[run.own]
+    self._variables = {
+      'params': loaded.params,
+      'model_state': loaded.model_state,
+    }
+    self._say = features.make_say(loaded.network, _OUTPUTS, run.mesh)
+    self._clean = self._recipe('train')
+    train, *others = (len(run.dataset.splits[name]) for name in _SPLITS)
+    images = train * (1 + num_views) + sum(others)
+    size = features.bytes_of(images, 1, self._clean.row)
+    self._root = features.root_of(run.settings, size, run.own)
 
-  return cut
+  def check_memory(self) -> None:
+    """Raises ValueError where there is no memory for fitting a head."""
+    split = self._run.dataset.splits['train']
+    width = self._clean.row['pre_logits'].shape[0]
+    memory.check_features(len(split), 1 + self._num_views, width)
 
+  def of_training(self) -> np.ndarray:
+    """As `compute_features`."""
+    drawn = self._recipe('train', drawn=True)
+    rows = np.arange(len(drawn.split))
+    centre = self._prepare(self._clean, 1)
+    if not self._num_views:
+      return centre(rows, 0)['pre_logits'][:, None]
+    random = self._prepare(drawn, self._num_views)
+    several = [random(rows, v)['pre_logits'] for v in range(self._num_views)]
+    return np.stack([centre(rows, 0)['pre_logits'], *several], axis=1)
 
-def _evaluated_or_drawn(run: Run) -> Callable[..., jax.Array]:
-  """View -1 is the image as it is evaluated: one program for both."""
-  centre = _centre(run)
-  drawn = drawing.make_augmentation(run.settings, run.dataset)
+  def predict(self, params: Tree, split: str) -> Predictions:
+    """What the network with this head says of validation or test.
 
-  def cut(images, index, view, *, seed):
-    given = images, index, view
-    evaluated = view[:, None, None, None] < 0
-    return jnp.where(
-      evaluated, centre(*given, seed=seed), drawn(*given, seed=seed)
+    Args:
+      params: the network's own, with another last layer.
+      split: its name.
+    """
+    run, network = self._run, self._run.network
+    recipe = self._recipe(split)
+    said = features.batches(
+      self._prepare(recipe, 1),
+      features.make_head(network, run.mesh),
+      sharding.replicate(
+        features.of_head(network, {'params': params}), run.mesh
+      ),
+      recipe.split,
+      view=0,
+      start=0,
+      batch_size=recipe.batch_size,
+      mesh=run.mesh,
+    )
+    host = jax.device_get(list(said))
+    joined = {
+      name: np.concatenate([np.asarray(one[name]) for one in host])
+      for name in ('logits', 'pre_logits')
+    }
+    size = len(recipe.split)
+    return Predictions(
+      joined['logits'][:size].astype(np.float32),
+      joined['pre_logits'][:size],
+      recipe.split.labels,
+      recipe.split.indices,
     )
 
-  return cut
+  def _recipe(self, split: str, *, drawn: bool = False) -> features.Recipe:
+    run = self._run
+    settings, dataset = run.settings, run.dataset
+    return features.Recipe(
+      None,
+      run.network,
+      _OUTPUTS,
+      drawing.make_augmentation(settings, dataset)
+      if drawn
+      else features.as_evaluated(settings, dataset, split),
+      dataset.splits[split],
+      settings.batch_size,
+      settings.targets.features_dtype,
+      run.in_parts,
+    )
+
+  def _prepare(self, recipe: features.Recipe, num_views: int):
+    recipe = dataclasses.replace(recipe, root=self._root)
+    return features.prepare(
+      recipe, self._variables, num_views, self._run.mesh, self._say
+    )

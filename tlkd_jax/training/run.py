@@ -26,6 +26,7 @@ from tlkd_jax.training import (
   networks,
   nonfinite,
   optimizers,
+  placing,
   shares,
   targets,
 )
@@ -53,6 +54,7 @@ class Run:
     recipes: of the teachers whose outputs are stored.
     cost: of a teacher that TL is given further steps for; None without.
     best_metric: of validation, that chooses the best step.
+    in_parts: whether frozen teachers are spread over the devices.
     looks: of the other networks in the step that see images of their own.
     step: from step.make_step.
     eval_step: of the run's own network.
@@ -71,6 +73,7 @@ class Run:
   recipes: dict[str, targets.Recipe]
   cost: costs.Cost | None
   best_metric: str
+  in_parts: bool
   looks: tuple[Look, ...]
   step: Callable
   eval_step: Callable
@@ -134,7 +137,10 @@ def set_up(
   kept = lessons.start_terms(learned[own])
   start = starts.load(settings, kept, first, dataset, mesh) if kept else {}
   frozen = {name: teacher.network for name, teacher in teachers.items()}
-  recipes = targets.recipes(settings, learned[own].objective, frozen, dataset)
+  in_parts = placing.in_parts(settings, learners, frozen, mesh)
+  recipes = targets.recipes(
+    settings, learned[own].objective, frozen, dataset, in_parts=in_parts
+  )
   online = [learner.network for learner in learners.values()]
   online += [network for n, network in frozen.items() if n not in recipes]
   looks = dict.fromkeys(network.look for network in online)
@@ -166,6 +172,7 @@ def set_up(
     recipes=recipes,
     cost=cost,
     best_metric=balance.best_metric(settings, dataset),
+    in_parts=in_parts,
     looks=tuple(looks),
     step=step,
     eval_step=make_eval_step(first.network, mesh),
@@ -204,13 +211,17 @@ def make_constants(run: Run) -> dict[str, Any]:
   """What the step reads beside state and batch, on the devices."""
   split = run.dataset.splits['train']
   guides = {
-    name: constants(teacher, split, head_only=name in run.recipes)
+    name: sharding.place(
+      constants(teacher, split, head_only=name in run.recipes),
+      run.mesh,
+      parts=run.in_parts,
+    )
     for name, teacher in run.teachers.items()
   }
   if run.start:
-    guides[starts.NAME] = run.start
+    guides[starts.NAME] = sharding.replicate(run.start, run.mesh)
   seed = as_int32(run.settings.seed_of_draws)
-  return sharding.replicate({'guides': guides, 'seed': seed}, run.mesh)
+  return {'guides': guides, 'seed': sharding.replicate(seed, run.mesh)}
 
 
 def constants(loaded: Loaded, split: Split, *, head_only: bool = False) -> Tree:

@@ -27,7 +27,9 @@ def on_validation(run: Run) -> dict[str, evaluate.Predictions]:
     name: predict(
       run,
       make_eval_step(teacher.network, run.mesh),
-      sharding.replicate((teacher.params, teacher.model_state), run.mesh),
+      sharding.place(
+        (teacher.params, teacher.model_state), run.mesh, parts=run.in_parts
+      ),
       'validation',
       name,
     )
@@ -130,13 +132,14 @@ def _on_views(run: Run, name: str, rows: np.ndarray) -> np.ndarray:
   compute = views.make_compute(
     teacher.network, augmentation, ('logits',), run.mesh
   )
+  split = run.dataset.splits['train']
   given = (
-    constants(teacher, run.dataset.splits['train']),
-    as_int32(run.settings.seed),
+    sharding.place(constants(teacher, split), run.mesh, parts=run.in_parts),
+    sharding.replicate(as_int32(run.settings.seed), run.mesh),
   )
   said = views.of_view(
     compute,
-    sharding.replicate(given, run.mesh),
+    given,
     seen.splits['train'].take(rows),
     0,
     run.settings.batch_size,

@@ -153,7 +153,7 @@ def make_step(
     return total, (model_states, memories, metrics)
 
   def step(state: State, constants, batch):
-    root = constants['seed']
+    constants, root = sharding.gather(constants, mesh), constants['seed']
     soft_labels = supervised.soft_labels(
       batch['label'],
       own.network.model.num_classes,
@@ -198,7 +198,7 @@ def make_step(
   return jax.jit(
     step,
     donate_argnames='state',
-    in_shardings=(copied, copied, split),
+    in_shardings=(copied, None, split),
     out_shardings=(copied, copied),
   )
 

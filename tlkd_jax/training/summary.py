@@ -35,6 +35,7 @@ def finish(
   run: Run,
   progress,
   known: Mapping[str, evaluate.Predictions] = MappingProxyType({}),
+  own: Mapping[str, evaluate.Predictions] = MappingProxyType({}),
 ) -> dict[str, Any]:
   """Final metrics of the best step and of the first guide, on both splits.
 
@@ -46,13 +47,14 @@ def finish(
     progress: of the loop, or Spent.
     known: name of a frozen teacher -> its predictions on validation, where
       they are at hand.
+    own: split -> predictions of the run's own network, of both or none.
 
   Returns:
     The summary, which is written to WORKDIR/summary.json.
   """
-  settings, own = run.settings, networks.role(run.own)
-  variables = _best(run, run.own, run.network)
-  summary: dict[str, Any] = {'arm': settings.arm, own: {}}
+  settings, role = run.settings, networks.role(run.own)
+  variables = None if own else _best(run, run.own, run.network)
+  summary: dict[str, Any] = {'arm': settings.arm, role: {}}
   found: dict[str, evaluate.Predictions] = {}
   guide, guide_step, theirs = _first_guide(run)
   if settings.fit == 'fixmatch':
@@ -66,7 +68,9 @@ def finish(
     if settings.distillation.self_training != 'none':
       summary['self_training'] = settings.distillation.self_training
   for split in SPLITS:
-    predictions = predict(run, run.eval_step, variables, split)
+    predictions = (
+      own[split] if own else predict(run, run.eval_step, variables, split)
+    )
     found[split] = predictions
     teacher = None
     if guide_step is not None:
@@ -74,7 +78,7 @@ def finish(
       teacher = at_hand or predict(run, guide_step, theirs, split, guide)
       found[f'teacher_{split}'] = teacher
       summary['teacher'][split] = evaluate.summarize(teacher)
-    summary[own][split] = evaluate.summarize(predictions, teacher)
+    summary[role][split] = evaluate.summarize(predictions, teacher)
   summary |= {
     'best_step': progress.best_step,
     'best_metric': run.best_metric,
@@ -144,7 +148,7 @@ def _first_guide(run: Run):
   else:
     teacher = run.teachers[name]
     network = teacher.network
-    variables = sharding.replicate(
-      (teacher.params, teacher.model_state), run.mesh
+    variables = sharding.place(
+      (teacher.params, teacher.model_state), run.mesh, parts=run.in_parts
     )
   return name, make_eval_step(network, run.mesh), variables

@@ -9,6 +9,9 @@ costs what TL costs; runs with the same teacher, data and views share them.
 They are computed in batches of the run's size on the run's devices. With
 dtype 'float32' training on them is then bitwise training with the teacher in
 the step; with 'float16' it is so to the precision of the targets.
+
+Of a teacher that is a probe the backbone's features are stored beside them
+(features.py), and targets are its head on these.
 """
 
 import dataclasses
@@ -34,15 +37,23 @@ from tlkd_jax.data import (
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Network, output_shapes
 from tlkd_jax.runtime import bars, sharding
-from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import drawing, inputs, networks, shares, views
+from tlkd_jax.training import (
+  drawing,
+  features,
+  inputs,
+  networks,
+  shares,
+  views,
+)
 from tlkd_jax.training.objective import Objective
 from tlkd_jax.training.step import as_int32
 from tlkd_jax.training.target_store import Layout, Store, Targets
 
 # To be raised when the meaning of a stored row changes.
 _FORMAT = 1
+# What a head says; all other outputs are the backbone's.
+_HEADS = ('logits',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +72,8 @@ class Recipe:
     dtype: a name in target_store.DTYPES.
     top_k: see target_store.Layout.
     shares: how many images of a batch have labels, None where all have.
+    backbone: its features, where these are stored for others too.
+    in_parts: whether its weights are spread over the devices.
   """
 
   root: pathlib.Path
@@ -74,6 +87,8 @@ class Recipe:
   dtype: str
   top_k: int
   shares: pipeline.Shares | None = None
+  backbone: features.Recipe | None = None
+  in_parts: bool = False
 
   def layout(self) -> Layout:
     """How the outputs are stored."""
@@ -86,11 +101,14 @@ class Recipe:
     spec = self.teacher.model.spec
     options = {k: repr(v) for k, v in self.augmentation.keywords.items()}
     code = ''.join(inspect.getsource(m) for m in (augment, randaugment))
+    # Of features that are rounded so are the targets.
+    kept = 'float32' if self.backbone is None else self.backbone.dtype
+    rounded = {} if kept == 'float32' else {'features': kept}
     return {
       'format': _FORMAT,
       'jax': jax.__version__,
       'teacher': self.teacher.model.name,
-      'teacher weights': _digest(variables),
+      'teacher weights': features.digest(variables),
       'preprocessing': repr(
         (self.teacher.image_size, spec.mean, spec.std, self.teacher.dtype)
       ),
@@ -100,7 +118,7 @@ class Recipe:
       'stored': [list(self.outputs), self.dtype, self.top_k],
       # The order of sums differs with these, in the last bits.
       'batches': [self.batch_size, mesh.size, jax.default_backend()],
-    }
+    } | rounded
 
 
 def outputs_read(objective: Objective) -> tuple[str, ...]:
@@ -122,30 +140,67 @@ def recipes(
   objective: Objective,
   teachers: Mapping[str, Network],
   dataset: Dataset,
+  *,
+  in_parts: bool = False,
 ) -> dict[str, Recipe]:
-  """What is to be stored of each teacher; {} where they are online."""
+  """What is to be stored of each teacher; {} where they are online.
+
+  Args:
+    settings: of the run.
+    objective: of the student.
+    teachers: by name.
+    dataset: of the run.
+    in_parts: from placing.in_parts.
+  """
   section = settings.targets
   if section.mode == 'online':
     return {}
   runs = networks.teacher_runs(settings)
-  return {
-    name: Recipe(
+  found = {}
+  for name, teacher in teachers.items():
+    seen = dataset.seen(teacher.look)
+    recipe = Recipe(
       pathlib.Path(
         section.dir or pathlib.Path(runs[name]) / 'targets'
       ).expanduser(),
       teacher,
       outputs_read(objective),
-      drawing.heard_through(settings, dataset.seen(teacher.look)),
-      dataset.seen(teacher.look).splits['train'],
+      drawing.heard_through(settings, seen),
+      seen.splits['train'],
       num_views(section.views, settings.distillation.teacher_view),
       settings.batch_size,
       inputs.is_balanced(settings),
       section.dtype,
       section.top_k,
       shares.of_batch(settings),
+      in_parts=in_parts,
     )
-    for name, teacher in teachers.items()
-  }
+    if features.is_probe(runs[name]):
+      shared = _of_backbone(settings, recipe, name)
+      recipe = dataclasses.replace(recipe, backbone=shared)
+    found[name] = recipe
+  return found
+
+
+def _of_backbone(
+  settings: Settings, recipe: Recipe, name: str
+) -> features.Recipe | None:
+  """The features that targets of a probe are made of; None if not stored."""
+  others = [one for one in recipe.outputs if one not in _HEADS]
+  found = features.Recipe(
+    None,
+    recipe.teacher,
+    tuple(dict.fromkeys(('pre_logits', *others))),
+    recipe.augmentation,
+    recipe.split,
+    recipe.batch_size,
+    settings.targets.features_dtype,
+    recipe.in_parts,
+  )
+  views_of_each = recipe.num_views if found.is_drawn else 1
+  size = features.bytes_of(len(recipe.split), views_of_each, found.row)
+  root = features.root_of(settings, size, name)
+  return None if root is None else dataclasses.replace(found, root=root)
 
 
 def num_views(views: int, teacher_view: str) -> int:
@@ -234,14 +289,11 @@ def _fill(store, recipe, variables, first, layout, mesh) -> None:
   total = sum(-(-(size - start) // batch_size) for start in starts)
   if not total:
     return
-  compute = make_compute(recipe, mesh)
-  seed = as_int32(recipe.augmentation.keywords['seed'])
-  constants = sharding.replicate((variables, seed), mesh)
-  batches = bars.track(
-    inputs.ahead(_computed(compute, constants, recipe, starts, mesh)),
-    total,
-    'targets',
-  )
+  if recipe.backbone is None:
+    said = _computed(recipe, variables, starts, mesh)
+  else:
+    said = _by_the_head(recipe, variables, starts, mesh)
+  batches = bars.track(inputs.ahead(said), total, 'targets')
   for view, start, outputs in batches:
     if store is None:
       continue
@@ -254,9 +306,15 @@ def _fill(store, recipe, variables, first, layout, mesh) -> None:
 
 
 def _computed(
-  compute, constants, recipe, starts, mesh
+  recipe, variables, starts, mesh
 ) -> Iterator[tuple[int, int, dict[str, jax.Array]]]:
   """(view, first row, outputs on the devices)."""
+  compute = make_compute(recipe, mesh)
+  seed = as_int32(recipe.augmentation.keywords['seed'])
+  constants = (
+    sharding.place(variables, mesh, parts=recipe.in_parts),
+    sharding.replicate(seed, mesh),
+  )
   for view, start in enumerate(starts):
     if start == len(recipe.split):
       continue
@@ -268,18 +326,25 @@ def _computed(
       yield view, start + number * recipe.batch_size, outputs
 
 
+def _by_the_head(recipe, variables, starts, mesh) -> Iterator[tuple]:
+  """The same of stored features; the backbone is run where they lack."""
+  found = features.prepare(recipe.backbone, variables, len(starts), mesh)
+  head = features.make_head(recipe.teacher, mesh)
+  constants = sharding.replicate(
+    features.of_head(recipe.teacher, variables), mesh
+  )
+  for view, start in enumerate(starts):
+    said = features.batches(
+      *(found, head, constants, recipe.split, view),
+      *(start, recipe.batch_size, mesh),
+    )
+    for number, outputs in enumerate(said):
+      kept = {name: outputs[name] for name in recipe.outputs}
+      yield view, start + number * recipe.batch_size, kept
+
+
 def make_compute(recipe: Recipe, mesh: Mesh) -> Callable:
   """Builds compute(constants, seed, batch) -> what is stored."""
   return views.make_compute(
     recipe.teacher, recipe.augmentation, recipe.outputs, mesh
   )
-
-
-def _digest(variables: Tree) -> str:
-  digest = hashlib.blake2b(digest_size=16)
-  for kind, tree in variables.items():
-    for name, value in sorted(flatten(tree).items()):
-      value = np.asarray(value)
-      head = f'{kind} {name} {value.dtype} {value.shape}'
-      digest.update(head.encode() + value.tobytes())
-  return digest.hexdigest()

@@ -33,6 +33,7 @@ def make_compute(
   """
 
   def compute(constants, seed, batch):
+    constants = sharding.gather(constants, mesh)
     given = batch['image'], batch['index'], batch['view']
     images = augmentation(*given, seed=seed)
     said = guides.speak(network, constants, images, batch['index'])
@@ -40,7 +41,7 @@ def make_compute(
 
   copied, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
   return jax.jit(
-    compute, in_shardings=(copied, copied, split), out_shardings=copied
+    compute, in_shardings=(None, copied, split), out_shardings=copied
   )
 
 
