@@ -1,5 +1,6 @@
 """Teachers that know the classes by their names alone."""
 
+import dataclasses
 import json
 import logging
 import types
@@ -14,7 +15,7 @@ from tlkd_jax import arms, models, settings
 from tlkd_jax.data import Look
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.models import zero_shot as network
-from tlkd_jax.models.weights import texts, tokens, torch_files
+from tlkd_jax.models.weights import pretrained, texts, tokens, torch_files
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import UserError
 from tlkd_jax.settings import Teacher, WrongSettings
@@ -122,6 +123,57 @@ def test_a_finished_one_teaches_by_its_folder(folder, cache_dir, tmp_path):
     np.testing.assert_array_equal(
       other.params['head']['kernel'], kernel[:, ::-1]
     )
+
+
+def filled_clip(folder):
+  """A published size of both towers by the fill rule, with few words."""
+  name = 'transformers/clip_vit_base_patch32'
+  design = models.MODELS[name].texts
+  design = dataclasses.replace(design, vocabulary=914)
+  tables = [
+    pretrained.leaf_table(models.create_model(name, num_classes=512)),
+    pretrained.leaf_table(texts.create(design, 'transformers')),
+  ]
+  state_dict = {
+    leaf.key: fill_rule.fill(leaf.key, leaf.to_torch(np.empty(shape)).shape)
+    for table in tables
+    for shape, leaf in table.values()
+  }
+  del state_dict['visual_projection.bias']
+  torch_files.write_safetensors(folder / 'model.safetensors', state_dict)
+  said = {
+    'model_type': 'clip',
+    'text_config': {'hidden_act': 'quick_gelu', 'eos_token_id': 2},
+    'vision_config': {'hidden_act': 'quick_gelu', 'patch_size': 32},
+  }
+  (folder / 'config.json').write_text(json.dumps(said))
+  return name
+
+
+@pytest.mark.slow
+def test_the_command_with_a_clip_of_a_published_size(
+  start_main, folder, cache_dir, tmp_path
+):
+  name = filled_clip(folder)
+  process = start_main(
+    f'--config=configs/kd.py:teacher={name},student=mobilenet_v2,smoke',
+    '--config.teacher.fit=zero_shot',
+    "--config.teacher.prompts=('a photo of a {class}.','the number {class}')",
+    f'--config.teacher.weights={folder}',
+    '--config.teacher.image_size=64',
+    '--config.student.weights=scratch',
+    '--config.image_size=32',
+    f'--config.data.cache_dir={cache_dir}',
+    f'--workdir={tmp_path / "run"}',
+  )
+  output, errors = process.communicate(timeout=1500)
+  assert process.returncode == 0, errors
+  assert 'TL+KD' in output
+  assert 'say nothing to a text encoder' in errors
+  assert f'{name} by {folder / "config.json"}' in errors
+  summaries = [path.parent for path in tmp_path.glob('run/**/summary.json')]
+  place = next(path for path in summaries if path.name == 'teacher')
+  assert checkpoints.read_description(place).model == f'{name} zero-shot'
 
 
 # --- The head ---

@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.fixtures import fill_rule
 from tlkd_jax import models
-from tlkd_jax.models.families import clip, siglip
+from tlkd_jax.models.families import clip, siglip, vit_keys
 from tlkd_jax.models.spec import TextDesign
 from tlkd_jax.models.weights import torch_files
 
@@ -19,16 +19,16 @@ FOLDER = pathlib.Path(__file__).parent / 'fixtures' / 'texts'
 _SIZES = {'hidden': 48, 'patch': 8, 'image_size': 16}
 
 
-def _clip(activation: str):
-  texts = TextDesign(32, 2, 2, 24, hidden=56, activation=activation)
-  return clip.transformers_spec(
-    clip.design(32, 2, 2, activation=activation, **_SIZES), texts=texts
-  )
-
-
 SPECS = {
-  'tiny_clip': _clip('quick_gelu'),
-  'tiny_gelu_clip': _clip('gelu'),
+  'tiny_clip': clip.transformers_spec(
+    clip.design(32, 2, 2, activation='quick_gelu', **_SIZES),
+    texts=TextDesign(32, 2, 2, 24, hidden=56, activation='quick_gelu'),
+  ),
+  # timm's names, under which open_clip's files are read.
+  'tiny_timm_clip': vit_keys.spec(
+    clip.design(32, 2, 2, **_SIZES),
+    texts=TextDesign(32, 2, 2, 24, hidden=56),
+  ),
   'tiny_siglip': siglip.transformers_spec(
     siglip.design(32, 2, 2, **_SIZES),
     texts=siglip.text_design(32, 2, 2, hidden=56),
@@ -45,10 +45,10 @@ FIXTURES = {
   'clip_new': ('tiny_clip', 'clip'),
   'siglip': ('tiny_siglip', 'siglip'),
   'siglip2': ('tiny_siglip', 'siglip2'),
-  'open_clip': ('tiny_gelu_clip', 'open_clip'),
+  'open_clip': ('tiny_timm_clip', 'open_clip'),
   'open_clip_siglip': ('tiny_wide_siglip', 'siglip'),
 }
-OF_IMAGES = ('clip_old', 'clip_new', 'siglip', 'siglip2')
+OF_IMAGES = ('clip_old', 'clip_new', 'siglip', 'siglip2', 'open_clip')
 
 
 @contextlib.contextmanager
