@@ -19,6 +19,7 @@ from tlkd_jax.models.weights import pretrained, texts, tokens, torch_files
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import UserError
 from tlkd_jax.settings import Teacher, WrongSettings
+from tlkd_jax.study import cells
 from tlkd_jax.training import (
   checkpoints,
   costs,
@@ -366,7 +367,7 @@ BROKEN = [
   (half_of_the_texts, '2 missing: logit_scale, text_projection.weight'),
   (without_projection, 'with its projection to the 24 numbers .*no head to ke'),
   (other_head, 'with its projection to the 24 numbers .*has 1000 classes'),
-  (no_tokenizer, r'no tokenizer lies beside it; accepted are tokenizer\.json'),
+  (no_tokenizer, r'no tokenizer lies beside it .*accepted are tokenizer\.json'),
   (tokenizer_of_siglip, 'the tokenizer of SigLIP, and the texts of tiny_clip'),
   (larger_vocabulary, 'numbers up to 922, and the tower of texts'),
 ]
@@ -466,6 +467,13 @@ def test_it_takes_no_steps_and_costs_nothing_to_fit(folder):
   other = config_of('tl', folder, cost_matched=True)
   assert costs._images_to_fit(other, None, 3) == 0
   assert workdir.num_steps(other) > 0
+
+
+def test_a_study_counts_no_image_that_it_learned_from(folder):
+  own = config_of('teacher', folder)
+  assert cells._images(own, folder, {'num_train': 9}) == 0
+  rows = [{'split': 'validation', 'step': 0, 'top1': 0.5}]
+  assert cells._with_seconds(rows) == [rows[0] | {'seconds': 0.0}]
 
 
 def test_names_of_networks():

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from huggingface_hub import errors
 
 from tests import tiny_texts
 from tests.fixtures import fill_rule
@@ -14,6 +15,7 @@ from tlkd_jax import models
 from tlkd_jax.models import zero_shot as network
 from tlkd_jax.models.families import text_tower
 from tlkd_jax.models.weights import (
+  hub,
   huggingface,
   pretrained,
   texts,
@@ -260,6 +262,40 @@ def test_a_tokenizer_by_its_folder_or_file(name, tmp_path):
   assert found.parent == folder
   assert tokens.find('x', tmp_path / 'x', str(found)) == found
   assert tokens.read(found).kind.title.lower().replace(' ', '') == name
+
+
+@pytest.mark.parametrize(
+  ('weights', 'given', 'there', 'asked'),
+  [
+    ('hf-hub:a/b@r', None, 'tokenizer.json', [('a/b', 'r')]),
+    # CLIP's two files, of which the first is found after the one file is not.
+    ('hf-hub:a/b', None, 'vocab.json', [('a/b', None)] * 3),
+    ('timm:b.t', None, 'tokenizer.json', [('timm/b.t', None)]),
+    ('hf-hub:a/b', 'hf-hub:c/d@r', 'tokenizer.json', [('c/d', 'r')]),
+  ],
+)
+def test_a_tokenizer_of_a_repository(
+  weights, given, there, asked, tmp_path, monkeypatch
+):
+  kind = 'siglip' if there == 'tokenizer.json' else 'clip'
+  found = []
+
+  def download(repository, file_name, *, revision, local_files_only):
+    assert not local_files_only
+    found.append((repository, revision))
+    path = tiny_texts.FOLDER / kind / file_name
+    if not path.is_file():
+      raise errors.LocalEntryNotFoundError('not there')
+    return str(path)
+
+  monkeypatch.setattr(hub.huggingface_hub, 'hf_hub_download', download)
+  path = tokens.find(weights, tmp_path / 'model.safetensors', given)
+  assert path == tiny_texts.FOLDER / kind / there
+  # Merges are looked for in the same place, beside the words.
+  assert found[: len(asked)] == asked
+  monkeypatch.setattr(tiny_texts, 'FOLDER', tmp_path)
+  with pytest.raises(FileNotFoundError, match='accepted'):
+    tokens.find(weights, tmp_path / 'model.safetensors', given)
 
 
 @pytest.mark.parametrize(

@@ -194,15 +194,15 @@ class Teacher(NetworkSection):
   image_size: int = key(
     0,
     "Side of the teacher's images; 0 is that of its own run where it is "
-    "finished, else the student's, and of a probe that kd or compare fits 5/3 "
-    "of the student's, at most the variant's own (not on digits); the nearest "
-    'that a variant takes.',
+    "finished, else the student's, of a zero-shot one the weights' own, and of "
+    "a probe that kd or compare fits 5/3 of the student's, at most the "
+    "variant's own (not on digits); the nearest that a variant takes.",
     whole(8, zero=True),
   )
   crop: float | None = key(
     None,
     "data.crop of the teacher's images; None is that of its own run where it "
-    "is finished, else the student's.",
+    "is finished, of a zero-shot one as published, else the student's.",
     optional(number(0, 1, above=True)),
   )
   interpolation: str | None = key(

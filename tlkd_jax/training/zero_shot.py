@@ -26,6 +26,7 @@ from tlkd_jax.models.weights import loading, tokens
 from tlkd_jax.models.weights import texts as text_files
 from tlkd_jax.models.weights.texts import Texts
 from tlkd_jax.models.weights.tokens import Tokens
+from tlkd_jax.runtime import bars
 from tlkd_jax.runtime.errors import listed
 from tlkd_jax.settings.networks import Teacher
 from tlkd_jax.training import preparation
@@ -135,6 +136,9 @@ def embed(texts: Texts, ids: np.ndarray) -> np.ndarray:
     ids: int [N, L], tokens of each.
   """
   read = ends(texts, ids)
+  if texts.design.causal:
+    # What follows the token that is read is not seen by it.
+    ids = ids[:, : read.max() + 1]
   # Vocabularies have up to 256,000 rows, of which these few are read.
   used, rows = np.unique(ids, return_inverse=True)
   params = texts.params | {'tokens': texts.params['tokens'][used]}
@@ -147,7 +151,8 @@ def embed(texts: Texts, ids: np.ndarray) -> np.ndarray:
   found = []
   # Half a digit of a cosine is tens of times that in a logit.
   with jax.default_matmul_precision('highest'):
-    for start in range(0, len(rows), _AT_ONCE):
+    starts = range(0, len(rows), _AT_ONCE)
+    for start in bars.track(starts, len(starts), 'texts'):
       # The last ones are filled up, so that one program serves all.
       several = np.arange(start, start + min(_AT_ONCE, len(rows)))
       several = np.minimum(several, len(rows) - 1)

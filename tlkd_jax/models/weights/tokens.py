@@ -131,7 +131,8 @@ def find(weights: str, path: pathlib.Path, given: str | None) -> pathlib.Path:
       found = found if merges is not None else None
     if found is None:
       raise FileNotFoundError(
-        f'{weights}: no tokenizer lies beside it; accepted are {FORMS} in '
+        f'{weights}: no tokenizer lies beside it (nor does a hub give one, '
+        f'where it is a name there); accepted are {FORMS} in '
         f'{path.parent}, or one of them, a folder or a name on the hub with '
         'one as config.teacher.tokenizer'
       )
