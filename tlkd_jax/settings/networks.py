@@ -25,6 +25,8 @@ STUDENT_FITS = ('finetuned', 'probed', 'fixmatch', 'ensemble')
 OPEN = 'auto'
 # Fitted to nothing but the names of the classes, see training/zero_shot.py.
 ZERO_SHOT = 'zero_shot'
+# Where a class's name goes in a prompt.
+PLACE = '{class}'
 TEACHER_FITS = (
   OPEN,
   'finetuned',
@@ -44,7 +46,7 @@ def _template() -> Rule:
 
   def accept(value):
     value = plain.accept(value)
-    if '{class}' not in value:
+    if PLACE not in value:
       raise ValueError
     return value
 

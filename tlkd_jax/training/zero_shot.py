@@ -28,11 +28,9 @@ from tlkd_jax.models.weights.texts import Texts
 from tlkd_jax.models.weights.tokens import Tokens
 from tlkd_jax.runtime import bars
 from tlkd_jax.runtime.errors import listed
-from tlkd_jax.settings.networks import Teacher
+from tlkd_jax.settings.networks import PLACE, Teacher
 from tlkd_jax.training import preparation
 
-# Where a class's name goes in a prompt.
-PLACE = '{class}'
 _AT_ONCE = 64
 # '7', 'c0', 'n01440764', '10-19'.
 _NUMBER = re.compile(r'[\W_]*[^\W\d_]?\d[\d\W_]*')
