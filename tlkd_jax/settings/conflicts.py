@@ -15,7 +15,7 @@ from tlkd_jax.settings.guiding import (
   only,
   options_of,
 )
-from tlkd_jax.settings.networks import OPEN, Student, Teacher
+from tlkd_jax.settings.networks import OPEN, ZERO_SHOT, Student, Teacher
 from tlkd_jax.settings.sections import (
   Augment,
   Data,
@@ -162,6 +162,32 @@ def of_fits(arm: str, student: Student, teacher: Teacher) -> list[str]:
     for place, section in (('student', student), ('teacher', teacher))
     if section.head == 'keep' and section.fit not in _LEARNED
   ]
+  if teacher.fit == ZERO_SHOT:
+    lines += _of_zero_shot(arm, teacher)
+  return lines
+
+
+def _of_zero_shot(arm: str, teacher: Teacher) -> list[str]:
+  """A network without texts, or one that is not as it was published."""
+  said = f'teacher.fit is {teacher.fit!r}'
+  lines = []
+  if models.MODELS[teacher.name].texts is None:
+    lines.append(
+      f'{said}, and {teacher.name} was not trained with texts; accepted: a '
+      'teacher.name such as transformers/clip_vit_base_patch32, '
+      'transformers/siglip_base_patch16_224 (`python -m tlkd_jax.models clip` '
+      'and `siglip` list them), or probed'
+    )
+  if teacher.weights == 'scratch' and not teacher.checkpoint:
+    lines.append(
+      f'{said}, and teacher.weights are from scratch, which no text goes with; '
+      'accepted: pretrained, or a file'
+    )
+  if arm == 'teacher' and teacher.checkpoint:
+    lines.append(
+      f'{said}, of weights as they were published, and teacher.checkpoint is '
+      f'{teacher.checkpoint!r}; accepted: None, or finetuned'
+    )
   return lines
 
 

@@ -7,6 +7,7 @@ from tlkd_jax.data import transforms
 from tlkd_jax.models.network import DTYPES
 from tlkd_jax.models.weights import surgery
 from tlkd_jax.settings.rules import (
+  Rule,
   key,
   location,
   number,
@@ -22,6 +23,10 @@ from tlkd_jax.settings.rules import (
 STUDENT_FITS = ('finetuned', 'probed', 'fixmatch', 'ensemble')
 # Of teacher.fit: by what the run is, see training/defaults.py.
 OPEN = 'auto'
+# Fitted to nothing but the names of the classes, see training/zero_shot.py.
+ZERO_SHOT = 'zero_shot'
+# Where a class's name goes in a prompt.
+PLACE = '{class}'
 TEACHER_FITS = (
   OPEN,
   'finetuned',
@@ -29,11 +34,25 @@ TEACHER_FITS = (
   'probed',
   'crossfitted',
   'crossfitted_finetuned',
+  ZERO_SHOT,
 )
 
 SHARDINGS = ('none', 'auto', 'model')
 
 _RATE = number(0, 1, below=True)
+
+
+def _template() -> Rule:
+  """A text in which a class is named."""
+  plain = text()
+
+  def accept(value):
+    value = plain.accept(value)
+    if PLACE not in value:
+      raise ValueError
+    return value
+
+  return Rule(str, accept, "a text with {class}, like 'a photo of a {class}.'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,15 +198,15 @@ class Teacher(NetworkSection):
   image_size: int = key(
     0,
     "Side of the teacher's images; 0 is that of its own run where it is "
-    "finished, else the student's, and of a probe that kd or compare fits 5/3 "
-    "of the student's, at most the variant's own (not on digits); the nearest "
-    'that a variant takes.',
+    "finished, else the student's, of a zero-shot one the weights' own, and of "
+    "a probe that kd or compare fits 5/3 of the student's, at most the "
+    "variant's own (not on digits); the nearest that a variant takes.",
     whole(8, zero=True),
   )
   crop: float | None = key(
     None,
     "data.crop of the teacher's images; None is that of its own run where it "
-    "is finished, else the student's.",
+    "is finished, of a zero-shot one as published, else the student's.",
     optional(number(0, 1, above=True)),
   )
   interpolation: str | None = key(
@@ -214,14 +233,34 @@ class Teacher(NetworkSection):
     "NLL after temperature scaling; 'probed', logistic regression on its "
     "frozen features; 'crossfitted', a probe for each of probe_folds, of which "
     'the one that never saw an image speaks of it; '
-    "'crossfitted_finetuned', the same of networks that are fine-tuned. 'auto' "
-    "is 'probed' where a run of kd or compare fits it first, with pretrained "
-    'weights, one head and probe_folds images of each class, and neither '
-    'num_steps nor label_smoothing speaks of fine-tuning; else '
-    "'finetuned'.",
+    "'crossfitted_finetuned', the same of networks that are fine-tuned; "
+    "'zero_shot', of CLIP and SigLIP, not at all: a head of texts with the "
+    "classes' names. 'auto' is 'probed' where a run of kd or compare fits it "
+    'first, with pretrained weights, one head and probe_folds images of each '
+    'class, and neither num_steps nor label_smoothing speaks of fine-tuning; '
+    "else 'finetuned'.",
     one_of(TEACHER_FITS),
   )
   label_smoothing: float = key(0.0, "Of the teacher's own fine-tuning.", _RATE)
+  prompts: tuple[str, ...] = key(
+    ('a photo of a {class}.',),
+    'Of a zero-shot teacher: texts in which a class is named; the embeddings '
+    'of several are averaged.',
+    several(_template(), empty=False),
+  )
+  text_weights: str | None = key(
+    None,
+    'Of a zero-shot teacher: a file, a folder or a name on a hub with its '
+    'tower of texts; None is `weights`, of which those of timm have none.',
+    optional(location()),
+  )
+  tokenizer: str | None = key(
+    None,
+    'Of a zero-shot teacher: tokenizer.json, vocab.json with merges.txt or '
+    "open_clip's list of merges, or a folder or name on a hub with one; None "
+    'is what lies beside the tower of texts.',
+    optional(location()),
+  )
   without_fold: int = key(
     0,
     'Of a run that is a part of a cross-fitted teacher, which sets it: the one '

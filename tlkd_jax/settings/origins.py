@@ -23,8 +23,14 @@ KEYS = (
   'teacher.checkpoint',
   'distillation.more_teachers',
 )
-# Where they name a file, the second two.
-PLACES = (*KEYS, 'student.weights', 'teacher.weights')
+# Where they name a file, the others.
+PLACES = (
+  *KEYS,
+  'student.weights',
+  'teacher.weights',
+  'teacher.text_weights',
+  'teacher.tokenizer',
+)
 _FILE = 'origins.json'
 # Of a checkpoint's files the larger ones have names that no other has.
 _READ_BYTES = 4096

@@ -278,6 +278,8 @@ def _images(
   if own.fit in probes.KINDS:
     section = own.network(networks.role(networks.learner_names(own)[0]))
     return summary['num_train'] * (1 + section.probe_views)
+  if own.fit == 'zero_shot':
+    return 0
   steps = 0
   for place in _PARTS[own.fit](own, folder) if own.fit in _PARTS else [folder]:
     rows = read_rows(place / 'metrics.jsonl')
@@ -289,7 +291,8 @@ def _with_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
   """Validation rows with the time of the train row of the same step."""
   seconds = {r['step']: r['seconds'] for r in rows if r['split'] == 'train'}
   return [
-    row | {'seconds': seconds[row['step']]}
+    # One that learns nothing has no row of its training.
+    row | {'seconds': seconds.get(row['step'], 0.0)}
     for row in rows
     if row['split'] == 'validation'
   ]

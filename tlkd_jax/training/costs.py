@@ -106,6 +106,9 @@ def _images_to_fit(settings: Settings, dataset: Dataset, learn: int) -> int:
   teacher = settings.teacher
   if teacher.fit in ('probed', 'crossfitted'):
     return _SAY * len(dataset.splits['train']) * (1 + teacher.probe_views)
+  if teacher.fit == 'zero_shot':
+    # A few texts, which are no images.
+    return 0
   steps = teacher.num_steps or settings.num_steps
   return learn * steps * settings.batch_size
 

@@ -6,12 +6,14 @@ size, and the steps follow their number.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
 from tlkd_jax import data, models
+from tlkd_jax.models.weights import loading
 from tlkd_jax.settings import Settings, with_values
-from tlkd_jax.settings.networks import OPEN
+from tlkd_jax.settings.networks import OPEN, ZERO_SHOT
 from tlkd_jax.training import preparation
 
 # One that is still open is probed, unless a class has too few images.
@@ -47,6 +49,7 @@ def settled(
   own = {
     'teacher.fit': fit,
     'teacher.image_size': _teacher_side(settings, fit),
+    **_as_published(settings, fit),
     'image_size': preparation.image_size(settings),
     'num_train_per_class': per_class(
       settings.dataset, settings.num_train_per_class, settings.train_fraction
@@ -135,6 +138,32 @@ def _teacher_fit(settings: Settings, smallest: int | None) -> str:
   if smallest is None:
     return OPEN
   return 'probed' if smallest >= teacher.probe_folds else 'finetuned'
+
+
+def _as_published(settings: Settings, fit: str) -> dict[str, Any]:
+  """How a zero-shot teacher's images are cut, where that is left open.
+
+  As in its training: nothing of it is fitted to other images.
+  """
+  teacher = settings.teacher
+  fitted = settings.arm == 'teacher' or settings.is_taught
+  if fit != ZERO_SHOT or teacher.checkpoint or not fitted:
+    return {}
+  spec = models.MODELS[teacher.name]
+  source = preparation.weights_of(teacher)
+  known = loading.preprocessing(source) if source else None
+  side = known.image_size if known and known.image_size else spec.image_size
+  found: dict[str, Any] = {
+    'teacher.image_size': teacher.image_size or spec.side_near(side),
+    'teacher.interpolation': teacher.interpolation
+    or (known and known.interpolation)
+    or spec.interpolation,
+  }
+  if data.default_crop(settings.dataset) < 1:
+    # Digits have no margin that could be cut off.
+    said = teacher.crop or (known and known.crop)
+    found['teacher.crop'] = said or spec.crop
+  return found
 
 
 def _teacher_side(settings: Settings, fit: str) -> int:

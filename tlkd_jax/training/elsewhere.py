@@ -1,4 +1,4 @@
-"""Weights that were trained elsewhere: in a run's place, and look-alikes."""
+"""Networks that learn elsewhere, or nothing, in a run's place; look-alikes."""
 
 from collections.abc import Mapping
 
@@ -11,8 +11,8 @@ from tlkd_jax.models.functional import Model
 from tlkd_jax.models.network import Loaded, Network
 from tlkd_jax.models.weights import hub, loading, look_alikes
 from tlkd_jax.settings import Settings, with_values
-from tlkd_jax.settings.networks import OPEN
-from tlkd_jax.training import preparation
+from tlkd_jax.settings.networks import OPEN, ZERO_SHOT
+from tlkd_jax.training import preparation, zero_shot
 
 _IMAGES_LOOKED_AT = 32
 
@@ -61,14 +61,20 @@ def adopted(settings: Settings) -> Settings:
 def read(
   settings: Settings, model: Model, class_names: list[str]
 ) -> loading.Weights:
-  """A teacher that was fine-tuned elsewhere, with its head.
+  """A teacher that learns nothing here, with its head.
+
+  It was fine-tuned elsewhere; or it knows the classes by their names.
 
   Raises:
-    ValueError: it does not name its classes, or they are not those of the data.
+    ValueError: it does not name its classes, or they are not those of the data;
+      of a zero-shot one see zero_shot.read.
   """
   section = settings.teacher
+  if section.fit == ZERO_SHOT:
+    return zero_shot.read(section, class_names)
   place = section.checkpoint
   assert place is not None
+  logging.info('teacher: %s, as it is', place)
   known = section.classes or loading.describe(place).classes
   if not known:
     raise ValueError(

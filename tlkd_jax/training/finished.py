@@ -10,7 +10,6 @@ import numpy as np
 from absl import logging
 
 from tlkd_jax import data, models
-from tlkd_jax.models import side_by_side
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.models.network import DTYPES, Loaded, Network
 from tlkd_jax.models.weights import hub, loading
@@ -96,7 +95,7 @@ def check_named(settings: Settings) -> None:
   for run in (*own, *section.more_teachers):
     if not run or hub.is_weights(run):
       continue
-    name = side_by_side.parts_of(checkpoints.read_description(run).model)[0]
+    name = models.variant_of(checkpoints.read_description(run).model)
     check_finished(run)
     guides = settings.arm in ('kd', 'compare') and run not in own
     if guides and name in models.MODELS:
@@ -211,13 +210,15 @@ def read_as(
 
 
 def variant(run: str, name: str) -> str:
-  """What a run's model is called: `name`, or several of it side by side.
+  """What a run's model is called: `name`, or what is made of it.
+
+  That is several of it side by side, or it under a head of texts.
 
   Raises:
     FileNotFoundError, ValueError: see checkpoints.read_description.
   """
   found = checkpoints.read_description(run).model
-  return found if side_by_side.parts_of(found)[0] == name else name
+  return found if models.variant_of(found) == name else name
 
 
 def read_folds(run: str, class_names: list[str]) -> Tree | None:

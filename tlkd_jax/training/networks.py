@@ -145,8 +145,7 @@ def load(settings: Settings, name: str, class_names: list[str]) -> Loaded:
     dropout=section.dropout,
     drop_path=section.drop_path,
   )
-  if section.checkpoint and workdirs.is_adopted(settings):
-    logging.info('%s: %s, as it is', name, section.checkpoint)
+  if workdirs.stays_as_it_is(settings):
     read = elsewhere.read(settings, model, class_names)
     return elsewhere.loaded(make_network(settings, name, read.model), read)
   if section.checkpoint:

@@ -121,7 +121,7 @@ def set_up(
   teachers = networks.load_teachers(settings, dataset.class_names)
   cost = costs.count(settings, dataset) if settings.cost_matched else None
   num_steps = cost.total_steps if cost else workdirs.num_steps(settings)
-  if not (num_steps or workdirs.is_adopted(settings)):
+  if not (num_steps or workdirs.stays_as_it_is(settings)):
     raise ValueError(
       'num_steps is 0: training.defaults.for_data says how many the data take'
     )

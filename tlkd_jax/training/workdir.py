@@ -24,7 +24,7 @@ from tlkd_jax.models.weights import hub
 from tlkd_jax.runtime import sealed, sharding
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings, origins
-from tlkd_jax.settings.networks import OPEN
+from tlkd_jax.settings.networks import OPEN, ZERO_SHOT
 from tlkd_jax.training import defaults, preparation
 
 _COST = 'cost.json'
@@ -160,7 +160,7 @@ def length(workdir: pathlib.Path, settings: Settings) -> int:
 
 def num_steps(settings: Settings) -> int:
   """The length of a run; 0 of a teacher that is used as it is."""
-  return 0 if is_adopted(settings) else _length(flatten(as_json(settings)))
+  return 0 if stays_as_it_is(settings) else _length(flatten(as_json(settings)))
 
 
 def _length(flat: dict[str, Any]) -> int:
@@ -212,6 +212,12 @@ def is_adopted(settings: Settings) -> bool:
   """Whether a run's network was fine-tuned elsewhere: weights, no run."""
   place = settings.teacher.checkpoint
   return settings.arm == 'teacher' and bool(place) and hub.is_weights(place)
+
+
+def stays_as_it_is(settings: Settings) -> bool:
+  """Whether a run's network learns nothing: that, or a zero-shot one."""
+  zero_shot = settings.arm == 'teacher' and settings.teacher.fit == ZERO_SHOT
+  return zero_shot or is_adopted(settings)
 
 
 def as_json(settings: Settings) -> dict[str, Any]:

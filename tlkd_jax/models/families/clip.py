@@ -11,7 +11,7 @@ import dataclasses
 from tlkd_jax.models.families import vit_keys
 from tlkd_jax.models.families.vit import Design
 from tlkd_jax.models.families.vit_keys import HALF, in_blocks
-from tlkd_jax.models.spec import ModelSpec, TorchLeaf
+from tlkd_jax.models.spec import ModelSpec, TextDesign, TorchLeaf
 
 _PIXELS = {
   'mean': (0.48145466 * 255, 0.4578275 * 255, 0.40821073 * 255),
@@ -24,7 +24,8 @@ OTHER_TOWER = (
   r'^logit_(scale|bias)$',
   r'(^|\.)position_ids$',
 )
-_BLOCK = {
+# Names in a block of either tower, ours -> those of transformers.
+BLOCK = {
   'norm1': 'layer_norm1',
   'attention.query': 'self_attn.q_proj',
   'attention.key': 'self_attn.k_proj',
@@ -53,7 +54,7 @@ def tower_modules(single: Design) -> dict[str, str]:
     'patch': 'vision_model.embeddings.patch_embedding',
     'norm': 'vision_model.post_layernorm',
   }
-  return table | in_blocks(single, _BLOCK, 'vision_model.encoder.layers.{}')
+  return table | in_blocks(single, BLOCK, 'vision_model.encoder.layers.{}')
 
 
 def transformers_modules(single: Design) -> dict[str, str]:
@@ -93,6 +94,16 @@ _SIZES = {
   'base_patch16': design(768, 12, 12, patch=16),
   'large_patch14': design(1024, 16, 24, patch=14),
 }
+_TEXTS = {
+  'base_patch32': TextDesign(512, 8, 12, embedding=512),
+  'base_patch16': TextDesign(512, 8, 12, embedding=512),
+  'large_patch14': TextDesign(768, 12, 12, embedding=768),
+}
+
+
+def _texts(size: str, activation: str) -> TextDesign:
+  """The other tower, which has the activation of this one."""
+  return dataclasses.replace(_TEXTS[size], activation=activation)
 
 
 def _timm_variants() -> dict[str, ModelSpec]:
@@ -109,6 +120,7 @@ def _timm_variants() -> dict[str, ModelSpec]:
       numbers,
       # timm keeps one file for both activations.
       weights=f'timm:vit_{size}_clip_{side}.{tag}',
+      texts=_texts(size, numbers.activation),
       **_PIXELS | fields,
     )
 
@@ -140,10 +152,17 @@ def _transformers_variants() -> dict[str, ModelSpec]:
     quick = dataclasses.replace(numbers, activation='quick_gelu')
     name = f'transformers/clip_vit_{size}'
     openai = f'openai/clip-vit-{size.replace("_", "-")}'
-    variants[name] = transformers_spec(quick, weights=f'hf-hub:{openai}')
+    of_texts = size.removesuffix('_336')
+    variants[name] = transformers_spec(
+      quick,
+      weights=f'hf-hub:{openai}',
+      texts=_texts(of_texts, quick.activation),
+    )
     if size in laion:
       variants[f'{name}_laion2b'] = transformers_spec(
-        numbers, weights=f'hf-hub:{laion[size]}'
+        numbers,
+        weights=f'hf-hub:{laion[size]}',
+        texts=_texts(of_texts, numbers.activation),
       )
   return variants
 

@@ -13,7 +13,7 @@ from tlkd_jax.models.families import clip, vit_keys
 from tlkd_jax.models.families.vit import Design
 from tlkd_jax.models.families.vit_keys import HALF
 from tlkd_jax.models.families.vit_variants import averaged
-from tlkd_jax.models.spec import ModelSpec, TorchLeaf
+from tlkd_jax.models.spec import ModelSpec, TextDesign, TorchLeaf
 
 
 def design(width: int, heads: int, depth: int, **fields) -> Design:
@@ -32,6 +32,33 @@ _SIZES = {
   'so400m_patch14': dataclasses.replace(_SO400M, patch=14),
   'so400m_patch16': _SO400M,
 }
+
+
+def text_design(width: int, heads: int, depth: int, **fields) -> TextDesign:
+  """A tower of texts, as trained: with the approximation of GELU by tanh."""
+  numbers = {
+    'embedding': width,
+    'activation': 'gelu_tanh',
+    'epsilon': 1e-6,
+    'length': 64,
+    'vocabulary': 32000,
+    'causal': False,
+  }
+  return TextDesign(width, heads, depth, **numbers | fields)
+
+
+_TEXTS = {
+  'base': text_design(768, 12, 12),
+  'large': text_design(1024, 16, 24),
+  'so400m': text_design(1152, 16, 27, hidden=4304),
+}
+
+
+def _texts(size: str) -> TextDesign:
+  """Of 'base_patch16': the other tower."""
+  return _TEXTS[size.partition('_')[0]]
+
+
 # Sides of the published ones, in pixels.
 _SIDES = {
   'base_patch32': (256,),
@@ -137,9 +164,10 @@ def _timm_variants() -> dict[str, ModelSpec]:
         _sized(size, side), activation='gelu_tanh' if tanh else 'gelu'
       )
       tag = 'webli' if (size, side) in _FIRST_ALONE else 'v2_webli'
-      for kind, numbers in (
-        ('siglip', single),
-        ('siglip_gap', averaged(single)),
+      for kind, numbers, texts in (
+        ('siglip', single, _texts(size)),
+        # Nobody has trained texts for the mean of patches.
+        ('siglip_gap', averaged(single), None),
       ):
         name = f'vit_{size}_{kind}_{side}'
         # Of its averaged form timm prepares this one otherwise.
@@ -148,6 +176,7 @@ def _timm_variants() -> dict[str, ModelSpec]:
           numbers,
           weights=f'timm:{name}.{tag}',
           crop=1.0 if whole else 0.9,
+          texts=texts,
           **HALF,
         )
   return variants
@@ -162,12 +191,15 @@ def _transformers_variants() -> dict[str, ModelSpec]:
         continue
       hub = f'google/siglip2-{size.replace("_", "-")}-{side}'
       variants[f'transformers/siglip_{size}_{side}'] = transformers_spec(
-        _sized(size, side), weights=f'hf-hub:{hub}'
+        _sized(size, side), weights=f'hf-hub:{hub}', texts=_texts(size)
       )
   for size in ('base_patch16', 'so400m_patch16'):
     hub = f'google/siglip2-{size.replace("_", "-")}-naflex'
     variants[f'transformers/siglip2_{size}_naflex'] = transformers_spec(
-      _sized(size, 256), naflex=True, weights=f'hf-hub:{hub}'
+      _sized(size, 256),
+      naflex=True,
+      weights=f'hf-hub:{hub}',
+      texts=_texts(size),
     )
   return variants
 

@@ -127,14 +127,14 @@ class Attention(nnx.Module):
     self.heads = design.heads
     self.fused = design.fused
 
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array, bias: Array | None = None) -> Array:
     b, n, d = x.shape
     if self.fused:
       parts = jnp.split(self.qkv(x), 3, axis=-1)
     else:
       parts = [self.query(x), self.key(x), self.value(x)]
     shape = (b, n, self.heads, d // self.heads)
-    y = attention(*(part.reshape(shape) for part in parts))
+    y = attention(*(part.reshape(shape) for part in parts), bias=bias)
     return self.project(y.reshape(b, n, d))
 
 
@@ -186,7 +186,10 @@ class LayerScale(nnx.Module):
 
 
 class Block(nnx.Module):
-  """Pre-norm attention and MLP, each with a residual connection."""
+  """Pre-norm attention and MLP, each with a residual connection.
+
+  A bias is added to the attention's scores, see layers.attention.
+  """
 
   def __init__(self, design, *, rate, rngs):
     width = design.width
@@ -200,8 +203,8 @@ class Block(nnx.Module):
     self.scale2 = LayerScale(width) if design.layer_scale else None
     self.rate = rate
 
-  def __call__(self, x: Array, mode: Mode) -> Array:
-    y = self.attention(self.norm1(x))
+  def __call__(self, x: Array, mode: Mode, bias: Array | None = None) -> Array:
+    y = self.attention(self.norm1(x), bias)
     y = y if self.scale1 is None else self.scale1(y)
     x = x + layers.drop_path(y, self.rate, mode)
     y = layers.ACTIVATIONS[self.activation](self.expand(self.norm2(x)))

@@ -2,8 +2,8 @@
 
 Recognises files of Hugging Face's transformers (ResNet, RegNet, ViT, DeiT,
 DINOv2, DINOv3, CLIP, SigLIP, Swin, ConvNeXt, EfficientNet, MobileNetV2), as
-stored and as version 5 names them in memory, and the older names that a
-variant's spec lists.
+stored and as version 5 names them in memory, those of open_clip's CLIP, and the
+older names that a variant's spec lists.
 `pretrained.from_torch` then checks the result strictly.
 """
 
@@ -21,6 +21,7 @@ from tlkd_jax.models.weights.transformers_keys import (
   CLIP,
   FIRST_SWIN,
   HUGGING_FACE,
+  OPEN_CLIP,
   Rule,
 )
 
@@ -93,13 +94,15 @@ def canonical_keys(name: str, state_dict: StateDict) -> StateDict:
       rules = rules(_repeats(name))
     if rules is CLIP:
       state_dict = _images_tower(state_dict)
+    elif rules is OPEN_CLIP:
+      state_dict = _open_images_tower(state_dict)
     state_dict = {
       key: value
       for key, value in _renamed(state_dict, rules).items()
       if not key.startswith('pooler.') and key != 'mask_token'
     }
     state_dict = _join_projections(state_dict)
-    if rules is CLIP:
+    if rules in (CLIP, OPEN_CLIP):
       state_dict = _as_timms_tower(state_dict)
     timm = twins.timm_name(name)
     if timm not in (None, twins.full_name(name)):
@@ -188,6 +191,15 @@ def _images_tower(state_dict: StateDict) -> StateDict:
     key: value
     for key, value in state_dict.items()
     if not any(re.search(pattern, key) for pattern in OTHER_TOWER)
+  }
+
+
+def _open_images_tower(state_dict: StateDict) -> StateDict:
+  """The same of open_clip, whose projection is [width, embedding]."""
+  return {
+    key: value.T if key == 'visual.proj' else value
+    for key, value in state_dict.items()
+    if key.startswith('visual.')
   }
 
 

@@ -285,9 +285,19 @@ def companion(
     file_name: of the other file.
   """
   beside = path.with_name(file_name)
+  return beside if beside.is_file() else file_of(weights, file_name)
+
+
+def file_of(weights: str, file_name: str) -> pathlib.Path | None:
+  """A file of the repository that a name is of; None where it has none.
+
+  Args:
+    weights: as `resolve` takes it; of others than hf-hub: and timm: it is None.
+    file_name: of the file.
+  """
   source, _, name = split(weights)[0].partition(':')
-  if beside.is_file() or source not in ('hf-hub', 'timm'):
-    return beside if beside.is_file() else None
+  if source not in ('hf-hub', 'timm'):
+    return None
   # Here and not above, as in `_fetch_from_hub`.
   from huggingface_hub import errors as hub_errors
 

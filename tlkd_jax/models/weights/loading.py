@@ -89,7 +89,7 @@ def load(
   path, state_dict, found, others = _read(model, source)
   try:
     state_dict = surgery.adapt_state_dict(model, state_dict)
-    if pretrained.head_classes(model, state_dict) is None:
+    if model.num_classes and pretrained.head_classes(model, state_dict) is None:
       logging.info('%s: it has no head, one is made', path)
     if head == 'keep':
       _check_head(model, state_dict, found, classes, class_names)

@@ -81,7 +81,7 @@ def from_torch(
       if problem:
         wrong.append(problem)
       else:
-        flat[path] = np.ascontiguousarray(leaf.to_flax(value))
+        flat[path] = np.asarray(leaf.to_flax(value), order='C')
   _raise_on_mismatch(model.name, missing, sorted(remaining), wrong)
   return _split(model, flat)
 
@@ -96,7 +96,7 @@ def to_torch(
     value = leaf.to_torch(np.asarray(flat[path]))
     if leaf.zero_if_absent and not np.any(value):
       continue
-    result[leaf.key] = np.ascontiguousarray(value)
+    result[leaf.key] = np.asarray(value, order='C')
     if leaf.key.endswith('.running_var'):
       prefix = leaf.key.removesuffix('running_var')
       result[prefix + _COUNTER] = np.zeros((), np.int64)

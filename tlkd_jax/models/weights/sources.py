@@ -163,7 +163,12 @@ def _present(name: str) -> str:
   return f'{library}/{bare}' if library else bare
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A file beside weights; {} where it is no dict.
+
+  Raises:
+    WeightsError: it is damaged.
+  """
   try:
     content = json.loads(path.read_text())
   except (ValueError, OSError, RecursionError) as error:
@@ -176,7 +181,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 def _of_file(path: pathlib.Path) -> Source | None:
   """None for a config.json of another kind, such as that of a run."""
-  content = _read(path)
+  content = read_json(path)
   checked = functools.partial(_checked, path)
   if isinstance(content.get('architecture'), str):
     return checked(_of_timm, content)
@@ -254,7 +259,7 @@ def _of_transformers(path: str, content: dict[str, Any]) -> Source:
 
 
 def _with_processor(found: Source, path: pathlib.Path) -> Source:
-  return _checked(path, _processed, found, _read(path))
+  return _checked(path, _processed, found, read_json(path))
 
 
 def _processed(path: str, found: Source, values: dict[str, Any]) -> Source:

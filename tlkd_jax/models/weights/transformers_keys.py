@@ -83,6 +83,23 @@ CLIP: tuple[Rule, ...] = (
   (r'^(visual_projection|classifier)\.', 'head.'),
 )
 
+# OpenAI's own names and open_clip's, of the image tower alone.
+OPEN_CLIP: tuple[Rule, ...] = (
+  (r'^visual\.', ''),
+  (r'^class_embedding$', 'cls_token'),
+  (r'^positional_embedding$', 'pos_embed'),
+  (r'^conv1\.', 'patch_embed.proj.'),
+  (r'^ln_pre\.', 'norm_pre.'),
+  (r'^ln_post\.', 'norm.'),
+  (r'^transformer\.resblocks\.', 'blocks.'),
+  (r'\.ln_([12])\.', r'.norm\1.'),
+  (r'\.attn\.in_proj_', '.attn.qkv.'),
+  (r'\.attn\.out_proj\.', '.attn.proj.'),
+  (r'\.mlp\.c_fc\.', '.mlp.fc1.'),
+  (r'\.mlp\.c_proj\.', '.mlp.fc2.'),
+  (r'^proj$', 'head.weight'),
+)
+
 _CONVNEXT: tuple[Rule, ...] = (
   (r'^convnext(v2)?\.', ''),
   (r'^embeddings\.patch_embeddings\.', 'stem.0.'),
@@ -247,6 +264,7 @@ HUGGING_FACE: dict[str, tuple[str, Any]] = {
   ),
   r'^(vision_model\.)?pre_layrnorm\.': ('clip', CLIP),
   r'^(vision_model\.)?head\.probe$': ('siglip', CLIP),
+  r'^visual\.class_embedding$': ('clip', OPEN_CLIP),
   r'^(convnext(v2)?\.)?embeddings\.layernorm\.weight$': (
     'convnext',
     _CONVNEXT,
