@@ -32,9 +32,12 @@ MARKERS = {'teacher': '^', 'tl': 's', 'kd': 'o'}
 _INK, _GRID = '#010203', '#010204'
 _SIZE = (3.7, 2.75)
 _SMALL = (2.15, 1.75)
+_WIDE = (5.2, 3.2)
 _numbers = itertools.count()
 # Of a matrix with more classes the axes have no names.
 MOST_TICKS = 20
+# Of more points those alone are named that matter.
+_MOST_NAMES = 12
 
 _STYLE = {
   'svg.fonttype': 'none',
@@ -352,6 +355,63 @@ def intervals(
   height = 1.0 + 0.27 * len(values)
   size = (5.2, height)
   return _draw(draw, title, size=size, names=short, xlabel=x_label)
+
+
+def trade_off(
+  title: str,
+  points: Sequence[tuple[float, float, str, str, bool]],
+  x_label: str,
+  y_label: str,
+) -> str:
+  """Cost against accuracy, with the line of what nothing else is better than.
+
+  Args:
+    title: of the panel.
+    points: (cost, accuracy, style, name, whether on the front), style a key of
+      COLOURS.
+    x_label: of the costs, whose axis is logarithmic.
+    y_label: of the accuracies.
+  """
+  names = [drawable(name) for *_, name, _ in points]
+  best = sorted((x, y) for x, y, *_, on_front in points if on_front)
+  values = [y for _, y, *_ in points]
+  # Names of points that lie close together stand one above the other.
+  apart = 0.07 * max(max(values) - min(values), 1e-3)
+  heights: dict[int, float] = {}
+  last = -np.inf
+  for place in sorted(range(len(points)), key=lambda i: values[i]):
+    last = heights[place] = max(values[place], last + apart)
+
+  def draw(axes):
+    axes.set_xscale('log')
+    if len(best) > 1:
+      axes.step(*zip(*best, strict=True), where='post', color=_INK, lw=0.9)
+    for place, (x, y, style, _, on_front) in enumerate(points):
+      axes.plot(
+        x,
+        y,
+        MARKERS[style],
+        color=COLOURS[style],
+        markersize=7,
+        fillstyle='full' if on_front else 'none',
+      )
+      if len(points) <= _MOST_NAMES or on_front:
+        axes.annotate(
+          names[place],
+          (x, heights[place]),
+          xytext=(7, 0),
+          textcoords='offset points',
+          va='center',
+          fontsize=8,
+        )
+    axes.margins(x=0.35, y=0.12)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+  return _draw(
+    draw, title, size=_WIDE, names=names, xlabel=x_label, ylabel=y_label
+  )
 
 
 def heat_overlay(
