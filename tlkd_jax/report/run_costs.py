@@ -35,7 +35,7 @@ def section(paired: Paired, out: pathlib.Path) -> Section | None:
     sources[f'{relative(pair.kd.path, out)}/evaluation/cost.json'] = None
     kd = _point(labels[pair.treatment], 'kd', pair.kd, 'student')
     tl = _point(LABELS['tl'], 'tl', pair.tl, 'student')
-    points = {(pair.tl.path,): tl, (pair.kd.path,): kd}
+    points: dict[tuple, Point] = {(pair.tl.path,): tl, (pair.kd.path,): kd}
     teacher = _teacher(pair)
     if teacher is not None:
       said_by = pair.teacher.path if pair.teacher else pair.kd.path

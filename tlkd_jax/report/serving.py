@@ -23,15 +23,15 @@ _NOT_TIMED = (
 )
 _COST_NOTE = (
   'MB are of float32 weights, BatchNorm statistics included; MACs are '
-  'multiply-adds of an image. Filled marks and "yes" are the Pareto front: nothing here is both '
-  'cheaper and at least as accurate.'
+  'multiply-adds of an image. Filled marks and "yes" are the Pareto front: '
+  'nothing here is both cheaper and at least as accurate.'
 )
 _TIMED_NOTE = (
   'Medians of passes from normalised images to logits, one after the other, '
   'after one that warms up; of ten passes one is faster than "from" and one '
   'slower than "to". Memory is by the compiled program itself: weights, '
-  'images, results and temporaries. "Beside" are cores that other processes kept busy '
-  'meanwhile: near 0, the machine was idle.'
+  'images, results and temporaries. "Beside" are cores that other processes '
+  'kept busy meanwhile: near 0, the machine was idle.'
 )
 
 
@@ -72,18 +72,22 @@ def section(
 def _figure(
   known: Mapping[str, Sequence[Point]], timed: bool, source: str
 ) -> list[Block]:
-  rows, panels = [], []
+  rows, panels, drawn = [], [], []
   axis = 'milliseconds of one image' if timed else 'million multiply-adds'
   for place, points in known.items():
     costs = [_cost(point, timed) for point in points]
     accuracies = [point.accuracy for point in points]
     best = front(list(zip(costs, accuracies, strict=True)))
-    drawn = [
+    marks = [
       (cost, point.accuracy, point.style, point.label, on_front)
       for point, cost, on_front in zip(points, costs, best, strict=True)
     ]
     if len(panels) < _MOST_PANELS:
-      panels.append(plots.trade_off(place, drawn, axis, 'test accuracy'))
+      panels.append(plots.trade_off(place, marks, axis, 'test accuracy'))
+      drawn += [
+        {'place': place, 'arm': name, axis: cost, 'test accuracy': accuracy}
+        for cost, accuracy, _, name, _ in marks
+      ]
     rows += [
       {'place': place} | _row(point, on_front, timed)
       for point, on_front in zip(points, best, strict=True)
@@ -96,7 +100,8 @@ def _figure(
     alt += f' The first {_MOST_PANELS} of {len(known)} places are drawn.'
   table = named_table('Accuracy and cost', rows, source, _COST_NOTE)
   title = 'Accuracy against the cost of a prediction'
-  return [Figure(title, panels, alt, table), table]
+  points = named_table('What is drawn', drawn, source)
+  return [Figure(title, panels, alt, points), table]
 
 
 def _cost(point: Point, timed: bool) -> float:
