@@ -123,30 +123,37 @@ def make_section(groups, pairs=()):
 
 def test_the_section_in_milliseconds():
   points = [point(0.8, cost(ms=5.0)), teacher(0.9, cost('large', ms=20.0))]
-  found = make_section({'here': points}, [tuple(points)])
+  found = make_section({'here': points}, [('here', *points)])
   assert found['texts'][0].startswith('To answer one image')
   assert not any('not measured' in text for text in found['texts'])
   table = found['tables']['Accuracy and cost']
-  assert table.columns[:6] == [
-    *('place', 'arm', 'network', 'test accuracy'),
+  assert table.columns[:7] == [
+    *('place', 'arm', 'network', 'test accuracy', 'on the front'),
     *('ms a batch of 1', 'ms a batch of 32'),
   ]
-  assert [row[-1] for row in table.rows] == ['yes', 'yes']
+  assert [row[4] for row in table.rows] == ['yes', 'yes']
   assert len(found['tables']['Networks, timed'].rows) == 4
   assert 'milliseconds' in found['figures'][0].alt
 
 
 def test_the_section_in_multiply_adds_says_so():
   points = [point(0.8, cost(ms=5.0)), teacher(0.7, cost('large', macs=99))]
-  found = make_section({'here': points}, [tuple(points)])
+  found = make_section({'here': points}, [('here', *points)])
   assert any(
     'not measured for all networks' in t and '--suite=cost' in t
     for t in found['texts']
   )
   table = found['tables']['Accuracy and cost']
   assert 'ms a batch of 1' not in table.columns
-  assert [row[-1] for row in table.rows] == ['yes', 'no']
+  assert [row[4] for row in table.rows] == ['yes', 'no']
   assert 'multiply-adds' in found['figures'][0].alt
+
+
+def test_of_several_places_each_is_named():
+  points = [point(0.8, cost(ms=5.0)), teacher(0.9, cost('large', ms=20.0))]
+  pairs = [('here', *points), ('there', *points)]
+  found = make_section({'here': points}, pairs)
+  assert [text.split()[0] for text in found['texts']] == ['here:', 'there:']
 
 
 def test_what_is_not_measured_is_said():
@@ -201,7 +208,7 @@ def test_on_the_page_of_runs(timed, tmp_path):
   assert by_arm['TL+KD'][3] == pytest.approx(0.5 + 0.5 / 3, abs=0.01)
   assert by_arm['teacher'][3] == pytest.approx(0.9)
   if timed:
-    assert by_arm['teacher'][4:6] == [20.0, 640.0]
+    assert by_arm['teacher'][5:7] == [20.0, 640.0]
     assert 'the TL+KD student takes 5 ms' in str(found)
     assert '4.0 times as fast' in str(found)
   else:
@@ -227,6 +234,24 @@ def test_on_the_page_of_a_study(tmp_path):
   text = (tmp_path / 'report.md').read_text()
   assert 'the TL+KD student takes 4 ms, its teacher 8 ms: 2.0 times' in text
   assert 'not measured for all networks' not in text
+
+
+def test_data_sets_of_a_study_have_networks_of_their_own(tmp_path):
+  rows = []
+  for dataset, ms in (('digits', 4), ('photos', 12)):
+    own = paired([0.1, 0.2, 0.1], dataset=dataset)
+    for row in own:
+      name = 'large' if row['arm'] == 'teacher' else 'small'
+      one = cost(f'{name} of {dataset}', ms=ms)
+      row['prediction_cost'] = costs.as_json(one)
+      folder = tmp_path / row['folder']
+      measured.write(folder, {'student': one})
+    rows += own
+  pages.write(tmp_path, rows, STUDY)
+  text = (tmp_path / 'report.md').read_text()
+  for dataset, ms in (('digits', 4), ('photos', 12)):
+    said = f'{dataset}: To answer one image the TL+KD student takes {ms} ms'
+    assert said in text
 
 
 def test_on_the_page_of_a_study_of_unknown_networks(tmp_path):

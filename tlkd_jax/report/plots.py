@@ -32,7 +32,6 @@ MARKERS = {'teacher': '^', 'tl': 's', 'kd': 'o'}
 _INK, _GRID = '#010203', '#010204'
 _SIZE = (3.7, 2.75)
 _SMALL = (2.15, 1.75)
-_WIDE = (5.2, 3.2)
 _numbers = itertools.count()
 # Of a matrix with more classes the axes have no names.
 MOST_TICKS = 20
@@ -376,7 +375,7 @@ def trade_off(
   best = sorted((x, y) for x, y, *_, on_front in points if on_front)
   values = [y for _, y, *_ in points]
   # Names of points that lie close together stand one above the other.
-  apart = 0.07 * max(max(values) - min(values), 1e-3)
+  apart = 0.09 * max(max(values) - min(values), 1e-3)
   heights: dict[int, float] = {}
   last = -np.inf
   for place in sorted(range(len(points)), key=lambda i: values[i]):
@@ -399,19 +398,16 @@ def trade_off(
         axes.annotate(
           names[place],
           (x, heights[place]),
-          xytext=(7, 0),
+          # Above the line of the front, which goes right from its points.
+          xytext=(5, 4),
           textcoords='offset points',
-          va='center',
-          fontsize=8,
         )
     axes.margins(x=0.35, y=0.12)
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
-  return _draw(
-    draw, title, size=_WIDE, names=names, xlabel=x_label, ylabel=y_label
-  )
+  return _draw(draw, title, names=names, xlabel=x_label, ylabel=y_label)
 
 
 def heat_overlay(

@@ -48,8 +48,8 @@ def section(paired: Paired, out: pathlib.Path) -> Section | None:
   for (place, _, _), points in found.items():
     groups.setdefault(place, []).append(_mean([*points.values()]))
   pairs = [
-    (_mean([s for s, _ in both]), _mean([t for _, t in both]))
-    for both in taught.values()
+    (place, _mean([s for s, _ in both]), _mean([t for _, t in both]))
+    for (place, _), both in taught.items()
   ]
   return serving.section(groups, pairs, ', '.join(sources))
 

@@ -5,7 +5,7 @@ where all networks were timed, else multiply-adds, which is said.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tlkd_jax.models.serving import BATCHES, JAX, Serving
@@ -37,14 +37,15 @@ _TIMED_NOTE = (
 
 def section(
   groups: Mapping[str, Sequence[Point]],
-  pairs: Iterable[tuple[Point, Point]],
+  pairs: Sequence[tuple[str, Point, Point]],
   source: str,
 ) -> Section | None:
   """Students against their teachers in words, then all arms place by place.
 
   Args:
     groups: place in words -> its arms.
-    pairs: (student, its teacher), for a sentence each.
+    pairs: (where, student, its teacher), for a sentence each; where is said of
+      several.
     source: files that the numbers come from.
 
   Returns:
@@ -59,8 +60,12 @@ def section(
     return None
   every = [point for points in known.values() for point in points]
   timed = is_timed(every)
-  said = [sentence(*pair) for pair in pairs]
-  blocks: list[Block] = [Text(text) for text in said if text]
+  several = len({where for where, *_ in pairs}) > 1
+  blocks: list[Block] = [
+    Text(f'{where}: {text}' if several else text)
+    for where, *both in pairs
+    if (text := sentence(*both))
+  ]
   if not timed:
     blocks.append(Text(_NOT_TIMED, 'missing'))
   blocks += _figure(known, timed, source)
@@ -117,6 +122,7 @@ def _row(point: Point, on_front: bool, timed: bool) -> dict[str, Any]:
     'arm': point.label,
     'network': f'{own.model} at {own.image_size}',
     'test accuracy': point.accuracy,
+    'on the front': 'yes' if on_front else 'no',
   }
   if timed:
     for batch in BATCHES:
@@ -126,7 +132,6 @@ def _row(point: Point, on_front: bool, timed: bool) -> dict[str, Any]:
     'million MACs': own.all_macs / 1e6,
     'million parameters': own.parameters / 1e6,
     'MB': own.bytes / 1e6,
-    'on the front': 'yes' if on_front else 'no',
   }
 
 

@@ -114,16 +114,20 @@ def section(
       if point is not None:
         groups.setdefault(str(place), []).append(point)
   pairs = []
-  for arm in treatments:
-    both = _with_teacher(rows, arm)
-    if both is not None:
+  # Networks may see images of another size on each data set.
+  for dataset in dict.fromkeys(row['dataset'] for row in rows):
+    here = [row for row in rows if row['dataset'] == dataset]
+    for arm in treatments:
+      both = _with_teacher(here, arm)
+      if both is None:
+        continue
       teacher, shared = both
       points = [
         _point(shared, runs.places(shared), name, labels[name], [arm], known)
         for name in (arm, teacher)
       ]
       if points[0] is not None and points[1] is not None:
-        pairs.append((points[0], points[1]))
+        pairs.append((dataset, points[0], points[1]))
   return serving.section(groups, pairs, source)
 
 
