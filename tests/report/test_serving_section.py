@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -166,6 +167,34 @@ def test_what_is_not_measured_is_said():
 def test_without_any_cost_there_is_no_section():
   assert make_section({'here': [point(0.8, None)]}) is None
   assert make_section({}) is None
+
+
+@pytest.mark.parametrize(
+  ('labels', 'marks'),
+  [
+    (['TL', 'TL+KD', 'teacher'], ['TL', 'TL+KD', 'teacher']),
+    (['TL', 'TL+KD, efficientnet_lite0'], ['1', '2']),
+    (list('abcdef'), list('123456')),
+  ],
+)
+def test_names_that_would_cover_each_other_are_numbers(labels, marks):
+  points = [point(0.8, cost(ms=5.0), label) for label in labels]
+  (figure,) = make_section({'here': points, 'there': points})['figures']
+  drawn = [row[1:3] for row in figure.data.rows]
+  assert drawn == 2 * [list(pair) for pair in zip(marks, labels, strict=True)]
+  told = '; '.join(f'{m} {name}' for m, name in zip(marks, labels, strict=True))
+  assert figure.note == (f'{told}.' if marks != labels else '')
+
+
+def test_a_picture_of_points_that_lie_on_each_other(monkeypatch):
+  """Its names stand apart, and it is drawn for any number of points."""
+  monkeypatch.undo()
+  for count in (1, 2, 3):
+    points = [(5.0, 0.8, 'kd', f'arm{n}', n == 0) for n in range(count)]
+    drawn = plots.trade_off('here', points, 'ms', 'accuracy')
+    assert all(f'arm{n}' in drawn for n in range(count))
+    heights = re.findall(r' y="(\S+)"[^>]*>arm', drawn)
+    assert len(set(heights)) == len(heights) == count
 
 
 def test_more_places_than_panels():

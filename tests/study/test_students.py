@@ -7,6 +7,7 @@ import pytest
 
 import tlkd_jax
 from configs import study as study_config
+from tests import tiny
 from tests.study.rows import answering, row
 from tlkd_jax import settings
 from tlkd_jax.answer import conclusions
@@ -325,3 +326,39 @@ def test_looks_are_over_all_students(play, tmp_path):
   *_, last = until.looks(config, tmp_path)
   assert last.seeds == 6
   assert last.mean == pytest.approx(np.mean([*GAINS.values()]), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_students_of_one_teacher_share_its_stored_targets(
+  cache_dir, tmp_path, tiny_models
+):
+  """Five real runs; what the teacher says of each view is computed once."""
+  config = study_config.get_config('smoke,student=tiny')
+  own = settings.to_dict(tiny.make_config('tl', cache_dir))
+  config.update({k: v for k, v in own.items() if k != 'arm'})
+  made = settings.with_values(
+    settings.from_config(config),
+    {
+      'study.run_arms': ('tl', 'kd'),
+      'study.sizes': (2,),
+      'study.seeds': 1,
+      'study.keep': 'all',
+      'study.metrics': ('top1', 'nll'),
+      'targets.mode': 'cached',
+      'targets.views': 2,
+    },
+  )
+  several = students.with_students(made, ('tiny', 'tiny_vit'))
+  rows, _ = conduct.run(several, tmp_path)
+  assert len(rows) == 5
+  cell = tmp_path / 'cells' / 'digits' / '2'
+  (_,) = (cell / 'teacher' / 'seed0' / 'targets').iterdir()
+  for arm, name in (('kd', 'tiny'), ('kd_of_tiny_vit', 'tiny_vit')):
+    folder = cell / arm / 'seed0'
+    stored = json.loads((folder / 'config.json').read_text())
+    assert stored['student']['name'] == name
+    assert stored['teacher']['checkpoint'].endswith('/teacher/seed0')
+    said = json.loads((folder / 'cell.json').read_text())['prediction_cost']
+    assert costs.from_json(said).figures == costs.figures(name, 16, 10)
+  text = (tmp_path / 'report.md').read_text()
+  assert 'tiny: ' in text and 'tiny_vit: ' in text

@@ -35,8 +35,6 @@ _SMALL = (2.15, 1.75)
 _numbers = itertools.count()
 # Of a matrix with more classes the axes have no names.
 MOST_TICKS = 20
-# Of more points those alone are named that matter.
-_MOST_NAMES = 12
 
 _STYLE = {
   'svg.fonttype': 'none',
@@ -376,10 +374,16 @@ def trade_off(
   values = [y for _, y, *_ in points]
   # Names of points that lie close together stand one above the other.
   apart = 0.09 * max(max(values) - min(values), 1e-3)
+  costs = np.log([x for x, *_ in points])
+  near = 0.15 * max(np.ptp(costs), 1e-3)
   heights: dict[int, float] = {}
-  last = -np.inf
   for place in sorted(range(len(points)), key=lambda i: values[i]):
-    last = heights[place] = max(values[place], last + apart)
+    below = [
+      height + apart
+      for other, height in heights.items()
+      if abs(costs[other] - costs[place]) < near
+    ]
+    heights[place] = max(values[place], *below, -np.inf)
 
   def draw(axes):
     axes.set_xscale('log')
@@ -394,14 +398,13 @@ def trade_off(
         markersize=7,
         fillstyle='full' if on_front else 'none',
       )
-      if len(points) <= _MOST_NAMES or on_front:
-        axes.annotate(
-          names[place],
-          (x, heights[place]),
-          # Above the line of the front, which goes right from its points.
-          xytext=(5, 4),
-          textcoords='offset points',
-        )
+      axes.annotate(
+        names[place],
+        (x, heights[place]),
+        # Above the line of the front, which goes right from its points.
+        xytext=(5, 4),
+        textcoords='offset points',
+      )
     axes.margins(x=0.35, y=0.12)
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))

@@ -16,6 +16,8 @@ from tlkd_jax.report.savings import Point, front, is_timed, sentence
 TITLE = 'What a prediction costs'
 # More panels are no picture.
 _MOST_PANELS = 6
+# Marks have numbers where there are more names, or longer ones.
+_MOST_NAMES, _LONGEST = 5, 16
 _NOT_TIMED = (
   'Milliseconds were not measured for all networks, so that costs are '
   'multiply-adds here. `python -m tlkd_jax.main --mode=evaluate --checkpoint '
@@ -78,20 +80,29 @@ def _figure(
   known: Mapping[str, Sequence[Point]], timed: bool, source: str
 ) -> list[Block]:
   rows, panels, drawn = [], [], []
+  names, note = _names(known)
   axis = 'milliseconds of one image' if timed else 'million multiply-adds'
   for place, points in known.items():
     costs = [_cost(point, timed) for point in points]
     accuracies = [point.accuracy for point in points]
     best = front(list(zip(costs, accuracies, strict=True)))
     marks = [
-      (cost, point.accuracy, point.style, point.label, on_front)
+      (cost, point.accuracy, point.style, names[point.label], on_front)
       for point, cost, on_front in zip(points, costs, best, strict=True)
     ]
     if len(panels) < _MOST_PANELS:
       panels.append(plots.trade_off(place, marks, axis, 'test accuracy'))
       drawn += [
-        {'place': place, 'arm': name, axis: cost, 'test accuracy': accuracy}
-        for cost, accuracy, _, name, _ in marks
+        {
+          'place': place,
+          'mark': name,
+          'arm': point.label,
+          axis: cost,
+          'test accuracy': accuracy,
+        }
+        for point, (cost, accuracy, _, name, _) in zip(
+          points, marks, strict=True
+        )
       ]
     rows += [
       {'place': place} | _row(point, on_front, timed)
@@ -106,7 +117,20 @@ def _figure(
   table = named_table('Accuracy and cost', rows, source, _COST_NOTE)
   title = 'Accuracy against the cost of a prediction'
   points = named_table('What is drawn', drawn, source)
-  return [Figure(title, panels, alt, points), table]
+  return [Figure(title, panels, alt, points, note=note), table]
+
+
+def _names(known: Mapping[str, Sequence[Point]]) -> tuple[dict[str, str], str]:
+  """Label -> what stands at its marks: itself, or a number; and a note on them.
+
+  Of several students' arms the labels would cover each other.
+  """
+  labels = list(dict.fromkeys(p.label for own in known.values() for p in own))
+  if len(labels) <= _MOST_NAMES and all(len(n) <= _LONGEST for n in labels):
+    return {label: label for label in labels}, ''
+  numbers = {label: str(n) for n, label in enumerate(labels, 1)}
+  pairs = '; '.join(f'{number} {label}' for label, number in numbers.items())
+  return numbers, f'{pairs}.'
 
 
 def _cost(point: Point, timed: bool) -> float:
