@@ -30,10 +30,7 @@ _CHECKPOINT = flags.DEFINE_string(
   'runs too.',
 )
 # Named here, not imported: flags are parsed before anything heavy is loaded.
-_SUITES = (
-  *('clean', 'calibration', 'corruptions', 'ood', 'qualitative', 'all'),
-  'cost',
-)
+_SUITES = 'clean calibration corruptions ood qualitative all cost'.split()
 _SUITE = flags.DEFINE_enum(
   'suite', 'clean', _SUITES, 'For evaluate: what to fill in RUN/evaluation.'
 )
