@@ -587,6 +587,17 @@ def evaluate_all_on_other_data(place):
   return [*needed('evaluate', place), *flags_]
 
 
+@case('--dataset is not read by --suite=cost', '--suite=clean')
+def cost_on_other_data(place):
+  flags_ = ['--mode=evaluate', '--suite=cost', '--dataset=folder:a']
+  return [*needed('evaluate', place), *flags_]
+
+
+@case('no checkpoint in')
+def cost_of_no_run(place):
+  return ['--mode=evaluate', '--suite=cost', f'--checkpoint={place.folder}']
+
+
 @case('--process_id is not read without --distributed')
 def process_of_none(place):
   return [*place.digits(), '--process_id=0']

@@ -129,6 +129,7 @@ def make_study(
   dataset: 'str | Dataset' = 'digits',
   student: str = 'efficientnet_lite0',
   teacher: str = '',
+  students: Sequence[str] = (),
   smoke: bool = False,
 ) -> 'Settings':
   """The settings of a study of one data set, checked.
@@ -143,6 +144,8 @@ def make_study(
     dataset: likewise.
     student: likewise.
     teacher: likewise.
+    students: several in place of `student`, each with every arm, under one
+      teacher; as `--students a,b`.
     smoke: likewise, with two seeds and two sizes.
 
   Returns:
@@ -153,6 +156,7 @@ def make_study(
   """
   from tlkd_jax import settings
   from tlkd_jax.study import designs
+  from tlkd_jax.study import students as several
 
   with as_user_errors():
     made = designs.make(
@@ -162,7 +166,10 @@ def make_study(
       teacher=teacher,
       smoke=smoke,
     )
-    return settings.with_values(made, overrides or {})
+    made = settings.with_values(made, overrides or {})
+    if not students:
+      return made
+    return several.with_students(made, several.parse(','.join(students)))
 
 
 def fine_tune(settings: 'Settings', workdir: str | os.PathLike) -> Result:

@@ -23,6 +23,7 @@ from tlkd_jax.training import (
   finished,
   forecast,
   networks,
+  serving,
   start,
 )
 from tlkd_jax.training import workdir as workdirs
@@ -78,6 +79,7 @@ def run(
       name = label_of_part(part.key, self_trained=kind != 'none')
       logging.info('%s, in %s', name, part.workdir)
     summaries[part.key] = fine_tune(part.settings, part.workdir, dataset, mesh)
+  serving.after_training([part.workdir for part in plan], settings.num_steps)
   return summaries
 
 

@@ -60,7 +60,7 @@ def evaluate_run(
         f'--suite={suite} is of the own data of a run; with --dataset only the '
         'suite clean is accepted'
       )
-    folders = _runs_in(expanded(workdir))
+    folders = runs_in(expanded(workdir))
   names = list(suites.SUITES) if suite == 'all' else [suite]
   datasets: dict[str, Dataset] = {}
   rows, lines = [], []
@@ -89,7 +89,7 @@ def _label(folder: pathlib.Path, subject: Subject, runs: int) -> str:
   return folder.name if runs > 1 else subject.model
 
 
-def _runs_in(workdir: pathlib.Path) -> list[pathlib.Path]:
+def runs_in(workdir: pathlib.Path) -> list[pathlib.Path]:
   """The run itself, or the runs below it, teachers before their students."""
   if (workdir / 'config.json').exists() or not workdir.is_dir():
     return [workdir]

@@ -30,7 +30,7 @@ _CHECKPOINT = flags.DEFINE_string(
   'runs too.',
 )
 # Named here, not imported: flags are parsed before anything heavy is loaded.
-_SUITES = ('clean', 'calibration', 'corruptions', 'ood', 'qualitative', 'all')
+_SUITES = 'clean calibration corruptions ood qualitative all cost'.split()
 _SUITE = flags.DEFINE_enum(
   'suite', 'clean', _SUITES, 'For evaluate: what to fill in RUN/evaluation.'
 )
@@ -106,6 +106,11 @@ def _run() -> None:
     summaries = arms.run(settings, workdir, mesh)
     if sharding.is_lead():
       print(closing.table(summaries, protocols.folders(settings, workdir)))
+  elif _SUITE.value == 'cost':
+    from tlkd_jax.export import serving
+
+    if sharding.is_lead():
+      print(serving.measure_runs(_CHECKPOINT.value))
   elif _MODE.value == 'evaluate':
     from tlkd_jax import evaluating
 

@@ -13,7 +13,7 @@ from tlkd_jax.report import page, pairing, plots
 from tlkd_jax.study import pages, results
 
 STUDY = types.SimpleNamespace(
-  reference='tl', treatment='kd', metrics=pairing.METRIC_NAMES
+  reference='tl', treatment='kd', metrics=pairing.METRIC_NAMES, arms={}
 )
 # Of 60 images: two of them must not change the verdict.
 SIX = (0.15, 0.1667, 0.15, 0.1667, 0.15, 0.1667)

@@ -7,7 +7,7 @@ import numpy as np
 from tlkd_jax.answer.rows import Answers
 
 STUDY = types.SimpleNamespace(
-  reference='tl', treatment='kd', metrics=('top1', 'nll')
+  reference='tl', treatment='kd', metrics=('top1', 'nll'), arms={}
 )
 # Test images: two of them are less than any gain of the tests.
 COUNT = 10_000

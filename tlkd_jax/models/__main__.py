@@ -20,14 +20,14 @@ from collections.abc import Iterator, Sequence
 import jax
 
 from tlkd_jax.models import MODELS
-from tlkd_jax.models.describe import Description, describe, milliseconds
+from tlkd_jax.models.describe import Description, describe
+from tlkd_jax.models.serving import BATCHES, milliseconds
 from tlkd_jax.models.weights import licences
 from tlkd_jax.runtime import command_line
 
 _COLUMNS = '{:44}  {:34}  {:>10}  {:>9}  {:>4}  {}'
 _TABLE = '{:44}  {:>10}  {:>9}  {:>4}  {}'
 _MEASURED = '{:44}  {:>10}  {:>9}  {:>4}  {:>9}  {:>9}  {}'
-_BATCHES = (1, 32)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _print_table(names: Sequence[str], options: argparse.Namespace) -> None:
-  batches = _BATCHES if options.measure else ()
+  batches = BATCHES if options.measure else ()
   header = ['model', 'parameters', 'MACs', 'size']
   header += [f'ms of {batch}' for batch in batches]
   header += ['licence of its weights']

@@ -11,8 +11,6 @@ their 1x1 convolution, which gives the same result for a quarter of the work.
 import dataclasses
 import functools
 import math
-import statistics
-import time
 from collections.abc import Iterator
 
 import jax
@@ -23,9 +21,6 @@ from tlkd_jax.models import create_model
 from tlkd_jax.models.functional import Model
 from tlkd_jax.models.layers.convolutions import lax_convolutions
 from tlkd_jax.models.weights import licences, pretrained, twins
-
-# Of a measurement, after one that compiles.
-_REPEATS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +68,18 @@ def describe(
     ValueError: the name is unknown or the model refuses the size.
   """
   model = create_model(name, num_classes=num_classes)
-  size = model.spec.image_size if image_size is None else image_size
-  height, width = (size, size) if isinstance(size, int) else size
+  return of_model(model, image_size)
+
+
+def of_model(
+  model: Model, image_size: int | tuple[int, int] | None = None
+) -> Description:
+  """The same of a model that is at hand.
+
+  Raises:
+    ValueError: the model refuses the size.
+  """
+  height, width = _sides(model, image_size)
   images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
   # A new function each time: a cached trace would ignore the context.
   forward = functools.partial(model.apply)
@@ -93,7 +98,7 @@ def describe(
       else:
         macs += times * _dot_macs(equation)
   return Description(
-    name=name,
+    name=model.name,
     image_size=(height, width),
     native_size=model.spec.image_size,
     parameters=pretrained.count_params(model.params_shape),
@@ -113,41 +118,11 @@ def _published(model: Model) -> str:
   return f'torchvision:{bare}' if library == 'torchvision' else ''
 
 
-def milliseconds(
-  name: str,
-  batch_size: int,
-  image_size: int | tuple[int, int] | None = None,
-) -> float:
-  """Measures a forward pass in float32 on this machine.
-
-  Args:
-    name: a key of MODELS.
-    batch_size: images at once.
-    image_size: as in `describe`.
-
-  Returns:
-    Median over five passes of a compiled program, in milliseconds a batch.
-
-  Raises:
-    ValueError: as `describe`.
-  """
-  model = create_model(name)
+def _sides(
+  model: Model, image_size: int | tuple[int, int] | None
+) -> tuple[int, int]:
   size = model.spec.image_size if image_size is None else image_size
-  height, width = (size, size) if isinstance(size, int) else size
-  # What is multiplied takes no part in how long that takes.
-  given = jax.tree.map(
-    lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-    (model.params_shape, model.model_state_shape),
-  )
-  images = jnp.zeros((batch_size, height, width, 3), jnp.float32)
-  forward = jax.jit(lambda *given: model.apply(*given)[0]['logits'])
-  forward(*given, images).block_until_ready()
-  taken = []
-  for _ in range(_REPEATS):
-    begun = time.perf_counter()
-    forward(*given, images).block_until_ready()
-    taken.append(time.perf_counter() - begun)
-  return 1e3 * statistics.median(taken)
+  return (size, size) if isinstance(size, int) else size
 
 
 def _equations(jaxpr, times: int = 1) -> Iterator:

@@ -4,9 +4,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from tlkd_jax.answer.labels import label_of_part
+from tlkd_jax.answer.labels import LABELS, label_of_part
 from tlkd_jax.evaluation import comparison, evaluate
-from tlkd_jax.report import tables
+from tlkd_jax.evaluation.records import number
+from tlkd_jax.report import savings, tables
+from tlkd_jax.training import serving
 
 
 def table(
@@ -38,6 +40,8 @@ def table(
   if {'tl', 'kd'} <= summaries.keys():
     changes = _changes(workdirs['kd'], workdirs['tl'])
   said = tables.remarks(summaries, changes)
+  saved = _saved(summaries.get('kd', {}), workdirs)
+  said += [saved] if saved else []
   return '\n'.join([tables.closing_table(rows), *said])
 
 
@@ -48,3 +52,20 @@ def _changes(kd: pathlib.Path, tl: pathlib.Path) -> dict[str, Any]:
     found = evaluate.load(workdir / 'predictions' / 'test.npz')
     correct.append(found.logits.argmax(axis=-1) == found.labels)
   return comparison.mcnemar(*correct) | {'count': correct[0].size}
+
+
+def _saved(kd: Mapping[str, Any], workdirs: Mapping[str, pathlib.Path]) -> str:
+  """What the student saves against its teacher; '' of one without."""
+  if 'teacher' not in kd or kd.get('mutual') or kd.get('self_training'):
+    return ''
+  timed = serving.read(workdirs['kd'])
+  student, teacher = (
+    savings.Point(
+      LABELS[arm],
+      arm,
+      number(kd[role]['test']['top1']),
+      timed.get(role) or serving.of_summary(kd, role),
+    )
+    for arm, role in (('kd', 'student'), ('teacher', 'teacher'))
+  )
+  return savings.sentence(student, teacher)

@@ -19,6 +19,7 @@ from tlkd_jax.report import (
   markdown,
   pairing,
   pictures,
+  run_costs,
   runs,
   teaching,
   training,
@@ -73,6 +74,8 @@ def write(
   ]
   held = holdings.section(found, out)
   sections += [held] if held else []
+  served = run_costs.section(paired, out)
+  sections += [served] if served else []
   if detail:
     sections += _detail(detail, replicates)
   title = f'TL and {detail.named["kd"]} compared' if detail else 'Runs'

@@ -354,6 +354,65 @@ def intervals(
   return _draw(draw, title, size=size, names=short, xlabel=x_label)
 
 
+def trade_off(
+  title: str,
+  points: Sequence[tuple[float, float, str, str, bool]],
+  x_label: str,
+  y_label: str,
+) -> str:
+  """Cost against accuracy, with the line of what nothing else is better than.
+
+  Args:
+    title: of the panel.
+    points: (cost, accuracy, style, name, whether on the front), style a key of
+      COLOURS.
+    x_label: of the costs, whose axis is logarithmic.
+    y_label: of the accuracies.
+  """
+  names = [drawable(name) for *_, name, _ in points]
+  best = sorted((x, y) for x, y, *_, on_front in points if on_front)
+  values = [y for _, y, *_ in points]
+  # Names of points that lie close together stand one above the other.
+  apart = 0.09 * max(max(values) - min(values), 1e-3)
+  costs = np.log([x for x, *_ in points])
+  near = 0.15 * max(np.ptp(costs), 1e-3)
+  heights: dict[int, float] = {}
+  for place in sorted(range(len(points)), key=lambda i: values[i]):
+    below = [
+      height + apart
+      for other, height in heights.items()
+      if abs(costs[other] - costs[place]) < near
+    ]
+    heights[place] = max(values[place], *below, -np.inf)
+
+  def draw(axes):
+    axes.set_xscale('log')
+    if len(best) > 1:
+      axes.step(*zip(*best, strict=True), where='post', color=_INK, lw=0.9)
+    for place, (x, y, style, _, on_front) in enumerate(points):
+      axes.plot(
+        x,
+        y,
+        MARKERS[style],
+        color=COLOURS[style],
+        markersize=7,
+        fillstyle='full' if on_front else 'none',
+      )
+      axes.annotate(
+        names[place],
+        (x, heights[place]),
+        # Above the line of the front, which goes right from its points.
+        xytext=(5, 4),
+        textcoords='offset points',
+      )
+    axes.margins(x=0.35, y=0.12)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+  return _draw(draw, title, names=names, xlabel=x_label, ylabel=y_label)
+
+
 def heat_overlay(
   image: np.ndarray, heat: np.ndarray, weight: float = 0.5
 ) -> np.ndarray:

@@ -84,6 +84,11 @@ class StudyArm:
   grid: Mapping[str, Any] = key(
     {}, 'As study.grid, in its place for this arm.', _grid()
   )
+  student: str = key(
+    '',
+    'Of several students (--students) the one whose arm it is.',
+    text(empty=True),
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,6 +40,9 @@ _NOISE = flags.DEFINE_bool(
   'noise', False, 'One cell a place again, on one core and on two: STUDY/noise.'
 )
 _NOISE_CORES = flags.DEFINE_integer('noise_cores', None, 'Given by --noise.')
+_STUDENTS = flags.DEFINE_string(
+  'students', None, 'a,b,c: every arm with each of these, under one teacher.'
+)
 _CACHE = flags.DEFINE_string(
   'compilation_cache',
   None,
@@ -89,13 +92,12 @@ def _study() -> None:
     # This process only looks on; the devices belong to the workers.
     jax.config.update('jax_platforms', 'cpu')
   command_line.use_compilation_cache(_CACHE.value)
-  from tlkd_jax import settings
   from tlkd_jax.study import conduct
 
   with as_user_errors():
     root = expanded(_WORKDIR.value)
     part = _parse_shard(_SHARD.value)
-    config = settings.from_config(_CONFIG.value)
+    config = _config()
     end = _end(config)
     conduct.known(config, root, end)
   looks_on = bool(_WORKER.value) or _ONLY_REPORT.value
@@ -107,6 +109,8 @@ def _study() -> None:
         conduct.prepare(config, root, end)
     if not _ONLY_REPORT.value:
       _run(config, root, part, end)
+      if not _WORKER.value:
+        conduct.time_predictions(config, root, end)
   if _WORKER.value:
     return
   rows, answer = conduct.write(config, root)
@@ -132,12 +136,11 @@ def _noise() -> None:
 
     # This process only looks on; the devices belong to the others.
     jax.config.update('jax_platforms', 'cpu')
-  from tlkd_jax import settings
   from tlkd_jax.study import conduct
 
   root = expanded(_WORKDIR.value)
   with as_user_errors():
-    config = settings.from_config(_CONFIG.value)
+    config = _config()
     if cores:
       conduct.run_noise(config, root)
       return
@@ -153,6 +156,17 @@ def _noise() -> None:
   conduct.write(config, root)
   print(conduct.noise_in_words(config, root))
   print(f'The report: {root / "index.html"}')
+
+
+def _config():
+  """The settings of the study, with the arms of all its students."""
+  from tlkd_jax import settings
+  from tlkd_jax.study import students
+
+  config = settings.from_config(_CONFIG.value)
+  if _STUDENTS.value is None:
+    return config
+  return students.with_students(config, students.parse(_STUDENTS.value))
 
 
 def _same_command() -> list[str]:

@@ -47,6 +47,7 @@ class CellRow(Row):
     confusion: counts on test by true and predicted class.
     classes: their names.
     degraded: of the suite `corruptions`: `count` images and `top1` by group.
+    prediction_cost: of its network, see models.serving.Figures.
   """
 
   trial: dict[str, Any]
@@ -70,6 +71,7 @@ class CellRow(Row):
   confusion: NotRequired[list[list[int]]]
   classes: NotRequired[list[str]]
   degraded: NotRequired[dict[str, Any]]
+  prediction_cost: NotRequired[dict[str, Any]]
 
 
 Rows = Sequence[CellRow]

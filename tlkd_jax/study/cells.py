@@ -264,6 +264,9 @@ def _record(
     ),
     'seconds': summary['seconds'],
   }
+  counted = summary.get('prediction_cost', {}).get(role)
+  if counted is not None:
+    record['prediction_cost'] = counted
   for split in ('validation', 'test'):
     agreement = summary[role][split].get('teacher_agreement')
     if agreement is not None:

@@ -14,6 +14,8 @@ from tlkd_jax.study import (
   pages,
   plans,
   results,
+  serving,
+  students,
   tuning,
   until,
   workers,
@@ -48,6 +50,7 @@ def run(
     with as_user_errors():
       prepare(config, root, end)
     run_part(config, root, end=end)
+    time_predictions(config, root, end)
   rows, answer = write(config, root)
   check_complete(config, root, end=end)
   return rows, answer
@@ -181,6 +184,20 @@ def write(config: Settings, root: pathlib.Path) -> tuple[list[CellRow], str]:
   return rows, pages.write(root, rows, config.study, scores)
 
 
+def time_predictions(
+  config: Settings, root: pathlib.Path, end: Until | None = None
+) -> None:
+  """Measures what predictions cost, once no cell is left that would disturb it.
+
+  Where cells are missing, or run in another process, nothing is measured: the
+  command that finishes the study does it.
+  """
+  states = workers.states(known(config, root, end), root).values()
+  if not {'running', 'open'} & {*states}:
+    rows = results.collect(root, cells.criterion(config))
+    serving.measure(root, rows, config.num_steps)
+
+
 def check_noise(config: Settings, root: pathlib.Path) -> None:
   """Fails on what would stop the runs of `--noise`, before the first.
 
@@ -210,10 +227,11 @@ def run_noise(config: Settings, root: pathlib.Path) -> None:
 def noise_in_words(config: Settings, root: pathlib.Path) -> str:
   """What the same cell differs from itself by, beside the effect."""
   study = section_of(config)
-  rows = results.collect(root, cells.criterion(config))
+  found = results.collect(root, cells.criterion(config))
+  rows = students.as_recipes(found, study.arms)
   effect = effects.overall(rows, study.treatment, study.reference, 'top1')
   return noise.words(
-    noise.floors(rows, noise.collect(root)),
+    noise.floors(rows, students.as_recipes(noise.collect(root), study.arms)),
     effect.test['mean_difference'],
     effect.test['std_difference'],
   )

@@ -154,11 +154,11 @@ def floors(
   """The noise floor of each place that has reruns."""
   by_cell: dict[tuple, list[dict[str, Any]]] = {}
   for one in reruns:
-    key = one['dataset'], one['size'], one['arm'], one['seed']
+    place = Place(one['dataset'], one['size'], one.get('recipe', ''))
+    key = place, one['arm'], one['seed']
     by_cell.setdefault(key, []).append(one)
   found = []
-  for (dataset, size, arm, seed), again in by_cell.items():
-    place = Place(dataset, size)
+  for (place, arm, seed), again in by_cell.items():
     own = runs.at(rows, place, arm).get(seed)
     every = [*again, *([own] if own is not None and 'made' in own else [])]
     alike = [one for one in every if _same(one['made'], again[0]['made'])]

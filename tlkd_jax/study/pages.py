@@ -30,6 +30,8 @@ from tlkd_jax.study import (
   noise,
   respect_sections,
   results,
+  serving,
+  students,
 )
 from tlkd_jax.study.analysis import CellRow, Rows
 from tlkd_jax.study.noise import Floor
@@ -54,15 +56,21 @@ def write(
     study: which arms and metrics are asked about.
     scores: of the trials, where seeds of their own chose them.
   """
-  rows = results.with_answers(root, rows)
+  raw = results.with_answers(root, rows)
+  rows = students.as_recipes(raw, study.arms)
+  plan = plans.read(root)
   conclusion = answers.draw(
     rows,
     study.treatment,
     study.reference,
     study.metrics,
-    plans.read(root),
+    plan,
   )
-  sections = make_sections(rows, conclusion, noise.collect(root))
+  reruns = students.as_recipes(noise.collect(root), study.arms)
+  sections = make_sections(rows, conclusion, reruns)
+  sections[0].blocks[1:1] = _each_student(rows, study, plan)
+  served = _served(root, raw, study)
+  sections += [served] if served else []
   if scores:
     tried = _tuning(scores, study, conclusion)
     sections.append(Section('tuning', 'How the arms were tuned', tried))
@@ -73,6 +81,32 @@ def write(
   replace_text(root / 'report.md', markdown.page(TITLE, subtitle, sections))
   records.write_json(root / 'report.json', markdown.as_data(sections))
   return conclusion.sentence
+
+
+def _each_student(
+  rows: Rows, study: Study, plan: plans.Plan | None
+) -> list[Block]:
+  """The answer on each of several students."""
+  found: list[Block] = []
+  for name in students.names_of(study.arms):
+    own = [row for row in rows if row.get('recipe') == name]
+    one = answers.draw(
+      own, study.treatment, study.reference, study.metrics, plan
+    )
+    found.append(Text(f'{name}: {one.sentence}'))
+  return found
+
+
+def _served(root: pathlib.Path, rows: Rows, study: Study) -> Section | None:
+  """What predictions cost; every student's arms are arms of their own here."""
+  treatments = [study.treatment] + [
+    name
+    for name, arm in study.arms.items()
+    if students.base_of(name, arm)[0] == study.treatment
+    and name != study.treatment
+  ]
+  known = serving.collect(root, rows)
+  return serving.section(rows, known, treatments, f'{SOURCE}, {serving.FILE}')
 
 
 def make_sections(

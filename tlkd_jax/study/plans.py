@@ -8,7 +8,7 @@ from tlkd_jax.answer import rows as runs
 from tlkd_jax.answer.plan import Plan
 from tlkd_jax.evaluation import records
 from tlkd_jax.settings import Settings
-from tlkd_jax.study import matrix, trials
+from tlkd_jax.study import matrix, students, trials
 
 # Of several commands in one folder the places are those of all.
 _ADDED = ('places', 'after')
@@ -32,6 +32,9 @@ def make(config: Settings) -> Plan:
     words.append(('tuned', f'on seeds {seeds} by {by} on validation'))
   if max(counts.values(), default=1) > 1 and not study.tuning_seeds:
     words.append(('tuned', 'each cell on its own validation images'))
+  several = students.names_of(study.arms)
+  if several:
+    words.append(('students', ', '.join(several)))
   words.append(('confirming seeds', f'from {config.seed} on'))
   folds = config.data.folds
   if folds:

@@ -15,7 +15,7 @@ from tlkd_jax.answer.decision import SURE, UNKNOWN, Decision
 from tlkd_jax.answer.words import points
 from tlkd_jax.evaluation.sequential import FIRST_LOOK
 from tlkd_jax.settings import Settings
-from tlkd_jax.study import cells, matrix, results, tuning
+from tlkd_jax.study import cells, matrix, results, students, tuning
 from tlkd_jax.study import plans as stating
 from tlkd_jax.study.matrix import Cell
 
@@ -118,8 +118,9 @@ def looks(config: Settings, root: pathlib.Path) -> list[Decision]:
   """The decisions on what is finished, see conclusions.decisions."""
   study = matrix.section_of(config)
   rows = results.collect(root, cells.criterion(config))
+  answered = results.with_answers(root, rows)
   return conclusions.decisions(
-    results.with_answers(root, rows),
+    students.as_recipes(answered, study.arms),
     study.treatment,
     study.reference,
     plans.read(root) or plans.Plan(),

@@ -11,7 +11,7 @@ from tlkd_jax.data import pipeline
 from tlkd_jax.evaluation import evaluate, records
 from tlkd_jax.models.network import Network, make_eval_step
 from tlkd_jax.runtime import devices, sealed, sharding
-from tlkd_jax.training import networks, shares
+from tlkd_jax.training import networks, serving, shares
 from tlkd_jax.training.checkpoints import abstract_like, folder_of, read_model
 from tlkd_jax.training.metric_writers import METRICS
 from tlkd_jax.training.run import Run
@@ -79,7 +79,12 @@ def finish(
       found[f'teacher_{split}'] = teacher
       summary['teacher'][split] = evaluate.summarize(teacher)
     summary[role][split] = evaluate.summarize(predictions, teacher)
+  loaded = run.learners | run.teachers
+  shown = {role: run.network}
+  if guide is not None:
+    shown['teacher'] = loaded[guide].network
   summary |= {
+    'prediction_cost': serving.counted(shown),
     'best_step': progress.best_step,
     'best_metric': run.best_metric,
     'device': devices.describe(run.mesh),
