@@ -6,12 +6,16 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from tlkd_jax.export import DEFAULT_OPSET
 from tlkd_jax.export.student import Student, checked
 from tlkd_jax.models.layers.convolutions import lax_convolutions
 from tlkd_jax.runtime.atomic import replacing
+
+# A protocol buffer cannot be longer than 2 GB; the rest is for the graph.
+MOST_BYTES = 2**31 - 2**24
 
 INPUT = 'images'
 OUTPUT = 'logits'
@@ -62,6 +66,18 @@ def _quiet(*names: str) -> Iterator[None]:
   finally:
     for logger, level in zip(loggers, levels, strict=True):
       logger.setLevel(level)
+
+
+def check_size(student: Student) -> None:
+  """Raises ValueError where the weights are more than an ONNX file holds."""
+  trees = student.params, student.model_state
+  found = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(trees))
+  if found > MOST_BYTES:
+    raise ValueError(
+      f'{student.model.name} has {found / 1e9:.2f} GB of weights, and an onnx '
+      f'file, which is one protocol buffer, holds {MOST_BYTES / 1e9:.2f} GB; '
+      'export to safetensors or stablehlo'
+    )
 
 
 def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
