@@ -5,10 +5,12 @@ training images of the run; the ranges that its tensors took become the scales
 of pairs of QuantizeLinear and DequantizeLinear (QDQ) around its layers. A
 runtime computes what lies between such pairs in int8.
 
-Which tensors get a pair says `quantized_nodes`: what goes into and out of a
-layer (Conv, Gemm or MatMul with a constant kernel), one scale for the tensor;
-the kernel, one scale for each output channel, symmetric; and what operators of
-THROUGH pass on between layers. Everything else stays in float.
+Which tensors get a pair says `quantized_nodes`: what goes into a layer (Conv,
+Gemm or MatMul with a constant kernel) and out of a Conv, one scale for the
+tensor; the kernel, one scale for each output channel, symmetric; and what
+operators of THROUGH pass on between layers. A bias is int32, its scale that of
+the input times that of the kernel. Everything else stays in float, such as the
+logits.
 """
 
 import contextlib
@@ -251,6 +253,8 @@ def quantize(
           # Batch by batch: histograms would hold every activation at once.
           'CalibStridedMinMax': 1,
           'MatMulConstBOnly': True,
+          # Logits are not rounded to 256 values, nor a residual stream.
+          'OpTypesToExcludeOutputQuantization': ['Gemm', 'MatMul'],
         },
       )
   except Exception as error:  # It raises all kinds, of its own kernels too.
