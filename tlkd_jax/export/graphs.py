@@ -36,7 +36,7 @@ def quantizable(content: bytes, params: Tree) -> bytes:
     A model of the same function, to rounding, with operators of ONNX alone.
   """
   import onnx
-  from onnxruntime.quantization import quant_utils
+  from onnxruntime import quantization
 
   model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content))
   merge_gemm_bias(model)
@@ -45,7 +45,7 @@ def quantizable(content: bytes, params: Tree) -> bytes:
   model = _optimized(model)
   name_layers(model, params)
   # Or its quantiser would advise to do what was done here.
-  quant_utils.add_pre_process_metadata(model)
+  quantization.quant_utils.add_pre_process_metadata(model)
   return model.SerializeToString()
 
 
