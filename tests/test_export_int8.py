@@ -259,8 +259,8 @@ def test_norms_are_folded_where_there_are_any(name, expected):
   assert bool(jax.tree.leaves(folded.model_state)) is False
 
 
-def accuracy(int8: float, count: int = 100) -> quantization.Accuracy:
-  return quantization.Accuracy(0.9, int8, 0.95, count)
+def accuracy(int8: float, count: int = 100) -> run_data.Accuracy:
+  return run_data.Accuracy(0.9, int8, 0.95, count)
 
 
 class TestHeldAccuracy:
@@ -324,8 +324,8 @@ class TestHeldAccuracy:
   def test_compared(self):
     expected = np.asarray([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     logits = np.asarray([[3.0, 0.0], [0.0, 3.0], [0.0, 1.0], [5.0, 1.0]])
-    found = quantization.compare(expected, logits, np.asarray([0, 0, 1, 0]))
-    assert found == quantization.Accuracy(0.75, 0.75, 0.5, 4)
+    found = run_data.compare(expected, logits, np.asarray([0, 0, 1, 0]))
+    assert found == run_data.Accuracy(0.75, 0.75, 0.5, 4)
     assert found.drop == 0
 
 

@@ -2,8 +2,8 @@
 
 import os
 
+from tlkd_jax.export import options as _options
 from tlkd_jax.export.options import Int8
-from tlkd_jax.export.options import quantization as _quantization
 from tlkd_jax.runtime.errors import as_user_errors
 from tlkd_jax.runtime.paths import expanded
 
@@ -23,6 +23,7 @@ def export_run(
   fold_norm: bool = False,
   opset: int | None = None,
   quantize: str | Int8 | None = None,
+  dtype: str | None = None,
 ) -> str:
   """Writes a run's student to `out` and its configuration to `out`.json.
 
@@ -38,16 +39,18 @@ def export_run(
     quantize: 'int8', or `Int8` with other options than its own, for an onnx
       file that is calibrated on the run's training images and judged on its
       validation images. Norms are folded.
+    dtype: of the weights: 'float32' or None, 'float16' (safetensors, onnx) or
+      'bfloat16' (safetensors); validation accuracy is measured.
 
   Returns:
     What was written and how it compares with the student, for the user.
 
   Raises:
     UserError: an unknown format, a wrong suffix, folded norms that fit none,
-      an opset or a way to quantise that is not accepted, no student there, or
-      not the data to calibrate with, more weights than an onnx file holds, a
-      converter that is not installed, or a device that JAX was told to use and
-      does not find.
+      an opset, a dtype or a way to quantise that is not accepted, no student
+      there, or not the data to calibrate with, more weights than an onnx file
+      holds, a converter that is not installed, or a device that JAX was told
+      to use and does not find.
     RuntimeError: the written model does not give the student's logits, or a
       quantised one not its accuracy; the file is not there.
   """
@@ -58,7 +61,8 @@ def export_run(
   devices.available()
   with as_user_errors():
     out = expanded(out)
-    int8 = _quantization(quantize)
+    _options.check_dtype(dtype, format, quantize)
+    int8 = _options.quantization(quantize)
     formats.check(format, out, opset, int8)
     loaded = student.load_student(
       expanded(checkpoint),
@@ -66,7 +70,13 @@ def export_run(
       named=formats.FORMATS[format].takes is None,
     )
     formats.check_size(format, loaded)
-    dataset = run_data.load(expanded(checkpoint)) if int8 else None
-  if int8 is None or dataset is None:
-    return formats.write(loaded, format, out, opset)
-  return formats.write_quantized(loaded, out, int8, dataset, opset)
+    half = None if dtype == 'float32' else dtype
+    if int8 is None and half is None:
+      dataset = None
+    else:
+      dataset = run_data.load(expanded(checkpoint))
+  if int8 is not None and dataset is not None:
+    return formats.write_quantized(loaded, out, int8, dataset, opset)
+  if half is not None and dataset is not None:
+    return formats.write_half(loaded, format, out, half, dataset, opset)
+  return formats.write(loaded, format, out, opset)

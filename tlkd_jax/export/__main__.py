@@ -14,7 +14,7 @@ import sys
 from absl import logging
 
 from tlkd_jax.export import DEFAULT_OPSET, FORMAT_NAMES, OPSETS, export_run
-from tlkd_jax.export.options import METHODS, SCHEMES, Int8
+from tlkd_jax.export.options import DTYPES, METHODS, SCHEMES, Int8
 from tlkd_jax.runtime import command_line
 from tlkd_jax.runtime.errors import UserError
 
@@ -38,6 +38,12 @@ def main(argv: list[str] | None = None) -> None:
     help=f'operators of an onnx file, {OPSETS[0]} to {OPSETS[-1]}; default '
     f'{DEFAULT_OPSET}',
   )
+  parser.add_argument(
+    '--dtype',
+    choices=('float32', *DTYPES),
+    help='of the weights; float16 in a safetensors or onnx file, bfloat16 in '
+    'a safetensors file',
+  )
   _add_quantization(parser)
   flags = parser.parse_args(argv)
   try:
@@ -48,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
       fold_norm=flags.fold_norm,
       opset=flags.opset,
       quantize=_quantize(flags),
+      dtype=flags.dtype,
     )
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)

@@ -14,6 +14,7 @@ from tlkd_jax.evaluation import records
 from tlkd_jax.export import (
   DEFAULT_OPSET,
   OPSETS,
+  half,
   onnx,
   quantization,
   stablehlo,
@@ -143,6 +144,37 @@ def write_quantized(
     folded, out, int8, dataset, opset or DEFAULT_OPSET
   )
   config = configuration(folded, 'onnx') | {'quantization': record}
+  return f'{result}\n{_describe(out, config)}'
+
+
+def write_half(
+  student: Student,
+  name: str,
+  out: pathlib.Path,
+  dtype: str,
+  dataset: Dataset,
+  opset: int | None = None,
+) -> str:
+  """Writes a file in float16 or bfloat16 and `out`.json; as `write`.
+
+  Args:
+    student: to write.
+    name: of the format.
+    out: the file.
+    dtype: a key of options.DTYPES that has the format.
+    dataset: of its run; validation images tell what rounding costs.
+    opset: of an onnx file; None is the default.
+
+  Raises:
+    RuntimeError: the dtype cannot hold a weight, or logits differ too much.
+  """
+  out.parent.mkdir(parents=True, exist_ok=True)
+  given = student, out, dtype, dataset
+  if name == 'onnx':
+    result, record = half.write_onnx(*given, opset or DEFAULT_OPSET)
+  else:
+    result, record = half.write_safetensors(*given)
+  config = configuration(student, name) | {'dtype': dtype, 'rounding': record}
   return f'{result}\n{_describe(out, config)}'
 
 

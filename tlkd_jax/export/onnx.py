@@ -54,6 +54,12 @@ def convert(
   return model.SerializeToString()
 
 
+def convert_student(student: Student, opset: int = DEFAULT_OPSET) -> bytes:
+  """The student as `convert` makes it, its convolutions those of ONNX."""
+  with lax_convolutions():
+    return convert(student.logits, student.image_size, opset)
+
+
 @contextlib.contextmanager
 def _quiet(*names: str) -> Iterator[None]:
   """Holds back reports of plugins for other libraries and of lacking types."""
@@ -109,9 +115,7 @@ def write(
     RuntimeError: it does not give the student's logits.
   """
   with replacing(out) as unfinished:
-    with lax_convolutions():
-      content = convert(student.logits, student.image_size, opset)
-    unfinished.write_bytes(content)
+    unfinished.write_bytes(convert_student(student, opset))
     return checked(student, load(unfinished), out, 'onnxruntime')
 
 

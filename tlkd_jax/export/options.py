@@ -51,8 +51,32 @@ class Int8:
       )
 
 
+# What --dtype takes beside float32, and the formats of such files.
+DTYPES = {'float16': ('safetensors', 'onnx'), 'bfloat16': ('safetensors',)}
+
 # Name of a scheme -> its options as they are by default.
 SCHEMES = {'int8': Int8}
+
+
+def check_dtype(
+  dtype: str | None, format: str, quantize: 'str | Int8 | None'
+) -> None:
+  """Raises ValueError at a dtype that a file of the format cannot have."""
+  if dtype in (None, 'float32'):
+    return
+  accepted = '; '.join(
+    f'{name} for {" and ".join(formats)}' for name, formats in DTYPES.items()
+  )
+  if format not in DTYPES.get(dtype, ()):
+    raise ValueError(
+      f'--dtype {dtype} with --format {format}; accepted: float32 for all; '
+      f'{accepted}'
+    )
+  if quantize is not None:
+    raise ValueError(
+      f'--dtype {dtype} with --quantize: a file has one of the two; leave out '
+      'the other'
+    )
 
 
 def quantization(quantize: 'str | Int8 | None') -> Int8 | None:

@@ -28,7 +28,6 @@ from tlkd_jax.data import Dataset
 from tlkd_jax.export import graphs, onnx, run_data
 from tlkd_jax.export.options import Int8
 from tlkd_jax.export.student import Student, checked
-from tlkd_jax.models.layers.convolutions import lax_convolutions
 from tlkd_jax.runtime import bars
 from tlkd_jax.runtime.atomic import replacing
 
@@ -59,41 +58,6 @@ class Calibrated:
   ranges: pathlib.Path
 
 
-@dataclasses.dataclass(frozen=True)
-class Accuracy:
-  """A quantised model beside the float one on the same images.
-
-  Attributes:
-    float_top1: share of images that the float model has right.
-    int8_top1: likewise.
-    agreement: share of images of which both say the same class.
-    count: images.
-  """
-
-  float_top1: float
-  int8_top1: float
-  agreement: float
-  count: int
-
-  @property
-  def drop(self) -> float:
-    """What quantisation costs."""
-    return self.float_top1 - self.int8_top1
-
-
-def compare(
-  expected: np.ndarray, logits: np.ndarray, labels: np.ndarray
-) -> Accuracy:
-  """Of float logits [N, K] and quantised ones."""
-  ours, theirs = logits.argmax(-1), expected.argmax(-1)
-  return Accuracy(
-    float_top1=float(np.mean(theirs == labels)),
-    int8_top1=float(np.mean(ours == labels)),
-    agreement=float(np.mean(ours == theirs)),
-    count=len(labels),
-  )
-
-
 def write(
   student: Student,
   out: pathlib.Path,
@@ -121,8 +85,7 @@ def write(
   with replacing(out) as unfinished, tempfile.TemporaryDirectory() as made:
     folder = pathlib.Path(made)
     source = folder / 'float.onnx'
-    with lax_convolutions():
-      content = onnx.convert(student.logits, student.image_size, opset)
+    content = onnx.convert_student(student, opset)
     source.write_bytes(graphs.quantizable(content, student.params))
     same = checked(student, onnx.load(source), out, 'the float graph of it')
     images = run_data.calibration_images(
@@ -135,9 +98,9 @@ def write(
 
     expected = predict(source)
 
-    def judge(kept: Sequence[str]) -> Accuracy:
+    def judge(kept: Sequence[str]) -> run_data.Accuracy:
       quantize(calibrated, unfinished, kept, out)
-      return compare(expected, predict(unfinished), validation.labels)
+      return run_data.compare(expected, predict(unfinished), validation.labels)
 
     kept, accuracy = hold_accuracy(
       judge,
@@ -147,15 +110,15 @@ def write(
     )
     sizes = source.stat().st_size, unfinished.stat().st_size
   record = _record(options, len(images), accuracy, kept, sizes)
-  return f'{same}\n{_said(out, record)}', record
+  return f'{same}\n{_said(out, record, accuracy)}', record
 
 
 def hold_accuracy(
-  judge: Callable[[Sequence[str]], Accuracy],
+  judge: Callable[[Sequence[str]], run_data.Accuracy],
   worst: Callable[[], Sequence[str]],
   options: Int8,
   out: pathlib.Path,
-) -> tuple[list[str], Accuracy]:
+) -> tuple[list[str], run_data.Accuracy]:
   """Leaves layers in float, the worst first, until the bound holds.
 
   Args:
@@ -180,16 +143,16 @@ def hold_accuracy(
       kept.append(name)
       found = judge(kept)
       logging.info(
-        'with %s in float: validation accuracy %.4f', name, found.int8_top1
+        'with %s in float: validation accuracy %.4f', name, found.top1
       )
       if found.drop <= most:
         break
   if found.drop > most:
     raise RuntimeError(
       f'{out} is not written: validation accuracy falls from '
-      f'{first.float_top1:.4f} in float to {first.int8_top1:.4f} in int8'
+      f'{first.float_top1:.4f} in float to {first.top1:.4f} in int8'
       + (
-        f' ({found.int8_top1:.4f} with {len(kept)} layers in float: '
+        f' ({found.top1:.4f} with {len(kept)} layers in float: '
         f'{", ".join(kept)})'
         if kept
         else ''
@@ -391,7 +354,7 @@ def _in_batches(run: Callable, images: np.ndarray) -> np.ndarray:
 def _record(
   options: Int8,
   calibration_images: int,
-  accuracy: Accuracy,
+  accuracy: run_data.Accuracy,
   kept: list[str],
   sizes: tuple[int, int],
 ) -> dict[str, Any]:
@@ -406,31 +369,24 @@ def _record(
     'calibration_images': calibration_images,
     'calibration_split': 'train',
     'max_accuracy_drop': options.max_accuracy_drop,
-    'validation': {
-      'images': accuracy.count,
-      'float_top1': accuracy.float_top1,
-      'int8_top1': accuracy.int8_top1,
-      'agreement': accuracy.agreement,
-    },
+    'validation': accuracy.record('int8'),
     'layers_in_float': kept,
     'float_bytes': sizes[0],
     'int8_bytes': sizes[1],
   }
 
 
-def _said(out: pathlib.Path, record: dict[str, Any]) -> str:
+def _said(
+  out: pathlib.Path, record: dict[str, Any], accuracy: run_data.Accuracy
+) -> str:
   """For the user; int8 is held to accuracy, not to logits."""
-  found = record['validation']
-  same = round(found['agreement'] * found['images'])
   kept = ', '.join(record['layers_in_float']) or 'none'
   return '\n'.join(
     (
       f'{out}: int8, {record["calibration_method"]} over '
       f'{record["calibration_images"]} training images; activations '
       f'{record["activations"]}',
-      f'{out}: validation accuracy {found["float_top1"]:.4f} in float, '
-      f'{found["int8_top1"]:.4f} in int8, the same class for {same} of '
-      f'{found["images"]} images (held to a fall of at most '
+      f'{accuracy.said(out, "int8")} (held to a fall of at most '
       f'{record["max_accuracy_drop"]:g}; logits are not compared)',
       f'{out}: layers left in float: {kept}',
       f'{out}: {record["float_bytes"] / 1e6:.2f} MB in float, '

@@ -1,8 +1,10 @@
 """A finished run's own images, as its student sees them in evaluation."""
 
+import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +22,59 @@ from tlkd_jax.training import (
 
 # Of what is run at once: memory, and ranges do not depend on it.
 BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+  """A model beside the float32 one that it was made of, on the same images.
+
+  Attributes:
+    float_top1: share of images that the float32 model has right.
+    top1: likewise, of the other.
+    agreement: share of images of which both say the same class.
+    count: images.
+  """
+
+  float_top1: float
+  top1: float
+  agreement: float
+  count: int
+
+  @property
+  def drop(self) -> float:
+    """What the other costs."""
+    return self.float_top1 - self.top1
+
+  def record(self, name: str) -> dict[str, Any]:
+    """For FILE.json; `name` is what the other is called."""
+    return {
+      'images': self.count,
+      'float_top1': self.float_top1,
+      f'{name}_top1': self.top1,
+      'agreement': self.agreement,
+    }
+
+  def said(self, out: pathlib.Path, name: str) -> str:
+    """For the user."""
+    same = round(self.agreement * self.count)
+    return (
+      f'{out}: validation accuracy {self.float_top1:.4f} in float, '
+      f'{self.top1:.4f} in {name}, the same class for {same} of {self.count} '
+      'images'
+    )
+
+
+def compare(
+  expected: np.ndarray, logits: np.ndarray, labels: np.ndarray
+) -> Accuracy:
+  """Of float32 logits [N, K] and those of the other model, labels int [N]."""
+  ours, theirs = logits.argmax(-1), expected.argmax(-1)
+  return Accuracy(
+    float_top1=float(np.mean(theirs == labels)),
+    top1=float(np.mean(ours == labels)),
+    agreement=float(np.mean(ours == theirs)),
+    count=len(labels),
+  )
 
 
 def load(run: str | os.PathLike) -> Dataset:
@@ -103,14 +158,11 @@ def predictions(
     split: validation or test: images have the size of evaluation.
     run: normalised float32 images [B, H, W, 3] -> logits [B, K].
   """
-  return np.concatenate(
-    [
-      np.asarray(run(normalised(student, images)))
-      for images in _batches(split.images)
-    ]
-  )
-
-
-def _batches(images: np.ndarray) -> Iterator[np.ndarray]:
-  for start in range(0, len(images), BATCH):
-    yield images[start : start + BATCH]
+  parts = []
+  for start in range(0, len(split), BATCH):
+    images = normalised(student, split.images[start : start + BATCH])
+    # All of one shape: what is compiled for it is so once.
+    padded = np.zeros((BATCH, *images.shape[1:]), np.float32)
+    padded[: len(images)] = images
+    parts.append(np.asarray(run(padded))[: len(images)])
+  return np.concatenate(parts)
