@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import int8
 from tlkd_jax import export, models
 from tlkd_jax.data import Dataset, Split
 from tlkd_jax.export import __main__ as command
@@ -525,3 +526,19 @@ def test_layers_are_named_by_their_kernels(helper):
   names = [node.name for node in model.graph.node]
   assert [names[0], names[2], names[8]] == ['stem', 'n2', 'head']
   assert len(set(names)) == len(names) and '' not in names
+
+
+def test_shares_of_operators_in_a_profile():
+  def event(name, op, dur, cat='Node'):
+    return {'cat': cat, 'name': name, 'dur': dur, 'args': {'op_name': op}}
+
+  events = [
+    event('a_kernel_time', 'QLinearConv', 60),
+    event('b_kernel_time', 'QLinearConv', 20),
+    event('b_fence_before', 'QLinearConv', 500),
+    event('c_kernel_time', 'QuantizeLinear', 20),
+    event('model_run', 'none', 900, 'Session'),
+  ]
+  found = int8.shares_of(events)
+  assert found == {'QLinearConv': 0.8, 'QuantizeLinear': 0.2}
+  assert int8.shares_of([]) == {}

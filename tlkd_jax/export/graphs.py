@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tlkd_jax.export.onnx import start_session
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.runtime.trees import flatten
 
@@ -25,15 +26,19 @@ Model = Any
 Node = Any
 
 
-def quantizable(content: bytes, params: Tree) -> bytes:
+def quantizable(content: bytes, params: Tree, out: pathlib.Path) -> bytes:
   """Rewrites and optimises a float model; its layers get speaking names.
 
   Args:
     content: from onnx.convert.
     params: of the student that was converted.
+    out: what the file is called in messages.
 
   Returns:
     A model of the same function, to rounding, with operators of ONNX alone.
+
+  Raises:
+    RuntimeError: onnxruntime does not take the model.
   """
   import onnx
   from onnxruntime import quantization
@@ -42,7 +47,7 @@ def quantizable(content: bytes, params: Tree) -> bytes:
   merge_gemm_bias(model)
   pool_means(model)
   remove_unused(model)
-  model = _optimized(model)
+  model = _optimized(model, out)
   name_layers(model, params)
   # Or its quantiser would advise to do what was done here.
   quantization.quant_utils.add_pre_process_metadata(model)
@@ -186,7 +191,7 @@ def remove_unused(model: Model) -> None:
       model.graph.value_info.remove(value)
 
 
-def _optimized(model: Model) -> Model:
+def _optimized(model: Model, out: pathlib.Path) -> Model:
   """By what onnxruntime optimises in terms of ONNX's own operators."""
   import onnx
   import onnxruntime
@@ -198,9 +203,7 @@ def _optimized(model: Model) -> Model:
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'optimized.onnx'
     options.optimized_model_filepath = str(path)
-    onnxruntime.InferenceSession(
-      model.SerializeToString(), options, providers=['CPUExecutionProvider']
-    )
+    start_session(model.SerializeToString(), out, options)
     optimized = onnx.load(path)
   domains = {node.domain for node in optimized.graph.node} | {''}
   for entry in list(optimized.opset_import):

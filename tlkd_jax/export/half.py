@@ -139,7 +139,7 @@ def write_onnx(
   with replacing(out) as unfinished:
     content = onnx.convert_student(student, opset)
     unfinished.write_bytes(as_float16(content))
-    run = onnx.load(unfinished)
+    run = onnx.load(unfinished, out)
     difference, largest = max_difference(student, run)
     # Written so that NaN is refused.
     if not difference <= TOLERANCE * max(largest, 1.0):

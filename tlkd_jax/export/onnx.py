@@ -86,19 +86,51 @@ def check_size(student: Student) -> None:
     )
 
 
-def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-  """The file's model as a function of NHWC images, on the CPU."""
-  import onnxruntime
+def load(
+  path: pathlib.Path, out: pathlib.Path | None = None
+) -> Callable[[np.ndarray], np.ndarray]:
+  """The file's model as a function of NHWC images, on the CPU.
 
-  session = onnxruntime.InferenceSession(
-    str(path), providers=['CPUExecutionProvider']
-  )
+  Args:
+    path: the file.
+    out: what it is called in messages; None is path.
+
+  Raises:
+    RuntimeError: onnxruntime does not take it.
+  """
+  session = start_session(str(path), out or path)
 
   def run(images: np.ndarray) -> np.ndarray:
     nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     return session.run([OUTPUT], {INPUT: nchw})[0]
 
   return run
+
+
+def start_session(
+  model: str | bytes, out: pathlib.Path | str, options: Any = None
+) -> Any:
+  """A session of onnxruntime on the CPU.
+
+  Args:
+    model: a file, or a serialised model.
+    out: what it is called in messages.
+    options: onnxruntime.SessionOptions.
+
+  Raises:
+    RuntimeError: onnxruntime does not take it.
+  """
+  import onnxruntime
+
+  try:
+    return onnxruntime.InferenceSession(
+      model, options, providers=['CPUExecutionProvider']
+    )
+  except Exception as error:  # Its own have no common class.
+    raise RuntimeError(
+      f'{out} is not written: onnxruntime does not take it: {error}; another '
+      '--opset may help, LayerNorm needs 18 or later'
+    ) from error
 
 
 def write(
@@ -116,7 +148,7 @@ def write(
   """
   with replacing(out) as unfinished:
     unfinished.write_bytes(convert_student(student, opset))
-    return checked(student, load(unfinished), out, 'onnxruntime')
+    return checked(student, load(unfinished, out), out, 'onnxruntime')
 
 
 def takes(image_size: int) -> dict[str, Any]:

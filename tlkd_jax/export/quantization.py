@@ -86,15 +86,15 @@ def write(
     folder = pathlib.Path(made)
     source = folder / 'float.onnx'
     content = onnx.convert_student(student, opset)
-    source.write_bytes(graphs.quantizable(content, student.params))
-    same = checked(student, onnx.load(source), out, 'the float graph of it')
+    source.write_bytes(graphs.quantizable(content, student.params, out))
+    same = checked(student, onnx.load(source, out), out, 'the float graph of it')
     images = run_data.calibration_images(
       student, dataset, options.calibration_images
     )
     calibrated = Calibrated(source, images, options, folder / 'ranges.json')
 
     def predict(path: pathlib.Path) -> np.ndarray:
-      return run_data.predictions(student, validation, _load(path, out))
+      return run_data.predictions(student, validation, onnx.load(path, out))
 
     expected = predict(source)
 
@@ -276,11 +276,11 @@ def by_harm(
   if len(names) < 2:
     return []
   images = calibrated.images[:_JUDGES]
-  expected = _in_batches(_load(calibrated.model, out), images)
+  expected = _in_batches(onnx.load(calibrated.model, out), images)
   left = {}
   for name in bars.track(names, len(names), 'layers'):
     quantize(calibrated, trial, [name], out)
-    logits = _in_batches(_load(trial, out), images)
+    logits = _in_batches(onnx.load(trial, out), images)
     left[name] = float(np.mean(np.square(logits - expected)))
   return sorted(names, key=left.__getitem__)[:-1]
 
@@ -333,17 +333,6 @@ def _check_quantised(
         f'{out} is not written: onnxruntime cannot quantise the operator '
         f'{node.op_type} of {node.name}'
       )
-
-
-def _load(
-  path: pathlib.Path, out: pathlib.Path
-) -> Callable[[np.ndarray], np.ndarray]:
-  try:
-    return onnx.load(path)
-  except Exception as error:  # onnxruntime's own have no common class.
-    raise RuntimeError(
-      f'{out} is not written: onnxruntime cannot run it: {error}'
-    ) from error
 
 
 def _in_batches(run: Callable, images: np.ndarray) -> np.ndarray:
