@@ -86,9 +86,7 @@ def test_what_a_dtype_cannot_hold_is_refused(values, dtype, fits):
   if fits:
     assert half.check_rounding(OUT, entries, dtype) <= half.bound(dtype)
     return
-  with pytest.raises(
-    RuntimeError, match='loat16 cannot hold the values of'
-  ):
+  with pytest.raises(RuntimeError, match='loat16 cannot hold the values of'):
     half.check_rounding(OUT, entries, dtype)
 
 

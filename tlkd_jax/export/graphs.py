@@ -1,9 +1,9 @@
-"""A converted ONNX graph in the form that is quantised and runs fast.
+"""A converted ONNX graph in the form that is quantised or rounded.
 
 jax2onnx writes convolutions between two transpositions, biases as additions
 and a mean over pixels as a sum and a division. onnxruntime's own optimiser
 cancels the transpositions and takes biases into convolutions, where nothing
-stands in its way; `quantizable` removes first what does.
+stands in its way; `simplified` removes first what does.
 """
 
 import pathlib
@@ -26,7 +26,7 @@ Model = Any
 Node = Any
 
 
-def quantizable(content: bytes, params: Tree, out: pathlib.Path) -> bytes:
+def simplified(content: bytes, params: Tree, out: pathlib.Path) -> bytes:
   """Rewrites and optimises a float model; its layers get speaking names.
 
   Args:

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tlkd_jax.data import Dataset
-from tlkd_jax.export import onnx, run_data, weights
+from tlkd_jax.export import graphs, onnx, run_data, weights
 from tlkd_jax.export.student import Student, max_difference
 from tlkd_jax.runtime.atomic import replacing
 from tlkd_jax.runtime.errors import listed
+from tlkd_jax.runtime.trees import flatten
 
 # Largest difference of logits of a float16 graph, as a share of the largest:
 # some fifty layers whose activations are rounded by up to 2**-11.
@@ -135,9 +136,12 @@ def write_onnx(
     RuntimeError: float16 cannot hold a weight, or logits differ by more than
       TOLERANCE.
   """
-  check_rounding(out, weights.state_dict(student), dtype)
+  trees = flatten(student.params) | flatten(student.model_state)
+  check_rounding(out, trees, dtype)
   with replacing(out) as unfinished:
     content = onnx.convert_student(student, opset)
+    # Constants are computed before they are rounded.
+    content = graphs.simplified(content, student.params, out)
     unfinished.write_bytes(as_float16(content))
     run = onnx.load(unfinished, out)
     difference, largest = max_difference(student, run)

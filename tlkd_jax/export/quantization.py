@@ -46,7 +46,7 @@ class Calibrated:
   """A float model with what quantises it.
 
   Attributes:
-    model: the file of the float model, from graphs.quantizable.
+    model: the file of the float model, from graphs.simplified.
     images: float32 [N, H, W, 3], normalised training images.
     options: how.
     ranges: the file with the ranges of tensors; the first call makes it.
@@ -86,8 +86,9 @@ def write(
     folder = pathlib.Path(made)
     source = folder / 'float.onnx'
     content = onnx.convert_student(student, opset)
-    source.write_bytes(graphs.quantizable(content, student.params, out))
-    same = checked(student, onnx.load(source, out), out, 'the float graph of it')
+    source.write_bytes(graphs.simplified(content, student.params, out))
+    run = onnx.load(source, out)
+    same = checked(student, run, out, 'the float graph of it')
     images = run_data.calibration_images(
       student, dataset, options.calibration_images
     )
@@ -237,7 +238,7 @@ def quantized_nodes(model: Any, kept: Collection[str] = ()) -> list[Any]:
   stays in float.
 
   Args:
-    model: onnx.ModelProto, from graphs.quantizable.
+    model: onnx.ModelProto, from graphs.simplified.
     kept: names of layers that stay in float.
   """
   constants = {tensor.name for tensor in model.graph.initializer}
