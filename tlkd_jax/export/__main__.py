@@ -8,11 +8,13 @@ is read back and compared before the command succeeds. See docs/export.md.
 """
 
 import argparse
+import dataclasses
 import sys
 
 from absl import logging
 
 from tlkd_jax.export import DEFAULT_OPSET, FORMAT_NAMES, OPSETS, export_run
+from tlkd_jax.export.options import DTYPES, METHODS, SCHEMES, Int8
 from tlkd_jax.runtime import command_line
 from tlkd_jax.runtime.errors import UserError
 
@@ -36,6 +38,13 @@ def main(argv: list[str] | None = None) -> None:
     help=f'operators of an onnx file, {OPSETS[0]} to {OPSETS[-1]}; default '
     f'{DEFAULT_OPSET}',
   )
+  parser.add_argument(
+    '--dtype',
+    choices=('float32', *DTYPES),
+    help='of the weights; float16 in a safetensors or onnx file, bfloat16 in '
+    'a safetensors file',
+  )
+  _add_quantization(parser)
   flags = parser.parse_args(argv)
   try:
     result = export_run(
@@ -44,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
       flags.out,
       fold_norm=flags.fold_norm,
       opset=flags.opset,
+      quantize=_quantize(flags),
+      dtype=flags.dtype,
     )
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
@@ -52,6 +63,62 @@ def main(argv: list[str] | None = None) -> None:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(1)
   print(result)
+
+
+def _add_quantization(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of --quantize; those that are not given are None."""
+  group = parser.add_argument_group('int8, for an onnx file')
+  group.add_argument('--quantize', choices=SCHEMES)
+  group.add_argument(
+    '--calibration-images',
+    type=int,
+    help='training images that set the ranges of activations; default '
+    f'{Int8.calibration_images}',
+  )
+  group.add_argument(
+    '--calibration-method',
+    choices=METHODS,
+    help=f'how they do; default {Int8.calibration_method}',
+  )
+  group.add_argument(
+    '--symmetric',
+    action='store_true',
+    default=None,
+    help='activations around 0, for devices that need it; slower on CPU',
+  )
+  group.add_argument(
+    '--max-accuracy-drop',
+    type=float,
+    help='refused where validation accuracy falls by more; default '
+    f'{Int8.max_accuracy_drop}, one point',
+  )
+  group.add_argument(
+    '--max-float-layers',
+    type=int,
+    help='layers that may stay in float to hold it; default '
+    f'{Int8.max_float_layers}',
+  )
+
+
+def _quantize(flags: argparse.Namespace) -> Int8 | None:
+  """What the options of --quantize say.
+
+  Raises:
+    UserError: one of them is there without it.
+  """
+  given = {
+    field.name: value
+    for field in dataclasses.fields(Int8)
+    if (value := vars(flags)[field.name]) is not None
+  }
+  if flags.quantize is not None:
+    return SCHEMES[flags.quantize](**given)
+  if given:
+    names = [f'--{name.replace("_", "-")}' for name in given]
+    raise UserError(
+      f'{", ".join(names)}: accepted with --quantize {" or ".join(SCHEMES)}'
+    )
+  return None
 
 
 def run() -> None:

@@ -9,8 +9,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tlkd_jax.data import Dataset
 from tlkd_jax.evaluation import records
-from tlkd_jax.export import OPSETS, onnx, stablehlo, weights
+from tlkd_jax.export import (
+  DEFAULT_OPSET,
+  OPSETS,
+  half,
+  onnx,
+  quantization,
+  stablehlo,
+  weights,
+)
+from tlkd_jax.export import student as students
+from tlkd_jax.export.options import Int8
 from tlkd_jax.export.student import Student, library_model
 from tlkd_jax.models.layers.branches import FUSED
 from tlkd_jax.models.weights import pretrained, twins
@@ -41,13 +52,19 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def check(name: str, out: pathlib.Path, opset: int | None = None) -> None:
+def check(
+  name: str,
+  out: pathlib.Path,
+  opset: int | None = None,
+  int8: Int8 | None = None,
+) -> None:
   """Raises ValueError where a file cannot be written, before any work.
 
   Args:
     name: of the format.
     out: the file.
     opset: of an onnx file; None is the default.
+    int8: how it is quantised; None is not at all.
   """
   if name not in FORMATS:
     raise ValueError(f'unknown format {name!r}; accepted: {", ".join(FORMATS)}')
@@ -55,6 +72,11 @@ def check(name: str, out: pathlib.Path, opset: int | None = None) -> None:
     raise ValueError(f'{out}: a {name} file needs the suffix .{name}')
   if opset is not None:
     _check_opset(name, opset)
+  if int8 is not None and name != 'onnx':
+    raise ValueError(
+      f'--quantize int8: a {name} file is not quantised; accepted with '
+      '--format onnx'
+    )
   needs = FORMATS[name].needs
   missing = [p for p in needs if importlib.util.find_spec(p) is None]
   if missing:
@@ -74,6 +96,12 @@ def _check_opset(name: str, opset: int) -> None:
     raise ValueError(f'--opset {opset}; accepted: {OPSETS[0]} to {OPSETS[-1]}')
 
 
+def check_size(name: str, student: Student) -> None:
+  """Raises ValueError where a file cannot hold the student's weights."""
+  if name == 'onnx':
+    onnx.check_size(student)
+
+
 def write(
   student: Student, name: str, out: pathlib.Path, opset: int | None = None
 ) -> str:
@@ -87,10 +115,73 @@ def write(
     result = FORMATS[name].write(student, out)
   else:
     result = onnx.write(student, out, opset)
+  return f'{result}\n{_describe(out, configuration(student, name))}'
+
+
+def write_quantized(
+  student: Student,
+  out: pathlib.Path,
+  int8: Int8,
+  dataset: Dataset,
+  opset: int | None = None,
+) -> str:
+  """Writes an onnx file in int8 and `out`.json; as `write`.
+
+  Args:
+    student: to write; its norms are folded first, where there are any.
+    out: the file.
+    int8: how it is quantised.
+    dataset: of its run.
+    opset: version of the operators; None is the default.
+
+  Raises:
+    RuntimeError: the float model does not give the student's logits, or the
+      quantised one not its accuracy.
+  """
+  out.parent.mkdir(parents=True, exist_ok=True)
+  folded = students.folded(student)
+  result, record = quantization.write(
+    folded, out, int8, dataset, opset or DEFAULT_OPSET
+  )
+  config = configuration(folded, 'onnx') | {'quantization': record}
+  return f'{result}\n{_describe(out, config)}'
+
+
+def write_half(
+  student: Student,
+  name: str,
+  out: pathlib.Path,
+  dtype: str,
+  dataset: Dataset,
+  opset: int | None = None,
+) -> str:
+  """Writes a file in float16 or bfloat16 and `out`.json; as `write`.
+
+  Args:
+    student: to write.
+    name: of the format.
+    out: the file.
+    dtype: a key of options.DTYPES that has the format.
+    dataset: of its run; validation images tell what rounding costs.
+    opset: of an onnx file; None is the default.
+
+  Raises:
+    RuntimeError: the dtype cannot hold a weight, or logits differ too much.
+  """
+  out.parent.mkdir(parents=True, exist_ok=True)
+  given = student, out, dtype, dataset
+  if name == 'onnx':
+    result, record = half.write_onnx(*given, opset or DEFAULT_OPSET)
+  else:
+    result, record = half.write_safetensors(*given)
+  config = configuration(student, name) | {'dtype': dtype, 'rounding': record}
+  return f'{result}\n{_describe(out, config)}'
+
+
+def _describe(out: pathlib.Path, config: dict[str, Any]) -> str:
   path = out.with_name(f'{out.name}.json')
-  text = records.dumps(configuration(student, name), indent=2)
-  replace_text(path, text + '\n')
-  return f'{result}\n{path}: architecture, classes and preprocessing'
+  replace_text(path, records.dumps(config, indent=2) + '\n')
+  return f'{path}: architecture, classes and preprocessing'
 
 
 def configuration(student: Student, name: str) -> dict[str, Any]:

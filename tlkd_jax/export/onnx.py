@@ -6,12 +6,16 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from tlkd_jax.export import DEFAULT_OPSET
 from tlkd_jax.export.student import Student, checked
 from tlkd_jax.models.layers.convolutions import lax_convolutions
 from tlkd_jax.runtime.atomic import replacing
+
+# A protocol buffer cannot be longer than 2 GB; the rest is for the graph.
+MOST_BYTES = 2**31 - 2**24
 
 INPUT = 'images'
 OUTPUT = 'logits'
@@ -50,6 +54,12 @@ def convert(
   return model.SerializeToString()
 
 
+def convert_student(student: Student, opset: int = DEFAULT_OPSET) -> bytes:
+  """The student as `convert` makes it, its convolutions those of ONNX."""
+  with lax_convolutions():
+    return convert(student.logits, student.image_size, opset)
+
+
 @contextlib.contextmanager
 def _quiet(*names: str) -> Iterator[None]:
   """Holds back reports of plugins for other libraries and of lacking types."""
@@ -64,19 +74,63 @@ def _quiet(*names: str) -> Iterator[None]:
       logger.setLevel(level)
 
 
-def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-  """The file's model as a function of NHWC images, on the CPU."""
-  import onnxruntime
+def check_size(student: Student) -> None:
+  """Raises ValueError where the weights are more than an ONNX file holds."""
+  trees = student.params, student.model_state
+  found = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(trees))
+  if found > MOST_BYTES:
+    raise ValueError(
+      f'{student.model.name} has {found / 1e9:.2f} GB of weights, and an onnx '
+      f'file, which is one protocol buffer, holds {MOST_BYTES / 1e9:.2f} GB; '
+      'export to safetensors or stablehlo'
+    )
 
-  session = onnxruntime.InferenceSession(
-    str(path), providers=['CPUExecutionProvider']
-  )
+
+def load(
+  path: pathlib.Path, out: pathlib.Path | None = None
+) -> Callable[[np.ndarray], np.ndarray]:
+  """The file's model as a function of NHWC images, on the CPU.
+
+  Args:
+    path: the file.
+    out: what it is called in messages; None is path.
+
+  Raises:
+    RuntimeError: onnxruntime does not take it.
+  """
+  session = start_session(str(path), out or path)
 
   def run(images: np.ndarray) -> np.ndarray:
     nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     return session.run([OUTPUT], {INPUT: nchw})[0]
 
   return run
+
+
+def start_session(
+  model: str | bytes, out: pathlib.Path | str, options: Any = None
+) -> Any:
+  """A session of onnxruntime on the CPU.
+
+  Args:
+    model: a file, or a serialised model.
+    out: what it is called in messages.
+    options: onnxruntime.SessionOptions.
+
+  Raises:
+    RuntimeError: onnxruntime does not take it.
+  """
+  import onnxruntime
+
+  try:
+    return onnxruntime.InferenceSession(
+      model, options, providers=['CPUExecutionProvider']
+    )
+  except Exception as error:  # Its own have no common class.
+    raise RuntimeError(
+      f'{out} is not written: onnxruntime does not take it: {error}; another '
+      '--opset may help, LayerNorm needs 18 or later'
+    ) from error
 
 
 def write(
@@ -93,10 +147,8 @@ def write(
     RuntimeError: it does not give the student's logits.
   """
   with replacing(out) as unfinished:
-    with lax_convolutions():
-      content = convert(student.logits, student.image_size, opset)
-    unfinished.write_bytes(content)
-    return checked(student, load(unfinished), out, 'onnxruntime')
+    unfinished.write_bytes(convert_student(student, opset))
+    return checked(student, load(unfinished, out), out, 'onnxruntime')
 
 
 def takes(image_size: int) -> dict[str, Any]:

@@ -98,6 +98,18 @@ def load_student(
   return Student(model, params, state, description, fold_norm)
 
 
+def folded(student: Student) -> Student:
+  """With branches fused and norms folded, where there are any."""
+  if student.folded or not folding.folds(student.model):
+    return student
+  model, params, state = folding.fold_norms(
+    student.model, student.params, student.model_state
+  )
+  return dataclasses.replace(
+    student, model=model, params=params, model_state=state, folded=True
+  )
+
+
 def library_model(student: Student) -> Model:
   """The variant whose keys are written: timm's, else the student's own."""
   name = twins.timm_name(student.model.name) or student.model.name

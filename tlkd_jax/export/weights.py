@@ -26,7 +26,13 @@ def write(student: Student, out: pathlib.Path) -> str:
   Raises:
     RuntimeError: what was read back is not what was written.
   """
-  entries = state_dict(student)
+  return write_entries(student, out, state_dict(student))
+
+
+def write_entries(
+  student: Student, out: pathlib.Path, entries: dict[str, np.ndarray]
+) -> str:
+  """The same for entries of the student that may have been rounded."""
   with replacing(out) as unfinished:
     torch_files.write_safetensors(unfinished, entries, {'format': 'pt'})
     back = torch_files.read_state_dict(unfinished)

@@ -117,6 +117,13 @@ def fold_norms(
   return folded, nest(flat), nest(state)
 
 
+def folds(model: Model) -> bool:
+  """Whether `fold_norms` finds branches or a norm to fold."""
+  if fused_name(model.name) is not None:
+    return True
+  return bool(_pairs(nnx.eval_shape(lambda: _build(model))))
+
+
 def _build(model: Model) -> nnx.Module:
   rngs = nnx.Rngs(params=jax.random.key(0))
   return model.spec.build(model.num_classes, rngs=rngs, **model.options)
