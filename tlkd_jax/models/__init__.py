@@ -3,10 +3,11 @@
 A bare name follows torchvision where torchvision has the variant, the
 published package for EfficientNet-Lite and timm otherwise; 'timm/NAME' and
 'torchvision/NAME' choose that library's conventions and checkpoint keys.
-NAME_fused is the form for inference of a network that is trained in branches.
+NAME_fused is the form for inference of a network that is trained in branches,
+'NAME int8' what int8 arithmetic computes of a network.
 """
 
-from tlkd_jax.models import side_by_side
+from tlkd_jax.models import quantized, side_by_side
 from tlkd_jax.models.families import (
   clip,
   convnext,
@@ -93,7 +94,8 @@ def create_model(
   """Describes a variant without allocating its weights.
 
   Args:
-    name: a key of MODELS, or 'NAME xN' for N of these side by side.
+    name: a key of MODELS, 'NAME xN' for N of these side by side, or 'NAME int8'
+      for what int8 arithmetic computes of it.
     num_classes: length of the logits.
     in_channels: channels of the images.
     dropout: rate before the head; None is the published one.
@@ -102,13 +104,19 @@ def create_model(
   Raises:
     ValueError: the name is unknown; the nearest names are given.
   """
-  single, count = side_by_side.parts_of(name)
+  whole = quantized.variant_of(name)
+  single, count = side_by_side.parts_of(name) if whole is None else (whole, 0)
   if single not in MODELS:
     error = unknown_name('model', name, MODELS)
     raise ValueError(f'{error} (`python -m tlkd_jax.models` lists all)')
+  spec = MODELS[single]
+  if count:
+    spec = side_by_side.spec_of(spec, count)
+  if whole is not None:
+    spec = quantized.spec_of(MODELS[fused_name(single) or single])
   return to_functional(
     name,
-    side_by_side.spec_of(MODELS[single], count) if count else MODELS[single],
+    spec,
     num_classes,
     in_channels=in_channels,
     dropout=dropout,
