@@ -55,5 +55,6 @@ def export_run(
       expanded(checkpoint),
       fold_norm=fold_norm,
       named=formats.FORMATS[format].takes is None,
+      whole=format == 'onnx',
     )
   return formats.write(loaded, format, out, opset)

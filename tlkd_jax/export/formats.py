@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from tlkd_jax.evaluation import records
-from tlkd_jax.export import OPSETS, onnx, stablehlo, weights
+from tlkd_jax.export import (
+  DEFAULT_OPSET,
+  OPSETS,
+  onnx,
+  qdq,
+  stablehlo,
+  weights,
+)
 from tlkd_jax.export.student import Student, library_model
 from tlkd_jax.models.layers.branches import FUSED
 from tlkd_jax.models.weights import pretrained, twins
@@ -83,7 +90,9 @@ def write(
     RuntimeError: the written model does not give the student's logits.
   """
   out.parent.mkdir(parents=True, exist_ok=True)
-  if opset is None:
+  if student.rounds:
+    result = qdq.write(student, out, opset or DEFAULT_OPSET)
+  elif opset is None:
     result = FORMATS[name].write(student, out)
   else:
     result = onnx.write(student, out, opset)
@@ -142,6 +151,8 @@ def configuration(student: Student, name: str) -> dict[str, Any]:
   if takes is not None:
     result['input'] = takes(size)
     result['folded_norms'] = student.folded
+  if student.rounds:
+    result['quantized'] = 'int8'
   return result
 
 

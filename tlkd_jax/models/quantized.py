@@ -89,13 +89,13 @@ class Bounds(nnx.Module):
     seen = jnp.stack([x.min(), x.max()]).astype(own.dtype)
     seen = jax.lax.stop_gradient(seen)
     if _calibrating.value:
-      self.bounds[...] = seen
+      self.bounds.set_value(seen)
       return x
     y = fake_quant.activation(x, own)
     left = self.left[...]
     follows = own + MOMENTUM * (seen - own)
-    self.bounds[...] = jnp.where(left > 0, follows, own)
-    self.left[...] = jnp.maximum(left - 1, 0)
+    self.bounds.set_value(jnp.where(left > 0, follows, own))
+    self.left.set_value(jnp.maximum(left - 1, 0))
     return y
 
   @property

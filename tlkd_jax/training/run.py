@@ -26,6 +26,7 @@ from tlkd_jax.training import (
   networks,
   nonfinite,
   optimizers,
+  quantization,
   shares,
   targets,
 )
@@ -131,6 +132,7 @@ def set_up(
   learned = lessons.make_lessons(settings, learners, dataset, schedule)
   own, first = next(iter(learners.items()))
   dataset = dataset.seen(first.network.look)
+  learners = quantization.calibrated(settings, learners, dataset, num_steps)
   kept = lessons.start_terms(learned[own])
   start = starts.load(settings, kept, first, dataset, mesh) if kept else {}
   frozen = {name: teacher.network for name, teacher in teachers.items()}

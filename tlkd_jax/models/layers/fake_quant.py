@@ -33,10 +33,13 @@ def grid(bounds: Array) -> tuple[Array, Array]:
     (scale, zero point): float scalars, the latter a whole number in 0..255.
   """
   low, high = jnp.minimum(bounds[0], 0.0), jnp.maximum(bounds[1], 0.0)
-  scale = (high - low) / (HIGHEST - LOWEST)
+  levels, width = HIGHEST - LOWEST, high - low
   # Of a tensor that was 0 throughout, as ONNX Runtime has it.
-  scale = jnp.where(scale < jnp.finfo(scale.dtype).tiny, 1.0, scale)
-  return scale, jnp.clip(jnp.round(LOWEST - low / scale), LOWEST, HIGHEST)
+  empty = width / levels < jnp.finfo(width.dtype).tiny
+  width = jnp.where(empty, levels, width)
+  # Not by the scale, whose last digit would decide where this is a half.
+  zero_point = jnp.round(LOWEST - low * levels / width)
+  return width / levels, jnp.clip(zero_point, LOWEST, HIGHEST)
 
 
 def weight_scale(kernel: Array, bias: Array | None, input_scale: Array):
@@ -63,7 +66,18 @@ def weight_scale(kernel: Array, bias: Array | None, input_scale: Array):
 def fake_quantize(
   x: Array, scale: Array, zero_point: Array, lowest: Array, highest: Array
 ) -> Array:
-  """Quantised and back; the scale broadcasts against x, the rest are scalars."""
+  """Quantised and back.
+
+  Args:
+    x: any numbers.
+    scale: a scalar, or of x's rank.
+    zero_point: a whole number in lowest..highest.
+    lowest: that is represented.
+    highest: likewise.
+
+  Returns:
+    Of x's shape.
+  """
   q = jnp.clip(jnp.round(x / scale) + zero_point, lowest, highest)
   return (q - zero_point) * scale
 
@@ -88,7 +102,8 @@ def weights(
 ) -> tuple[Array, Array | None]:
   """A kernel [..., C] and its bias [C] as int8 and int32 have them."""
   scale = jax.lax.stop_gradient(weight_scale(kernel, bias, input_scale))
-  whole = fake_quantize(kernel, scale, 0.0, -LARGEST, LARGEST)
+  wide = jnp.expand_dims(scale, range(kernel.ndim - 1))
+  whole = fake_quantize(kernel, wide, 0.0, -LARGEST, LARGEST)
   if bias is None:
     return whole, None
   limit = 2.0 * _LARGEST_BIAS
