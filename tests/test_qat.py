@@ -73,7 +73,9 @@ def test_its_bounds_follow_and_then_stay(run):
   assert len(names) == 7
   for name in names:
     values = [tree[name] for tree in found]
-    assert not np.array_equal(values[0], values[1]), name
+    # Some pixel is black and some white in every batch.
+    moved = not np.array_equal(values[0], values[1])
+    assert moved or name.endswith('stem/input.bounds')
     np.testing.assert_array_equal(values[1], values[2], err_msg=name)
     np.testing.assert_array_equal(values[1], values[3], err_msg=name)
   left = [tree[names[0].replace('bounds', 'left')] for tree in found]

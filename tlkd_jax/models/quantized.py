@@ -91,12 +91,17 @@ class Bounds(nnx.Module):
     if _calibrating.value:
       self.bounds.set_value(seen)
       return x
-    y = fake_quant.activation(x, own)
-    left = self.left[...]
-    follows = own + MOMENTUM * (seen - own)
-    self.bounds.set_value(jnp.where(left > 0, follows, own))
+    # Until the network has run: its layers read the bounds as they were.
+    self.seen = nnx.data(seen)
+    return fake_quant.activation(x, own)
+
+  def follow(self) -> None:
+    """Moves the bounds by what was seen."""
+    own, left = self.bounds[...], self.left[...]
+    moved = own + MOMENTUM * (self.seen - own)
+    self.bounds.set_value(jnp.where(left > 0, moved, own))
     self.left.set_value(jnp.maximum(left - 1, 0))
-    return y
+    del self.seen
 
   @property
   def scale(self) -> Array:
@@ -198,6 +203,7 @@ def _build(single: ModelSpec, num_classes: int, **options) -> nnx.Module:
       found[path].source = nnx.data(bounds[name])
   # Its arrays are found here alone: of all paths to them this is the first.
   setattr(module, STATE, nnx.Dict(bounds))
+  module.__class__ = _following(type(module))
   return module
 
 
@@ -242,6 +248,22 @@ def _rounding(kind: type[nnx.Module]) -> type[nnx.Module]:
 
   Rounding.__name__ = f'Rounding{kind.__name__}'
   return Rounding
+
+
+@functools.cache
+def _following(kind: type[nnx.Module]) -> type[nnx.Module]:
+  """The same kind of network, whose bounds follow what it has seen."""
+
+  class Following(kind):
+    def __call__(self, x, mode):
+      outputs = super().__call__(x, mode)
+      if not (_marking.value or _calibrating.value):
+        for bounds in vars(self)[STATE].values():
+          bounds.follow()
+      return outputs
+
+  Following.__name__ = f'Following{kind.__name__}'
+  return Following
 
 
 _LAYERS: dict[type[nnx.Module], type[nnx.Module]] = {
