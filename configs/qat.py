@@ -1,6 +1,6 @@
 """Fine-tunes a finished student further, rounding as its int8 file will.
 
-python -m tlkd_jax.main --config configs/qat.py:checkpoint=RUN --workdir runs/qat
+python -m tlkd_jax.main --config configs/qat.py:checkpoint=RUN --workdir qat
 
 RUN is the workdir of a TL or TL+KD run, whose configuration is taken over, with
 a tenth of its steps and of its learning rate. `guide=student` (the default) is

@@ -277,9 +277,9 @@ def test_onnxruntime_gives_the_students_predictions(
   assert np.ptp(expected, 0).max() > 0.05
   for level in ('DISABLE_ALL', 'ENABLE_EXTENDED'):
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = vars(
-      onnxruntime.GraphOptimizationLevel
-    )[f'ORT_{level}']
+    options.graph_optimization_level = vars(onnxruntime.GraphOptimizationLevel)[
+      f'ORT_{level}'
+    ]
     options.optimized_model_filepath = str(tmp_path / 'optimized.onnx')
     session = onnxruntime.InferenceSession(
       out.read_bytes(), options, providers=['CPUExecutionProvider']
@@ -288,7 +288,11 @@ def test_onnxruntime_gives_the_students_predictions(
     difference = np.abs(found - expected)
     spread = expected.std()
     print(
-      name, level, difference.max(), difference.mean(), spread,
+      name,
+      level,
+      difference.max(),
+      difference.mean(),
+      spread,
       np.abs(expected).max(),
       np.mean(found.argmax(-1) == expected.argmax(-1)),
     )

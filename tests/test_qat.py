@@ -1,9 +1,7 @@
 """Students that learn to round: from a finished run to one of int8."""
 
 import json
-import re
 
-import jax
 import numpy as np
 import pytest
 

@@ -11,7 +11,13 @@ import tensorstore as ts
 def arrays(
   workdir, kind: str = 'latest', step: int | None = None
 ) -> dict[str, np.ndarray]:
-  """Every array of a checkpoint, by default the newest, read without the package."""
+  """Every array of a checkpoint, read without the package.
+
+  Args:
+    workdir: of the run.
+    kind: 'latest' or 'best'.
+    step: of the checkpoint; None is the newest.
+  """
   root = workdir / 'checkpoints' / kind
   if step is None:
     step = max(int(p.name) for p in root.iterdir() if p.name.isdigit())

@@ -1,12 +1,8 @@
 """ONNX files of students that learned to round: int8 weights, QDQ nodes.
 
 The graph is jax2onnx's of the folded student, in which each rounding of a
-tensor is a QuantizeLinear and a DequantizeLinear with the trained bounds. Behind
-each layer its activation and its rounding must follow at once, or no runtime
-computes it from integers: transpositions are moved out of the way, a bias is
-joined to its layer, and a ReLU that the rounding does anyhow is left out. Then
-weights become int8 and biases int32, as the student has them in its forward
-pass (onnx_graph.py).
+tensor is a QuantizeLinear and a DequantizeLinear with the trained bounds. Its
+form and its weights are made ready for runtimes in onnx_graph.py.
 """
 
 import pathlib
@@ -75,8 +71,6 @@ def _register() -> None:
       )
       y.type, y.shape = x.type, x.shape
       ctx.bind_value_for_var(target, y)
-
-
 
 
 def write(

@@ -90,8 +90,8 @@ def load_student(
     )
   if rounds and fold_norm:
     raise ValueError(
-      f'{checkpoint} holds {description.model}, whose norms are folded already: '
-      'leave --fold-norm out'
+      f'{checkpoint} holds {description.model}, whose norms are folded '
+      'already: leave --fold-norm out'
     )
   if fold_norm and named and fused_name(description.model) is None:
     raise ValueError(

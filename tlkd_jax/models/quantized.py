@@ -209,9 +209,9 @@ def _build(single: ModelSpec, num_classes: int, **options) -> nnx.Module:
 
 def _rounding_modules(
   module: nnx.Module, heads: tuple[str, ...]
-) -> dict[str, nnx.Module]:
+) -> dict[str, Any]:
   """Makes the modules below one such as round, in place; they by path."""
-  found = {
+  found: dict[str, Any] = {
     path: child
     for path, child in folded.modules(module)
     if path and not isinstance(child, nnx.List | folded.Nothing)
@@ -234,6 +234,7 @@ def _rounding(kind: type[nnx.Module]) -> type[nnx.Module]:
   class Rounding(kind):
     takes = None
     gives = None
+    silent = False
     # Of the trace that finds out where to round.
     noted = None
 
@@ -353,7 +354,7 @@ class _Noted:
 
 
 def _find(
-  module: nnx.Module, found: dict[str, nnx.Module], shape: tuple[int, ...]
+  module: nnx.Module, found: dict[str, Any], shape: tuple[int, ...]
 ) -> _Places:
   """Where the tensors of a network are rounded."""
   places = _Places()

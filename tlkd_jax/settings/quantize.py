@@ -96,6 +96,4 @@ def values_of(settings: Any) -> dict[str, tuple[Any, Any]]:
 
 @functools.cache
 def _refusal(name: str) -> str:
-  return quantized.refusal(
-    models.MODELS[models.fused_name(name) or name].build
-  )
+  return quantized.refusal(models.MODELS[models.fused_name(name) or name].build)

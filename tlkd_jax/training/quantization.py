@@ -8,7 +8,6 @@ what it is evaluated by are int8's metrics.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ GUIDES = ('student', 'teacher', 'none')
 # it has learned its task, and learns to round.
 _SHARE = 0.1
 # With these a student is not what it was, or its run is not one run.
-_ALONE = {
+_ALONE: dict[str, Any] = {
   'remat': 'none',
   'compute_dtype': 'float32',
   'cost_matched': False,
@@ -97,9 +96,7 @@ def calibrated(
     *(len(tensors), count, left, num_steps),
   )
   state = {quantized.STATE: tensors}
-  return learners | {
-    'student': dataclasses.replace(student, model_state=state)
-  }
+  return learners | {'student': dataclasses.replace(student, model_state=state)}
 
 
 def config_of(arg: str | None) -> Any:
@@ -140,7 +137,7 @@ def config_of(arg: str | None) -> Any:
   )
 
 
-def _guided(before: Settings, place: str, guide: str) -> Mapping[str, Any]:
+def _guided(before: Settings, place: str, guide: str) -> dict[str, Any]:
   """What changes of who teaches, and how."""
   if guide == 'none':
     return {'arm': 'tl'}

@@ -1,12 +1,12 @@
 """Numbers as an int8 network has them, in float arithmetic with gradients.
 
-The scheme is ONNX's QuantizeLinear and DequantizeLinear: q = saturate(round(x /
-scale) + zero point), rounded half to even, and x = (q - zero point) scale.
-Activations are uint8, asymmetric, one scale a tensor; weights int8 in -127..127,
-symmetric, one scale an output channel; a bias is int32 with the scale of input
-times weight. A gradient goes straight through the rounding, and is 0 where a
-number was saturated (Jacob et al. 2018, arXiv 1712.05877, section 3; Krishnamoorthi
-2018, 1806.08342, section 2.4).
+The scheme is that of ONNX's QuantizeLinear and DequantizeLinear: q = saturate(
+round(x / scale) + zero point), rounded half to even, and x = (q - zero point)
+scale. Activations are uint8, asymmetric, one scale a tensor; weights int8 in
+-127..127, symmetric, one scale an output channel; a bias is int32 with the
+scale of input times weight. A gradient goes straight through the rounding, and
+is 0 where a number was saturated (Jacob et al. 2018, arXiv 1712.05877, section
+3; Krishnamoorthi 2018, 1806.08342, section 2.4).
 """
 
 import jax

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from tlkd_jax.models import create_model, folded, fused_name, quantized
-from tlkd_jax.models.functional import Array, Model, Tree, to_functional
+from tlkd_jax.models.functional import Model, Tree, to_functional
 from tlkd_jax.models.layers import branches
 from tlkd_jax.models.layers.branches import Branched
 from tlkd_jax.models.weights.loading import with_preprocessing
