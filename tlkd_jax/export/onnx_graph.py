@@ -62,8 +62,8 @@ def to_int8(graph) -> None:
 def _without_transpositions(nodes, constants, outputs) -> list:
   """Each transposition moved behind what works value by value.
 
-  There it meets its inverse, or a node that needs it. A tensor that is another one transposed is only noted, and made where it is
-  needed as it is.
+  There it meets its inverse, or a node that needs it. A tensor that is another
+  one transposed is only noted, and made where it is needed as it is.
   """
   from onnx import helper
 
