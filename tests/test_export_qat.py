@@ -17,6 +17,9 @@ from tlkd_jax.models.weights import folding
 from tlkd_jax.training import checkpoints
 
 CLASSES = tuple('abcde')
+# Of random kernels, where images would be lost in the biases or nothing but
+# large numbers would come out with that of He et al., which is for ReLU.
+GAINS = {'tiny': 1.0, 'mobileone_s0': 0.4}
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +27,7 @@ def tiny_model(monkeypatch):
   monkeypatch.setitem(models.MODELS, 'tiny', tiny.SPECS['tiny'])
 
 
-def random_variables(model, seed=0):
+def random_variables(model, seed=0, gain=1.0):
   """(params, model_state) in which no norm is the identity."""
   rng = np.random.default_rng(seed)
 
@@ -32,7 +35,8 @@ def random_variables(model, seed=0):
     name = path[-1].key
     if name == 'kernel':
       fan_in = np.prod(leaf.shape[:-1])
-      return (rng.normal(size=leaf.shape) / fan_in**0.5).astype(np.float32)
+      values = rng.normal(size=leaf.shape) * gain / fan_in**0.5
+      return values.astype(np.float32)
     offset = 1.0 if name in ('scale', 'var') else 0.0
     return (offset + 0.2 * rng.uniform(size=leaf.shape)).astype(np.float32)
 
@@ -43,7 +47,8 @@ def random_variables(model, seed=0):
 def make_student(name: str, size: int) -> Student:
   """The int8 form of a variant, with bounds of noise."""
   model = models.create_model(name, num_classes=len(CLASSES))
-  model, params, state = folding.to_int8(model, *random_variables(model))
+  variables = random_variables(model, gain=GAINS.get(name, 1.4))
+  model, params, state = folding.to_int8(model, *variables)
   images = np.random.default_rng(3).normal(size=(16, size, size, 3))
   with quantized.calibrating():
     _, state = jax.jit(model.apply)(params, state, images.astype(np.float32))
@@ -60,6 +65,9 @@ def make_student(name: str, size: int) -> Student:
     step=3,
   )
   return Student(model, params, jax.device_get(state), description, True)
+
+
+RELU6 = ('Clip', ['x', 'low', 'high'])
 
 
 def test_the_file_beside_it_says_what_it_is():
@@ -169,31 +177,37 @@ class TestGraph:
     assert 0 < np.abs(found - expected).max() < 0.15
 
   @pytest.mark.parametrize(
-    ('low', 'high', 'scale', 'zero', 'gone'),
+    ('rectifier', 'scale', 'zero', 'gone'),
     [
-      (0.0, 6.0, 6 / 255, 0, True),
-      (0.0, 6.0, 4 / 255, 0, True),
-      (0.0, 6.0, 6.5 / 255, 0, False),
-      (0.0, 6.0, 6 / 255, 3, False),
+      (RELU6, 6 / 255, 0, True),
+      (RELU6, 4 / 255, 0, True),
+      (RELU6, 6.5 / 255, 0, False),
+      (RELU6, 6 / 255, 3, False),
+      (('Relu', ['x']), 6.5 / 255, 0, True),
+      (('Relu', ['x']), 6.5 / 255, 1, False),
+      (('Max', ['x', 'low']), 6.5 / 255, 0, True),
+      (('Max', ['low', 'x']), 6.5 / 255, 0, True),
+      (('Max', ['x', 'low']), 6.5 / 255, 1, False),
+      (('Max', ['x', 'high']), 6.5 / 255, 0, False),
     ],
   )
   def test_a_relu_goes_where_the_rounding_has_its_bounds(
-    self, low, high, scale, zero, gone, onnx
+    self, rectifier, scale, zero, gone, onnx
   ):
     constants = {
-      'low': np.float32(low),
-      'high': np.float32(high),
+      'low': np.float32(0),
+      'high': np.float32(6),
       'scale': np.float32(scale),
       'zero': np.uint8(zero),
     }
     nodes = [
-      ('Clip', ['x', 'low', 'high'], 'clip', {}),
+      (*rectifier, 'clip', {}),
       ('QuantizeLinear', ['clip', 'scale', 'zero'], 'q', {}),
       ('DequantizeLinear', ['q', 'scale', 'zero'], 'y', {}),
     ]
     before, after = (self.graph(onnx, nodes, constants) for _ in range(2))
     onnx_graph.to_int8(after.graph)
-    assert ('Clip' not in {n.op_type for n in after.graph.node}) == gone
+    assert (len(after.graph.node) == 2) == gone
     np.testing.assert_array_equal(
       self.run(onnx, before, (2, 3, 4, 5)), self.run(onnx, after, (2, 3, 4, 5))
     )
@@ -221,6 +235,33 @@ class TestGraph:
       self.run(onnx, after, (2, 3, 4, 5)),
       rtol=1e-6,
     )
+
+  def test_a_tensor_is_transposed_before_it_is_rounded(self, onnx):
+    """Such as what a pool gives, which two layers read in their own layout."""
+    rng = np.random.default_rng(1)
+    constants = {
+      'w': rng.normal(size=(2, 5, 1, 1)).astype(np.float32),
+      'scale': np.float32(0.02),
+      'zero': np.uint8(128),
+    }
+    turn = {'perm': [0, 3, 1, 2]}
+    nodes = [
+      ('Neg', ['x'], 'a', {}),
+      ('QuantizeLinear', ['a', 'scale', 'zero'], 'q', {}),
+      ('DequantizeLinear', ['q', 'scale', 'zero'], 'r', {}),
+      ('Transpose', ['r'], 'left', turn),
+      ('Conv', ['left', 'w'], 'one', {}),
+      ('Transpose', ['r'], 'right', turn),
+      ('Conv', ['right', 'w'], 'two', {}),
+      ('Add', ['one', 'two'], 'y', {}),
+    ]
+    before, after = (self.graph(onnx, nodes, constants) for _ in range(2))
+    onnx_graph.to_int8(after.graph)
+    order = [n.op_type for n in after.graph.node if 'w' not in n.name]
+    assert order.count('Transpose') == 1 and order.count('QuantizeLinear') == 1
+    assert order.index('Transpose') < order.index('QuantizeLinear')
+    expected, found = (self.run(onnx, m, (2, 3, 4, 5)) for m in (before, after))
+    assert 0 < np.abs(found - expected).max() < 0.1
 
   def test_a_layer_that_reads_floats_is_an_error(self, onnx):
     constants = {'w': np.ones((2, 3, 1, 1), np.float32)}
@@ -274,7 +315,7 @@ def test_onnxruntime_gives_the_students_predictions(
     student.params, student.model_state, images
   )
   expected = np.asarray(outputs['logits'])
-  assert np.ptp(expected, 0).max() > 0.05
+  assert np.ptp(expected, 0).max() > 0.02 * np.abs(expected).max()
   for level in ('DISABLE_ALL', 'ENABLE_EXTENDED'):
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = vars(onnxruntime.GraphOptimizationLevel)[

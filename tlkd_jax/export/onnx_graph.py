@@ -67,7 +67,28 @@ def _without_transpositions(nodes, constants, outputs) -> list:
   """
   from onnx import helper
 
-  found, moved, same = [], {}, {}
+  found, moved, same, turned, rounded = [], {}, {}, {}, {}
+
+  def before_rounding(source, order):
+    """The name of a rounded tensor transposed, and rounded after that."""
+    if (source, order) not in turned:
+      there, back = rounded[source]
+      names = [f'{source}_{"".join(map(str, order))}{end}' for end in 'tqd']
+      turned[source, order] = names[-1]
+      found.extend(
+        [
+          helper.make_node(
+            'Transpose', [there.input[0]], names[:1], perm=list(order)
+          ),
+          helper.make_node(
+            there.op_type, [names[0], *there.input[1:]], names[1:2]
+          ),
+          helper.make_node(
+            back.op_type, [names[1], *back.input[1:]], names[2:]
+          ),
+        ]
+      )
+    return turned[source, order]
 
   def plain(name):
     """The name of a tensor in its own layout."""
@@ -94,6 +115,8 @@ def _without_transpositions(nodes, constants, outputs) -> list:
         order = tuple(before[axis] for axis in order)
       if order == tuple(range(len(order))):
         same[node.output[0]] = source
+      elif source in rounded:
+        same[node.output[0]] = before_rounding(source, order)
       else:
         moved[node.output[0]] = source, order
       continue
@@ -112,10 +135,23 @@ def _without_transpositions(nodes, constants, outputs) -> list:
     del node.input[:]
     node.input.extend(inputs)
     found.append(node)
+    if node.op_type == 'DequantizeLinear':
+      makers = (n for n in reversed(found) if inputs[0] in n.output)
+      rounded[node.output[0]] = next(makers), node
   for name in outputs:
     if plain(name) != name:
       found.append(helper.make_node('Identity', [plain(name)], [name]))
-  return found
+  return _needed(found, outputs)
+
+
+def _needed(nodes, outputs) -> list:
+  """Without those that nothing reads."""
+  used, found = set(outputs), []
+  for node in reversed(nodes):
+    if used & set(node.output):
+      used |= set(node.input)
+      found.append(node)
+  return found[::-1]
 
 
 def _turned(name: str, order: tuple[int, ...], constants) -> str:
@@ -190,22 +226,38 @@ def _without_rectifiers(nodes, constants) -> list:
   renamed, found = {}, []
   for node in nodes:
     after = readers.get(node.output[0], [])
-    rounding = len(after) == 1 and after[0].op_type == 'QuantizeLinear'
-    if rounding and node.op_type in ('Relu', 'Clip'):
-      low, high = 0.0, math.inf
-      if node.op_type == 'Clip':
-        low, high = (float(constants[name]) for name in node.input[1:3])
+    bounds = _bounds(node, constants)
+    if bounds and len(after) == 1 and after[0].op_type == 'QuantizeLinear':
+      source, low, high = bounds
       scale, zero = (float(constants[name]) for name in after[0].input[1:3])
       least = (fake_quant.LOWEST - zero) * scale
       most = (fake_quant.HIGHEST - zero) * scale
       if least >= low - _CLOSE * scale and most <= high * (1 + _CLOSE):
-        renamed[node.output[0]] = node.input[0]
+        renamed[node.output[0]] = source
         continue
     found.append(node)
   for node in found:
     for place, name in enumerate(node.input):
       node.input[place] = renamed.get(name, name)
   return found
+
+
+def _bounds(node, constants) -> tuple[str, float, float] | None:
+  """(what a rectifier is of, its least, its greatest value); None of others."""
+  numbers = [
+    float(constants[name])
+    for name in node.input
+    if name in constants and constants[name].size == 1
+  ]
+  (first, *others) = node.input
+  if node.op_type == 'Relu':
+    return first, 0.0, math.inf
+  if node.op_type == 'Clip' and len(numbers) == 2:
+    return first, numbers[0], numbers[1]
+  if node.op_type == 'Max' and len(numbers) == 1 and len(others) == 1:
+    source = others[0] if first in constants else first
+    return source, numbers[0], math.inf
+  return None
 
 
 def _whole_weights(nodes, constants) -> list:
