@@ -8,10 +8,19 @@ import numpy as np
 import tensorstore as ts
 
 
-def arrays(workdir, kind: str = 'latest') -> dict[str, np.ndarray]:
-  """Every array of the newest checkpoint, read without the package."""
+def arrays(
+  workdir, kind: str = 'latest', step: int | None = None
+) -> dict[str, np.ndarray]:
+  """Every array of a checkpoint, read without the package.
+
+  Args:
+    workdir: of the run.
+    kind: 'latest' or 'best'.
+    step: of the checkpoint; None is the newest.
+  """
   root = workdir / 'checkpoints' / kind
-  step = max(int(p.name) for p in root.iterdir() if p.name.isdigit())
+  if step is None:
+    step = max(int(p.name) for p in root.iterdir() if p.name.isdigit())
   store = {'driver': 'ocdbt', 'base': f'file://{root}/{step}/arrays/'}
   keys = ts.KvStore.open(store).result().list().result()
   names = [k.decode().removesuffix('/.zarray') for k in keys if b'.zarray' in k]

@@ -252,7 +252,7 @@ def test_gradients_of_depthwise_windows_that_are_not_square(window):
   x = jax.random.normal(jax.random.key(0), (2, 4, 7, 6))
 
   def total(x, kernel):
-    return jnp.square(conv.convolve(x, kernel)).sum()
+    return jnp.square(conv.convolve(x, kernel, None)).sum()
 
   def gradients():
     # A new function each time: a cached trace would ignore the context.

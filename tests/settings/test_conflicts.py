@@ -20,6 +20,7 @@ FIXMATCH = REST | {'arm': 'tl', 'student.fit': 'fixmatch'}
 DKD = {'distillation.loss': 'dkd'}
 AT = {'distillation.loss': 'at'}
 SHAM = {'distillation.sham': 'uniform'}
+QAT = {'quantize.mode': 'qat', 'student.checkpoint': 'runs/tl'}
 OPTIONS = 'distillation.options'
 TOKEN = {
   'student.name': 'timm/deit_tiny_distilled_patch16_224',
@@ -409,6 +410,35 @@ CONFLICTS = [
     {'targets.views': 0},
     {'targets.mode': 'cached', 'targets.dtype': 'float32'},
     "targets.views is 0, a new view each epoch, and targets.mode is 'cached'",
+  ),
+  # A student that rounds.
+  ({}, {'quantize.mode': 'qat'}, 'student.checkpoint is None, and quantize.mo'),
+  (QAT, {'compute_dtype': 'bfloat16'}, "compute_dtype is 'bfloat16', and qua"),
+  (QAT, {'remat': 'blocks'}, "remat is 'blocks', and quantize.mode is 'qat'"),
+  (
+    QAT,
+    {'optimizer.train_only': 'head'},
+    "optimizer.train_only is 'head', and quantize.mode is 'qat'",
+  ),
+  (QAT, {'transfer.probe_steps': 3}, 'transfer.probe_steps is 3, and quantize'),
+  (QAT, {'transfer.lwf': 1.0}, 'transfer.lwf is 1.0, and quantize.mode is'),
+  (QAT, CHAIN, 'distillation.generations is 2, and quantize.mode is'),
+  (QAT, MUTUAL, "distillation.mutual is True, and quantize.mode is 'qat'"),
+  (
+    QAT,
+    {'student.name': 'timm/vit_tiny_patch16_224'},
+    "student.name is 'timm/vit_tiny_patch16_224', and quantize.mode is 'qat', "
+    'which needs norms that can be folded: 25 of its norms',
+  ),
+  (
+    QAT,
+    {'student.name': 'densenet121'},
+    "student.name is 'densenet121', and quantize.mode is 'qat', which needs",
+  ),
+  (
+    QAT,
+    {'student.name': 'convnext_tiny'},
+    "student.name is 'convnext_tiny', and quantize.mode is 'qat', which needs",
   ),
 ]
 

@@ -197,6 +197,11 @@ WRONG = [
   ('transfer.co_tuning_temperature', 0, 'a number > 0'),
   ('transfer.stoch_norm_p', 1.5, 'a number in [0, 1]'),
   ('transfer.bss_k', 0, 'a whole number >= 1'),
+  # quantize
+  ('quantize.mode', 'qatt', 'none, qat; did you mean qat?'),
+  ('quantize.mode', 'int8', 'none, qat'),
+  ('quantize.calibration_images', 0, 'a whole number >= 1'),
+  ('quantize.observe_fraction', 1.5, 'a number in [0, 1]'),
   # study
   ('study.seeds', -1, 'a whole number >= 0'),
   ('study.sizes', (1.5,), 'each a whole number >= 0, or a fraction below 1'),

@@ -68,6 +68,7 @@ def export_run(
       expanded(checkpoint),
       fold_norm=fold_norm,
       named=formats.FORMATS[format].takes is None,
+      whole=format == 'onnx',
     )
     formats.check_size(format, loaded)
     half = None if dtype == 'float32' else dtype

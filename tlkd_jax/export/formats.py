@@ -16,6 +16,7 @@ from tlkd_jax.export import (
   OPSETS,
   half,
   onnx,
+  qdq,
   quantization,
   stablehlo,
   weights,
@@ -111,7 +112,9 @@ def write(
     RuntimeError: the written model does not give the student's logits.
   """
   out.parent.mkdir(parents=True, exist_ok=True)
-  if opset is None:
+  if student.rounds:
+    result = qdq.write(student, out, opset or DEFAULT_OPSET)
+  elif opset is None:
     result = FORMATS[name].write(student, out)
   else:
     result = onnx.write(student, out, opset)
@@ -233,6 +236,8 @@ def configuration(student: Student, name: str) -> dict[str, Any]:
   if takes is not None:
     result['input'] = takes(size)
     result['folded_norms'] = student.folded
+  if student.rounds:
+    result['quantized'] = 'int8'
   return result
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from tlkd_jax.models import create_model, fused_name, side_by_side
+from tlkd_jax.models import create_model, fused_name, quantized, side_by_side
 from tlkd_jax.models.functional import Array, Model, Tree
 from tlkd_jax.models.weights import folding, twins
 from tlkd_jax.training import checkpoints, ensemble, finished
@@ -38,6 +38,11 @@ class Student:
   folded: bool = False
 
   @property
+  def rounds(self) -> bool:
+    """Whether it learned as int8 computes it; see training/quantization.py."""
+    return quantized.variant_of(self.model.name) is not None
+
+  @property
   def image_size(self) -> int:
     """Side of the images, in pixels."""
     return self.description.image_size
@@ -53,6 +58,7 @@ def load_student(
   *,
   fold_norm: bool = False,
   named: bool = False,
+  whole: bool = True,
 ) -> Student:
   """The best student of a run.
 
@@ -61,17 +67,31 @@ def load_student(
     fold_norm: fuse branches, and fold every BatchNorm into the convolution
       before it.
     named: fold no more than leaves the weights with names that a library has.
+    whole: whether it may be a student of int8, whose numbers are whole.
 
   Raises:
     FileNotFoundError: no run with a checkpoint lies there.
-    ValueError: it is a teacher's run, an ensemble or corrupt, or there is
-      nothing to fold.
+    ValueError: it is a teacher's run, an ensemble, corrupt, or of int8 where
+      that cannot be written, or there is nothing to fold.
   """
   description = checkpoints.read_description(checkpoint)
   if description.arm == 'teacher':
     raise ValueError(
       f'{checkpoint} is the run of a teacher, and students are exported: give '
       'the workdir of a TL or TL+KD run'
+    )
+  rounds = quantized.variant_of(description.model) is not None
+  if rounds and not whole:
+    raise ValueError(
+      f'{checkpoint} holds a student that learned as int8 computes it, '
+      f'{description.model}: its norms are folded, so that its weights fit no '
+      "library's network, and without the rounding they are another student's. "
+      'Export it to onnx, or the run that it started from to this format'
+    )
+  if rounds and fold_norm:
+    raise ValueError(
+      f'{checkpoint} holds {description.model}, whose norms are folded '
+      'already: leave --fold-norm out'
     )
   if fold_norm and named and fused_name(description.model) is None:
     raise ValueError(
@@ -95,7 +115,7 @@ def load_student(
   if fold_norm:
     fold = folding.fuse if named else folding.fold_norms
     model, params, state = fold(model, params, state)
-  return Student(model, params, state, description, fold_norm)
+  return Student(model, params, state, description, fold_norm or rounds)
 
 
 def folded(student: Student) -> Student:
@@ -112,7 +132,8 @@ def folded(student: Student) -> Student:
 
 def library_model(student: Student) -> Model:
   """The variant whose keys are written: timm's, else the student's own."""
-  name = twins.timm_name(student.model.name) or student.model.name
+  name = quantized.variant_of(student.model.name) or student.model.name
+  name = twins.timm_name(name) or name
   return create_model(name, num_classes=student.model.num_classes)
 
 

@@ -3,10 +3,11 @@
 A bare name follows torchvision where torchvision has the variant, the
 published package for EfficientNet-Lite and timm otherwise; 'timm/NAME' and
 'torchvision/NAME' choose that library's conventions and checkpoint keys.
-NAME_fused is the form for inference of a network that is trained in branches.
+NAME_fused is the form for inference of a network that is trained in branches,
+'NAME int8' what int8 arithmetic computes of a network.
 """
 
-from tlkd_jax.models import side_by_side, zero_shot
+from tlkd_jax.models import quantized, side_by_side, zero_shot
 from tlkd_jax.models.families import (
   clip,
   convnext,
@@ -93,8 +94,9 @@ def create_model(
   """Describes a variant without allocating its weights.
 
   Args:
-    name: a key of MODELS, or 'NAME xN' for N of these side by side, or
-      'NAME zero-shot' for one under a head of texts.
+    name: a key of MODELS, or 'NAME xN' for N of these side by side, 'NAME
+      zero-shot' for one under a head of texts, 'NAME int8' for what int8
+      arithmetic computes of it.
     num_classes: length of the logits.
     in_channels: channels of the images.
     dropout: rate before the head; None is the published one.
@@ -110,6 +112,8 @@ def create_model(
   spec = MODELS[single]
   if zero_shot.is_name(name):
     spec = zero_shot.spec_of(spec)
+  if quantized.variant_of(name) is not None:
+    spec = quantized.spec_of(MODELS[fused_name(single) or single])
   return to_functional(
     name,
     side_by_side.spec_of(spec, count) if count else spec,
@@ -122,6 +126,9 @@ def create_model(
 
 def variant_of(name: str) -> str:
   """The variant that a network is made of, by its name for `create_model`."""
+  rounded = quantized.variant_of(name)
+  if rounded is not None:
+    return rounded
   return side_by_side.parts_of(zero_shot.variant_of(name))[0]
 
 

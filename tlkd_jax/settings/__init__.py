@@ -19,6 +19,7 @@ from tlkd_jax.settings.door import (
 )
 from tlkd_jax.settings.make import config_of, loss_values, make, parse_arg
 from tlkd_jax.settings.networks import Student, Teacher
+from tlkd_jax.settings.quantize import Quantize
 from tlkd_jax.settings.rules import WrongSettings
 from tlkd_jax.settings.sections import (
   Augment,
@@ -36,6 +37,7 @@ __all__ = [
   'Distillation',
   'ExtraLoss',
   'Optimizer',
+  'Quantize',
   'Settings',
   'Student',
   'Study',

@@ -10,6 +10,7 @@ from tlkd_jax.runtime.errors import unknown_name
 from tlkd_jax.settings import conflicts, guiding
 from tlkd_jax.settings.distillation import Distillation
 from tlkd_jax.settings.networks import NetworkSection, Student, Teacher
+from tlkd_jax.settings.quantize import Quantize, of_quantize, values_of
 from tlkd_jax.settings.rules import (
   flag,
   key,
@@ -156,6 +157,7 @@ class Settings:
   distillation: Distillation = section(Distillation)
   targets: Targets = section(Targets)
   transfer: Transfer = section(Transfer)
+  quantize: Quantize = section(Quantize)
   study: Study | None = section(Study, absent=True)
 
   def __post_init__(self):
@@ -227,6 +229,13 @@ class Settings:
     lines += conflicts.of_targets(self.targets, guides, mixing)
     lines += conflicts.of_transfer(
       self.transfer, guides, mixing, student, self.batch_size
+    )
+    lines += of_quantize(
+      self.quantize.mode,
+      self.arm,
+      student.checkpoint,
+      student.name,
+      values_of(self),
     )
     lines += conflicts.of_balance(self.data, guides)
     lines += conflicts.of_steps(

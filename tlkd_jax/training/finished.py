@@ -97,11 +97,23 @@ def check_named(settings: Settings) -> None:
       continue
     name = models.variant_of(checkpoints.read_description(run).model)
     check_finished(run)
+    if run == settings.student.checkpoint:
+      _check_rounded(settings, run)
     guides = settings.arm in ('kd', 'compare') and run not in own
     if guides and name in models.MODELS:
       wrong = conflicts.of_embeddings(section, [name])
       if wrong:
         raise ValueError(f'{wrong[0]} (distillation.more_teachers, {run})')
+
+
+def _check_rounded(settings: Settings, run: str) -> None:
+  """Raises ValueError where a run has not the student that shall round."""
+  found = checkpoints.read_description(run).model
+  if settings.quantize.mode == 'qat' and found != settings.student.name:
+    raise ValueError(
+      f"quantize.mode is 'qat', and student.checkpoint {run} holds a {found}; "
+      f'accepted: a run of student.name, {settings.student.name}, in float'
+    )
 
 
 def unfinished(run: str | pathlib.Path) -> str | None:

@@ -17,7 +17,7 @@ from tlkd_jax import models
 from tlkd_jax.data import Look
 from tlkd_jax.models.functional import Model
 from tlkd_jax.models.network import DTYPES, Loaded, Network
-from tlkd_jax.models.weights import hub, loading
+from tlkd_jax.models.weights import folding, hub, loading
 from tlkd_jax.settings import Settings, with_values
 from tlkd_jax.training import checkpoints, elsewhere, finished, preparation
 from tlkd_jax.training import workdir as workdirs
@@ -151,6 +151,8 @@ def load(settings: Settings, name: str, class_names: list[str]) -> Loaded:
   if section.checkpoint:
     logging.info('%s: starts from the run %s', place, section.checkpoint)
     model, *variables = finished.read_as(section.checkpoint, model, class_names)
+    if place == 'student' and settings.quantize.mode == 'qat':
+      model, *variables = folding.to_int8(model, *variables)
     network = make_network(settings, name, model)
     said = checkpoints.read_description(section.checkpoint).licences
     return Loaded(network, *variables, licences=said)

@@ -27,6 +27,7 @@ from tlkd_jax.training import (
   nonfinite,
   optimizers,
   placing,
+  quantization,
   shares,
   targets,
 )
@@ -134,6 +135,7 @@ def set_up(
   learned = lessons.make_lessons(settings, learners, dataset, schedule)
   own, first = next(iter(learners.items()))
   dataset = dataset.seen(first.network.look)
+  learners = quantization.calibrated(settings, learners, dataset, num_steps)
   kept = lessons.start_terms(learned[own])
   start = starts.load(settings, kept, first, dataset, mesh) if kept else {}
   frozen = {name: teacher.network for name, teacher in teachers.items()}

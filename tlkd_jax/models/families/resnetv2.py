@@ -45,7 +45,9 @@ class StandardConv(Conv):
     kernel = self.kernel[...].astype(dtype)
     kernel = kernel - kernel.mean((0, 1, 2), keepdims=True)
     variance = jnp.square(kernel).mean((0, 1, 2), keepdims=True)
-    return self.convolve(x, kernel * jax.lax.rsqrt(variance + 1e-8))
+    kernel = kernel * jax.lax.rsqrt(variance + 1e-8)
+    bias = None if self.bias is None else self.bias[...]
+    return self.convolve(x, kernel, bias)
 
 
 class GroupNorm(nnx.Module):

@@ -170,10 +170,11 @@ class Conv(nnx.Module):
     self.groups = groups
 
   def __call__(self, x: Array) -> Array:
-    return self.convolve(x, self.kernel[...])
+    bias = None if self.bias is None else self.bias[...]
+    return self.convolve(x, self.kernel[...], bias)
 
-  def convolve(self, x: Array, kernel: Array) -> Array:
-    """What the layer does of x, with another kernel of the same shape."""
+  def convolve(self, x: Array, kernel: Array, bias: Array | None) -> Array:
+    """What the layer does of x, with other weights of the same shape."""
     kernel = kernel.astype(x.dtype)
     stride = (self.stride, self.stride)
     if self.padding == 'same':
@@ -184,7 +185,7 @@ class Conv(nnx.Module):
       height, width = (size // 2 for size in kernel.shape[:2])
       padding = ((height, height), (width, width))
     y = conv2d(x, kernel, stride=stride, padding=padding, groups=self.groups)
-    return y if self.bias is None else add_bias(y, self.bias[...])
+    return y if bias is None else add_bias(y, bias)
 
 
 def patch_conv(
@@ -218,8 +219,13 @@ class Linear(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else None
 
   def __call__(self, x: Array) -> Array:
-    y = _product(x, self.kernel[...].astype(x.dtype))
-    return y if self.bias is None else add_bias(y, self.bias[...])
+    bias = None if self.bias is None else self.bias[...]
+    return self.multiply(x, self.kernel[...], bias)
+
+  def multiply(self, x: Array, kernel: Array, bias: Array | None) -> Array:
+    """What the layer does of x, with other weights of the same shape."""
+    y = _product(x, kernel.astype(x.dtype))
+    return y if bias is None else add_bias(y, bias)
 
 
 @jax.custom_vjp

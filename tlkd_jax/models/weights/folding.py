@@ -10,25 +10,15 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tlkd_jax.models import create_model, fused_name
-from tlkd_jax.models.families import densenet, resnetv2, vgg
-from tlkd_jax.models.functional import Array, Model, Tree, to_functional
+from tlkd_jax.models import create_model, folded, fused_name, quantized
+from tlkd_jax.models.functional import Model, Tree, to_functional
 from tlkd_jax.models.layers import branches
-from tlkd_jax.models.layers import core as layers
 from tlkd_jax.models.layers.branches import Branched
 from tlkd_jax.models.weights.loading import with_preprocessing
 from tlkd_jax.runtime.trees import flatten, nest
-
-
-class Nothing(nnx.Module):
-  """In the place of a norm that was folded."""
-
-  def __call__(self, x: Array, mode: layers.Mode) -> Array:
-    return x
 
 
 def fuse(
@@ -55,7 +45,7 @@ def fuse(
   flat = {**flatten(params), **flatten(model_state)}
   branched = {
     path: child
-    for path, child in _modules(module)
+    for path, child in folded.modules(module)
     if isinstance(child, Branched)
   }
   for path, child in branched.items():
@@ -101,20 +91,49 @@ def fold_norms(
   if branched:
     model, params, model_state = fuse(model, params, model_state)
   module = nnx.eval_shape(lambda: _build(model))
-  pairs = _pairs(module)
+  pairs = folded.pairs(module)
   if branched and not pairs:
     return model, params, model_state
   if not pairs:
     raise ValueError(f'{model.name} has no BatchNorm after a convolution')
   spec = dataclasses.replace(
-    model.spec, build=functools.partial(_build_folded, model.spec.build)
+    model.spec, build=functools.partial(folded.build, model.spec.build)
   )
   flat = flatten(params)
   state = flatten(model_state)
   for conv, norm, epsilon in pairs:
     _fold(flat, state, conv, norm, epsilon)
-  folded = to_functional(model.name, spec, model.num_classes, **model.options)
-  return folded, nest(flat), nest(state)
+  plain = to_functional(model.name, spec, model.num_classes, **model.options)
+  return plain, nest(flat), nest(state)
+
+
+def to_int8(
+  model: Model, params: Tree, model_state: Tree
+) -> tuple[Model, Tree, Tree]:
+  """The form of a network that int8 arithmetic computes; see quantized.py.
+
+  Args:
+    model: a variant that has one.
+    params: its parameters.
+    model_state: its BatchNorm statistics.
+
+  Returns:
+    (model, params, model_state): folded weights in float, and bounds of its
+    tensors that are still to be found.
+  """
+  whole = create_model(
+    quantized.name_of(model.name),
+    num_classes=model.num_classes,
+    **model.options,
+  )
+  whole = with_preprocessing(whole, model.spec.mean, model.spec.std)
+  branched = fused_name(model.name) is not None
+  if branched or folded.pairs(nnx.eval_shape(lambda: _build(model))):
+    _, params, _ = fold_norms(model, params, model_state)
+  bounds = jax.tree.map(
+    lambda x: np.zeros(x.shape, x.dtype), whole.model_state_shape
+  )
+  return whole, params, bounds
 
 
 def folds(model: Model) -> bool:
@@ -127,51 +146,6 @@ def folds(model: Model) -> bool:
 def _build(model: Model) -> nnx.Module:
   rngs = nnx.Rngs(params=jax.random.key(0))
   return model.spec.build(model.num_classes, rngs=rngs, **model.options)
-
-
-def _build_folded(build, num_classes: int, **options) -> nnx.Module:
-  module = build(num_classes, **options)
-  modules = dict(_modules(module))
-  for conv, norm, _ in _pairs(module):
-    layer = modules[conv]
-    assert isinstance(layer, layers.Conv)
-    if layer.bias is None:
-      # None made the attribute static; `data` makes it hold a parameter.
-      layer.bias = nnx.data(nnx.Param(jnp.zeros(layer.kernel.shape[-1])))
-    parent, _, name = norm.rpartition('.')
-    setattr(modules[parent], name, Nothing())
-  return module
-
-
-def _modules(module: nnx.Module) -> list[tuple[str, nnx.Module]]:
-  return [
-    ('.'.join(map(str, path)), child)
-    for path, child in nnx.iter_modules(module)
-  ]
-
-
-def _pairs(module: nnx.Module) -> list[tuple[str, str, float]]:
-  """(path of a convolution, path of the norm after it, its epsilon)."""
-  return [
-    (f'{path}.{conv}', f'{path}.{norm}', layer.epsilon)
-    for path, child in _modules(module)
-    for conv, norm, layer in _neighbours(child)
-    if isinstance(layer, layers.BatchNorm)
-  ]
-
-
-def _neighbours(module: nnx.Module) -> list[tuple[str, str, nnx.Module | None]]:
-  """(path of a convolution in it, path of the norm behind it, the norm)."""
-  if isinstance(module, layers.ConvNorm | vgg.ConvBlock):
-    return [('conv', 'norm', module.norm)]
-  if isinstance(module, densenet.DenseLayer):
-    return [('squeeze.conv', 'grow.norm', module.grow.norm)]
-  if isinstance(module, resnetv2.Block):
-    return [
-      ('conv1', 'norm2', module.norm2),
-      ('conv2', 'norm3', module.norm3),
-    ]
-  return []
 
 
 def _fold(flat: Tree, state: Tree, conv: str, norm: str, epsilon: float):
