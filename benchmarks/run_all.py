@@ -15,7 +15,9 @@ naming the folder of trashnet.zip, for the corruptions a Python that has
 (`libtcmalloc-minimal4`); an entry whose needs are missing is recorded as
 failed, the others run. The expected seconds on two idle cores are beside each
 entry below, 80 minutes in all. `--only families` and
-`--only end_to_end_preloaded` are two more entries.
+`--only end_to_end_preloaded` are two more entries. `accelerator` is skipped
+where none is; its figures are in accelerator.json beside the file, this one has
+the short ones.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from typing import Any
 
 from benchmarks import machine, train_step
 from benchmarks.tables import TABLES, table
+from tlkd_jax.runtime import devices
 from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.runtime.trees import flatten
 
@@ -38,13 +41,15 @@ from tlkd_jax.runtime.trees import flatten
 class Entry:
   """A benchmark's arguments, whole and quick, and its expected seconds.
 
-  With `extra` it runs only when it is named.
+  With `extra` it runs only when it is named, with `card` only where JAX may
+  find an accelerator.
   """
 
   command: str
   quick: str
   seconds: int
   extra: bool = False
+  card: bool = False
 
 
 ENTRIES = {
@@ -95,6 +100,12 @@ ENTRIES = {
     ' --repeats 3 --parts forward step',
     900,
     extra=True,
+  ),
+  'accelerator': Entry(
+    'accelerator --out {out}/accelerator.json',
+    'accelerator --out {out}/accelerator.json --minutes 9',
+    1080,
+    card=True,
   ),
 }
 
@@ -256,6 +267,9 @@ def main() -> None:
   usual = [name for name, entry in ENTRIES.items() if not entry.extra]
   for name in arguments.only or usual:
     entry = ENTRIES[name]
+    if entry.card and not devices.has_card():
+      print(f'{name}: skipped, no accelerator is here')
+      continue
     command = entry.quick if arguments.quick else entry.command
     command = command.format(
       data=arguments.data,

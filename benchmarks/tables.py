@@ -244,6 +244,13 @@ def corruptions(rows: list[dict]) -> str:
   return whole + '\n\n' + table(['corruption', 'ratio'], each)
 
 
+def accelerator(rows: list[dict]) -> str:
+  """The short figures of benchmarks/accelerator."""
+  from benchmarks.accelerator import tables
+
+  return tables.short_table(rows)
+
+
 TABLES = {
   'train_step': train_step,
   'families': train_step,
@@ -259,4 +266,5 @@ TABLES = {
   'scaling_computed': scaling_computed,
   'metrics': metrics,
   'corruptions': corruptions,
+  'accelerator': accelerator,
 }
