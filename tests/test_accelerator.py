@@ -170,20 +170,23 @@ def test_a_first_batch_that_does_not_fit_is_halved(monkeypatch):
     ('INTERNAL: Failed to capture a gpu graph', False),
   ],
 )
-def test_what_does_not_fit_is_a_row_and_what_breaks_is_not(
-  monkeypatch, said, is_it
-):
+def test_what_does_not_fit_and_what_breaks_are_rows(monkeypatch, said, is_it):
   def broken(*_):
     raise jax.errors.JaxRuntimeError(said)
 
   monkeypatch.setattr(parts, '_measured', broken)
   arguments = 'default', PAIR, 'tl', 4, 0.1, None
-  if is_it:
-    row = parts.measure(*arguments)
-    assert row['out_of_memory'] == said and 'ms' not in row
-  else:
-    with pytest.raises(jax.errors.JaxRuntimeError, match='graph'):
-      parts.measure(*arguments)
+  row = parts.measure(*arguments)
+  kind = 'out_of_memory' if is_it else 'broken'
+  assert row[kind] == f'JaxRuntimeError: {said}' and 'ms' not in row
+  assert (
+    tables.line(row) == f'default tl 4: {kind.replace("_", " ")}, {row[kind]}'
+  )
+  # What is too large is no fault, and is there; what broke is tried again.
+  part = {'rows': [row], 'left_out': []}
+  found = {'parts': {'speed default': part}}
+  assert record.is_finished(part) is is_it
+  assert bool(record.failed_checks(found)) is not is_it
 
 
 @pytest.mark.parametrize('arm', ['stored', 'probed'])

@@ -58,6 +58,7 @@ SHARES = {
 # A part that is over its time ends itself between two measurements.
 _GRACE = 90.0
 _DEVICE_SECONDS = 300.0
+_STOPPED = 'stopped after'
 _DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
 # Two devices, so that one can be held against two; code that compiles fast.
 _SMALL_FLAGS = (
@@ -139,7 +140,7 @@ def run_process(
       timer.cancel()
       end()
     if late.is_set():
-      return f'stopped after {seconds:.0f} s'
+      return f'{_STOPPED} {seconds:.0f} s'
     if not status:
       return None
     errors.seek(0)
@@ -286,7 +287,9 @@ def measure(
       command = [python or sys.executable, '-m', module, str(file)]
     said = run_process(command, env, seconds + _GRACE, take)
   part['seconds'] = round(part['seconds'] + time.monotonic() - begun, 1)
-  if said:
+  if said and said.startswith(_STOPPED):
+    part['left_out'].append(f'what was under way: {said}')
+  elif said:
     part['failed'] = said
     print(f'  {name} {said.splitlines()[-1]}', flush=True)
   record.store(path, found)

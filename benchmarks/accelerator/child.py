@@ -21,7 +21,7 @@ def main() -> None:
   given = parts.Given(
     parts.SMALL if small else parts.LARGE,
     time.monotonic() + float(seconds),
-    {row['key']: row for row in record.rows(found, name)},
+    {r['key']: r for r in record.rows(found, name) if 'broken' not in r},
   )
   for row in parts.run(name, given):
     print(json.dumps(row), flush=True)

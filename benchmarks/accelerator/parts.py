@@ -6,6 +6,7 @@ out with {'left_out': text}.
 """
 
 import dataclasses
+import functools
 import gc
 import pathlib
 import tempfile
@@ -205,6 +206,21 @@ def is_out_of_memory(error: Exception) -> bool:
   return 'RESOURCE_EXHAUSTED' in said or 'out of memory' in said.lower()
 
 
+def attempt(measure: Callable[[], dict]) -> dict[str, Any]:
+  """What was measured; or that it does not fit, or that it broke.
+
+  A device that refuses one program is asked for the next one all the same.
+  """
+  try:
+    return measure()
+  # Not a class of its own for a device's memory in every version.
+  except Exception as error:
+    said = f'{type(error).__name__}: {error}'.splitlines()[0][:300]
+    if is_out_of_memory(error):
+      return {'out_of_memory': said}
+    return {'broken': said, 'ok': False}
+
+
 def of_speed(name: str, given: Given) -> Rows:
   """The arms of a pair: at the first batch, then swept to the limit.
 
@@ -227,7 +243,7 @@ def of_speed(name: str, given: Given) -> Rows:
       swept[batch] = row
 
   def fits(batch: int) -> bool:
-    return batch in swept and 'out_of_memory' not in swept[batch]
+    return 'ms' in swept.get(batch, {})
 
   for arm in programs.ARMS:
     yield from run(arm, pair.batch)
@@ -250,18 +266,12 @@ def of_speed(name: str, given: Given) -> Rows:
 def measure(
   name: str, pair: Pair, arm: str, batch: int, seconds: float, mesh
 ) -> dict[str, Any]:
-  """A row of an arm and a batch; of one that does not fit, that it does not."""
+  """A row of an arm and a batch, see `attempt`."""
   row: dict[str, Any] = {'key': f'{name} {arm} {batch}', 'pair': name}
   row |= {'arm': arm, 'batch': batch, 'image_size': pair.image_size}
   row |= {'student': pair.student, 'teacher': pair.teacher}
   row |= {'classes': pair.classes}
-  try:
-    row |= _measured(pair, arm, batch, seconds, mesh)
-  # Not a class of its own for a device's memory in every version.
-  except Exception as error:
-    if not is_out_of_memory(error):
-      raise
-    row['out_of_memory'] = str(error).splitlines()[0][:300]
+  row |= attempt(lambda: _measured(pair, arm, batch, seconds, mesh))
   gc.collect()
   jax.clear_caches()
   return row
@@ -298,12 +308,9 @@ def of_depthwise(given: Given) -> Rows:
   for case in depthwise.CASES:
     for dtype in DTYPES:
       if given.wants(f'{case} {dtype}', left):
-        yield depthwise.measure(
-          case,
-          dtype,
-          given.sizes.depthwise_batch,
-          given.sizes.depthwise_share,
-        )
+        sizes = given.sizes.depthwise_batch, given.sizes.depthwise_share
+        run = functools.partial(depthwise.measure, case, dtype, *sizes)
+        yield {'key': f'{case} {dtype}'} | attempt(run)
   yield from left_out(left)
 
 
@@ -311,20 +318,27 @@ def of_input(given: Given) -> Rows:
   """Decoding on all cores, sending to the device, augmenting there."""
   sizes, left = given.sizes, list[str]()
   if given.wants('send', left):
-    yield {'key': 'send'} | send(sizes.send_mib)
+    yield {'key': 'send'} | attempt(lambda: send(sizes.send_mib))
   if given.wants('decode', left):
-    size = sizes.pairs['default'].image_size
-    with tempfile.TemporaryDirectory() as folder:
-      root = pathlib.Path(folder)
-      file = root / 'images.zip'
-      input_pipeline.write_images(file, sizes.jpegs, sizes.stored)
-      rates = input_pipeline.one_round(
-        f'folder:{file}', root / 'cache', size, min(128, sizes.jpegs // 8)
-      )
-    row = {'key': 'decode', 'image_size': size, 'cores': devices.cores()}
-    rounded = {part: round(rate, 1) for part, rate in rates.items()}
-    yield row | {'images_per_second': rounded}
+    yield {'key': 'decode'} | attempt(lambda: decode(sizes))
   yield from left_out(left)
+
+
+def decode(sizes: Sizes) -> dict[str, Any]:
+  """Images a second of generated JPEGs, see benchmarks/input_pipeline.py."""
+  size = sizes.pairs['default'].image_size
+  with tempfile.TemporaryDirectory() as folder:
+    root = pathlib.Path(folder)
+    file = root / 'images.zip'
+    input_pipeline.write_images(file, sizes.jpegs, sizes.stored)
+    rates = input_pipeline.one_round(
+      f'folder:{file}', root / 'cache', size, min(128, sizes.jpegs // 8)
+    )
+  return {
+    'image_size': size,
+    'cores': devices.cores(),
+    'images_per_second': {part: round(r, 1) for part, r in rates.items()},
+  }
 
 
 def send(mib: int, rounds: int = 9) -> dict[str, Any]:
@@ -345,8 +359,9 @@ def of_loop(given: Given) -> Rows:
   for size, batch, steps, rounds in given.sizes.loops:
     if given.wants(f'loop {size}', left):
       model = 'efficientnet_lite0'
-      row = loop_overhead.measure(model, size, batch, steps, rounds)
-      yield {'key': f'loop {size}'} | row
+      shape = size, batch, steps, rounds
+      run = functools.partial(loop_overhead.measure, model, *shape)
+      yield {'key': f'loop {size}'} | attempt(run)
   yield from left_out(left)
 
 

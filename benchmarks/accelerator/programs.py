@@ -221,11 +221,15 @@ def time_calls(
 def costs(program: Program) -> dict:
   """XLA's counts of a call: of the program it was given and of its own.
 
-  A backend that calls libraries may count nothing for them in its own.
+  A backend that calls libraries may count nothing for them in its own, and
+  those of plug-ins do not count what they were given.
   """
 
   def of(stage, name) -> float | None:
-    counted = stage.cost_analysis()
+    try:
+      counted = stage.cost_analysis()
+    except jax.errors.JaxRuntimeError:
+      return None
     counted = counted[0] if isinstance(counted, list) else counted
     value = (counted or {}).get(name)
     return None if value is None or value < 0 else float(value)

@@ -101,10 +101,12 @@ def rows(found: dict, *names: str) -> list[dict]:
 def is_finished(part: dict) -> bool:
   """Whether nothing of it was left out, and nothing broke."""
   done = part['rows'] or 'skipped' in part
-  return bool(done) and not part['left_out'] and 'failed' not in part
+  whole = not any('broken' in row for row in part['rows'])
+  whole &= not part['left_out'] and 'failed' not in part
+  return bool(done) and whole
 
 
 def failed_checks(found: dict) -> list[dict]:
-  """The checks that did not hold."""
+  """The checks that did not hold, and what broke."""
   every = (row for part in found['parts'].values() for row in part['rows'])
   return [row for row in every if row.get('ok') is False]

@@ -39,17 +39,23 @@ def line(row: dict) -> str:
   if 'left_out' in row:
     return f'left out: {row["left_out"]}'
   key = row['key']
+  for kind in ('out_of_memory', 'broken'):
+    if kind in row:
+      return f'{key}: {kind.replace("_", " ")}, {row[kind]}'
   if 'ok' in row:
     said = 'ok' if row['ok'] else 'FAILED'
     bound = f'{row["found"]} of {row["bound"]}' if 'bound' in row else row['of']
     return f'{said}: {key}, {bound}'
-  for kind in ('out_of_memory', 'broken'):
-    if kind in row:
-      return f'{key}: {kind.replace("_", " ")}'
   if 'ms' in row:
     found = f'{key}: {_ms(row)} ms, {row["images_per_second"]:,.0f} images/s'
     return found + (f', MFU {row["mfu"]:.1%}' if 'mfu' in row else '')
   return '' if key.startswith('checked') else f'{key}: done'
+
+
+def _measured(found: dict, name: str) -> list[dict]:
+  """A part's rows without what did not fit or broke."""
+  rows = record.rows(found, name)
+  return [r for r in rows if 'broken' not in r and 'out_of_memory' not in r]
 
 
 def checks(found: dict) -> str:
@@ -77,7 +83,7 @@ def speed(found: dict) -> str:
     head = [f'{row["teacher"]} -> {row["student"]}', _ARMS[row['arm']]]
     head.append(row['batch'])
     if 'ms' not in row:
-      lines.append([*head, 'out of memory', *[''] * 6])
+      lines.append([*head, _side(row), *[''] * 6])
       continue
     memory = row['temporary_mib']
     lines.append(
@@ -128,7 +134,7 @@ def _ratio(row: dict, sides: list) -> float | None:
 
 def inputs(found: dict) -> str:
   """Images a second of each part of the input path, and of a step."""
-  rows = {row['key']: row for row in record.rows(found, 'input')}
+  rows = {row['key']: row for row in _measured(found, 'input')}
   lines = []
   if 'decode' in rows:
     rates = rows['decode']['images_per_second']
@@ -154,7 +160,7 @@ def inputs(found: dict) -> str:
 def depthwise(found: dict) -> str:
   """Milliseconds of the forms, and which is the fastest."""
   lines = []
-  for row in record.rows(found, 'depthwise'):
+  for row in _measured(found, 'depthwise'):
     for part in ('forward', 'gradients'):
       times = [spread(row, f'{part}_{form}', digits=3) for form in _FORMS]
       fastest = _FORMS[row[f'{part}_fastest']]
@@ -170,7 +176,7 @@ def loop(found: dict) -> str:
     [row['image_size'], row['batch_size'], spread(row, 'loop', digits=2)]
     + [spread(row, 'bare', digits=2)]
     + ['{} ({} to {})'.format(row['ratio'], *row['ratio_min_max'])]
-    for row in record.rows(found, 'loop')
+    for row in _measured(found, 'loop')
   ]
   heads = ['pixels', 'batch', 'loop, ms', 'bare step, ms', 'loop / bare']
   return table(heads, lines)
@@ -255,12 +261,12 @@ def short(found: dict) -> dict[str, Any]:
         'mfu': row.get('mfu'),
         'ratio_to_torch': _ratio(row, sides),
       }
-  ratios = [row['ratio'] for row in record.rows(found, 'loop')]
+  ratios = [row['ratio'] for row in _measured(found, 'loop')]
   if ratios:
     figures['loop_ratio'] = max(ratios)
   wins = [
     row[f'{part}_fastest']
-    for row in record.rows(found, 'depthwise')
+    for row in _measured(found, 'depthwise')
     for part in ('forward', 'gradients')
   ]
   if wins:
