@@ -61,7 +61,7 @@ _FUNCTIONS = {
 }
 
 
-def programs(case: str, dtype: str, batch: int, share: int = 1) -> dict:
+def programs(case: str, dtype: str, batch: int, share: int) -> dict:
   """{(part, form): (compiled function, its arguments)}."""
   size, channels, k, step = CASES[case]
   size = -(-size // share)
@@ -91,7 +91,7 @@ def programs(case: str, dtype: str, batch: int, share: int = 1) -> dict:
 
 
 def measure(
-  case: str, dtype: str, batch: int, share: int = 1, rounds: int = 7
+  case: str, dtype: str, batch: int, share: int, rounds: int
 ) -> dict[str, Any]:
   """A row: milliseconds of each form, and how far shifted is from lax."""
   row: dict[str, Any] = {'key': f'{case} {dtype}', 'case': case}

@@ -37,6 +37,7 @@ class Sizes:
     pairs: name -> pair; `batch` is the first of the sweep.
     largest: batch of the sweep.
     seconds: of a timing.
+    rounds: of it.
     families: (variant, pixels) whose outputs are checked.
     updated: the pair of the checks of updates.
     jpegs: of the input path.
@@ -51,6 +52,7 @@ class Sizes:
   pairs: dict[str, Pair]
   largest: int
   seconds: float
+  rounds: int
   families: tuple[tuple[str, int], ...]
   updated: Pair
   jpegs: int
@@ -72,6 +74,7 @@ LARGE = Sizes(
   },
   largest=4096,
   seconds=2.0,
+  rounds=9,
   families=(
     ('efficientnet_lite0', 64),
     ('mobilenet_v3_small', 64),
@@ -96,6 +99,7 @@ SMALL = Sizes(
   # The default pair's alone is swept.
   largest=4,
   seconds=0.1,
+  rounds=3,
   families=(('efficientnet_lite0', 32), ('vit_tiny_patch16_224', 32)),
   updated=Pair(*_LITE, 32, 4, 10),
   jpegs=60,
@@ -237,7 +241,7 @@ def of_speed(name: str, given: Given) -> Rows:
     key = f'{name} {arm} {batch}'
     row = given.done.get(key)
     if row is None and given.wants(key, left):
-      row = measure(name, pair, arm, batch, sizes.seconds, mesh)
+      row = measure(name, pair, arm, batch, sizes, mesh)
       yield row
     if row is not None and arm == 'online':
       swept[batch] = row
@@ -264,22 +268,22 @@ def of_speed(name: str, given: Given) -> Rows:
 
 
 def measure(
-  name: str, pair: Pair, arm: str, batch: int, seconds: float, mesh
+  name: str, pair: Pair, arm: str, batch: int, sizes: Sizes, mesh
 ) -> dict[str, Any]:
   """A row of an arm and a batch, see `attempt`."""
   row: dict[str, Any] = {'key': f'{name} {arm} {batch}', 'pair': name}
   row |= {'arm': arm, 'batch': batch, 'image_size': pair.image_size}
   row |= {'student': pair.student, 'teacher': pair.teacher}
   row |= {'classes': pair.classes}
-  row |= attempt(lambda: _measured(pair, arm, batch, seconds, mesh))
+  row |= attempt(lambda: _measured(pair, arm, batch, sizes, mesh))
   gc.collect()
   jax.clear_caches()
   return row
 
 
-def _measured(pair: Pair, arm: str, batch: int, seconds: float, mesh) -> dict:
+def _measured(pair: Pair, arm: str, batch: int, sizes: Sizes, mesh) -> dict:
   program = programs.make(pair, arm, batch, 'bfloat16', mesh)
-  found, result = programs.time_calls(program, seconds)
+  found, result = programs.time_calls(program, sizes.seconds, sizes.rounds)
   spent = found['ms'] / 1e3
   flop = batch * programs.model_flop(pair, arm)
   device = mesh.devices.flat[0]
@@ -309,7 +313,9 @@ def of_depthwise(given: Given) -> Rows:
     for dtype in DTYPES:
       if given.wants(f'{case} {dtype}', left):
         sizes = given.sizes.depthwise_batch, given.sizes.depthwise_share
-        run = functools.partial(depthwise.measure, case, dtype, *sizes)
+        run = functools.partial(
+          depthwise.measure, case, dtype, *sizes, given.sizes.rounds
+        )
         yield {'key': f'{case} {dtype}'} | attempt(run)
   yield from left_out(left)
 

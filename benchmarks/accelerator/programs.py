@@ -179,7 +179,7 @@ def model_flop(pair: Pair, arm: str) -> float:
 
 
 def time_calls(
-  program: Program, seconds: float, rounds: int = 9
+  program: Program, seconds: float, rounds: int
 ) -> tuple[dict, Any]:
   """Milliseconds a call in rounds of as many as fit, without a host transfer.
 

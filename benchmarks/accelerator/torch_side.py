@@ -9,7 +9,7 @@ our steps do. Needs PyTorch and NumPy alone, not JAX.
 
 JOB.json: {'pair': name, 'student', 'teacher', 'image_size', 'classes',
 'batches': {arm: [batch, ...]}, 'done': [key, ...], 'seconds': to spend,
-'timing': seconds of one timing}.
+'timing': seconds of one timing, 'rounds': of it}.
 """
 
 import functools
@@ -166,7 +166,7 @@ def make_step(job: dict, arm: str, batch: int, mode: str, device: str):
   return step
 
 
-def time_calls(step, seconds: float, wait, rounds: int = 9) -> tuple:
+def time_calls(step, seconds: float, rounds: int, wait) -> tuple:
   """As programs.time_calls; (its figures, the last loss)."""
 
   def run(count):
@@ -200,7 +200,7 @@ def measure(job: dict, arm: str, batch: int, mode: str, device: str) -> dict:
     step()
     wait()
     row['first_step_s'] = round(time.perf_counter() - begun, 1)
-    found, loss = time_calls(step, job['timing'], wait)
+    found, loss = time_calls(step, job['timing'], job['rounds'], wait)
     row |= found | {'finite': bool(torch.isfinite(loss))}
     row['images_per_second'] = round(1e3 * batch / found['ms'], 1)
   # torch.compile raises what its backends raise.
