@@ -7,15 +7,18 @@ Each point is a process of its own. Axes:
   pixels   a TL+KD step (Lite0 under Lite0) against the pixels of an image
   batch    the same against the batch
   classes  the same against the classes, and the metrics of 2,000 predictions
+  mapped   writing, digesting and serving 16-pixel images that a file holds; its
+           memory is this process's own, which must stay the same
   runs     what a study does besides training: claims and state of its cells
+  page     the answer of a study of so many cells, and its page
 Steps are measured where their program came from the compilation cache, so that
 the peak memory is not the compiler's.
 Each time is the median of three or five, the point has minimum and maximum too.
 For each time the exponent e of size ** e is fitted to the upper half of the
-points, in logarithms: below 1 where a constant part dominates; above 1.1 is
+points, in logarithms: below 1 where a constant part dominates; above 1.05 is
 super-linear. The exponent of the process's peak memory, most of which is
-constant, is that of its increments. Prints one JSON line. About 14 minutes on
-two idle cores, `--quick` four.
+constant, is that of its increments. Prints one JSON line. About 40 minutes on
+two idle cores, `--quick` six.
 """
 
 import argparse
@@ -30,18 +33,20 @@ import sys
 import tempfile
 import time
 
-from benchmarks import machine
+from benchmarks import growth_axes, machine
 
 # axis: (sizes, quick sizes).
 AXES = {
   'images': ((1000, 5000, 20_000, 50_000), (500, 1500, 4000)),
-  'pixels': ((32, 64, 96, 128, 192), (32, 64, 96)),
+  'mapped': ((10_000, 100_000, 1_000_000), (5000, 10_000, 20_000)),
+  'pixels': ((32, 64, 96, 128, 192, 256, 384, 512), (32, 64, 96)),
   'batch': ((8, 16, 32, 64, 128), (4, 8, 16)),
-  'classes': ((10, 100, 1000, 10_000), (10, 100, 1000)),
-  'runs': ((30, 120, 480), (20, 80, 320)),
+  'classes': ((10, 100, 1000, 10_000, 21_841), (10, 100, 1000)),
+  'runs': ((100, 1000, 10_000), (20, 80, 320)),
+  'page': ((100, 1000, 10_000), (36, 72, 144)),
 }
 _COMPILING = ('pixels', 'batch', 'classes')
-_SUPER_LINEAR = 1.1
+_SUPER_LINEAR = 1.05
 _ROUNDS = 3
 
 
@@ -136,10 +141,16 @@ def point(axis: str, size: int) -> dict:
     'pixels': lambda side: of_step(side, 16, 10),
     'batch': lambda batch: of_step(64, batch, 10),
     'classes': of_classes,
+    'mapped': growth_axes.of_mapped,
     'runs': of_runs,
+    'page': growth_axes.of_page,
   }
   values = functions[axis](size)
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  if axis == 'mapped':
+    # What the file holds counts as resident too.
+    peak = growth_axes.anonymous_mib()
+  else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
   return {
     'size': size,
     'seconds': {k: round(statistics.median(v), 5) for k, v in values.items()},

@@ -8,7 +8,11 @@ import statistics
 import subprocess
 import tempfile
 
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch', 'torchvision')
+_PACKAGES = (
+  *('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch', 'torchvision'),
+  *('jax-cuda12-plugin', 'jax-cuda13-plugin', 'libtpu'),
+  *('nvidia-cudnn-cu12', 'nvidia-cudnn-cu13'),
+)
 
 
 def versions() -> dict:

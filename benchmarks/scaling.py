@@ -57,14 +57,41 @@ PAIRS = {
 }
 
 
-def make_step(pair: Pair, mesh, batch_size: int):
-  """The jitted TL+KD step of a pair, and the shapes of its arguments."""
+# What of a teacher is in a step: nothing, its forward pass, or its outputs.
+ARMS = ('tl', 'online', 'stored')
+
+
+def make_step(
+  pair: Pair,
+  mesh,
+  batch_size: int,
+  *,
+  arm: str = 'online',
+  dtype: str = 'float32',
+  rate: float = 1e-3,
+  changes: dict | None = None,
+):
+  """The jitted step of a pair, and the shapes of its arguments.
+
+  Args:
+    pair: what is trained.
+    mesh: devices.
+    batch_size: on all devices.
+    arm: one of ARMS.
+    dtype: of the compute, a key of network.DTYPES.
+    rate: learning rate.
+    changes: of settings, by their paths.
+
+  Returns:
+    (step, the shapes of its state, constants and batch, (student, teacher,
+    function from the student's variables to the state)).
+  """
   import jax
   import jax.numpy as jnp
 
   from tlkd_jax import models, settings
   from tlkd_jax.data import augment
-  from tlkd_jax.models.network import Network
+  from tlkd_jax.models.network import DTYPES, Network, head_alone
   from tlkd_jax.training import lessons, optimizers
   from tlkd_jax.training.showing import Views
   from tlkd_jax.training.state import Beginning, create
@@ -73,11 +100,12 @@ def make_step(pair: Pair, mesh, batch_size: int):
 
   student, teacher, size, _, classes = pair
   config = settings.make('kd', student=student, teacher=teacher)
+  config = settings.with_values(config, changes or {})
   views = [
-    Network(models.create_model(name, num_classes=classes), size, jnp.float32)
+    Network(models.create_model(name, num_classes=classes), size, DTYPES[dtype])
     for name in (student, teacher)
   ]
-  schedule = optimizers.learning_rate_schedule(1e-3, 100, 0.1, 0.0)
+  schedule = optimizers.learning_rate_schedule(rate, 100, 0.1, 0.0)
   optimizer = optimizers.make_optimizer(
     views[0].model, schedule, config.optimizer
   )
@@ -85,10 +113,14 @@ def make_step(pair: Pair, mesh, batch_size: int):
   def view_of(images, index, view, *, seed):
     return augment.augment(images, seed, index, view, image_size=size)
 
-  objective = lessons.make_objective(config, None, guided=True)
+  guided = arm != 'tl'
+  objective = lessons.make_objective(config, None, guided=guided)
+  lesson = Lesson(
+    views[0], objective, optimizer, ('teacher',) if guided else ()
+  )
   step = make(
-    {'student': Lesson(views[0], objective, optimizer, ('teacher',))},
-    {'teacher': views[1]},
+    {'student': lesson},
+    {'teacher': views[1]} if guided else {},
     Views(view_of),
     schedule,
     Mode(),
@@ -109,15 +141,22 @@ def make_step(pair: Pair, mesh, batch_size: int):
     'index': ((batch_size,), jnp.int32),
     'view': ((batch_size,), jnp.int32),
   }
-  batch = {k: jax.ShapeDtypeStruct(*v) for k, v in shapes.items()}
+  batch: dict = {k: jax.ShapeDtypeStruct(*v) for k, v in shapes.items()}
   theirs = {
     'params': guide.params_shape,
     'model_state': guide.model_state_shape,
   }
+  if arm == 'stored':
+    said = jax.ShapeDtypeStruct((batch_size, classes), jnp.float32)
+    batch['targets'] = {'teacher': {'logits': said}}
+    theirs = {
+      'params': head_alone(guide, guide.params_shape),
+      'model_state': {},
+    }
   seed = jax.ShapeDtypeStruct((), jnp.int32)
   abstract = (
     jax.eval_shape(state, learner.params_shape, learner.model_state_shape),
-    {'guides': {'teacher': theirs}, 'seed': seed},
+    {'guides': {'teacher': theirs} if guided else {}, 'seed': seed},
     batch,
   )
   return step, abstract, (learner, guide, state)

@@ -273,6 +273,13 @@ def families(rows: list[dict]) -> str:
   return '\n\n'.join(parts)
 
 
+def accelerator(rows: list[dict]) -> str:
+  """The short figures of benchmarks/accelerator."""
+  from benchmarks.accelerator import tables
+
+  return tables.short_table(rows)
+
+
 TABLES = {
   'train_step': train_step,
   'families': train_step,
@@ -290,4 +297,5 @@ TABLES = {
   'scaling_computed': scaling_computed,
   'metrics': metrics,
   'corruptions': corruptions,
+  'accelerator': accelerator,
 }

@@ -364,3 +364,17 @@ def train_mode(model, norm_train):
     for module in model.modules():
       if isinstance(module, nn.BatchNorm2d):
         module.eval()
+
+
+def loss_of(logits, labels, guide, temperature: float = 2.0):
+  """Cross-entropy, and the teacher's softened outputs where it has some."""
+  loss = F.cross_entropy(logits, labels)
+  if guide is None:
+    return loss
+  soft = F.kl_div(
+    F.log_softmax(logits / temperature, 1),
+    F.log_softmax(guide / temperature, 1),
+    reduction='batchmean',
+    log_target=True,
+  )
+  return loss + temperature**2 * soft

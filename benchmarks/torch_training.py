@@ -17,7 +17,6 @@ import time
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import torch_models
@@ -151,20 +150,6 @@ def make_optimizer(model, job: dict, num_steps: int):
   return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def loss_of(logits, labels, guide, temperature: float = 2.0):
-  """Cross-entropy, and the teacher's softened outputs where it has some."""
-  loss = F.cross_entropy(logits, labels)
-  if guide is None:
-    return loss
-  soft = F.kl_div(
-    F.log_softmax(logits / temperature, 1),
-    F.log_softmax(guide / temperature, 1),
-    reduction='batchmean',
-    log_target=True,
-  )
-  return loss + temperature**2 * soft
-
-
 def fine_tune(job: dict) -> dict:
   """One run; seconds of each epoch (training, validation, checkpoint)."""
   torch.manual_seed(0)
@@ -187,7 +172,7 @@ def fine_tune(job: dict) -> dict:
       if teacher is not None:
         with torch.no_grad():
           guide = teacher(images)
-      loss = loss_of(student(images), labels, guide)
+      loss = torch_models.loss_of(student(images), labels, guide)
       optimizer.zero_grad(set_to_none=True)
       loss.backward()
       torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)

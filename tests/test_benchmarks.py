@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import (
   growth,
+  growth_axes,
   machine,
   roofline,
   run_all,
@@ -123,6 +124,17 @@ def test_bookkeeping_of_a_study_finishes_every_cell():
   assert min(growth.of_runs(5)['bookkeeping']) > 0
 
 
+def test_axes_that_make_up_what_they_are_given(monkeypatch):
+  monkeypatch.setattr(growth_axes, '_ROUNDS', 1)
+  found = growth_axes.of_mapped(300)
+  assert all(len(v) == 1 and v[0] > 0 for v in found.values())
+  assert growth_axes.anonymous_mib() > 1
+  rows = growth_axes.invented(72)
+  cells = {(r['dataset'], r['size'], r['arm'], r['seed']) for r in rows}
+  assert len(cells) == 72 and {cell[3] for cell in cells} == {0, 1}
+  assert min(growth_axes.of_page(36)['page']) > 0
+
+
 def test_programs_are_compiled_before_a_command_is_measured():
   program = """if True:
     import os, pathlib, sys
@@ -144,7 +156,9 @@ def test_every_benchmark_has_its_tables():
 
 def test_pages_show_the_tables_of_the_stored_figures():
   results = run_all.load(_DOCS / 'bench.json')
-  usual = {name for name, e in run_all.ENTRIES.items() if not e.extra}
+  usual = {
+    name for name, e in run_all.ENTRIES.items() if not (e.extra or e.card)
+  }
   assert usual <= set(results)
   pages = ''.join(
     (_DOCS / f'{n}.md').read_text() for n in ('benchmarks', 'scaling')

@@ -1,4 +1,5 @@
 import math
+import types
 import warnings
 
 import numpy as np
@@ -208,3 +209,33 @@ def test_friedman_edge_cases():
 def test_unequal_lengths_are_named():
   with pytest.raises(ValueError, match='one length'):
     statistics.compare_paired([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize(
+  'difference',
+  [
+    [1, 1, -1],
+    [2, 1, 1, -1, 3],
+    [0, 1, 2, -3],
+    [0, 0, -4],
+    [1, 1, 1, 1, 1, 1],
+    [5, -5, 5, -5],
+    [0.5, 0.25, 0.25, -0.25, 0, 3, -0.5],
+  ],
+)
+def test_signed_ranks_with_ties_are_those_of_all_permutations(difference):
+  expected = stats.wilcoxon(np.array(difference, np.float64))
+  found = statistics.wilcoxon_test(difference, np.zeros(len(difference)))
+  np.testing.assert_allclose(found, tuple(expected), rtol=1e-12)
+
+
+@pytest.mark.parametrize(('count', 'asked'), [(13, 0), (14, 1)])
+def test_ties_are_not_permuted_one_by_one(monkeypatch, count, asked):
+  calls = []
+  approximate = types.SimpleNamespace(statistic=1.0, pvalue=0.5)
+  monkeypatch.setattr(
+    stats, 'wilcoxon', lambda *_: calls.append(1) or approximate
+  )
+  difference = np.array([1.0, -1.0, *range(2, count)])
+  _, p = statistics.wilcoxon_test(difference, np.zeros(count))
+  assert len(calls) == asked and (asked or p < 0.001)

@@ -11,6 +11,8 @@ import scipy
 ALPHA = 0.05
 # Up to here all 2^k sign patterns are enumerated.
 MAX_EXACT_PAIRS = 20
+# Of differences with ties or zeros, to scipy's limit.
+_MAX_TIED = 13
 # Differences below this share of the values compared are rounding, not effect.
 _ROUNDING = 1e-12
 
@@ -145,14 +147,31 @@ def sign_flip_test(x, y, seed: int = 0, num_flips: int = 100_000) -> float:
 def wilcoxon_test(x, y) -> tuple[float, float]:
   """Wilcoxon's signed-rank statistic and two-sided p (zeros left out).
 
-  Exact where scipy can (up to 50 differences, no ties or zeros), else the
-  normal approximation. NaN if all differences are 0.
+  Exact up to 50 differences without ties or zeros, and up to 13 with them; else
+  the normal approximation. NaN if all differences are 0.
   """
   difference = paired_differences(x, y)
   if not difference.any():
     return float('nan'), float('nan')
+  sizes = np.abs(difference)
+  tied = len(np.unique(sizes)) < len(sizes) or not sizes.all()
+  if tied and len(sizes) <= _MAX_TIED:
+    return _tied_wilcoxon(difference[sizes > 0])
   result = scipy.stats.wilcoxon(difference)
   return float(result.statistic), float(result.pvalue)
+
+
+def _tied_wilcoxon(difference) -> tuple[float, float]:
+  """What scipy's permutations give, a thousand times as fast: all sums."""
+  ranks = scipy.stats.rankdata(np.abs(difference))
+  sums = np.zeros(1)
+  for rank in ranks:
+    sums = np.concatenate([sums, sums + rank])
+  positive = ranks[difference > 0].sum()
+  # Ranks are multiples of a half: equal sums are equal.
+  sides = (sums <= positive).mean(), (sums >= positive).mean()
+  statistic = min(positive, ranks.sum() - positive)
+  return float(statistic), min(1.0, 2.0 * float(min(sides)))
 
 
 def bootstrap_mean_interval(

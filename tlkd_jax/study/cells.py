@@ -101,7 +101,7 @@ def run(
   Args:
     config: the study's.
     cell: to run; what it needs is finished.
-    matrix: all cells.
+    matrix: at least all cells of its group.
     root: STUDY.
     load: config -> Dataset.
     mesh: devices.

@@ -21,7 +21,7 @@ from tlkd_jax.study import (
   workers,
 )
 from tlkd_jax.study.analysis import CellRow
-from tlkd_jax.study.matrix import Cell, check, needed, section_of
+from tlkd_jax.study.matrix import Cell, by_group, check, needed, section_of
 from tlkd_jax.study.until import Until
 
 # The only part of one: no other machine shares the folder.
@@ -124,7 +124,7 @@ def run_part(
     workers.forget_failures(shard, root)
     report = make_report(config, root, part, 1, end)
 
-  def after_each() -> None:
+  def tell() -> None:
     if report is not None:
       report()
     results.write(root, config)
@@ -133,14 +133,19 @@ def run_part(
     before: list = []
     # What confirms is known when all that tunes is finished.
     while len(shard) > len(before):
-      now = shard
+      now, groups = shard, by_group(shard)
+
+      def run_cell(cell: Cell, groups=groups):
+        cells.run(config, cell, groups[cell.group], root, load, mesh)
+
       workers.work(
         now,
         root,
-        lambda cell, now=now: cells.run(config, cell, now, root, load, mesh),
-        after_each,
+        run_cell,
+        workers.Sparingly(tell),
         end.is_over if end else lambda: False,
       )
+      tell()
       if end and end.is_over():
         return
       before, shard = now, workers.shard_of(known(config, root, end), *part)

@@ -179,6 +179,17 @@ def needed(cell: Cell, matrix: Iterable[Cell]) -> list[Cell]:
   ]
 
 
+def by_group(matrix: Iterable[Cell]) -> dict[tuple, list[Cell]]:
+  """Cells of each group, in which `needed` finds all that a cell needs.
+
+  Looking through the whole matrix for each of its cells would be quadratic.
+  """
+  groups: dict[tuple, list[Cell]] = {}
+  for cell in matrix:
+    groups.setdefault(cell.group, []).append(cell)
+  return groups
+
+
 def ordered_arms(study: Study) -> list[str]:
   """The arms to run and their teachers, each after its teachers."""
   order: list[str] = []

@@ -6,6 +6,7 @@ one.
 """
 
 import collections
+import math
 import os
 import pathlib
 import signal
@@ -23,9 +24,11 @@ from tlkd_jax.runtime import bars, devices, interrupts
 from tlkd_jax.runtime.errors import Interrupted, RunError, UserError
 from tlkd_jax.runtime.texts import duration
 from tlkd_jax.study import cells, claims
-from tlkd_jax.study.matrix import Cell, needed
+from tlkd_jax.study.matrix import Cell, by_group, needed
 
 POLL_SECONDS = 1.0
+# See Sparingly.
+_SHARE, _FREE_SECONDS = 0.05, 0.2
 
 
 def shard_of(matrix: list[Cell], index: int, count: int) -> list[Cell]:
@@ -78,6 +81,7 @@ def work(
   Raises:
     Interrupted: the process was asked to stop; the cell's state is saved.
   """
+  groups = by_group(shard)
   while True:
     now = states(shard, root)
     took = False
@@ -86,7 +90,7 @@ def work(
     for cell in shard:
       if is_over():
         return
-      if not _take(cell, shard, root, now):
+      if not _take(cell, groups[cell.group], root, now):
         continue
       took = True
       with claims.touching(cells.folder_of(root, cell)):
@@ -100,11 +104,11 @@ def work(
       return
 
 
-def _take(cell: Cell, shard, root, now: dict[Cell, str]) -> bool:
+def _take(cell: Cell, group, root, now: dict[Cell, str]) -> bool:
   if now[cell] != 'open':
     return False
   # `now` ages while this process works; the files do not.
-  if not all(cells.is_done(root, c) for c in needed(cell, shard)):
+  if not all(cells.is_done(root, c) for c in needed(cell, group)):
     return False
   folder = cells.folder_of(root, cell)
   if not claims.take(folder, root / 'claims.lock'):
@@ -231,15 +235,38 @@ def end_with_parent(parent: int) -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
+class Sparingly:
+  """Calls a function as often as that takes a small share of the time.
+
+  What looks at all cells takes longer the more there are: after each of them
+  it would be quadratic. What is quick is called each time.
+  """
+
+  def __init__(self, function: Callable[[], Any]):
+    self._function, self._next = function, -math.inf
+
+  def __call__(self) -> None:
+    """Calls it, or leaves it out."""
+    began = time.monotonic()
+    if began < self._next:
+      return
+    self._function()
+    ended = time.monotonic()
+    spent = ended - began
+    if spent > _FREE_SECONDS:
+      self._next = ended + spent / _SHARE
+
+
 def wait(workers: list, report: Callable[[], None]) -> list[int]:
   """Waits for workers, reporting meanwhile; returns their exit codes.
 
   A signal to stop is passed on to them.
   """
+  look = Sparingly(report)
   try:
     with interrupts.raised():
       while any(worker.poll() is None for worker in workers):
-        report()
+        look()
         time.sleep(POLL_SECONDS)
   except (Interrupted, KeyboardInterrupt):
     for worker in workers:

@@ -127,8 +127,7 @@ def to_int8(
     **model.options,
   )
   whole = with_preprocessing(whole, model.spec.mean, model.spec.std)
-  branched = fused_name(model.name) is not None
-  if branched or folded.pairs(nnx.eval_shape(lambda: _build(model))):
+  if folds(model):
     _, params, _ = fold_norms(model, params, model_state)
   bounds = jax.tree.map(
     lambda x: np.zeros(x.shape, x.dtype), whole.model_state_shape
@@ -140,7 +139,7 @@ def folds(model: Model) -> bool:
   """Whether `fold_norms` finds branches or a norm to fold."""
   if fused_name(model.name) is not None:
     return True
-  return bool(_pairs(nnx.eval_shape(lambda: _build(model))))
+  return bool(folded.pairs(nnx.eval_shape(lambda: _build(model))))
 
 
 def _build(model: Model) -> nnx.Module:
