@@ -14,7 +14,7 @@ from absl import logging
 
 from tlkd_jax.export import DEFAULT_OPSET, FORMAT_NAMES, OPSETS, export_run
 from tlkd_jax.runtime import command_line
-from tlkd_jax.runtime.errors import UserError
+from tlkd_jax.runtime.errors import RunError, UserError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument('--out', required=True, help='the file, e.g. a.onnx')
   parser.add_argument(
     '--fold-norm',
+    '--fold_norm',
     action='store_true',
     help='fuse branches; in onnx and stablehlo, BatchNorm into convolutions',
   )
@@ -36,6 +37,15 @@ def main(argv: list[str] | None = None) -> None:
     help=f'operators of an onnx file, {OPSETS[0]} to {OPSETS[-1]}; default '
     f'{DEFAULT_OPSET}',
   )
+  parser.add_argument(
+    '--with-preprocessing',
+    '--with_preprocessing',
+    action='store_true',
+    help='an onnx file takes a uint8 image of any size and gives probabilities',
+  )
+  parser.add_argument(
+    '--push', help='of hub: ORGANISATION/NAME to upload the folder to'
+  )
   flags = parser.parse_args(argv)
   try:
     result = export_run(
@@ -44,11 +54,13 @@ def main(argv: list[str] | None = None) -> None:
       flags.out,
       fold_norm=flags.fold_norm,
       opset=flags.opset,
+      with_preprocessing=flags.with_preprocessing,
+      push=flags.push,
     )
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
-  except (OSError, RuntimeError) as error:
+  except (OSError, RunError, RuntimeError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(1)
   print(result)

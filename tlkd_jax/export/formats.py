@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from tlkd_jax.evaluation import records
-from tlkd_jax.export import OPSETS, onnx, stablehlo, weights
+from tlkd_jax.export import (
+  DEFAULT_OPSET,
+  FORMAT_NAMES,
+  OPSETS,
+  onnx,
+  preprocessing,
+  stablehlo,
+  weights,
+)
 from tlkd_jax.export.student import Student, library_model
 from tlkd_jax.models.layers.branches import FUSED
 from tlkd_jax.models.weights import pretrained, twins
@@ -50,22 +58,30 @@ def check(name: str, out: pathlib.Path, opset: int | None = None) -> None:
     opset: of an onnx file; None is the default.
   """
   if name not in FORMATS:
-    raise ValueError(f'unknown format {name!r}; accepted: {", ".join(FORMATS)}')
+    accepted = ', '.join(FORMAT_NAMES)
+    raise ValueError(f'unknown format {name!r}; accepted: {accepted}')
   if out.suffix != f'.{name}':
     raise ValueError(f'{out}: a {name} file needs the suffix .{name}')
-  if opset is not None:
-    _check_opset(name, opset)
-  needs = FORMATS[name].needs
-  missing = [p for p in needs if importlib.util.find_spec(p) is None]
-  if missing:
+  check_opset(name, opset)
+  lacking = missing(name)
+  if lacking:
     raise ValueError(
-      f'export to {name} needs {" and ".join(missing)}, not installed here: '
+      f'export to {name} needs {" and ".join(lacking)}, not installed here: '
       'run `pip install -r requirements-export.txt`'
     )
 
 
-def _check_opset(name: str, opset: int) -> None:
-  if name != 'onnx':
+def missing(name: str) -> list[str]:
+  """Packages that a format needs and that are not installed."""
+  needs = FORMATS[name].needs
+  return [p for p in needs if importlib.util.find_spec(p) is None]
+
+
+def check_opset(name: str, opset: int | None) -> None:
+  """Raises ValueError where a format's file cannot have these operators."""
+  if opset is None:
+    return
+  if name not in ('onnx', 'hub'):
     raise ValueError(
       f'--opset {opset}: a {name} file has no operator set; accepted with '
       '--format onnx'
@@ -75,20 +91,36 @@ def _check_opset(name: str, opset: int) -> None:
 
 
 def write(
-  student: Student, name: str, out: pathlib.Path, opset: int | None = None
+  student: Student,
+  name: str,
+  out: pathlib.Path,
+  opset: int | None = None,
+  with_preprocessing: bool = False,
 ) -> str:
   """Writes `out` and `out`.json; returns what to tell the user.
+
+  Args:
+    student: to write.
+    name: of the format.
+    out: the file.
+    opset: of an onnx file; None is the default.
+    with_preprocessing: of the same, see onnx.write.
 
   Raises:
     RuntimeError: the written model does not give the student's logits.
   """
   out.parent.mkdir(parents=True, exist_ok=True)
-  if opset is None:
-    result = FORMATS[name].write(student, out)
+  config = configuration(student, name)
+  if name == 'onnx':
+    opset = opset or DEFAULT_OPSET
+    result = onnx.write(student, out, opset, with_preprocessing)
   else:
-    result = onnx.write(student, out, opset)
+    result = FORMATS[name].write(student, out)
+  if with_preprocessing:
+    config['input'] = preprocessing.takes()
+    config['output'] = preprocessing.gives(student.description.class_names)
   path = out.with_name(f'{out.name}.json')
-  text = records.dumps(configuration(student, name), indent=2)
+  text = records.dumps(config, indent=2)
   replace_text(path, text + '\n')
   return f'{result}\n{path}: architecture, classes and preprocessing'
 
@@ -133,6 +165,8 @@ def configuration(student: Student, name: str) -> dict[str, Any]:
       'classifier': heads[0] if len(heads) == 1 else heads,
     },
   }
+  if student.digest:
+    result['weights_digest'] = student.digest
   if fused:
     result['fused'] = True
   if 'position' in table:

@@ -1,6 +1,7 @@
 """ONNX through jax2onnx, run by onnxruntime; both are optional packages."""
 
 import contextlib
+import json
 import logging
 import pathlib
 from collections.abc import Callable, Iterator
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkd_jax.export import DEFAULT_OPSET
+from tlkd_jax.export import DEFAULT_OPSET, preprocessing, sessions
 from tlkd_jax.export.student import Student, checked
 from tlkd_jax.models.layers.convolutions import lax_convolutions
 from tlkd_jax.runtime.atomic import replacing
@@ -66,11 +67,7 @@ def _quiet(*names: str) -> Iterator[None]:
 
 def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
   """The file's model as a function of NHWC images, on the CPU."""
-  import onnxruntime
-
-  session = onnxruntime.InferenceSession(
-    str(path), providers=['CPUExecutionProvider']
-  )
+  session = sessions.session(path)
 
   def run(images: np.ndarray) -> np.ndarray:
     nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
@@ -80,7 +77,10 @@ def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def write(
-  student: Student, out: pathlib.Path, opset: int = DEFAULT_OPSET
+  student: Student,
+  out: pathlib.Path,
+  opset: int = DEFAULT_OPSET,
+  with_preprocessing: bool = False,
 ) -> str:
   """Writes the model and runs it; returns what to tell the user.
 
@@ -88,15 +88,35 @@ def write(
     student: to write.
     out: the file.
     opset: as of `convert`.
+    with_preprocessing: the model takes an image of any size, and says
+      probabilities; see `preprocessing.add`.
 
   Raises:
-    RuntimeError: it does not give the student's logits.
+    RuntimeError: it does not give the student's logits, or probabilities.
   """
   with replacing(out) as unfinished:
     with lax_convolutions():
       content = convert(student.logits, student.image_size, opset)
+    content = _described(content, student)
     unfinished.write_bytes(content)
-    return checked(student, load(unfinished), out, 'onnxruntime')
+    said = checked(student, load(unfinished), out, 'onnxruntime')
+    if with_preprocessing:
+      spec, description = student.model.spec, student.description
+      content = preprocessing.add(content, description, spec.mean, spec.std)
+      unfinished.write_bytes(content)
+      said += f'\n{preprocessing.checked(student, unfinished, out)}'
+  return said
+
+
+def _described(content: bytes, student: Student) -> bytes:
+  """A model with the names of its classes and whose weights it has."""
+  import onnx
+
+  model = onnx.load_model_from_string(content)
+  names = list(student.description.class_names)
+  about = {preprocessing.NAMES: json.dumps(names), 'student': student.digest}
+  onnx.helper.set_model_props(model, {k: v for k, v in about.items() if v})
+  return model.SerializeToString()
 
 
 def takes(image_size: int) -> dict[str, Any]:
