@@ -1,9 +1,13 @@
 """Takes a fine-tuned student out of the package; see docs/export.md."""
 
 import os
+from typing import TYPE_CHECKING
 
 from tlkd_jax.runtime.errors import as_user_errors
 from tlkd_jax.runtime.paths import expanded
+
+if TYPE_CHECKING:
+  from tlkd_jax.export import verification
 
 # Named here, where nothing heavy is loaded: `--help` says them.
 FORMAT_NAMES = ('safetensors', 'onnx', 'stablehlo', 'hub')
@@ -79,9 +83,40 @@ def export_run(
     )
     if with_preprocessing:
       preprocessing.check(loaded.description.interpolation, opset)
-    if is_hub:
-      run = hub.check_run(loaded, expanded(checkpoint))
-  if not is_hub:
+    run = hub.read_run(loaded, expanded(checkpoint)) if is_hub else None
+  if run is None:
     return formats.write(loaded, format, out, opset, with_preprocessing)
   said = hub.write(loaded, run, out, opset, with_preprocessing, push)
-  return said if push is None else f'{said}\n{pushing.push(out, push)}'
+  if push is None:
+    return said
+  return f'{said}\n{pushing.push(out, push, hub.FILES)}'
+
+
+def verify_export(
+  file: str | os.PathLike,
+  checkpoint: str | os.PathLike,
+  data: str | None = None,
+) -> 'list[verification.Verified]':
+  """Runs an exported file against the run that it is of.
+
+  Args:
+    file: what `export_run` wrote, a file or a folder for a hub.
+    checkpoint: workdir of the run.
+    data: labelled data, as in the settings; None are the run's own test images,
+      and its stored predictions are what is compared with.
+
+  Returns:
+    For each file that was run: accuracy, agreement, largest difference of
+    probabilities, milliseconds; each says itself as text.
+
+  Raises:
+    UserError: no such file, run or data; a file of another run, of other
+      classes or another order of them, or of another size of images; data with
+      a class that the run does not know.
+  """
+  from tlkd_jax.export import verification
+  from tlkd_jax.runtime import devices
+
+  devices.available()
+  with as_user_errors():
+    return verification.verify(expanded(file), expanded(checkpoint), data)

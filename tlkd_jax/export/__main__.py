@@ -12,7 +12,13 @@ import sys
 
 from absl import logging
 
-from tlkd_jax.export import DEFAULT_OPSET, FORMAT_NAMES, OPSETS, export_run
+from tlkd_jax.export import (
+  DEFAULT_OPSET,
+  FORMAT_NAMES,
+  OPSETS,
+  export_run,
+  verify_export,
+)
 from tlkd_jax.runtime import command_line
 from tlkd_jax.runtime.errors import RunError, UserError
 
@@ -23,8 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     prog=command_line.name(), description="Exports a run's student."
   )
   parser.add_argument('--checkpoint', required=True, help='workdir of a run')
-  parser.add_argument('--format', required=True, choices=FORMAT_NAMES)
-  parser.add_argument('--out', required=True, help='the file, e.g. a.onnx')
+  parser.add_argument('--format', choices=FORMAT_NAMES)
+  parser.add_argument('--out', help='the file, e.g. a.onnx; of hub a folder')
   parser.add_argument(
     '--fold-norm',
     '--fold_norm',
@@ -46,17 +52,20 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument(
     '--push', help='of hub: ORGANISATION/NAME to upload the folder to'
   )
+  parser.add_argument(
+    '--verify',
+    metavar='FILE',
+    help='instead of an export: run what one wrote against its run',
+  )
+  parser.add_argument(
+    '--data',
+    help='of --verify: other labelled data, e.g. folder:PATH; default: the '
+    "run's own test images, with its stored predictions",
+  )
   flags = parser.parse_args(argv)
+  _check_together(parser, flags)
   try:
-    result = export_run(
-      flags.checkpoint,
-      flags.format,
-      flags.out,
-      fold_norm=flags.fold_norm,
-      opset=flags.opset,
-      with_preprocessing=flags.with_preprocessing,
-      push=flags.push,
-    )
+    result = _verify(flags) if flags.verify else _export(flags)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
@@ -64,6 +73,45 @@ def main(argv: list[str] | None = None) -> None:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(1)
   print(result)
+
+
+def _check_together(
+  parser: argparse.ArgumentParser, flags: argparse.Namespace
+) -> None:
+  """Ends with a message where flags do not go together."""
+  if flags.verify is None:
+    lacking = [f'--{k}' for k in ('format', 'out') if not vars(flags)[k]]
+    if lacking:
+      parser.error(
+        f'{" and ".join(lacking)} must be given; or --verify FILE alone'
+      )
+    if flags.data is not None:
+      parser.error('--data is of --verify FILE')
+    return
+  given = [
+    f'--{name.replace("_", "-")}'
+    for name, value in vars(flags).items()
+    if name not in ('checkpoint', 'verify', 'data') and value
+  ]
+  if given:
+    parser.error(f'--verify exports nothing, and reads no {", ".join(given)}')
+
+
+def _verify(flags: argparse.Namespace) -> str:
+  found = verify_export(flags.verify, flags.checkpoint, flags.data)
+  return '\n'.join(map(str, found))
+
+
+def _export(flags: argparse.Namespace) -> str:
+  return export_run(
+    flags.checkpoint,
+    flags.format,
+    flags.out,
+    fold_norm=flags.fold_norm,
+    opset=flags.opset,
+    with_preprocessing=flags.with_preprocessing,
+    push=flags.push,
+  )
 
 
 def run() -> None:

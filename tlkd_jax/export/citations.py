@@ -1,4 +1,4 @@
-"""Papers of the losses, for who uses a student; as docs/methods.md names them."""
+"""Papers of the losses, as docs/methods.md names them, in BibTeX."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -117,9 +117,7 @@ PAPERS: dict[str, tuple[Paper, ...]] = {
     ),
   ),
   'mlkd': (
-    Paper(
-      ('Jin', '...'), 2023, 'Multi-Level Logit Distillation', 'CVPR 2023'
-    ),
+    Paper(('Jin', '...'), 2023, 'Multi-Level Logit Distillation', 'CVPR 2023'),
   ),
   'function_matching': (_PATIENT,),
   'bv_distances': (_PATIENT,),

@@ -72,7 +72,7 @@ def _is_own(folder: pathlib.Path) -> bool:
     return False
 
 
-def check_run(student: Student, workdir: pathlib.Path) -> card.Run:
+def read_run(student: Student, workdir: pathlib.Path) -> card.Run:
   """What a run says of its student, for the card.
 
   Raises:
@@ -100,7 +100,7 @@ def write(
 
   Args:
     student: to write.
-    run: from `check_run`.
+    run: from `read_run`.
     out: the folder.
     opset: of its ONNX file; None is the default.
     with_preprocessing: of the same, see onnx.write.

@@ -40,9 +40,10 @@ _SIZES = ((90, 61), (61, 90), (7, 5), (340, 455), (9, 200))
 _BEFORE = """
 <ir_version: {ir}, opset_import: ["": {opset}]>
 prepare (uint8[height, width, 3] {image}) => (float[1, 3, {size}, {size}] x)
-<int64[1] zero = {{0}}, int64[2] two = {{2, 2}}, int64[1] longest = {{{aspect}}},
- int64[2] rows = {{0, 1}}, int64[2] grid = {{2, 3}}, int64[1] short = {{{short}}},
- int64[2] square = {{{size}, {size}}}, int64[2] planes = {{1, 3}}>
+<int64[1] zero = {{0}}, int64[2] two = {{2, 2}},
+ int64[2] rows = {{0, 1}}, int64[2] grid = {{2, 3}}, int64[2] planes = {{1, 3}},
+ int64[1] longest = {{{aspect}}}, int64[1] short = {{{short}}},
+ int64[2] square = {{{size}, {size}}}>
 {{
   sides = Shape <start=0, end=2> ({image})
   least = ReduceMin <keepdims=1> (sides)

@@ -59,8 +59,9 @@ class Student:
 
   def normalised(self, squares: np.ndarray) -> np.ndarray:
     """uint8 [..., 3] -> float32 of the same shape, (pixel - mean) / std."""
-    mean, std = np.float32(self.model.spec.mean), np.float32(
-      self.model.spec.std
+    mean, std = (
+      np.float32(self.model.spec.mean),
+      np.float32(self.model.spec.std),
     )
     return (squares.astype(np.float32) - mean) / std
 
@@ -195,7 +196,8 @@ def checked_probabilities(
   if not difference <= PROBABILITY_TOLERANCE:
     raise RuntimeError(
       f'{out} is not written: its probabilities differ from those of the '
-      f'student by {difference:.3g}; at most {PROBABILITY_TOLERANCE} is accepted'
+      f'student by {difference:.3g}, and at most {PROBABILITY_TOLERANCE} is '
+      'accepted'
     )
   return (
     f'{out}: with its own preprocessing, probabilities differ from those of '
