@@ -217,8 +217,8 @@ def _use(
       "logits = model(transform(image.convert('RGB'))[None])",
     )
     lines += [
-      'transformers loads it too, by AutoModelForImageClassification (timm must '
-      'be installed).',
+      'transformers loads it too, by AutoModelForImageClassification (timm '
+      'must be installed).',
       '',
     ]
   elif config['library'] == 'torchvision':

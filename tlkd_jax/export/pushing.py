@@ -32,7 +32,7 @@ def check(name: str) -> None:
       f'--push {name}: no token of the Hugging Face Hub is known; log in with '
       '`hf auth login` or set HF_TOKEN'
     )
-  if constants.is_offline_mode():
+  if constants.HF_HUB_OFFLINE:
     raise ValueError(
       f'--push {name}: HF_HUB_OFFLINE is set, so that nothing is uploaded'
     )
