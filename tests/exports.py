@@ -71,7 +71,11 @@ def write_run(
     }
     for split, count in SPLITS.items()
   }
-  facts = {'classes': 5, 'first_classes': [], 'splits': splits, 'copies': []}
+  facts = {'classes': 5, 'first_classes': [], 'splits': splits}
+  pair = ['test/eel/ada_lovelace.jpg', 'train/eel/1.jpg']
+  facts['copies'] = [
+    {'what': 'across', 'split': 'test', 'count': 2, 'example': pair}
+  ]
   summary = {'num_train': 10, 'notes': ['a | note'], 'data': facts}
   summary |= {'device': '1 x cpu', 'seconds': 100.0}
   if arm == 'kd':

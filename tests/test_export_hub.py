@@ -194,7 +194,7 @@ def test_the_front_matter_is_that_of_the_hub(written):
   out, _ = written
   found = huggingface_hub.ModelCard.load(out / 'README.md')
   about = found.data.to_dict()
-  assert about['library_name'] == 'efficientnet_lite_pytorch'
+  assert about['library_name'] == 'tlkd_jax'
   assert about['license'] == 'unknown'
   assert about['pipeline_tag'] == 'image-classification'
   assert 'knowledge-distillation' in about['tags']
@@ -235,6 +235,7 @@ def test_the_card_says_data_recipe_results_and_the_student_without_teacher(
     'folder:photos',
     '| train | 10 | 10 |',
     r'- a \| note',
+    '- 2 of 15 images of test are exact copies of images of train or valid',
     '| arm | TL+KD |',
     '| accuracy of the teacher | 0.750 |',
     'This is one pair of runs.',
@@ -252,6 +253,8 @@ def test_no_path_of_this_machine_is_told(runs, written):
     content = path.read_bytes()
     assert str(runs).encode() not in content, path
     assert b'secret place' not in content, path
+    # Nor the name of a file, which may be that of a person.
+    assert b'lovelace' not in content, path
 
 
 @pytest.mark.parametrize(

@@ -103,10 +103,10 @@ def test_examples_are_short_and_in_python_need_nothing_else():
 
 @functools.cache
 def converted() -> bytes:
-  """The tiny student as ONNX, and without preprocessing."""
+  """The tiny student as ONNX, without preprocessing."""
   student = exports.student_of()
   content = onnx.convert(student.logits, student.image_size)
-  return onnx._described(content, student)
+  return onnx.described(content, student)
 
 
 def written(path: pathlib.Path, interpolation: str) -> students.Student:
@@ -158,7 +158,7 @@ def test_pixels_are_pillows_but_for_single_levels(interpolation, tmp_path):
     difference = np.abs(found[0].transpose(1, 2, 0) - expected)
     assert difference.max() <= 1, (height, width)
     differing, total = differing + np.sum(difference > 0), total + expected.size
-  assert differing < 2e-3 * total
+  assert differing < 5e-3 * total
 
 
 @pytest.mark.slow

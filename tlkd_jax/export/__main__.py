@@ -2,9 +2,13 @@
 
     python -m tlkd_jax.export --checkpoint RUN --format safetensors --out FILE
 
-Formats: `safetensors`, `onnx`, `stablehlo`. FILE.json beside it says what a
-user of the weights must know: architecture, classes, preprocessing. Every file
-is read back and compared before the command succeeds. See docs/export.md.
+Formats: `safetensors`, `onnx`, `stablehlo`, and `hub`, a folder. FILE.json
+beside it says what a user of the weights must know: architecture, classes,
+preprocessing. Every file is read back and compared before the command succeeds.
+
+    python -m tlkd_jax.export --checkpoint RUN --verify FILE
+
+runs such a file on the run's test images. See docs/export.md.
 """
 
 import argparse

@@ -16,14 +16,12 @@ import tlkd_jax
 from tlkd_jax.answer import labels
 from tlkd_jax.data import DATASETS, facts
 from tlkd_jax.evaluation import evaluate
-from tlkd_jax.export import card_numbers, citations
+from tlkd_jax.export import card_numbers, card_recipe, citations
 from tlkd_jax.export.student import Student
 from tlkd_jax.models.weights import hub, licences
 from tlkd_jax.report.markdown import escape, row
 from tlkd_jax.runtime import sealed
-from tlkd_jax.runtime.texts import duration
-from tlkd_jax.runtime.trees import flatten
-from tlkd_jax.settings import Settings, from_config, origins
+from tlkd_jax.settings import Settings, from_config
 from tlkd_jax.training import preparation, workdir
 
 # Of more classes the rest stands in config.json.
@@ -37,11 +35,6 @@ _HUB_LICENCES = {
   'cc-by-4.0': 'cc-by-4.0',
   'cc0-1.0': 'cc0-1.0',
 }
-# Where weights are that anyone finds again.
-_SOURCES = ('pypi', 'timm', 'torchvision', 'hf-hub')
-# Of settings: data; and what lies where on this machine.
-_DATA = ('dataset', 'distillation.unlabelled')
-_PRIVATE = ('data.data_dir', 'data.cache_dir', 'targets.dir')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +88,12 @@ def write(
     files: names of the files beside it.
   """
   rows = card_numbers.metrics_of(run.test) if run.test else []
+  steps = workdir.length(run.workdir, run.settings)
   sections = {
     'Use': _use(config, name, files),
     'Classes': _classes(student, run),
     'Data': _data(run),
-    'Recipe': _recipe(student, run),
+    'Recipe': card_recipe.lines(student, run.settings, run.summary, steps),
     'Results': _results(run, rows),
     'Beside the student without a teacher': _beside(run),
     'Limits': _limits(student, run),
@@ -178,7 +172,9 @@ def licence_of(lines: Iterable[str]) -> str:
 
 
 def _library(config: Mapping[str, Any]) -> str:
-  return config['library'] if config['library'] != 'transformers' else 'onnx'
+  """Who loads the weights; not transformers, which has its own config.json."""
+  known = config['library'] in ('timm', 'torchvision')
+  return config['library'] if known else 'tlkd_jax'
 
 
 def _base_model(settings: Settings) -> str | None:
@@ -230,6 +226,12 @@ def _use(
       f'num_classes={config["num_classes"]})',
       "model.load_state_dict(load_file('model.safetensors'))",
     )
+  else:
+    lines += [
+      f'The weights are of the variant {escape(config["architecture"])} of '
+      'tlkd_jax (`--config.student.weights=FOLDER`).',
+      '',
+    ]
   if 'model.onnx' in files:
     lines += _onnx_use(config)
   lines += [
@@ -278,7 +280,7 @@ def _data(run: Run) -> list[str]:
   name = run.settings.dataset
   own = name.partition(':')[0] in DATASETS and ':' in name
   where = ', images of their own of those who trained it' if own else ''
-  lines = [f'{escape(_named_data(name))}{where}.', '']
+  lines = [f'{escape(card_recipe.named_data(name))}{where}.', '']
   known = run.summary.get('data')
   if not known:
     return lines
@@ -288,90 +290,12 @@ def _data(run: Run) -> list[str]:
     (low, least), (high, most) = held['smallest'], held['largest']
     cells = [split, held['images'], held['used']]
     lines.append(row([*cells, f'{least} ({low})', f'{most} ({high})']))
-  notes = [*run.summary.get('notes', []), *facts.copies_lines(known)]
+  # Names of files may be those of people.
+  copies = [
+    line.partition(', such as ')[0] for line in facts.copies_lines(known)
+  ]
+  notes = [*run.summary.get('notes', []), *copies]
   return [*lines, '', *(f'- {escape(note)}' for note in notes)]
-
-
-def _recipe(student: Student, run: Run) -> list[str]:
-  settings, summary = run.settings, run.summary
-  section, look = settings.optimizer, student.description.look
-  pairs = {
-    'arm': labels.LABELS.get(settings.arm, settings.arm),
-    'student': f'{settings.student.name}, from {_start(settings)}',
-    'images': f'{look}',
-    'steps': f'{workdir.length(run.workdir, settings)}, batches of '
-    f'{settings.batch_size}; the weights are those of step '
-    f'{student.description.step}, the best on validation',
-    'optimizer': f'{section.name}, learning rate {section.learning_rate:g}, '
-    f'weight decay {section.weight_decay:g}',
-    'label smoothing': f'{settings.label_smoothing:g}',
-    'seed': str(settings.seed),
-  }
-  if settings.arm == 'kd':
-    pairs |= _teaching(settings)
-  if 'device' in summary:
-    pairs['device'] = f'{summary["device"]}, {duration(summary["seconds"])}'
-  lines = [row(['', '']), '| --- | --- |']
-  lines += [row(pair) for pair in pairs.items()]
-  lines += ['', 'Settings that are not the defaults of the package:', '']
-  changed = _changed(settings)
-  lines += [row(['key', 'value']), '| --- | --- |']
-  return lines + [row([key, value]) for key, value in changed.items()]
-
-
-def _teaching(settings: Settings) -> dict[str, str]:
-  section, teacher = settings.distillation, settings.teacher
-  losses = '+'.join([section.loss, *section.extra])
-  found = {
-    'teacher': f'{teacher.name} at {teacher.image_size or "the same"} px, '
-    f'fit: {teacher.fit}',
-    'loss': f'{section.hard_weight:g} cross-entropy + '
-    f'{section.soft_weight:g} {losses}, temperature {section.temperature:g}',
-  }
-  if section.more_teachers:
-    found['teacher'] += f', and {len(section.more_teachers)} more'
-  if section.sham != 'off':
-    found['sham of the teacher'] = section.sham
-  return found
-
-
-def _start(settings: Settings) -> str:
-  if settings.student.checkpoint:
-    return 'another run'
-  return _named(preparation.weights_of(settings.student) or 'scratch')
-
-
-def _named(place: str) -> str:
-  """Weights by name; of a path on this machine the last part alone."""
-  source, colon, _ = place.partition(':')
-  if colon and source in _SOURCES:
-    return place
-  return pathlib.PurePath(place).name
-
-
-def _named_data(place: str) -> str:
-  """Likewise a data set."""
-  kind, colon, path = place.partition(':')
-  if not colon or kind not in DATASETS:
-    return place
-  return f'{kind}:{pathlib.PurePath(path).name}'
-
-
-def _changed(settings: Settings) -> dict[str, str]:
-  """Dotted key -> value, where a run's settings are not the defaults."""
-  own = flatten(workdir.as_json(settings))
-  defaults = flatten(workdir.as_json(Settings()))
-  found = {}
-  for key, value in sorted(own.items()):
-    if value == defaults.get(key) or key in _PRIVATE:
-      continue
-    if key in origins.PLACES:
-      places = value if isinstance(value, list) else [value]
-      value = ', '.join(_named(place) for place in places if place)
-    elif key in _DATA:
-      value = _named_data(value)
-    found[key] = f'{value}'
-  return found
 
 
 def _results(run: Run, rows: list[card_numbers.Row]) -> list[str]:
@@ -434,7 +358,7 @@ def _licences(student: Student, settings: Settings) -> list[str]:
   if not said:
     start = preparation.weights_of(settings.student) or ''
     known = '' if settings.student.checkpoint else licences.of_name(start)
-    more = f' Of {_named(start)} is known: {known}.' if known else ''
+    more = f' Of {card_recipe.named(start)} is known: {known}.' if known else ''
     return [f'The run has recorded none of the weights in it.{escape(more)}']
   return [
     'Terms of all weights that went into it, those of teachers too, as far as '
@@ -448,7 +372,7 @@ def _plain_source(line: str) -> str:
   """A line of licences; of a file of this machine the file's name alone."""
   place, colon, said = line.partition(': ')
   file, mark, digest = place.partition('#')
-  return f'{_named(file)}{mark}{digest}{colon}{said}'
+  return f'{card_recipe.named(file)}{mark}{digest}{colon}{said}'
 
 
 def _citation(settings: Settings) -> list[str]:

@@ -97,7 +97,7 @@ def write(
   with replacing(out) as unfinished:
     with lax_convolutions():
       content = convert(student.logits, student.image_size, opset)
-    content = _described(content, student)
+    content = described(content, student)
     unfinished.write_bytes(content)
     said = checked(student, load(unfinished), out, 'onnxruntime')
     if with_preprocessing:
@@ -108,8 +108,13 @@ def write(
   return said
 
 
-def _described(content: bytes, student: Student) -> bytes:
-  """A model with the names of its classes and whose weights it has."""
+def described(content: bytes, student: Student) -> bytes:
+  """A serialised model with the names of its classes and its weights' digest.
+
+  Args:
+    content: of a model.
+    student: that it is of.
+  """
   import onnx
 
   model = onnx.load_model_from_string(content)

@@ -3,7 +3,7 @@
 Short side, centre crop, normalisation and softmax stand in the graph, so that
 who runs it needs neither Pillow nor numbers from a file beside it. onnxruntime
 resizes uint8 images with Pillow's own integer arithmetic: of random images
-fewer than one value in a thousand differs, and that by 1 of 255.
+about two values in a thousand differ, each by 1 of 255.
 """
 
 import json

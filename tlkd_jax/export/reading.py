@@ -262,9 +262,9 @@ def _onnx(
   names = preprocessing.names_of(metadata)
   check(path, student, names=names, digest=metadata.get('student'))
   (taken, *_), (given, *_) = session.get_inputs(), session.get_outputs()
-  _check_count(path, student, given.shape)
   runner = f'onnxruntime, {threads} thread{"s" * (threads > 1)}'
   if taken.type == 'tensor(uint8)' and len(taken.shape) == 3:
+    _check_count(path, student, given.shape)
 
     def answer(image: np.ndarray) -> np.ndarray:
       return session.run([given.name], {taken.name: image})[0]
@@ -277,6 +277,7 @@ def _onnx(
     )
   size = taken.shape[2]
   check(path, student, size=size if isinstance(size, int) else None)
+  _check_count(path, student, given.shape)
   dtype = _FLOATS[taken.type]
 
   def run(square: np.ndarray) -> np.ndarray:
