@@ -519,6 +519,7 @@ def test_an_upload_that_fails_is_no_mistake_of_the_user(
     (['--verify=a', '--format=onnx'], 'reads no --format'),
     (['--verify=a', '--out=b', '--fold-norm'], 'reads no --out, --fold-norm'),
     (['--verify=a', '--push=b/c'], 'reads no --push'),
+    (['--verify=a', '--opset=18'], 'reads no --opset'),
     (['--verify=a', '--with_preprocessing'], 'reads no --with-preprocessing'),
   ],
 )

@@ -95,7 +95,8 @@ def _check_together(
   given = [
     f'--{name.replace("_", "-")}'
     for name, value in vars(flags).items()
-    if name not in ('checkpoint', 'verify', 'data') and value
+    if name not in ('checkpoint', 'verify', 'data')
+    and value not in (None, False)
   ]
   if given:
     parser.error(f'--verify exports nothing, and reads no {", ".join(given)}')
