@@ -157,6 +157,12 @@ def test_a_file_is_no_folder(runs, tmp_path):
     export.export_run(runs / 'kd', 'hub', tmp_path / 'out')
 
 
+@pytest.mark.parametrize('out', ['.', '..', '/', 'a/..'])
+def test_a_folder_has_a_name(out, runs):
+  with pytest.raises(UserError, match='give it by its name'):
+    export.export_run(runs / 'kd', 'hub', out)
+
+
 def test_a_fused_network_is_refused(runs, tmp_path):
   student = exports.student_of()
   model = dataclasses.replace(student.model, name='mobileone_s0_fused')

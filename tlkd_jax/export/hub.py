@@ -52,6 +52,10 @@ def check(out: pathlib.Path, fold_norm: bool, opset: int | None) -> None:
       'names of the model with its norms; accepted with the other formats'
     )
   formats.check_opset('hub', opset)
+  if out.name in ('', '.', '..'):
+    raise ValueError(
+      f'--out {out}: the folder is replaced as a whole; give it by its name'
+    )
   if not out.exists() and not out.is_symlink():
     return
   if not out.is_dir():
