@@ -397,6 +397,7 @@ class TestMistakes:
       return b'a file'
 
     monkeypatch.setattr(onnx, 'convert', convert)
+    monkeypatch.setattr(onnx, 'described', lambda content, student: content)
     monkeypatch.setattr(onnx, 'load', lambda path, out: jax.jit(student.logits))
     free = dataclasses.replace(formats.FORMATS['onnx'], needs=())
     monkeypatch.setitem(formats.FORMATS, 'onnx', free)

@@ -78,7 +78,7 @@ def test_a_trained_run(compare_run, tmp_path):
   # Any batch, and what the record says is what the file gives.
   student = students.load_student(run)
   validation = run_data.load(run).splits['validation']
-  images = run_data.normalised(student, validation.images)
+  images = student.normalised(validation.images)
   logits = onnx.load(out)(images)
   one = onnx.load(out)(images[:1])
   np.testing.assert_allclose(one[0], logits[0], rtol=1e-5, atol=1e-5)

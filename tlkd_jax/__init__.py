@@ -7,6 +7,7 @@ From Python, see docs/python.md:
     advise                        is a teacher worth it here?
     load                          a finished run, called with images
     export_run                    a finished run's student as a file
+    verify_export                 such a file against its run
     data.Dataset.from_arrays      images that a program holds
 """
 
@@ -40,7 +41,7 @@ from tlkd_jax.api import (
   make_study,
   run_study,
 )
-from tlkd_jax.export import export_run
+from tlkd_jax.export import export_run, verify_export
 
 __version__ = '0.1.0'
 
@@ -55,4 +56,5 @@ __all__ = [
   'make_settings',
   'make_study',
   'run_study',
+  'verify_export',
 ]

@@ -52,7 +52,7 @@ def load(
   found = sources.open_test(
     name, data_dir=data_dir, cache_dir=cache_dir, labelling=labelling
   )
-  _check_classes(name, found.class_names, class_names)
+  check_classes(name, found.class_names, class_names)
   places = [list(class_names).index(n) for n in found.class_names]
   source = found.splits['test']
   source = dataclasses.replace(
@@ -101,9 +101,16 @@ def load(
   )
 
 
-def _check_classes(
+def check_classes(
   name: str, theirs: Sequence[str], class_names: Sequence[str]
 ) -> None:
+  """Raises ValueError where data have a class that a network does not know.
+
+  Args:
+    name: of the data.
+    theirs: their classes.
+    class_names: those of the network.
+  """
   unknown = [n for n in theirs if n not in class_names]
   if not unknown:
     return

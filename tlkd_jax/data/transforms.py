@@ -68,7 +68,7 @@ _FLOAT_SLACK = 1e-3
 
 # A strip longer than this is cut before it is resized, or its long side could
 # grow to gigabytes.
-_MAX_ASPECT = 16
+MAX_ASPECT = 16
 
 # Counts the changes of what is made of the same bytes.
 RULES = 2
@@ -257,8 +257,8 @@ def resize_short_side(
   """
   width, height = image.size
   short, long = min(width, height), max(width, height)
-  if long > _MAX_ASPECT * short:
-    limit = _MAX_ASPECT * short
+  if long > MAX_ASPECT * short:
+    limit = MAX_ASPECT * short
     image = _crop(image, min(width, limit), min(height, limit))
     width, height = image.size
     long = limit

@@ -2,9 +2,13 @@
 
     python -m tlkd_jax.export --checkpoint RUN --format safetensors --out FILE
 
-Formats: `safetensors`, `onnx`, `stablehlo`. FILE.json beside it says what a
-user of the weights must know: architecture, classes, preprocessing. Every file
-is read back and compared before the command succeeds. See docs/export.md.
+Formats: `safetensors`, `onnx`, `stablehlo`, and `hub`, a folder. FILE.json
+beside it says what a user of the weights must know: architecture, classes,
+preprocessing. Every file is read back and compared before the command succeeds.
+
+    python -m tlkd_jax.export --checkpoint RUN --verify FILE
+
+runs such a file on the run's test images. See docs/export.md.
 """
 
 import argparse
@@ -13,10 +17,16 @@ import sys
 
 from absl import logging
 
-from tlkd_jax.export import DEFAULT_OPSET, FORMAT_NAMES, OPSETS, export_run
+from tlkd_jax.export import (
+  DEFAULT_OPSET,
+  FORMAT_NAMES,
+  OPSETS,
+  export_run,
+  verify_export,
+)
 from tlkd_jax.export.options import DTYPES, METHODS, SCHEMES, Int8
 from tlkd_jax.runtime import command_line
-from tlkd_jax.runtime.errors import UserError
+from tlkd_jax.runtime.errors import RunError, UserError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,10 +35,11 @@ def main(argv: list[str] | None = None) -> None:
     prog=command_line.name(), description="Exports a run's student."
   )
   parser.add_argument('--checkpoint', required=True, help='workdir of a run')
-  parser.add_argument('--format', required=True, choices=FORMAT_NAMES)
-  parser.add_argument('--out', required=True, help='the file, e.g. a.onnx')
+  parser.add_argument('--format', choices=FORMAT_NAMES)
+  parser.add_argument('--out', help='the file, e.g. a.onnx; of hub a folder')
   parser.add_argument(
     '--fold-norm',
+    '--fold_norm',
     action='store_true',
     help='fuse branches; in onnx and stablehlo, BatchNorm into convolutions',
   )
@@ -44,22 +55,34 @@ def main(argv: list[str] | None = None) -> None:
     help='of the weights; float16 in a safetensors or onnx file, bfloat16 in '
     'a safetensors file',
   )
+  parser.add_argument(
+    '--with-preprocessing',
+    '--with_preprocessing',
+    action='store_true',
+    help='an onnx file takes a uint8 image of any size and gives probabilities',
+  )
+  parser.add_argument(
+    '--push', help='of hub: ORGANISATION/NAME to upload the folder to'
+  )
+  parser.add_argument(
+    '--verify',
+    metavar='FILE',
+    help='instead of an export: run what one wrote against its run',
+  )
+  parser.add_argument(
+    '--data',
+    help='of --verify: other labelled data, e.g. folder:PATH; default: the '
+    "run's own test images, with its stored predictions",
+  )
   _add_quantization(parser)
   flags = parser.parse_args(argv)
+  _check_together(parser, flags)
   try:
-    result = export_run(
-      flags.checkpoint,
-      flags.format,
-      flags.out,
-      fold_norm=flags.fold_norm,
-      opset=flags.opset,
-      quantize=_quantize(flags),
-      dtype=flags.dtype,
-    )
+    result = _verify(flags) if flags.verify else _export(flags)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
-  except (OSError, RuntimeError) as error:
+  except (OSError, RunError, RuntimeError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(1)
   print(result)
@@ -119,6 +142,48 @@ def _quantize(flags: argparse.Namespace) -> Int8 | None:
       f'{", ".join(names)}: accepted with --quantize {" or ".join(SCHEMES)}'
     )
   return None
+
+
+def _check_together(
+  parser: argparse.ArgumentParser, flags: argparse.Namespace
+) -> None:
+  """Ends with a message where flags do not go together."""
+  if flags.verify is None:
+    lacking = [f'--{k}' for k in ('format', 'out') if not vars(flags)[k]]
+    if lacking:
+      parser.error(
+        f'{" and ".join(lacking)} must be given; or --verify FILE alone'
+      )
+    if flags.data is not None:
+      parser.error('--data is of --verify FILE')
+    return
+  given = [
+    f'--{name.replace("_", "-")}'
+    for name, value in vars(flags).items()
+    if name not in ('checkpoint', 'verify', 'data')
+    and value not in (None, False)
+  ]
+  if given:
+    parser.error(f'--verify exports nothing, and reads no {", ".join(given)}')
+
+
+def _verify(flags: argparse.Namespace) -> str:
+  found = verify_export(flags.verify, flags.checkpoint, flags.data)
+  return '\n'.join(map(str, found))
+
+
+def _export(flags: argparse.Namespace) -> str:
+  return export_run(
+    flags.checkpoint,
+    flags.format,
+    flags.out,
+    fold_norm=flags.fold_norm,
+    opset=flags.opset,
+    quantize=_quantize(flags),
+    dtype=flags.dtype,
+    with_preprocessing=flags.with_preprocessing,
+    push=flags.push,
+  )
 
 
 def run() -> None:

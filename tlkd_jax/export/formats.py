@@ -13,9 +13,11 @@ from tlkd_jax.data import Dataset
 from tlkd_jax.evaluation import records
 from tlkd_jax.export import (
   DEFAULT_OPSET,
+  FORMAT_NAMES,
   OPSETS,
   half,
   onnx,
+  preprocessing,
   qdq,
   quantization,
   stablehlo,
@@ -68,27 +70,35 @@ def check(
     int8: how it is quantised; None is not at all.
   """
   if name not in FORMATS:
-    raise ValueError(f'unknown format {name!r}; accepted: {", ".join(FORMATS)}')
+    accepted = ', '.join(FORMAT_NAMES)
+    raise ValueError(f'unknown format {name!r}; accepted: {accepted}')
   if out.suffix != f'.{name}':
     raise ValueError(f'{out}: a {name} file needs the suffix .{name}')
-  if opset is not None:
-    _check_opset(name, opset)
+  check_opset(name, opset)
   if int8 is not None and name != 'onnx':
     raise ValueError(
       f'--quantize int8: a {name} file is not quantised; accepted with '
       '--format onnx'
     )
-  needs = FORMATS[name].needs
-  missing = [p for p in needs if importlib.util.find_spec(p) is None]
-  if missing:
+  lacking = missing(name)
+  if lacking:
     raise ValueError(
-      f'export to {name} needs {" and ".join(missing)}, not installed here: '
+      f'export to {name} needs {" and ".join(lacking)}, not installed here: '
       'run `pip install -r requirements-export.txt`'
     )
 
 
-def _check_opset(name: str, opset: int) -> None:
-  if name != 'onnx':
+def missing(name: str) -> list[str]:
+  """Packages that a format needs and that are not installed."""
+  needs = FORMATS[name].needs
+  return [p for p in needs if importlib.util.find_spec(p) is None]
+
+
+def check_opset(name: str, opset: int | None) -> None:
+  """Raises ValueError where a format's file cannot have these operators."""
+  if opset is None:
+    return
+  if name not in ('onnx', 'hub'):
     raise ValueError(
       f'--opset {opset}: a {name} file has no operator set; accepted with '
       '--format onnx'
@@ -104,21 +114,37 @@ def check_size(name: str, student: Student) -> None:
 
 
 def write(
-  student: Student, name: str, out: pathlib.Path, opset: int | None = None
+  student: Student,
+  name: str,
+  out: pathlib.Path,
+  opset: int | None = None,
+  with_preprocessing: bool = False,
 ) -> str:
   """Writes `out` and `out`.json; returns what to tell the user.
+
+  Args:
+    student: to write.
+    name: of the format.
+    out: the file.
+    opset: of an onnx file; None is the default.
+    with_preprocessing: of the same, see onnx.write.
 
   Raises:
     RuntimeError: the written model does not give the student's logits.
   """
   out.parent.mkdir(parents=True, exist_ok=True)
+  config = configuration(student, name)
   if student.rounds:
     result = qdq.write(student, out, opset or DEFAULT_OPSET)
-  elif opset is None:
-    result = FORMATS[name].write(student, out)
+  elif name == 'onnx':
+    opset = opset or DEFAULT_OPSET
+    result = onnx.write(student, out, opset, with_preprocessing)
   else:
-    result = onnx.write(student, out, opset)
-  return f'{result}\n{_describe(out, configuration(student, name))}'
+    result = FORMATS[name].write(student, out)
+  if with_preprocessing:
+    config['input'] = preprocessing.takes()
+    config['output'] = preprocessing.gives(student.description.class_names)
+  return f'{result}\n{_describe(out, config)}'
 
 
 def write_quantized(
@@ -227,6 +253,8 @@ def configuration(student: Student, name: str) -> dict[str, Any]:
       'classifier': heads[0] if len(heads) == 1 else heads,
     },
   }
+  if student.digest:
+    result['weights_digest'] = student.digest
   if fused:
     result['fused'] = True
   if 'position' in table:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkd_jax.export.onnx import start_session
+from tlkd_jax.export import sessions
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.runtime.trees import flatten
 
@@ -203,7 +203,7 @@ def _optimized(model: Model, out: pathlib.Path) -> Model:
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'optimized.onnx'
     options.optimized_model_filepath = str(path)
-    start_session(model.SerializeToString(), out, options)
+    sessions.session(model.SerializeToString(), out=out, options=options)
     optimized = onnx.load(path)
   domains = {node.domain for node in optimized.graph.node} | {''}
   for entry in list(optimized.opset_import):

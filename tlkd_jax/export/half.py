@@ -142,7 +142,8 @@ def write_onnx(
     content = onnx.convert_student(student, opset)
     # Constants are computed before they are rounded.
     content = graphs.simplified(content, student.params, out)
-    unfinished.write_bytes(as_float16(content))
+    content = onnx.described(as_float16(content), student)
+    unfinished.write_bytes(content)
     run = onnx.load(unfinished, out)
     difference, largest = max_difference(student, run)
     # Written so that NaN is refused.

@@ -1,6 +1,7 @@
 """ONNX through jax2onnx, run by onnxruntime; both are optional packages."""
 
 import contextlib
+import json
 import logging
 import pathlib
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tlkd_jax.export import DEFAULT_OPSET
+from tlkd_jax.export import DEFAULT_OPSET, preprocessing, sessions
 from tlkd_jax.export.student import Student, checked
 from tlkd_jax.models.layers.convolutions import lax_convolutions
 from tlkd_jax.runtime.atomic import replacing
@@ -98,7 +99,7 @@ def load(
   Raises:
     RuntimeError: onnxruntime does not take it.
   """
-  session = start_session(str(path), out or path)
+  session = sessions.session(path, out=out)
 
   def run(images: np.ndarray) -> np.ndarray:
     nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
@@ -107,34 +108,11 @@ def load(
   return run
 
 
-def start_session(
-  model: str | bytes, out: pathlib.Path | str, options: Any = None
-) -> Any:
-  """A session of onnxruntime on the CPU.
-
-  Args:
-    model: a file, or a serialised model.
-    out: what it is called in messages.
-    options: onnxruntime.SessionOptions.
-
-  Raises:
-    RuntimeError: onnxruntime does not take it.
-  """
-  import onnxruntime
-
-  try:
-    return onnxruntime.InferenceSession(
-      model, options, providers=['CPUExecutionProvider']
-    )
-  except Exception as error:  # Its own have no common class.
-    raise RuntimeError(
-      f'{out} is not written: onnxruntime does not take it: {error}; another '
-      '--opset may help, LayerNorm needs 18 or later'
-    ) from error
-
-
 def write(
-  student: Student, out: pathlib.Path, opset: int = DEFAULT_OPSET
+  student: Student,
+  out: pathlib.Path,
+  opset: int = DEFAULT_OPSET,
+  with_preprocessing: bool = False,
 ) -> str:
   """Writes the model and runs it; returns what to tell the user.
 
@@ -142,13 +120,38 @@ def write(
     student: to write.
     out: the file.
     opset: as of `convert`.
+    with_preprocessing: the model takes an image of any size, and says
+      probabilities; see `preprocessing.add`.
 
   Raises:
-    RuntimeError: it does not give the student's logits.
+    RuntimeError: it does not give the student's logits, or probabilities.
   """
   with replacing(out) as unfinished:
-    unfinished.write_bytes(convert_student(student, opset))
-    return checked(student, load(unfinished, out), out, 'onnxruntime')
+    content = described(convert_student(student, opset), student)
+    unfinished.write_bytes(content)
+    said = checked(student, load(unfinished, out), out, 'onnxruntime')
+    if with_preprocessing:
+      spec, description = student.model.spec, student.description
+      content = preprocessing.add(content, description, spec.mean, spec.std)
+      unfinished.write_bytes(content)
+      said += f'\n{preprocessing.checked(student, unfinished, out)}'
+  return said
+
+
+def described(content: bytes, student: Student) -> bytes:
+  """A serialised model with the names of its classes and its weights' digest.
+
+  Args:
+    content: of a model.
+    student: that it is of.
+  """
+  import onnx
+
+  model = onnx.load_model_from_string(content)
+  names = list(student.description.class_names)
+  about = {preprocessing.NAMES: json.dumps(names), 'student': student.digest}
+  onnx.helper.set_model_props(model, {k: v for k, v in about.items() if v})
+  return model.SerializeToString()
 
 
 def takes(image_size: int) -> dict[str, Any]:

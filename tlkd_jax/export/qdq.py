@@ -88,7 +88,8 @@ def write(
       there.
   """
   with replacing(out) as unfinished:
-    unfinished.write_bytes(convert(student, opset))
+    content = onnx.described(convert(student, opset), student)
+    unfinished.write_bytes(content)
     images = sample_images(student, _COMPARED)
     # Not `student.logits`, whose weights XLA would round as it compiles.
     variables = student.params, student.model_state

@@ -109,7 +109,9 @@ def write(
       options,
       out,
     )
-    sizes = source.stat().st_size, unfinished.stat().st_size
+    content = onnx.described(unfinished.read_bytes(), student)
+    unfinished.write_bytes(content)
+    sizes = source.stat().st_size, len(content)
   record = _record(options, len(images), accuracy, kept, sizes)
   return f'{same}\n{_said(out, record, accuracy)}', record
 

@@ -136,14 +136,7 @@ def calibration_images(
     np.asarray(as_evaluated(train.images[rows[start : start + BATCH]]))
     for start in range(0, rows.size, BATCH)
   ]
-  return normalised(student, np.concatenate(parts))
-
-
-def normalised(student: Student, images: np.ndarray) -> np.ndarray:
-  """Images [N, H, W, 3] in 0..255 as the student takes them, float32."""
-  spec = student.model.spec
-  mean, std = (np.asarray(v, np.float32) for v in (spec.mean, spec.std))
-  return (images.astype(np.float32) - mean) / std
+  return student.normalised(np.concatenate(parts))
 
 
 def predictions(
@@ -160,7 +153,7 @@ def predictions(
   """
   parts = []
   for start in range(0, len(split), BATCH):
-    images = normalised(student, split.images[start : start + BATCH])
+    images = student.normalised(split.images[start : start + BATCH])
     # All of one shape: what is compiled for it is so once.
     padded = np.zeros((BATCH, *images.shape[1:]), np.float32)
     padded[: len(images)] = images

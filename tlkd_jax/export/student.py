@@ -17,6 +17,9 @@ from tlkd_jax.training.checkpoints import Description
 # Largest difference of logits that a converted model may have, as a share of
 # the largest logit (or of 1 where all are smaller).
 TOLERANCE = 1e-4
+# Largest difference of probabilities of a model that prepares images itself:
+# single pixels may be rounded otherwise than by Pillow.
+PROBABILITY_TOLERANCE = 5e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Student:
     model_state: its BatchNorm statistics, numpy arrays.
     description: of its checkpoint.
     folded: whether norms were folded.
+    digest: of the weights as they were trained, which no other run has; '' of
+      a student that is of no run.
   """
 
   model: Model
@@ -36,6 +41,7 @@ class Student:
   model_state: Tree
   description: Description
   folded: bool = False
+  digest: str = ''
 
   @property
   def rounds(self) -> bool:
@@ -51,6 +57,18 @@ class Student:
     """Normalised float32 images [B, H, W, 3] -> logits [B, K]."""
     outputs, _ = self.model.apply(self.params, self.model_state, images)
     return outputs['logits']
+
+  def logits_of(self, squares: np.ndarray) -> np.ndarray:
+    """uint8 [B, H, W, 3] as the network sees them -> float32 [B, K]."""
+    return np.asarray(jax.jit(self.logits)(self.normalised(squares)))
+
+  def normalised(self, squares: np.ndarray) -> np.ndarray:
+    """uint8 [..., 3] -> float32 of the same shape, (pixel - mean) / std."""
+    mean, std = (
+      np.float32(self.model.spec.mean),
+      np.float32(self.model.spec.std),
+    )
+    return (squares.astype(np.float32) - mean) / std
 
 
 def load_student(
@@ -112,10 +130,13 @@ def load_student(
   loaded = finished.restore(str(checkpoint), description)
   model = loaded.network.model
   params, state = jax.device_get((loaded.params, loaded.model_state))
+  digest = checkpoints.digest({'params': params, 'model_state': state})
   if fold_norm:
     fold = folding.fuse if named else folding.fold_norms
     model, params, state = fold(model, params, state)
-  return Student(model, params, state, description, fold_norm or rounds)
+  return Student(
+    model, params, state, description, fold_norm or rounds, digest
+  )
 
 
 def folded(student: Student) -> Student:
@@ -195,4 +216,26 @@ def checked(
   return (
     f'{out}: {runner} differs from the student by at most {difference:.2e} '
     f'(largest logit {largest:.3g}; batches of 1 and 3)'
+  )
+
+
+def checked_probabilities(
+  found: np.ndarray, expected: np.ndarray, out: pathlib.Path
+) -> str:
+  """Compares probabilities, [N, K], of a model that prepares images itself.
+
+  Raises:
+    RuntimeError: they differ by more than PROBABILITY_TOLERANCE.
+  """
+  difference = float(np.abs(found - expected).max())
+  if not difference <= PROBABILITY_TOLERANCE:
+    raise RuntimeError(
+      f'{out} is not written: its probabilities differ from those of the '
+      f'student by {difference:.3g}, and at most {PROBABILITY_TOLERANCE} is '
+      'accepted'
+    )
+  return (
+    f'{out}: with its own preprocessing, probabilities differ from those of '
+    f'the student by at most {difference:.2e} ({len(found)} images of other '
+    'sizes)'
   )

@@ -11,12 +11,13 @@ import hashlib
 import json
 import pathlib
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tlkd_jax.data import Dataset
-from tlkd_jax.data.index import NO_DIGEST
+from tlkd_jax.data import Dataset, Files
+from tlkd_jax.data.index import NO_DIGEST, Source
 from tlkd_jax.data.unlabelled import NO_LABEL
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.atomic import replacing
@@ -32,15 +33,22 @@ Record = dict[str, Any]
 
 def of_labelled(dataset: Dataset) -> Record:
   """The record of a data set, from decoding.load_dataset."""
-  files = {
+  return of_files(dataset.class_names, dataset.files)
+
+
+def of_files(
+  class_names: Sequence[str], files: Mapping[str, Files | Source]
+) -> Record:
+  """That of data of which nothing is decoded: split -> its files."""
+  about = {
     split: {
       'names': found.names,
       'labels': found.labels.tolist(),
       'digests': found.digests.tolist(),
     }
-    for split, found in dataset.files.items()
+    for split, found in files.items()
   }
-  return {'classes': list(dataset.class_names), 'files': files}
+  return {'classes': list(class_names), 'files': about}
 
 
 def of_unlabelled(dataset: Dataset) -> Record:

@@ -25,7 +25,7 @@ def load(name: str, settings: Settings, description: Description) -> Dataset:
     ValueError: the run's own data, or as other.load.
     FileNotFoundError: as other.load.
   """
-  if _located(name) == _located(settings.dataset):
+  if is_own(name, settings):
     raise ValueError(
       f"--dataset {name} is the run's own data set, most of which it was "
       'trained on; without --dataset its validation and test images are taken'
@@ -44,6 +44,11 @@ def load(name: str, settings: Settings, description: Description) -> Dataset:
   )
   logging.info('%s', dataset.describe())
   return dataset
+
+
+def is_own(name: str, settings: Settings) -> bool:
+  """Whether data are those that a run was trained on, by another path too."""
+  return _located(name) == _located(settings.dataset)
 
 
 def place(name: str) -> str:
