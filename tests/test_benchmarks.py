@@ -1,6 +1,7 @@
 """The parts of the benchmarks that can be wrong without anyone noticing."""
 
 import argparse
+import inspect
 import json
 import pathlib
 import subprocess
@@ -16,11 +17,13 @@ from benchmarks import (
   roofline,
   run_all,
   scaling,
+  startup,
   tables,
   train_step,
   transfer_weights,
 )
 from tests import tiny
+from tlkd_jax.training import loop, signals
 
 _DOCS = pathlib.Path(__file__).resolve().parent.parent / 'docs'
 
@@ -227,3 +230,47 @@ def test_weights_of_a_try(text, expected):
 def test_a_try_of_no_term_is_refused(text):
   with pytest.raises(argparse.ArgumentTypeError, match='NAME=NUMBER of delta'):
     transfer_weights.weights_of(text)
+
+
+def test_a_start_ends_where_the_loop_asks_whether_to_stop(monkeypatch):
+  """The names that the program of the process takes over are there."""
+  asked = signals.StopRequest.requested
+  monkeypatch.setattr(signals.StopRequest, 'requested', asked)
+  monkeypatch.setattr('tlkd_jax.main.run', lambda: None)
+  ended = []
+  monkeypatch.setattr('os._exit', ended.append)
+  exec(startup._TO_FIRST_STEP, {})
+  assert ended == []
+  signals.StopRequest().requested(1)
+  assert ended == [0]
+  assert 'stop.requested(number)' in inspect.getsource(loop)
+
+
+def test_starts_of_two_checkouts_take_turns(monkeypatch, tmp_path):
+  started = []
+
+  def fake(start, checkout, cache):
+    compiled = cache / 'program'
+    warm = compiled.exists()
+    compiled.touch()
+    started.append((checkout.name, 'warm' if warm else 'cold'))
+    return (3.0 if warm else 12.0) * (2 if checkout.name == 'old' else 1), 1.0
+
+  monkeypatch.setattr(startup, 'time_process', fake)
+  checkouts = {'': tmp_path / 'new', 'against_': tmp_path / 'old'}
+  row = startup.measure(startup.STARTS[0], checkouts, 2, again=True)
+  assert (
+    started == [(c, k) for c in ('new', 'old') for k in ('cold', 'warm')] * 2
+  )
+  assert (row['cold_seconds'], row['warm_seconds']) == (12.0, 3.0)
+  assert (row['against_cold_seconds'], row['cold_ratio']) == (24.0, 0.5)
+  assert row['warm_cpu_min_max'] == [1.0, 1.0]
+  once = startup.measure(startup.QUICK_START, {'': tmp_path / 'new'}, 1, False)
+  assert 'warm_seconds' not in once
+  assert '| its end | 12.0 (12.0 to 12.0) |  |' in tables.startup([once])
+
+
+def test_a_start_that_fails_says_why(tmp_path):
+  start = startup.Start('nowhere.py', to_the_end=True)
+  with pytest.raises(RuntimeError, match=r'nowhere\.py: no such file'):
+    startup.time_process(start, startup._HERE, tmp_path)
