@@ -149,13 +149,13 @@ def line(one: Serving) -> str:
   own = one.figures
   parts = [
     f'{own.parameters / 1e6:.2f} M parameters',
-    f'{own.all_macs / 1e6:.0f} M multiply-adds an image',
+    f'{own.all_macs / 1e6:.3g} M multiply-adds an image',
   ]
   for runtime in dict.fromkeys(timing.runtime for timing in one.timings):
     found = [one.find(runtime, batch) for batch in BATCHES]
     parts += [
-      f'{runtime} {timing.ms:.1f} ms ({timing.low:.1f} to {timing.high:.1f}) a '
-      f'batch of {timing.batch}'
+      f'{runtime} {timing.ms:.3g} ms ({timing.low:.3g} to {timing.high:.3g}) '
+      f'a batch of {timing.batch}'
       for timing in found
       if timing is not None
     ]
