@@ -6,6 +6,7 @@ import re
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import validate_repo_id
 
 from tlkd_jax.runtime.errors import RunError
 
@@ -21,7 +22,7 @@ def check(name: str) -> None:
       not, or cannot be reached.
   """
   try:
-    huggingface_hub.utils.validate_repo_id(name)
+    validate_repo_id(name)
   except hub_errors.HFValidationError as error:
     raise ValueError(f'{_wrong_name(name)} ({error})') from error
   if not re.fullmatch('[^/]+/[^/]+', name):
