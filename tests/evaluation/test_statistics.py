@@ -239,3 +239,15 @@ def test_ties_are_not_permuted_one_by_one(monkeypatch, count, asked):
   difference = np.array([1.0, -1.0, *range(2, count)])
   _, p = statistics.wilcoxon_test(difference, np.zeros(count))
   assert len(calls) == asked and (asked or p < 0.001)
+
+
+@pytest.mark.parametrize('at_once', [2**20, 100, 1])
+def test_random_signs_are_those_that_one_by_one_would_be(monkeypatch, at_once):
+  monkeypatch.setattr(statistics, '_AT_ONCE', at_once)
+  difference = np.random.default_rng(5).normal(0.3, 1.0, 23)
+  rng, extreme = np.random.default_rng(4), 1
+  for _ in range(99):
+    signs = rng.integers(0, 2, 23) * 2 - 1
+    extreme += abs(signs @ difference) >= abs(difference.sum())
+  found = statistics.sign_flip_test(difference, np.zeros(23), 4, num_flips=99)
+  assert found == extreme / 100 and 1 < extreme < 100
