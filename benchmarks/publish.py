@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import compare_methods
+from benchmarks.int8_tables import int8
 from benchmarks.study_tables import (
   label_worth,
   looks,
@@ -105,6 +106,7 @@ PAGES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
   'methods': (('methods',), _methods),
   'sequential': (('sequential',), looks),
   'label_worth': (('label_worth',), label_worth),
+  'int8': (('int8',), int8),
 }
 
 

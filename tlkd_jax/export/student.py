@@ -134,9 +134,7 @@ def load_student(
   if fold_norm:
     fold = folding.fuse if named else folding.fold_norms
     model, params, state = fold(model, params, state)
-  return Student(
-    model, params, state, description, fold_norm or rounds, digest
-  )
+  return Student(model, params, state, description, fold_norm or rounds, digest)
 
 
 def folded(student: Student) -> Student:

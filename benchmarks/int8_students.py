@@ -1,0 +1,172 @@
+"""Does int8 keep what a student learned, taught and untaught alike?
+
+  python -m benchmarks.int8_students --study STUDY --work FOLDER --dataset NAME
+
+takes the best checkpoints of a study's cells (which it must have kept:
+study.keep=best) and writes each as a float file, as a statically quantised one,
+without a bound on the accuracy that this may cost, and as one that was
+fine-tuned on with rounding (configs/qat.py, guided by the float student). ONNX
+Runtime runs all on the test images; a row a cell goes into docs/study/int8.json,
+of which `python -m benchmarks.publish` makes the page. It can be stopped and
+begun again; what was measured stays. It must be run from the folder that the
+study was run from. Needs requirements-export.txt.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.int8_tables import FORMS, METRICS
+from tlkd_jax import export
+from tlkd_jax.data import Dataset, Split
+from tlkd_jax.evaluation import metrics, records
+from tlkd_jax.export import onnx, run_data, student
+from tlkd_jax.export.student import Student
+from tlkd_jax.runtime.atomic import replace_text
+
+OUT = pathlib.Path(__file__).resolve().parent.parent / 'docs/study/int8.json'
+# The fall in accuracy is what is measured.
+_UNBOUNDED = export.Int8(max_accuracy_drop=1.0)
+
+
+def cells(
+  study: pathlib.Path, dataset: str, arms: Iterable[str]
+) -> list[pathlib.Path]:
+  """The finished cells that kept their best checkpoint, seed after seed."""
+  found = [
+    folder
+    for arm in arms
+    for folder in study.glob(f'cells/{dataset}/*/{arm}/seed*')
+    if (folder / 'cell.json').exists()
+    and any((folder / 'checkpoints' / 'best').glob('*/record'))
+  ]
+  return sorted(found, key=lambda folder: (folder.name, folder.parts))
+
+
+def measure(cell: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
+  """The row of one cell."""
+  size, arm, seed = cell.parts[-3:]
+  rounded = work / size / arm / seed
+  _fine_tune(cell, rounded)
+  dataset = run_data.load(cell)
+  loaded = student.load_student(cell)
+  test = dataset.splits['test']
+  row: dict[str, Any] = {
+    'dataset': cell.parts[-4],
+    'size': size,
+    'arm': arm,
+    'seed': int(seed.removeprefix('seed')),
+    'model': loaded.model.name,
+    'image_size': loaded.image_size,
+    'test_images': len(test),
+    'qat_steps': json.loads((rounded / 'config.json').read_text())['num_steps'],
+    'forms': {},
+  }
+  expected = None
+  with tempfile.TemporaryDirectory() as made:
+    for form in FORMS:
+      path = _write(form, cell, rounded, pathlib.Path(made) / f'{form}.onnx')
+      logits = run_data.predictions(loaded, test, onnx.load(path))
+      expected = logits if expected is None else expected
+      row['forms'][form] = _scores(logits, expected, test, path)
+  return row | _simulated(rounded, dataset, row)
+
+
+def _write(
+  form: str, cell: pathlib.Path, rounded: pathlib.Path, path: pathlib.Path
+) -> pathlib.Path:
+  if form == 'float':
+    export.export_run(cell, 'onnx', path, fold_norm=True)
+  elif form == 'static':
+    export.export_run(cell, 'onnx', path, quantize=_UNBOUNDED)
+  else:
+    export.export_run(rounded, 'onnx', path)
+  return path
+
+
+def _scores(
+  logits: np.ndarray, expected: np.ndarray, split: Split, path: pathlib.Path
+) -> dict[str, float]:
+  found = metrics.compute_metrics(logits, split.labels)
+  same = float(np.mean(logits.argmax(-1) == expected.argmax(-1)))
+  return {name: found[name] for name in METRICS} | {
+    'agreement': same,
+    'bytes': path.stat().st_size,
+  }
+
+
+def _simulated(
+  rounded: pathlib.Path, dataset: Dataset, row: dict[str, Any]
+) -> dict[str, float]:
+  """What the fine-tuned student has in JAX, beside its file's accuracy."""
+  loaded: Student = student.load_student(rounded)
+  test = dataset.splits['test']
+
+  import jax
+
+  apply = jax.jit(loaded.model.apply)
+
+  def run(images):
+    outputs, _ = apply(loaded.params, loaded.model_state, images)
+    return outputs['logits']
+
+  logits = run_data.predictions(loaded, test, run)
+  return {'qat_in_jax_top1': metrics.top1(logits, test.labels)}
+
+
+def _fine_tune(cell: pathlib.Path, workdir: pathlib.Path) -> None:
+  command = [
+    *(sys.executable, '-m', 'tlkd_jax.main'),
+    *('--config', f'{_ROOT}/configs/qat.py:checkpoint={cell}'),
+    *('--workdir', str(workdir)),
+  ]
+  subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def dumps(rows: list[dict[str, Any]]) -> str:
+  """One row a line."""
+  lines = ',\n'.join(records.dumps(row, sort_keys=True) for row in rows)
+  return f'[\n{lines}\n]\n'
+
+
+def main() -> None:
+  """Measures what was not measured yet."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--study', type=pathlib.Path, required=True)
+  parser.add_argument('--work', type=pathlib.Path, required=True)
+  parser.add_argument('--dataset', required=True, help='below STUDY/cells')
+  parser.add_argument('--arms', nargs='+', default=['tl', 'kd', 'kd_sham'])
+  parser.add_argument('--limit', type=int, help='at most so many cells now')
+  parser.add_argument('--out', type=pathlib.Path, default=OUT)
+  flags = parser.parse_args()
+  out = flags.out.resolve()
+  rows = json.loads(out.read_text()) if out.exists() else []
+  done = {(r['dataset'], r['size'], r['arm'], r['seed']) for r in rows}
+  found = cells(flags.study.resolve(), flags.dataset, flags.arms)
+  waiting = [
+    cell
+    for cell in found
+    if (*cell.parts[-4:-1], int(cell.name.removeprefix('seed'))) not in done
+  ]
+  for number, cell in enumerate(waiting[: flags.limit], 1):
+    rows.append(measure(cell, flags.work.resolve()))
+    replace_text(out, dumps(rows))
+    forms = rows[-1]['forms']
+    said = ', '.join(f'{form} {forms[form]["top1"]:.4f}' for form in FORMS)
+    print(f'{number}/{len(waiting)} {cell}: {said}', flush=True)
+
+
+if __name__ == '__main__':
+  main()

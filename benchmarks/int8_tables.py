@@ -1,0 +1,160 @@
+"""The page of docs/study/int8.json: students in float and in int8."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.tables import table
+from tlkd_jax.evaluation import statistics
+from tlkd_jax.study.arms import ARMS
+
+Rows = Sequence[dict[str, Any]]
+
+# Form of a file -> in words.
+FORMS = {
+  'float': 'float',
+  'static': 'int8, static',
+  'qat': 'int8, fine-tuned with rounding',
+}
+METRICS = ('top1', 'nll', 'ece')
+# Of the study that the students are of.
+_ARMS = ARMS['confirm']
+_INT8 = ('static', 'qat')
+_SIGNS = {'top1': 100.0, 'nll': 1.0, 'ece': 1.0}
+_DIGITS = {'top1': 2, 'nll': 3, 'ece': 3}
+
+
+def int8(rows: Rows) -> str:
+  """The page: a table of places, and what int8 costs each arm."""
+  networks = sorted({f'{r["model"]} at {r["image_size"]} px' for r in rows})
+  steps = sorted({r['qat_steps'] for r in rows})
+  return '\n\n'.join(
+    (
+      '# What int8 leaves of a student',
+      f'{len(rows)} students ({", ".join(networks)}) of the confirmatory '
+      'study, each as a float ONNX file, quantised statically (256 training '
+      'images at most, no bound on the accuracy that it costs) and fine-tuned '
+      f'on with rounding ({", ".join(map(str, steps))} steps, guided by itself '
+      'in float), '
+      'all run by ONNX Runtime on all test images. Means over seeds.',
+      _places(rows),
+      '## What int8 costs, and whether it costs the taught student more',
+      'Int8 minus float, the mean over places (data set, size) seed by seed, '
+      'with its 95 % t interval over seeds; then the same for the difference '
+      'between an arm and TL. Accuracy in points.',
+      _costs(rows),
+      f'{_largest(rows)}\n',
+    )
+  )
+
+
+def _places(rows: Rows) -> str:
+  heads = ['data set', 'images a class', 'arm', 'seeds', 'file', 'top-1']
+  heads += ['NLL', 'ECE', 'same class as float', 'MB']
+  lines = []
+  for dataset, size, arm in _groups(rows):
+    own = _of(rows, dataset, size, arm)
+    for form, words in FORMS.items():
+      found = [row['forms'][form] for row in own]
+      mean = {k: float(np.mean([f[k] for f in found])) for k in found[0]}
+      lines.append(
+        [dataset, size, _label(arm), len(own), words]
+        + [f'{mean[name]:.3f}' for name in METRICS]
+        + [f'{mean["agreement"]:.3f}', f'{mean["bytes"] / 1e6:.2f}']
+      )
+  return table(heads, lines)
+
+
+def _costs(rows: Rows) -> str:
+  heads = ['file', 'arm', 'seeds', 'top-1', 'NLL', 'ECE']
+  lines = []
+  arms = list(dict.fromkeys(arm for _, _, arm in _groups(rows)))
+  for form in _INT8:
+    for arm in arms:
+      own = {m: _losses(rows, arm, form, m) for m in METRICS}
+      lines.append(
+        [FORMS[form], _label(arm), len(own['top1'])]
+        + [_interval(list(own[m].values()), m) for m in METRICS]
+      )
+    for arm in arms:
+      if arm == 'tl' or 'tl' not in arms:
+        continue
+      both = {
+        m: _apart(_losses(rows, arm, form, m), _losses(rows, 'tl', form, m))
+        for m in METRICS
+      }
+      lines.append(
+        [FORMS[form], f'{_label(arm)} minus {_label("tl")}', len(both['top1'])]
+        + [_interval(both[m], m) for m in METRICS]
+      )
+  return table(heads, lines)
+
+
+def _largest(rows: Rows) -> str:
+  apart = max(
+    abs(r['forms']['qat']['top1'] - r['qat_in_jax_top1']) for r in rows
+  )
+  fallen = sum(
+    r['forms']['static']['top1'] < r['forms']['float']['top1'] - 0.01
+    for r in rows
+  )
+  return (
+    f'{fallen} of {len(rows)} statically quantised students lose more than one '
+    'point on test. The fine-tuned file and the same student in JAX differ by '
+    f'at most {100 * apart:.2f} points of test accuracy.'
+  )
+
+
+def _losses(rows: Rows, arm: str, form: str, metric: str) -> dict[int, float]:
+  """Seed -> int8 minus float, the mean over places; seeds with all of these."""
+  places = {
+    (dataset, size) for dataset, size, one in _groups(rows) if one == arm
+  }
+  found: dict[int, list[float]] = {}
+  for row in rows:
+    if row['arm'] == arm:
+      forms = row['forms']
+      lost = forms[form][metric] - forms['float'][metric]
+      found.setdefault(row['seed'], []).append(lost)
+  return {
+    seed: float(np.mean(values))
+    for seed, values in sorted(found.items())
+    if len(values) == len(places)
+  }
+
+
+def _apart(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
+  return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+
+
+def _interval(values: list[float], metric: str) -> str:
+  scaled = _SIGNS[metric] * np.asarray(values)
+  digits = _DIGITS[metric]
+  if len(scaled) < 2:
+    return f'{scaled.mean():+.{digits}f}' if len(scaled) else '-'
+  found = statistics.mean_interval(scaled)
+  low, high = found['low'], found['high']
+  return (
+    f'{found["mean"]:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})'
+  )
+
+
+def _groups(rows: Rows) -> list[tuple[str, str, str]]:
+  order = list(dict.fromkeys(row['arm'] for row in rows))
+  found = {(row['dataset'], row['size'], row['arm']) for row in rows}
+
+  def key(group):
+    dataset, size, arm = group
+    return dataset, int(size) if size.isdigit() else 10**9, order.index(arm)
+
+  return sorted(found, key=key)
+
+
+def _of(rows: Rows, dataset: str, size: str, arm: str) -> list[dict[str, Any]]:
+  wanted = dataset, size, arm
+  return [r for r in rows if (r['dataset'], r['size'], r['arm']) == wanted]
+
+
+def _label(arm: str) -> str:
+  return _ARMS[arm].label if arm in _ARMS else arm
