@@ -6,7 +6,7 @@ takes the best checkpoints of a study's cells (which it must have kept:
 study.keep=best) and writes each as a float file, as a statically quantised one,
 without a bound on the accuracy that this may cost, and as one that was
 fine-tuned on with rounding (configs/qat.py, guided by the float student). ONNX
-Runtime runs all on the test images; a row a cell goes into docs/study/int8.json,
+Runtime runs all on the test images; a row a cell is in docs/study/int8.json,
 of which `python -m benchmarks.publish` makes the page. It can be stopped and
 begun again; what was measured stays. It must be run from the folder that the
 study was run from. Needs requirements-export.txt.
