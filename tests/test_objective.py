@@ -211,6 +211,38 @@ def test_every_teacher_has_its_own_projector():
   assert metrics['soft_loss'] == pytest.approx(np.mean(single), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+  ('name', 'count', 'traced'),
+  [
+    ('kd', 1, 0),
+    ('dkd', 2, 0),
+    ('fitnet', 0, 0),
+    ('fitnet', 1, 2),
+    ('fitnet', 2, 3),
+    ('crd', 1, 2),
+    ('rkd', 1, 2),
+  ],
+)
+def test_networks_are_traced_for_losses_that_ask_for_shapes(
+  name, count, traced, monkeypatch
+):
+  """A start under 'kd' traced both networks for nothing."""
+  student, teacher = make_models()
+  asked = []
+  monkeypatch.setattr(
+    lessons,
+    'output_shapes',
+    lambda *given: asked.append(given) or output_shapes(*given),
+  )
+  options = losses.hyperparameters_of(name)
+  term = dataclasses.replace(kd(), name=name, hyperparameters=options)
+  loss_sum = Objective(1.0, 0.0, (term,), 'losses')
+  names = [str(c) for c in range(5)]
+  dataset = Dataset('fake', names, {'train': tiny_split()}, 16, True, {}, [])
+  lessons.make_extras(loss_sum, student, (teacher,) * count, dataset, 0)
+  assert len(asked) == traced
+
+
 def tiny_split():
   from tlkd_jax.data import Split
 

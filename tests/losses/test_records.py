@@ -99,3 +99,13 @@ def test_stages_turn_a_loss_on_embeddings_to_maps():
     assert line.startswith(f'{name}: pre_logits 6 of the student')
   assert LOSSES['kd'].reads_of({}) == 'logits'
   assert LOSSES['at'].reads_of({'stages': None}) == 'maps'
+
+
+@pytest.mark.parametrize('name', losses.LOSSES)
+def test_what_asks_for_no_shapes_is_made_without_them(name):
+  options = losses.hyperparameters_of(name)
+  if losses.find(name).asks_shapes(options):
+    return
+  extras = losses.init_extras(name, jax.random.key(0), {}, {}, 4, **options)
+  assert extras == {'projector': {}, 'memory': {}}
+  assert losses.bridges(name, {}, {}, **options) == []
