@@ -327,21 +327,10 @@ def test_onnxruntime_gives_the_students_predictions(
     )
     (found,) = session.run(None, {'images': images.transpose(0, 3, 1, 2)})
     difference = np.abs(found - expected)
-    spread = expected.std()
-    print(
-      name,
-      level,
-      difference.max(),
-      difference.mean(),
-      spread,
-      np.abs(expected).max(),
-      np.mean(found.argmax(-1) == expected.argmax(-1)),
-    )
     assert difference.mean() < 0.01 * np.abs(expected).max()
     assert np.mean(found.argmax(-1) == expected.argmax(-1)) >= 0.95
     optimized = onnx.load(tmp_path / 'optimized.onnx').graph
     count = collections.Counter(node.op_type for node in optimized.node)
-    print(count)
     if level == 'ENABLE_EXTENDED':
       assert sum(count[op] for op in INTEGERS) == layers
       assert not FLOATS & set(count)

@@ -245,7 +245,7 @@ def _without_rectifiers(nodes, constants) -> list:
 def _bounds(node, constants) -> tuple[str, float, float] | None:
   """(what a rectifier is of, its least, its greatest value); None of others."""
   numbers = [
-    float(constants[name])
+    constants[name].item()
     for name in node.input
     if name in constants and constants[name].size == 1
   ]
