@@ -477,7 +477,7 @@ def test_tables_of_a_record():
   text = tables.markdown(found)
   for line in (
     '| augmentation | 1 of 1 | 0.01 | 0.05 | x |',
-    '| losses of more devices | not measured |  |  | one device |',
+    '| losses of more devices | not measured |  |  |  |',
     '| resnet152 -> resnet50 | TL | 64 | 10.00 (9.00 to 11.00) | 9 x 5 | 6,400 '
     '| 40% | 2.0 | 30.0 | 900 |',
     '| resnet152 -> resnet50 | TL+KD, teacher in the step | 128 '
