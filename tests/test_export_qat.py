@@ -263,6 +263,33 @@ class TestGraph:
     expected, found = (self.run(onnx, m, (2, 3, 4, 5)) for m in (before, after))
     assert 0 < np.abs(found - expected).max() < 0.1
 
+  def test_a_rounding_stays_behind_its_layer(self, onnx):
+    """Where what it gives is transposed, to its own layout and to another."""
+    constants = {
+      'kernel': np.ones((1, 1, 3, 3), np.float32),
+      'bias': np.ones((1, 1, 1, 3), np.float32),
+      'low': np.float32(0),
+      'high': np.float32(6),
+      **{f'{n}_scale': np.float32(6 / 255) for n in ('x', 1)},
+      **{f'{n}_zero': np.uint8(0) for n in ('x', 1)},
+    }
+    nodes = [
+      ('Transpose', ['x'], 'nhwc', {'perm': [0, 2, 3, 1]}),
+      ('QuantizeLinear', ['nhwc', 'x_scale', 'x_zero'], 'q', {}),
+      ('DequantizeLinear', ['q', 'x_scale', 'x_zero'], 'dq', {}),
+      *self.layer(1, 'dq', 'kernel'),
+      ('Transpose', ['1_out'], 'y', {'perm': [1, 2, 0, 3]}),
+    ]
+    before, after = (self.graph(onnx, nodes, constants) for _ in range(2))
+    onnx_graph.to_int8(after.graph)
+    (place,) = (
+      n for n, node in enumerate(after.graph.node) if node.op_type == 'Conv'
+    )
+    behind = [node.op_type for node in after.graph.node][place + 1 :]
+    assert behind == ['QuantizeLinear', 'DequantizeLinear', 'Transpose']
+    expected, found = (self.run(onnx, m, (2, 3, 4, 5)) for m in (before, after))
+    np.testing.assert_allclose(found, expected, atol=0.05)
+
   def test_a_layer_that_reads_floats_is_an_error(self, onnx):
     constants = {'w': np.ones((2, 3, 1, 1), np.float32)}
     model = self.graph(onnx, [('Conv', ['x', 'w'], 'y', {})], constants)

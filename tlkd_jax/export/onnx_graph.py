@@ -75,19 +75,17 @@ def _without_transpositions(nodes, constants, outputs) -> list:
       there, back = rounded[source]
       names = [f'{source}_{"".join(map(str, order))}{end}' for end in 'tqd']
       turned[source, order] = names[-1]
-      found.extend(
-        [
-          helper.make_node(
-            'Transpose', [there.input[0]], names[:1], perm=list(order)
-          ),
-          helper.make_node(
-            there.op_type, [names[0], *there.input[1:]], names[1:2]
-          ),
-          helper.make_node(
-            back.op_type, [names[1], *back.input[1:]], names[2:]
-          ),
-        ]
-      )
+      perm = list(order)
+      again = [
+        helper.make_node(node.op_type, [name, *node.input[1:]], [made])
+        for node, name, made in zip(
+          (there, back), names[:2], names[1:], strict=True
+        )
+      ]
+      turning = [there.input[0]], names[:1]
+      found.append(helper.make_node('Transpose', *turning, perm=perm))
+      found.extend(again)
+      rounded[names[-1]] = tuple(again)
     return turned[source, order]
 
   def plain(name):
@@ -132,12 +130,12 @@ def _without_transpositions(nodes, constants, outputs) -> list:
       node.output[0] = output
     else:
       inputs = [plain(name) for name in inputs]
+      if node.op_type == 'DequantizeLinear':
+        makers = (n for n in reversed(found) if inputs[0] in n.output)
+        rounded[node.output[0]] = next(makers), node
     del node.input[:]
     node.input.extend(inputs)
     found.append(node)
-    if node.op_type == 'DequantizeLinear':
-      makers = (n for n in reversed(found) if inputs[0] in n.output)
-      rounded[node.output[0]] = next(makers), node
   for name in outputs:
     if plain(name) != name:
       found.append(helper.make_node('Identity', [plain(name)], [name]))
