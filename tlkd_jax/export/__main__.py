@@ -39,7 +39,6 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument('--out', help='the file, e.g. a.onnx; of hub a folder')
   parser.add_argument(
     '--fold-norm',
-    '--fold_norm',
     action='store_true',
     help='fuse branches; in onnx and stablehlo, BatchNorm into convolutions',
   )
@@ -57,7 +56,6 @@ def main(argv: list[str] | None = None) -> None:
   )
   parser.add_argument(
     '--with-preprocessing',
-    '--with_preprocessing',
     action='store_true',
     help='an onnx file takes a uint8 image of any size and gives probabilities',
   )
@@ -75,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     "run's own test images, with its stored predictions",
   )
   _add_quantization(parser)
-  flags = parser.parse_args(argv)
+  flags = parser.parse_args([_hyphened(a) for a in argv or sys.argv[1:]])
   _check_together(parser, flags)
   try:
     result = _verify(flags) if flags.verify else _export(flags)
@@ -142,6 +140,14 @@ def _quantize(flags: argparse.Namespace) -> Int8 | None:
       f'{", ".join(names)}: accepted with --quantize {" or ".join(SCHEMES)}'
     )
   return None
+
+
+def _hyphened(argument: str) -> str:
+  """--fold_norm as --fold-norm: other commands' flags have underscores."""
+  name, sign, value = argument.partition('=')
+  if name.startswith('--'):
+    name = name.replace('_', '-')
+  return f'{name}{sign}{value}'
 
 
 def _check_together(
