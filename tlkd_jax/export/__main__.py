@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     "run's own test images, with its stored predictions",
   )
   _add_quantization(parser)
-  flags = parser.parse_args([_hyphened(a) for a in argv or sys.argv[1:]])
+  given = sys.argv[1:] if argv is None else argv
+  flags = parser.parse_args([_hyphened(argument) for argument in given])
   _check_together(parser, flags)
   try:
     result = _verify(flags) if flags.verify else _export(flags)
