@@ -13,6 +13,7 @@ study was run from. Needs requirements-export.txt.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import subprocess
@@ -37,13 +38,13 @@ _UNBOUNDED = export.Int8(max_accuracy_drop=1.0)
 
 
 def cells(
-  study: pathlib.Path, dataset: str, arms: Iterable[str]
+  study: pathlib.Path, dataset: str, sizes: Iterable[str], arms: Iterable[str]
 ) -> list[pathlib.Path]:
   """The finished cells that kept their best checkpoint, seed after seed."""
   found = [
     folder
-    for arm in arms
-    for folder in study.glob(f'cells/{dataset}/*/{arm}/seed*')
+    for size, arm in itertools.product(sizes, arms)
+    for folder in study.glob(f'cells/{dataset}/{size}/{arm}/seed*')
     if (folder / 'cell.json').exists()
     and any((folder / 'checkpoints' / 'best').glob('*/record'))
   ]
@@ -147,6 +148,7 @@ def main() -> None:
   parser.add_argument('--study', type=pathlib.Path, required=True)
   parser.add_argument('--work', type=pathlib.Path, required=True)
   parser.add_argument('--dataset', required=True, help='below STUDY/cells')
+  parser.add_argument('--sizes', nargs='+', default=['10', '50', 'all'])
   parser.add_argument('--arms', nargs='+', default=['tl', 'kd', 'kd_sham'])
   parser.add_argument('--limit', type=int, help='at most so many cells now')
   parser.add_argument('--out', type=pathlib.Path, default=OUT)
@@ -154,7 +156,7 @@ def main() -> None:
   out = flags.out.resolve()
   rows = json.loads(out.read_text()) if out.exists() else []
   done = {(r['dataset'], r['size'], r['arm'], r['seed']) for r in rows}
-  found = cells(flags.study.resolve(), flags.dataset, flags.arms)
+  found = cells(flags.study.resolve(), flags.dataset, flags.sizes, flags.arms)
   waiting = [
     cell
     for cell in found

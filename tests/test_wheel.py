@@ -171,7 +171,7 @@ def test_help_names_the_command(name, call):
 def test_a_configuration_that_is_neither_here_nor_packaged(call):
   message = call('tlkd-jax', '--config', 'configs/no.py', code=2)
   assert message.startswith('error: --config configs/no.py: no such file')
-  assert message.endswith('compare, kd, study, teacher, tl\n')
+  assert message.endswith('compare, kd, qat, study, teacher, tl\n')
 
 
 def test_a_run_in_another_folder(call, weights, tmp_path):

@@ -43,7 +43,7 @@ def test_what_is_neither_here_nor_packaged(name, monkeypatch, tmp_path):
     command_line.find_config(f'{name}:smoke')
   message = str(error.value)
   assert message.startswith(f'--config {name}: no such file')
-  assert message.endswith('compare, kd, study, teacher, tl')
+  assert message.endswith('compare, kd, qat, study, teacher, tl')
 
 
 @pytest.fixture
