@@ -110,7 +110,7 @@ def no_config(place):
   return []
 
 
-@case('configs/nothing.py', 'no such file', 'compare, kd, study')
+@case('configs/nothing.py', 'no such file', 'compare, kd, qat, study')
 def config_file_missing(place):
   return ['--config=configs/nothing.py']
 
