@@ -141,7 +141,7 @@ def _interval(values: list[float], metric: str) -> str:
 
 
 def _groups(rows: Rows) -> list[tuple[str, str, str]]:
-  order = list(dict.fromkeys(row['arm'] for row in rows))
+  order = [*_ARMS, *(row['arm'] for row in rows)]
   found = {(row['dataset'], row['size'], row['arm']) for row in rows}
 
   def key(group):
