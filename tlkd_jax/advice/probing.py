@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 from jax.sharding import Mesh
 
 from tlkd_jax.advice.request import Candidate, Request, settings_of
@@ -124,12 +123,10 @@ def measure(
   rest = ('validation', 'test') if folds else ('validation',)
   seen |= {name: predict(dataset.splits[name]) for name in rest}
   begun = time.monotonic()
-  # Threads of so small a product wait for each other where others work too.
-  with threadpoolctl.threadpool_limits(1):
-    if folds:
-      scored = _by_folds(request, dataset, seen, folds)
-    else:
-      scored = [_once(seen['train'], seen['validation'], classes)]
+  if folds:
+    scored = _by_folds(request, dataset, seen, folds)
+  else:
+    scored = [_once(seen['train'], seen['validation'], classes)]
   rows = len(seen['train'].labels) * max(len(scored), 1)
   return Probe(
     model=str(candidate),

@@ -12,6 +12,7 @@ import warnings
 
 import numpy as np
 import scipy
+import threadpoolctl
 
 # scikit-learn's C, of features with deviation 1 and images that count once.
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-8, 1))
@@ -182,7 +183,12 @@ def _path(
   heads = []
   for strength in strengths:
     model.set_params(C=strength)
-    with warnings.catch_warnings():
+    # Products of so few rows take four times as long on two threads, which wait
+    # for each other; and on one the head does not depend on their number.
+    with (
+      threadpoolctl.threadpool_limits(1, user_api='blas'),
+      warnings.catch_warnings(),
+    ):
       # The loosest strengths end early, which the validation judges.
       warnings.simplefilter('ignore', ConvergenceWarning)
       model.fit(rows, repeated, sample_weight=weights)
