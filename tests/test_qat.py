@@ -223,3 +223,15 @@ def test_what_it_cannot_be_exported_to(
   with pytest.raises(UserError, match=message):
     export.export_run(run[0], format, out, fold_norm=fold_norm)
   assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  'options',
+  [{'quantize': 'int8'}, {'dtype': 'float16'}, {'with_preprocessing': True}],
+)
+def test_its_file_is_int8_already(options, run, tmp_path, monkeypatch):
+  monkeypatch.setattr('importlib.util.find_spec', lambda name: name)
+  out = tmp_path / 'student.onnx'
+  with pytest.raises(UserError, match='tiny int8, whose file is of int8 as it'):
+    export.export_run(run[0], 'onnx', out, **options)
+  assert not out.exists()

@@ -94,8 +94,13 @@ def export_run(
       expanded(checkpoint),
       fold_norm=fold_norm,
       named=is_hub or formats.FORMATS[format].takes is None,
-      whole=format == 'onnx' and not (int8 or half or with_preprocessing),
+      whole=format == 'onnx',
     )
+    if loaded.rounds and (int8 or half or with_preprocessing):
+      raise ValueError(
+        f'{checkpoint} holds {loaded.model.name}, whose file is of int8 as it '
+        'is: leave --quantize, --dtype and --with-preprocessing out'
+      )
     formats.check_size(format, loaded)
     if with_preprocessing:
       preprocessing.check(loaded.description.interpolation, opset)
