@@ -177,16 +177,15 @@ class ViTBlock(nn.Module):
     return x + self.mlp(self.norm2(x))
 
 
-class ViTTiny(nn.Module):
-  """Patch 16, width 192, 12 blocks of 3 heads."""
+class ViT(nn.Module):
+  """Patch 16, a class token; Dosovitskiy et al. 2021."""
 
-  def __init__(self, classes, size):
+  def __init__(self, dim, heads, depth, classes, size):
     super().__init__()
-    dim = 192
     self.patch = nn.Conv2d(3, dim, 16, 16)
     self.token = nn.Parameter(torch.zeros(1, 1, dim))
     self.position = nn.Parameter(torch.zeros(1, (size // 16) ** 2 + 1, dim))
-    self.blocks = nn.Sequential(*(ViTBlock(dim, 3) for _ in range(12)))
+    self.blocks = nn.Sequential(*(ViTBlock(dim, heads) for _ in range(depth)))
     self.norm = nn.LayerNorm(dim, eps=1e-6)
     self.head = nn.Linear(dim, classes)
 
@@ -222,7 +221,7 @@ TWINS = {
   'mobilenet_v2': lambda k, _: Mobile(_MOBILENET_V2, 32, 1280, k),
   'resnet18': lambda k, _: ResNet18(k),
   'convnext_atto': lambda k, _: ConvNeXtAtto(k),
-  'vit_tiny_patch16_224': ViTTiny,
+  'vit_tiny_patch16_224': lambda k, size: ViT(192, 3, 12, k, size),
 }
 
 

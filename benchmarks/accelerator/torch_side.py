@@ -28,7 +28,7 @@ from benchmarks import torch_models
 from benchmarks.torch_models import (
   BasicBlock,
   Mobile,
-  ViTBlock,
+  ViT,
   conv_norm,
   loss_of,
 )
@@ -80,25 +80,6 @@ class ResNet(nn.Module):
     return self.head(self.body(x).mean((2, 3)))
 
 
-class ViT(nn.Module):
-  """Patch 16, a class token; Dosovitskiy et al. 2021."""
-
-  def __init__(self, dim, heads, depth, classes, size):
-    super().__init__()
-    self.patch = nn.Conv2d(3, dim, 16, 16)
-    self.token = nn.Parameter(torch.zeros(1, 1, dim))
-    self.position = nn.Parameter(torch.zeros(1, (size // 16) ** 2 + 1, dim))
-    self.blocks = nn.Sequential(*(ViTBlock(dim, heads) for _ in range(depth)))
-    self.norm = nn.LayerNorm(dim, eps=1e-6)
-    self.head = nn.Linear(dim, classes)
-
-  def forward(self, x):
-    """x [B, 3, H, W] -> logits."""
-    x = self.patch(x).flatten(2).transpose(1, 2)
-    x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
-    return self.head(self.norm(self.blocks(x + self.position))[:, 0])
-
-
 # Width 1.1, depth 1.2, the first and the last stage as deep as Lite0's.
 _LITE2 = (
   (3, 1, 1, 16, 1),
@@ -117,7 +98,7 @@ TWINS = {
   'resnet34': lambda k, _: ResNet(BasicBlock, 1, (3, 4, 6, 3), k),
   'resnet50': lambda k, _: ResNet(Bottleneck, 4, (3, 4, 6, 3), k),
   'resnet152': lambda k, _: ResNet(Bottleneck, 4, (3, 8, 36, 3), k),
-  'vit_tiny_patch16_224': lambda k, size: ViT(192, 3, 12, k, size),
+  'vit_tiny_patch16_224': torch_models.TWINS['vit_tiny_patch16_224'],
   'vit_small_patch16_224': lambda k, size: ViT(384, 6, 12, k, size),
   'vit_large_patch16_224': lambda k, size: ViT(1024, 16, 24, k, size),
 }

@@ -35,6 +35,15 @@ def create(
   return array
 
 
+def load(path: pathlib.Path) -> np.ndarray | None:
+  """A .npy file, mapped to be read; None of one whose header is damaged."""
+  try:
+    return np.load(path, mmap_mode='r')
+  # What is raised depends on where the damage is.
+  except Exception:
+    return None
+
+
 def digest(array: np.ndarray) -> str:
   """Of the bytes of an array [N, ...], which may exceed the memory."""
   found = hashlib.blake2b(digest_size=16)

@@ -180,12 +180,8 @@ class Store:
     replace_text(path, self._text)
 
   def _load(self, path: pathlib.Path) -> np.ndarray | None:
-    try:
-      rows = np.load(path, mmap_mode='r')
-    # What a damaged header raises depends on where the damage is.
-    except Exception:
-      return None
-    if rows.dtype != self._row or rows.ndim != 1:
+    rows = mapped.load(path)
+    if rows is None or rows.dtype != self._row or rows.ndim != 1:
       return None
     said = re.fullmatch(r'view\d+-([0-9a-f]+)\.npy', path.name)
     right = said is not None and mapped.digest(rows) == said[1]

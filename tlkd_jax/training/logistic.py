@@ -181,18 +181,18 @@ def _path(
     warm_start=True, max_iter=_MAX_ITERATIONS[tolerance], tol=tolerance
   )
   heads = []
-  for strength in strengths:
-    model.set_params(C=strength)
-    # Products of so few rows take four times as long on two threads, which wait
-    # for each other; and on one the head does not depend on their number.
-    with (
-      threadpoolctl.threadpool_limits(1, user_api='blas'),
-      warnings.catch_warnings(),
-    ):
-      # The loosest strengths end early, which the validation judges.
-      warnings.simplefilter('ignore', ConvergenceWarning)
+  # Products of so few rows take four times as long on two threads, which wait
+  # for each other; and on one the head does not depend on their number.
+  with (
+    threadpoolctl.threadpool_limits(1, user_api='blas'),
+    warnings.catch_warnings(),
+  ):
+    # The loosest strengths end early, which the validation judges.
+    warnings.simplefilter('ignore', ConvergenceWarning)
+    for strength in strengths:
+      model.set_params(C=strength)
       model.fit(rows, repeated, sample_weight=weights)
-    heads.append(_head(model, centre, scale, num_classes, labels.size))
+      heads.append(_head(model, centre, scale, num_classes, labels.size))
   return heads
 
 

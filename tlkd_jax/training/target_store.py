@@ -308,10 +308,8 @@ class Store:
     return reached
 
   def _load(self, path: pathlib.Path) -> np.ndarray | None:
-    try:
-      stored = np.load(path, mmap_mode='r')
-    # What a damaged header raises depends on where the damage is.
-    except Exception:
+    stored = mapped.load(path)
+    if stored is None:
       return None
     right = stored.dtype == self._layout.row and stored.shape == (self._size,)
     return stored if right else None
