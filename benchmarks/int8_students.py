@@ -5,11 +5,12 @@
 takes the best checkpoints of a study's cells (which it must have kept:
 study.keep=best) and writes each as a float file, as a statically quantised one,
 without a bound on the accuracy that this may cost, and as one that was
-fine-tuned on with rounding (configs/qat.py, guided by the float student). ONNX
-Runtime runs all on the test images; a row a cell is in docs/study/int8.json,
-of which `python -m benchmarks.publish` makes the page. It can be stopped and
-begun again; what was measured stays. It must be run from the folder that the
-study was run from. Needs requirements-export.txt.
+fine-tuned on with rounding (configs/qat.py, guided by the float student). The
+control of the last is a float file after the same steps without rounding: what
+fine-tuning on gives by itself. ONNX Runtime runs all on the test images; a row
+a cell is in docs/study/int8.json, of which `python -m benchmarks.publish` makes
+the page. It can be stopped and begun again; what was measured stays. It must be
+run from the folder that the study was run from. Needs requirements-export.txt.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ from tlkd_jax.runtime.atomic import replace_text
 OUT = pathlib.Path(__file__).resolve().parent.parent / 'docs/study/int8.json'
 # The fall in accuracy is what is measured.
 _UNBOUNDED = export.Int8(max_accuracy_drop=1.0)
+# The same student, guide, steps and rates, and no rounding.
+_UNROUNDED = ('--config.quantize.mode=none', '--config.student.head=keep')
 
 
 def cells(
@@ -51,14 +54,16 @@ def cells(
   return sorted(found, key=lambda folder: (folder.name, folder.parts))
 
 
-def measure(cell: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
-  """The row of one cell."""
+def measure(
+  cell: pathlib.Path, work: pathlib.Path, known: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The row of one cell; what is known of it stays as it is."""
   size, arm, seed = cell.parts[-3:]
-  rounded = work / size / arm / seed
-  _fine_tune(cell, rounded)
+  own = work / size / arm / seed
   dataset = run_data.load(cell)
   loaded = student.load_student(cell)
   test = dataset.splits['test']
+  forms = dict(known.get('forms', {}))
   row: dict[str, Any] = {
     'dataset': cell.parts[-4],
     'size': size,
@@ -67,28 +72,39 @@ def measure(cell: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
     'model': loaded.model.name,
     'image_size': loaded.image_size,
     'test_images': len(test),
-    'qat_steps': json.loads((rounded / 'config.json').read_text())['num_steps'],
-    'forms': {},
   }
-  expected = None
+  row = {**row, **known, 'forms': forms}
   with tempfile.TemporaryDirectory() as made:
+    folder = pathlib.Path(made)
+    exact = _write('float', cell, own, folder / 'exact.onnx')
+    expected = run_data.predictions(loaded, test, onnx.load(exact))
     for form in FORMS:
-      path = _write(form, cell, rounded, pathlib.Path(made) / f'{form}.onnx')
+      if form in forms:
+        continue
+      path = _write(form, cell, own, folder / f'{form}.onnx')
       logits = run_data.predictions(loaded, test, onnx.load(path))
-      expected = logits if expected is None else expected
-      row['forms'][form] = _scores(logits, expected, test, path)
-  return row | _simulated(rounded, dataset, row)
+      forms[form] = _scores(logits, expected, test, path)
+  if 'qat_steps' not in row:
+    config = json.loads((own / 'config.json').read_text())
+    row |= {'qat_steps': config['num_steps']} | _simulated(own, dataset, row)
+  return row
 
 
 def _write(
-  form: str, cell: pathlib.Path, rounded: pathlib.Path, path: pathlib.Path
+  form: str, cell: pathlib.Path, own: pathlib.Path, path: pathlib.Path
 ) -> pathlib.Path:
+  """The file of one form; `own` and its neighbour hold what was fine-tuned."""
   if form == 'float':
     export.export_run(cell, 'onnx', path, fold_norm=True)
   elif form == 'static':
     export.export_run(cell, 'onnx', path, quantize=_UNBOUNDED)
+  elif form == 'qat':
+    _fine_tune(cell, own)
+    export.export_run(own, 'onnx', path)
   else:
-    export.export_run(rounded, 'onnx', path)
+    plain = own.with_name(f'{own.name}_float')
+    _fine_tune(cell, plain, *_UNROUNDED)
+    export.export_run(plain, 'onnx', path, fold_norm=True)
   return path
 
 
@@ -122,16 +138,24 @@ def _simulated(
   return {'qat_in_jax_top1': metrics.top1(logits, test.labels)}
 
 
-def _fine_tune(cell: pathlib.Path, workdir: pathlib.Path) -> None:
+def _fine_tune(
+  cell: pathlib.Path, workdir: pathlib.Path, *options: str
+) -> None:
   command = [
     *(sys.executable, '-m', 'tlkd_jax.main'),
     *('--config', f'{_ROOT}/configs/qat.py:checkpoint={cell}'),
     *('--workdir', str(workdir)),
+    *options,
   ]
   subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def _key(cell: pathlib.Path) -> tuple[str, str, str, int]:
+  dataset, size, arm, seed = cell.parts[-4:]
+  return dataset, size, arm, int(seed.removeprefix('seed'))
 
 
 def dumps(rows: list[dict[str, Any]]) -> str:
@@ -155,17 +179,19 @@ def main() -> None:
   flags = parser.parse_args()
   out = flags.out.resolve()
   rows = json.loads(out.read_text()) if out.exists() else []
-  done = {(r['dataset'], r['size'], r['arm'], r['seed']) for r in rows}
+  known = {(r['dataset'], r['size'], r['arm'], r['seed']): r for r in rows}
   found = cells(flags.study.resolve(), flags.dataset, flags.sizes, flags.arms)
-  waiting = [
-    cell
-    for cell in found
-    if (*cell.parts[-4:-1], int(cell.name.removeprefix('seed'))) not in done
-  ]
-  for number, cell in enumerate(waiting[: flags.limit], 1):
-    rows.append(measure(cell, flags.work.resolve()))
-    replace_text(out, dumps(rows))
-    forms = rows[-1]['forms']
+  waiting = {cell: known.get(_key(cell), {}) for cell in found}
+  waiting = {
+    cell: row
+    for cell, row in waiting.items()
+    if set(row.get('forms', {})) != set(FORMS)
+  }
+  for number, cell in enumerate(list(waiting)[: flags.limit], 1):
+    row = measure(cell, flags.work.resolve(), waiting[cell])
+    known[_key(cell)] = row
+    replace_text(out, dumps(list(known.values())))
+    forms = row['forms']
     said = ', '.join(f'{form} {forms[form]["top1"]:.4f}' for form in FORMS)
     print(f'{number}/{len(waiting)} {cell}: {said}', flush=True)
 
