@@ -11,6 +11,8 @@ fine-tuning on gives by itself. ONNX Runtime runs all on the test images; a row
 a cell is in docs/study/int8.json, of which `python -m benchmarks.publish` makes
 the page. It can be stopped and begun again; what was measured stays. It must be
 run from the folder that the study was run from. Needs requirements-export.txt.
+`--times` measures milliseconds as well, of the files of the first cell: time
+does not depend on the values of weights. For an idle machine.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import int8
 from benchmarks.int8_tables import FORMS, METRICS
 from tlkd_jax import export
 from tlkd_jax.data import Dataset, Split
@@ -90,6 +93,25 @@ def measure(
   return row
 
 
+def times(
+  cell: pathlib.Path, own: pathlib.Path, threads: int = 2
+) -> list[dict[str, Any]]:
+  """Rows of benchmarks/int8.py: each int8 form in turn with float."""
+  rows = []
+  with tempfile.TemporaryDirectory() as made:
+    folder = pathlib.Path(made)
+    exact = _write('float', cell, own, folder / 'float.onnx')
+    for form in ('static', 'qat'):
+      files = exact, _write(form, cell, own, folder / f'{form}.onnx')
+      for batch in (1, 32):
+        row = int8.measure(files, batch, threads, rounds=21)
+        rows.append(
+          {'form': form}
+          | {k: v for k, v in row.items() if not k.endswith('_shares')}
+        )
+  return rows
+
+
 def _write(
   form: str, cell: pathlib.Path, own: pathlib.Path, path: pathlib.Path
 ) -> pathlib.Path:
@@ -99,7 +121,8 @@ def _write(
   elif form == 'static':
     export.export_run(cell, 'onnx', path, quantize=_UNBOUNDED)
   elif form == 'qat':
-    _fine_tune(cell, own)
+    if not (own / 'summary.json').exists():
+      _fine_tune(cell, own)
     export.export_run(own, 'onnx', path)
   else:
     plain = own.with_name(f'{own.name}_float')
@@ -174,6 +197,7 @@ def main() -> None:
   parser.add_argument('--dataset', required=True, help='below STUDY/cells')
   parser.add_argument('--sizes', nargs='+', default=['10', '50', 'all'])
   parser.add_argument('--arms', nargs='+', default=['tl', 'kd', 'kd_sham'])
+  parser.add_argument('--times', action='store_true', help='milliseconds too')
   parser.add_argument('--limit', type=int, help='at most so many cells now')
   parser.add_argument('--out', type=pathlib.Path, default=OUT)
   flags = parser.parse_args()
@@ -194,6 +218,11 @@ def main() -> None:
     forms = row['forms']
     said = ', '.join(f'{form} {forms[form]["top1"]:.4f}' for form in FORMS)
     print(f'{number}/{len(waiting)} {cell}: {said}', flush=True)
+  if flags.times and found:
+    size, arm, seed = found[0].parts[-3:]
+    own = flags.work.resolve() / size / arm / seed
+    known[_key(found[0])]['times'] = times(found[0], own)
+    replace_text(out, dumps(list(known.values())))
 
 
 if __name__ == '__main__':

@@ -48,8 +48,37 @@ def int8(rows: Rows) -> str:
       'itself from what it gives with rounding. Accuracy in points.',
       _costs(rows),
       f'{_largest(rows)}\n',
+      *_times(rows),
     )
   )
+
+
+def _times(rows: Rows) -> list[str]:
+  found = [one for row in rows for one in row.get('times', [])]
+  if not found:
+    return []
+  heads = ['file', 'batch', 'float, ms', 'int8, ms', 'float / int8']
+  lines = [
+    [
+      FORMS[one['form']],
+      one['batch'],
+      *(_range(one[f'{k}_ms'], one[f'{k}_min_max']) for k in ('float', 'int8')),
+      _range(one['ratio'], one['ratio_min_max']),
+    ]
+    for one in found
+  ]
+  return [
+    '## Milliseconds',
+    'Of one call of ONNX Runtime on '
+    f'{found[0]["threads"]} threads at {found[0]["pixels"]} px, both files in '
+    f'turn; medians of {found[0]["rounds"]} rounds with the least and the '
+    'greatest.',
+    f'{table(heads, lines)}\n',
+  ]
+
+
+def _range(middle: float, ends: Sequence[float]) -> str:
+  return f'{middle:.2f} ({ends[0]:.2f} to {ends[1]:.2f})'
 
 
 def _places(rows: Rows) -> str:
