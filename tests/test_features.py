@@ -292,20 +292,26 @@ CHANGES = {
 }
 
 
+def fingerprint_of(run):
+  loaded = run.learners['teacher']
+  given = {'params': loaded.params, 'model_state': loaded.model_state}
+  return recipe_of(run).fingerprint(given, run.mesh)
+
+
+@pytest.fixture(scope='module')
+def unchanged():
+  """The fingerprint of the run as it is, filled by the first test."""
+  return {}
+
+
 @pytest.mark.parametrize('name', CHANGES)
-def test_the_fingerprint_names_what_changed(name, make_run, tmp_path):
+def test_the_fingerprint_names_what_changed(
+  name, make_run, tmp_path, unchanged
+):
   changes, named = CHANGES[name]
-  run, other = make_run(tmp_path), make_run(tmp_path, **changes)
-  told = [
-    recipe_of(one).fingerprint(
-      {
-        'params': one.learners['teacher'].params,
-        'model_state': one.learners['teacher'].model_state,
-      },
-      one.mesh,
-    )
-    for one in (run, other)
-  ]
+  if not unchanged:
+    unchanged.update(fingerprint_of(make_run(tmp_path)))
+  told = [unchanged, fingerprint_of(make_run(tmp_path, **changes))]
   assert json.loads(json.dumps(told[0])) == told[0]
   assert named in [key for key in told[0] if told[0][key] != told[1][key]]
 

@@ -3,6 +3,7 @@
 import json
 import logging
 
+import jax
 import numpy as np
 import pytest
 
@@ -100,7 +101,7 @@ def test_it_is_evaluated_first_and_used_as_it_is(
   # Its predictions are those of the model on images cut for it.
   data = decoding.load_seen(config, description.look).splits['test']
   images = loaded.network.prepare(np.asarray(data.images, np.float32))
-  expected = loaded.network.model.apply(
+  expected = jax.jit(loaded.network.model.apply)(
     loaded.params, loaded.model_state, images
   )[0]['logits']
   stored = evaluate.load(place / 'predictions' / 'test.npz').logits

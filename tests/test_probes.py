@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -97,7 +98,7 @@ def test_views_are_those_of_a_student_of_the_seed(teacher):
   assert stored.shape[1] == 20
   images = stored[:, 2:18, 2:18]
   loaded = run.learners['teacher']
-  outputs, _ = loaded.network.model.apply(
+  outputs, _ = jax.jit(loaded.network.model.apply)(
     loaded.params,
     loaded.model_state,
     loaded.network.prepare(images.astype(np.float32)),
@@ -300,9 +301,10 @@ def test_the_students_own_probe(teacher, cache_dir, tmp_path, caplog):
     'train': dataset.splits['train'].images[:, 2:18, 2:18],
     'validation': dataset.splits['validation'].images,
   }
+  say = jax.jit(at_first.network.model.apply)
   features = {
     split: np.asarray(
-      at_first.network.model.apply(
+      say(
         at_first.params,
         at_first.model_state,
         at_first.network.prepare(values.astype(np.float32)),

@@ -295,6 +295,37 @@ def test_losses_on_embeddings_of_several_teachers(start, tmp_path, compare_run):
     assert np.load(path.with_name('view0.npy'))['pre_logits'].std() > 0
 
 
+@pytest.fixture(scope='module')
+def fingerprint(cache_dir, compare_run):
+  """(**changes) -> what is said of the targets of such a run."""
+  mesh = sharding.make_mesh()
+
+  def call(**changes):
+    settings = {'teacher__checkpoint': str(compare_run / 'teacher')} | changes
+    settings = SETTINGS | {'targets__mode': 'cached'} | settings
+    config = tiny.make_config('kd', cache_dir, **settings)
+    dataset = decoding.load_dataset(config)
+    teachers = networks.load_teachers(config, dataset.class_names)
+    (teacher,) = teachers.values()
+    (recipe,) = targets.recipes(
+      config,
+      lessons.make_objective(config, dataset, guided=True),
+      {name: teacher.network for name, teacher in teachers.items()},
+      dataset,
+    ).values()
+    assert recipe.root == compare_run / 'teacher' / 'targets'
+    variables = run_parts.constants(teacher, dataset.splits['train'])
+    return json.loads(json.dumps(recipe.fingerprint(variables, mesh)))
+
+  return call
+
+
+@pytest.fixture(scope='module')
+def unchanged(fingerprint):
+  with tiny.registered():
+    return fingerprint()
+
+
 @pytest.mark.parametrize(
   ('change', 'named'),
   [
@@ -313,29 +344,16 @@ def test_losses_on_embeddings_of_several_teachers(start, tmp_path, compare_run):
     ({'targets__top_k': 3}, 'stored'),
   ],
 )
-def test_fingerprint_names_what_changed(change, named, cache_dir, compare_run):
-  mesh = sharding.make_mesh()
+def test_fingerprint_names_what_changed(change, named, fingerprint, unchanged):
+  changed = fingerprint(**change)
+  assert named in [key for key in unchanged if unchanged[key] != changed[key]]
 
-  def fingerprint(**changes):
-    settings = {'teacher__checkpoint': str(compare_run / 'teacher')} | changes
-    settings = SETTINGS | {'targets__mode': 'cached'} | settings
-    config = tiny.make_config('kd', cache_dir, **settings)
-    dataset = decoding.load_dataset(config)
-    teachers = networks.load_teachers(config, dataset.class_names)
-    (teacher,) = teachers.values()
-    (recipe,) = targets.recipes(
-      config,
-      lessons.make_objective(config, dataset, guided=True),
-      {name: teacher.network for name, teacher in teachers.items()},
-      dataset,
-    ).values()
-    assert recipe.root == compare_run / 'teacher' / 'targets'
-    variables = run_parts.constants(teacher, dataset.splits['train'])
-    return json.loads(json.dumps(recipe.fingerprint(variables, mesh)))
 
-  old, new = fingerprint(), fingerprint(**change)
-  assert old == fingerprint()
-  assert named in [key for key in old if old[key] != new[key]]
+def test_fingerprint_is_that_of_the_run_also_after_another(
+  fingerprint, unchanged
+):
+  assert fingerprint(seed=1) != unchanged
+  assert fingerprint() == unchanged
 
 
 def test_another_teacher_of_the_same_kind(start, folder, messages):

@@ -91,7 +91,8 @@ def test_it_teaches_without_having_learned(folder, cache_dir, tmp_path, caplog):
   jax.tree.map(np.testing.assert_array_equal, loaded.params, expected.params)
   images = decoding.load_seen(config, description.look).splits['test']
   prepared = loaded.network.prepare(np.asarray(images.images, np.float32))
-  logits = expected.model.apply(expected.params, {}, prepared)[0]['logits']
+  say = jax.jit(expected.model.apply)
+  logits = say(expected.params, {}, prepared)[0]['logits']
   stored = evaluate.load(place / 'predictions' / 'test.npz')
   by_row = {int(k): r for k, r in zip(images.indices, logits, strict=True)}
   rows = np.stack([by_row[int(k)] for k in stored.indices])

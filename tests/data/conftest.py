@@ -25,6 +25,12 @@ def load(data_cache):
 
 
 @pytest.fixture(scope='session')
+def digits(load):
+  """All digits at 16 pixels, which nobody changes."""
+  return load('digits')
+
+
+@pytest.fixture(scope='session')
 def three_splits(tmp_path_factory) -> pathlib.Path:
   root = tmp_path_factory.mktemp('three_splits')
   make_classes(root / 'train', {'cat': 12, 'dog': 9, 'owl': 20})

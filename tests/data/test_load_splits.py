@@ -24,13 +24,12 @@ def fingerprints(dataset):
   return [split.fingerprint() for split in dataset.splits.values()]
 
 
-def test_digits_are_the_real_ones(load):
-  dataset = load('digits')
-  assert dataset.class_names == [str(d) for d in range(10)]
-  assert not dataset.flip_ok
+def test_digits_are_the_real_ones(digits):
+  assert digits.class_names == [str(d) for d in range(10)]
+  assert not digits.flip_ok
   images, labels = load_digits(return_X_y=True)
   seen = []
-  for split in dataset.splits.values():
+  for split in digits.splits.values():
     assert split.images.dtype == np.uint8
     assert split.images.shape == (len(split), 16, 16, 3)
     assert split.labels.dtype == np.int32
@@ -46,8 +45,8 @@ def test_digits_are_the_real_ones(load):
   assert sorted(seen) == [f'digit-{i:04d}' for i in range(1797)]
 
 
-def test_digits_split_is_fixed_and_stratified(load):
-  splits = load('digits').splits
+def test_digits_split_is_fixed_and_stratified(digits):
+  splits = digits.splits
   sizes = {name: len(split) for name, split in splits.items()}
   assert sizes == {'train': 1169, 'validation': 269, 'test': 359}
   totals = np.bincount(load_digits().target)
@@ -58,7 +57,7 @@ def test_digits_split_is_fixed_and_stratified(load):
 
 
 @pytest.mark.parametrize('unit', ['num_train_per_class', 'train_fraction'])
-def test_subsets_are_nested_stratified_and_seeded(load, unit):
+def test_subsets_are_nested_stratified_and_seeded(load, digits, unit):
   sizes = {'num_train_per_class': (5, 20), 'train_fraction': (0.05, 0.2)}[unit]
   small, large = (load('digits', **{unit: n}) for n in sizes)
   again = load('digits', **{unit: sizes[0]})
@@ -77,13 +76,13 @@ def test_subsets_are_nested_stratified_and_seeded(load, unit):
   for split in ('validation', 'test'):
     fingerprints = {
       dataset.splits[split].fingerprint()
-      for dataset in (small, large, other, load('digits'))
+      for dataset in (small, large, other, digits)
     }
     assert len(fingerprints) == 1
 
 
-def test_index_of_an_example_does_not_depend_on_the_subset(load):
-  whole = load('digits').splits['train']
+def test_index_of_an_example_does_not_depend_on_the_subset(load, digits):
+  whole = digits.splits['train']
   number_of = dict(zip(whole.names, whole.indices.tolist(), strict=True))
   part = load('digits', num_train_per_class=7, seed=3).splits['train']
   assert [number_of[name] for name in part.names] == part.indices.tolist()
@@ -93,19 +92,18 @@ def test_index_of_an_example_does_not_depend_on_the_subset(load):
 @pytest.mark.parametrize(
   ('validation', 'test'), [(4, 4), (4, 3), (None, 2), (5, None)]
 )
-def test_validation_and_test_are_cut_apart(load, validation, test):
-  whole = load('digits')
+def test_validation_and_test_are_cut_apart(load, digits, validation, test):
   dataset = load(
     'digits', num_validation_per_class=validation, num_test_per_class=test
   )
   for split, count in (('validation', validation), ('test', test)):
-    found, all_of_it = dataset.splits[split], whole.splits[split]
+    found, all_of_it = dataset.splits[split], digits.splits[split]
     if count is None:
       assert found.names == all_of_it.names
     else:
       assert _per_class(found, 10) == [count] * 10
       assert set(found.names) < set(all_of_it.names)
-  assert dataset.splits['train'].names == whole.splits['train'].names
+  assert dataset.splits['train'].names == digits.splits['train'].names
 
 
 def test_folder_with_three_splits(load, three_splits):
@@ -364,9 +362,9 @@ def test_no_space_for_a_copy(tmp_path):
     prepared.once(tmp_path, 'key', Builder)
 
 
-def test_images_cannot_be_changed(load):
+def test_images_cannot_be_changed(digits):
   with pytest.raises(ValueError, match='read-only'):
-    load('digits').splits['train'].images[0] = 0
+    digits.splits['train'].images[0] = 0
 
 
 def test_nothing_half_written_is_used(tmp_path):
