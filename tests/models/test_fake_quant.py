@@ -124,7 +124,8 @@ def test_the_forms_of_a_convolution_agree_on_rounded_numbers(groups):
     )
     return jnp.sum(jnp.square(y)), y
 
-  both = jax.grad(value, argnums=(0, 1), has_aux=True)
+  # Compiled separately inside and outside of the context.
+  both = jax.jit(jax.grad(value, argnums=(0, 1), has_aux=True))
   ours = both(x, kernel)
   with convolutions.lax_convolutions():
     plain = both(x, kernel)
