@@ -80,6 +80,8 @@ def _row(dataset: str, size: int, arm: str, seed: int) -> dict[str, Any]:
   taught = arm in _TAUGHT
   agreement = {'teacher_agreement': 0.7} if taught else {}
   model = 'efficientnet_lite2' if arm == 'teacher' else 'efficientnet_lite0'
+  logits = np.log(rng.dirichlet(np.full(_CLASSES, 0.3), _TESTED) + 1e-9)
+  bins = _sums(logits, right)
   steps = range(1, _EVALUATIONS + 1)
   row: dict[str, Any] = {
     'dataset': dataset,
@@ -100,6 +102,7 @@ def _row(dataset: str, size: int, arm: str, seed: int) -> dict[str, Any]:
     'test': metrics | {'top1': top1} | agreement,
     'temperature': 1.1,
     'hits': pack(Answers(dataset, right)),
+    'reliability': {'before': bins, 'after': bins},
     'confusion': confusion.tolist(),
     'classes': [f'class {number}' for number in range(_CLASSES)],
     'curve': [[5 * n, 1.0 * n, top1 * (1 - 0.5**n)] for n in steps],
@@ -118,6 +121,15 @@ def _row(dataset: str, size: int, arm: str, seed: int) -> dict[str, Any]:
   if arm in ('teacher', 'tl', 'kd'):
     row['degraded'] = _degraded(top1, rng)
   return row
+
+
+def _sums(logits: np.ndarray, right: np.ndarray) -> dict[str, list[float]]:
+  from tlkd_jax.evaluation import reliability
+
+  top = logits.argmax(axis=1)
+  labels = np.where(right, top, (top + 1) % _CLASSES)
+  found = reliability.top_label_sums(logits, labels)
+  return {name: values.tolist() for name, values in found.items()}
 
 
 def _degraded(top1: float, rng: np.random.Generator) -> dict[str, Any]:

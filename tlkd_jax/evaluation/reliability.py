@@ -101,7 +101,7 @@ def pooled_diagram(
 ) -> dict[str, np.ndarray]:
   """`reliability_diagram` of all answers behind several `top_label_sums`."""
   count, right, confidence = (
-    np.sum([one[name] for one in sums], axis=0, dtype=np.float64)
+    np.array([one[name] for one in sums], np.float64).sum(axis=0)
     for name in ('count', 'right', 'confidence')
   )
   edges = np.linspace(0.0, 1.0, len(count) + 1)
