@@ -10,7 +10,9 @@ Each point is a process of its own. Axes:
   mapped   writing, digesting and serving 16-pixel images that a file holds; its
            memory is this process's own, which must stay the same
   runs     what a study does besides training: claims and state of its cells
-  page     the answer of a study of so many cells, and its page
+  page     the answer of a study of so many cells, seed after seed at ten
+           places, and its page
+  places   the same with ten seeds at ever more places
 Steps are measured where their program came from the compilation cache, so that
 the peak memory is not the compiler's.
 Each time is the median of three or five, the point has minimum and maximum too.
@@ -43,7 +45,8 @@ AXES = {
   'batch': ((8, 16, 32, 64, 128), (4, 8, 16)),
   'classes': ((10, 100, 1000, 10_000, 21_841), (10, 100, 1000)),
   'runs': ((100, 1000, 10_000), (20, 80, 320)),
-  'page': ((100, 1000, 10_000), (36, 72, 144)),
+  'page': ((100, 1000, 10_000), (100, 200, 400)),
+  'places': ((500, 1000, 10_000), (500, 1000, 1500)),
 }
 _COMPILING = ('pixels', 'batch', 'classes')
 _SUPER_LINEAR = 1.05
@@ -144,6 +147,7 @@ def point(axis: str, size: int) -> dict:
     'mapped': growth_axes.of_mapped,
     'runs': of_runs,
     'page': growth_axes.of_page,
+    'places': growth_axes.of_places,
   }
   values = functions[axis](size)
   if axis == 'mapped':

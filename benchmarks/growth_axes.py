@@ -1,4 +1,4 @@
-"""Two axes of growth.py that make up what they are given."""
+"""Axes of growth.py that make up what they are given."""
 
 import functools
 import pathlib
@@ -7,15 +7,12 @@ import time
 
 import numpy as np
 
+from benchmarks import growth_study
+
 _ROUNDS = 3
 # Of the images that are mapped, pixels.
 _SIDE = 16
 _AT_ONCE = 10_000
-# Places and arms of the made-up study; its seeds grow.
-_DATA = ('a', 'b', 'c', 'd')
-_SIZES = (10, 20, 50)
-_ARMS = {'tl': 0.5, 'kd': 0.52, 'teacher': 0.9}
-_TESTED = 200
 
 
 def of_mapped(count: int) -> dict[str, list[float]]:
@@ -69,19 +66,21 @@ def anonymous_mib() -> float:
   raise OSError('/proc/self/status has no RssAnon')
 
 
-def of_page(count: int) -> dict[str, list[float]]:
+def of_page(count: int, places: int = 10) -> dict[str, list[float]]:
   """Seconds to draw the answer of so many cells and to write their page."""
   from tlkd_jax.answer import conclusions
+  from tlkd_jax.answer.rows import indexed
   from tlkd_jax.report import html, markdown
-  from tlkd_jax.study import pages
+  from tlkd_jax.study import pages, results
 
-  rows = invented(count)
+  rows = growth_study.rows(count, places)
   times: dict[str, list[float]] = {'answer': [], 'page': []}
   for _ in range(_ROUNDS):
     start = time.perf_counter()
-    answer = conclusions.draw(rows, 'kd', 'tl', ('top1', 'nll'), None)
+    found = indexed(results.with_answers(pathlib.Path(), rows))
+    answer = conclusions.draw(found, 'kd', 'tl', ('top1', 'nll'), None)
     drawn = time.perf_counter()
-    sections = pages.make_sections(rows, answer)
+    sections = pages.make_sections(found, answer)
     for page in (html.page, markdown.page):
       page(pages.TITLE, f'{count} runs', sections)
     times['answer'].append(drawn - start)
@@ -89,42 +88,6 @@ def of_page(count: int) -> dict[str, list[float]]:
   return times
 
 
-def invented(count: int) -> list:
-  """Rows of a study as in results.json, with answers, seed after seed."""
-  from tlkd_jax.answer.rows import Answers
-
-  rng = np.random.default_rng(0)
-  rows = []
-  for number in range(count):
-    place, arm = divmod(number, len(_ARMS))
-    seed, place = divmod(place, len(_DATA) * len(_SIZES))
-    arm = list(_ARMS)[arm]
-    data, size = _DATA[place % len(_DATA)], _SIZES[place // len(_DATA)]
-    right = rng.random(_TESTED) < _ARMS[arm] + 0.01 * (seed % 5)
-    top1 = float(right.mean())
-    rows.append(
-      {
-        'dataset': data,
-        'size': size,
-        'arm': arm,
-        'seed': seed,
-        'trial': {},
-        'label': arm,
-        'kind': arm,
-        'changes': {},
-        'teachers': ['teacher'] if arm == 'kd' else [],
-        'model': 'tiny',
-        'num_train': 10 * size,
-        'test': {'top1': top1, 'nll': 1 - top1, 'teacher_agreement': 0.75},
-        'validation': {'top1': top1},
-        'curve': [[5, 1.0, top1 / 2], [10, 2.0, top1]],
-        'train_images': 320,
-        'teacher_images': 320 * (arm == 'kd'),
-        'seconds': 10.0,
-        'chosen': True,
-        'trials': 1,
-        'folder': f'cells/{data}/{size}/{arm}/seed{seed}',
-        'answers': Answers(data, right),
-      }
-    )
-  return rows
+def of_places(count: int) -> dict[str, list[float]]:
+  """The same where places grow, and not seeds, of which there are ten."""
+  return of_page(count, max(5, count // 100 // 5 * 5))

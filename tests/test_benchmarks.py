@@ -132,10 +132,7 @@ def test_axes_that_make_up_what_they_are_given(monkeypatch):
   found = growth_axes.of_mapped(300)
   assert all(len(v) == 1 and v[0] > 0 for v in found.values())
   assert growth_axes.anonymous_mib() > 1
-  rows = growth_axes.invented(72)
-  cells = {(r['dataset'], r['size'], r['arm'], r['seed']) for r in rows}
-  assert len(cells) == 72 and {cell[3] for cell in cells} == {0, 1}
-  assert min(growth_axes.of_page(36)['page']) > 0
+  assert min(growth_axes.of_page(20)['page']) > 0
 
 
 def test_programs_are_compiled_before_a_command_is_measured():

@@ -94,7 +94,7 @@ def draw(
     metrics: of test; accuracy is always one.
     plan: how the question is judged; None is the package's own.
   """
-  plan = plan or Plan()
+  plan, rows = plan or Plan(), runs.indexed(rows)
   names = dict.fromkeys(('top1', *metrics))
   per_place = {
     name: effects.per_place(rows, treatment, reference, name) for name in names

@@ -3,6 +3,7 @@
 import base64
 import collections
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -140,6 +141,28 @@ def place_of(row: Row) -> Place:
   return Place(row['dataset'], row['size'], row.get('recipe', ''))
 
 
+class Indexed(tuple[R, ...]):
+  """Rows of which one arm's at one place are found without a look at all."""
+
+  @functools.cached_property
+  def groups(self) -> dict[tuple[Place, str], list[R]]:
+    """(place, arm) -> its rows, in their order."""
+    found = collections.defaultdict(list)
+    for row in self:
+      found[place_of(row), row['arm']].append(row)
+    return dict(found)
+
+  @functools.cached_property
+  def places(self) -> list[Place]:
+    """As of `places`."""
+    return _places(self)
+
+
+def indexed(rows: Sequence[R]) -> Indexed[R]:
+  """The same rows, for who asks for many places and arms; not to be changed."""
+  return rows if isinstance(rows, Indexed) else Indexed(rows)
+
+
 def chosen(rows: Sequence[R]) -> list[R]:
   """The rows that were chosen on validation."""
   return [row for row in rows if row['chosen']]
@@ -147,6 +170,10 @@ def chosen(rows: Sequence[R]) -> list[R]:
 
 def places(rows: Sequence[Row]) -> list[Place]:
   """Every place, by data set and number of images."""
+  return [*rows.places] if isinstance(rows, Indexed) else _places(rows)
+
+
+def _places(rows: Sequence[Row]) -> list[Place]:
   first = {place_of(row): row['num_train'] for row in rows}
   return sorted(first, key=lambda p: (p.dataset, first[p], p.recipe))
 
@@ -167,13 +194,16 @@ def labels(rows: Sequence[Row]) -> dict[str, str]:
   }
 
 
+def all_at(rows: Sequence[R], place: Place, arm: str) -> list[R]:
+  """Every row of one arm at one place, also of trials that were not chosen."""
+  if isinstance(rows, Indexed):
+    return rows.groups.get((place, arm), [])
+  return [row for row in rows if row['arm'] == arm and place_of(row) == place]
+
+
 def at(rows: Sequence[R], place: Place, arm: str) -> dict[int, R]:
   """Seed -> row of one arm at one place, by seed."""
-  found = {
-    row['seed']: row
-    for row in chosen(rows)
-    if row['arm'] == arm and place_of(row) == place
-  }
+  found = {row['seed']: row for row in chosen(all_at(rows, place, arm))}
   return dict(sorted(found.items()))
 
 

@@ -6,6 +6,8 @@ nothing. Equal-mass bins have their edges at order statistics of the
 confidences and tied confidences share a bin.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from tlkd_jax.evaluation import predictions
@@ -78,6 +80,37 @@ def reliability_of(
     'count': count,
     'accuracy': predictions.safe_divide(hit, count, np.nan),
     'confidence': predictions.safe_divide(score, count, np.nan),
+  }
+
+
+def top_label_sums(logits, labels) -> dict[str, np.ndarray]:
+  """What diagrams of several runs are added up from.
+
+  Returns:
+    `count`, `right` and `confidence` (a sum) of each equal-width bin, float64
+    [NUM_BINS].
+  """
+  scores, hits = _top_label(logits, labels)
+  bins = equal_width_bins(scores, NUM_BINS)
+  count, right, confidence = bin_sums(bins, scores, hits, NUM_BINS)
+  return {'count': count, 'right': right, 'confidence': confidence}
+
+
+def pooled_diagram(
+  sums: Sequence[Mapping[str, Sequence[float]]],
+) -> dict[str, np.ndarray]:
+  """`reliability_diagram` of all answers behind several `top_label_sums`."""
+  count, right, confidence = (
+    np.array([one[name] for one in sums], np.float64).sum(axis=0)
+    for name in ('count', 'right', 'confidence')
+  )
+  edges = np.linspace(0.0, 1.0, len(count) + 1)
+  return {
+    'lower': edges[:-1],
+    'upper': edges[1:],
+    'count': count,
+    'accuracy': predictions.safe_divide(right, count, np.nan),
+    'confidence': predictions.safe_divide(confidence, count, np.nan),
   }
 
 

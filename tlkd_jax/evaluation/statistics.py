@@ -8,15 +8,14 @@ NaN are left out. Everything computes in float64.
 import numpy as np
 import scipy
 
+from tlkd_jax.evaluation import sign_flips
+from tlkd_jax.evaluation.sign_flips import ROUNDING
+
 ALPHA = 0.05
-# Up to here all 2^k sign patterns are enumerated.
-MAX_EXACT_PAIRS = 20
 # Of differences with ties or zeros, to scipy's limit.
 _MAX_TIED = 13
-# Signs that are drawn at once.
-_AT_ONCE = 2**20
-# Differences below this share of the values compared are rounding, not effect.
-_ROUNDING = 1e-12
+# Random patterns of signs, where not all of them are counted.
+_FLIPS = 100_000
 
 
 def paired_differences(x, y) -> np.ndarray:
@@ -36,7 +35,8 @@ def paired_differences(x, y) -> np.ndarray:
   difference = x - y
   if not difference.size:
     return difference
-  scale = _ROUNDING * max(np.abs(x).max(), np.abs(y).max())
+  # Below this share of the values compared it is rounding, not effect.
+  scale = ROUNDING * max(np.abs(x).max(), np.abs(y).max())
   if np.ptp(difference) <= scale:
     difference[:] = np.median(difference)
   difference[np.abs(difference) <= scale] = 0.0
@@ -117,12 +117,13 @@ def smallest_p(num_pairs: int) -> float:
   return min(1.0, 2.0 ** (1 - num_pairs))
 
 
-def sign_flip_test(x, y, seed: int = 0, num_flips: int = 100_000) -> float:
+def sign_flip_test(x, y, seed: int = 0, num_flips: int = _FLIPS) -> float:
   """Two-sided p of the paired permutation test on the mean difference.
 
   Under the null hypothesis each difference could as well have had the other
-  sign (Fisher 1935). All 2^k patterns are counted up to MAX_EXACT_PAIRS
-  pairs, beyond that `num_flips` random ones and the observed one.
+  sign (Fisher 1935). All 2^k patterns are counted up to
+  sign_flips.MAX_EXACT_PAIRS pairs, beyond that `num_flips` random ones and the
+  observed one.
 
   Returns:
     p, at least `smallest_p(k)`; NaN without pairs.
@@ -130,23 +131,18 @@ def sign_flip_test(x, y, seed: int = 0, num_flips: int = 100_000) -> float:
   difference = paired_differences(x, y)
   if not difference.size:
     return float('nan')
-  observed = abs(difference.sum()) * (1 - _ROUNDING)
-  if len(difference) <= MAX_EXACT_PAIRS:
-    sums = np.zeros(1)
-    for value in difference:
-      sums = np.concatenate([sums + value, sums - value])
-    # Equal sums that were added up in another order differ by rounding.
-    slack = _ROUNDING * np.abs(difference).sum()
-    return float((np.abs(sums) >= observed - slack).mean())
-  rng = np.random.default_rng(seed)
-  extreme = 1
-  rows = max(1, _AT_ONCE // len(difference))
-  for start in range(0, num_flips, rows):
-    count = min(rows, num_flips - start)
-    # Drawn together they are the numbers that one by one would be.
-    signs = rng.integers(0, 2, (count, len(difference))) * 2 - 1
-    extreme += int((np.abs(signs @ difference) >= observed).sum())
-  return float(extreme / (num_flips + 1))
+  return sign_flips.p_value(difference, seed, num_flips)
+
+
+def largest_p_of_moved(difference, move: float) -> float:
+  """Largest p of `sign_flip_test` with one difference moved.
+
+  Args:
+    difference: [k], k >= 1.
+    move: is added to each of them in its turn.
+  """
+  values = np.asarray(difference, np.float64)
+  return sign_flips.largest_p(values, move, 0, _FLIPS)
 
 
 def wilcoxon_test(x, y) -> tuple[float, float]:

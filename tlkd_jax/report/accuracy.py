@@ -10,7 +10,7 @@ from tlkd_jax.evaluation import (
   fidelity,
   metrics,
 )
-from tlkd_jax.report import plots
+from tlkd_jax.report import plots, space
 from tlkd_jax.report.blocks import (
   Figure,
   Section,
@@ -270,9 +270,7 @@ def _cka(context: Context) -> list:
 
 def embedding_section(context: Context) -> Section:
   """Where the images lie in the space of pre_logits."""
-  title = 'The space before the last layer'
-  views: dict[str, list[str]] = {'tsne': [], 'pca': []}
-  data, rows, used = [], [], []
+  views, used = [], []
   for arm in context.arms:
     run = context.run(arm)
     arrays = run.arrays('embedding') if run else None
@@ -280,58 +278,12 @@ def embedding_section(context: Context) -> Section:
     if arrays is None or record is None:
       continue
     used.append(arm)
-    for kind, name in (('tsne', 't-SNE'), ('pca', 'PCA')):
-      views[kind].append(
-        plots.scatter(
-          f'{context.named[arm]}, {name}', arrays[kind], arrays['labels']
-        )
-      )
-      data += [
-        {
-          'model': context.named[arm],
-          'view': name,
-          'index': int(i),
-          'class': context.class_names[int(k)],
-          'x': float(x),
-          'y': float(y),
-        }
-        for i, k, (x, y) in zip(
-          arrays['indices'], arrays['labels'], arrays[kind], strict=True
-        )
-      ]
-    figures = record['embedding']
-    rows.append(
-      {
-        'model': context.named[arm],
-        'images': figures['count'],
-        'kNN accuracy': figures['knn_accuracy'],
-        'silhouette': figures['silhouette'],
-        'variance in PCA': float(np.sum(figures['explained_by_pca'])),
-      }
-    )
-  panels = views['tsne'] + views['pca']
-  if not panels:
+    views.append(space.View(context.named[arm], arrays, record))
+  if not views:
     text = missing(context, 'qualitative', 'The view of pre_logits')
-    return Section('space', title, [text])
+    return Section('space', space.TITLE, [text])
   source = context.source(
     'evaluation/embedding.npz', 'evaluation/qualitative.json', arms=used
   )
-  colours = plots.class_colours(len(context.class_names))
-  names = list(zip(context.class_names, colours, strict=True))
-  table = named_table(
-    'How well classes separate',
-    rows,
-    source,
-    'kNN: 10 nearest others by cosine distance, labels of test. Silhouette: '
-    '-1 to 1, cosine.',
-  )
-  figure = Figure(
-    'Test images by their pre_logits',
-    panels,
-    'Each point is a test image, coloured by its true class; t-SNE shows '
-    'neighbourhoods (distances between clusters mean little), PCA the two '
-    'directions of largest variance.',
-    named_table('Places', data, source),
-    legend=[(n, c, '') for n, c in names] if len(names) <= 20 else [],
-  )
-  return Section('space', title, [table, figure])
+  found = space.blocks(views, context.class_names, source)
+  return Section('space', space.TITLE, found)

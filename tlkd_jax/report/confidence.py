@@ -1,5 +1,8 @@
 """Sections on probabilities: calibration, risk and coverage, other data."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from tlkd_jax.evaluation import calibration, reliability, selective
@@ -16,8 +19,8 @@ def calibration_section(context: Context) -> Section:
   for arm in context.arms:
     test, validation = context.test[arm], context.validation.get(arm)
     bins = reliability.reliability_diagram(test.logits, test.labels)
-    before.append(plots.reliability(context.named[arm], arm, bins))
-    data += _bin_rows(context.named[arm], bins)
+    before.append(plots.reliability(context.named[arm], {arm: bins}))
+    data += bin_rows({'model': context.named[arm]}, bins)
     level = calibration.calibrated_ece_level(test.logits, 0)
     if validation is None:
       continue
@@ -27,8 +30,8 @@ def calibration_section(context: Context) -> Section:
     scaled = test.logits.astype(np.float64) / found['temperature']
     bins = reliability.reliability_diagram(scaled, test.labels)
     name = f'{context.named[arm]}, T = {found["temperature"]:.2f}'
-    after.append(plots.reliability(name, arm, bins))
-    data += _bin_rows(name, bins)
+    after.append(plots.reliability(name, {arm: bins}))
+    data += bin_rows({'model': name}, bins)
     raw, scaled = found['before'], found['after']
     bound = ' (at the bound)' if found['at_bound'] else ''
     rows.append(
@@ -67,10 +70,13 @@ def calibration_section(context: Context) -> Section:
   return Section('calibration', 'Calibration', [table, figure])
 
 
-def _bin_rows(name: str, bins: dict[str, np.ndarray]) -> list[dict]:
+def bin_rows(
+  named: Mapping[str, str], bins: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
+  """Rows of a table of bins that are not empty, each beginning with `named`."""
   return [
     {
-      'model': name,
+      **named,
       'from': float(bins['lower'][i]),
       'to': float(bins['upper'][i]),
       'images': int(count),

@@ -11,7 +11,7 @@ import io
 import itertools
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -198,44 +198,42 @@ def lines(
   return _draw(draw, title, size=size, xlabel=x_label, ylabel=y_label)
 
 
-def reliability(title: str, arm: str, bins: dict[str, np.ndarray]) -> str:
-  """Accuracy of each confidence bin, with how full it is."""
-  lower, upper = np.asarray(bins['lower']), np.asarray(bins['upper'])
-  count = np.asarray(bins['count'], np.float64)
-  accuracy = np.asarray(bins['accuracy'], np.float64)
-  confidence = np.asarray(bins['confidence'], np.float64)
-  full = count > 0
+def reliability(
+  title: str, arms: Mapping[str, Mapping[str, np.ndarray]], small: bool = False
+) -> str:
+  """Accuracy of each confidence bin, with how full it is; bins arm by arm."""
 
   def draw(axes):
-    share = count / count.sum()
-    axes.bar(
-      lower[full],
-      share[full],
-      width=(upper - lower)[full],
-      align='edge',
-      color=_INK,
-      alpha=0.12,
-      linewidth=0,
-    )
     axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=':')
-    axes.vlines(
-      confidence[full],
-      confidence[full],
-      accuracy[full],
-      color=COLOURS[arm],
-      alpha=0.45,
-    )
-    axes.plot(
-      confidence[full],
-      accuracy[full],
-      color=COLOURS[arm],
-      marker=MARKERS[arm],
-      markersize=4,
-      linewidth=1,
-    )
+    for arm, bins in arms.items():
+      _bins(axes, arm, {k: np.asarray(v, float) for k, v in bins.items()})
     axes.set(xlim=(0, 1), ylim=(0, 1))
 
-  return _draw(draw, title, xlabel='confidence', ylabel='accuracy')
+  size = _SMALL if small else _SIZE
+  return _draw(draw, title, size=size, xlabel='confidence', ylabel='accuracy')
+
+
+def _bins(axes, arm: str, bins: Mapping[str, np.ndarray]) -> None:
+  full, width = bins['count'] > 0, bins['upper'] - bins['lower']
+  confidence, accuracy = bins['confidence'][full], bins['accuracy'][full]
+  axes.bar(
+    bins['lower'][full],
+    (bins['count'] / bins['count'].sum())[full],
+    width=width[full],
+    align='edge',
+    color=_INK,
+    alpha=0.12,
+    linewidth=0,
+  )
+  axes.vlines(confidence, confidence, accuracy, color=COLOURS[arm], alpha=0.45)
+  axes.plot(
+    confidence,
+    accuracy,
+    color=COLOURS[arm],
+    marker=MARKERS[arm],
+    markersize=4,
+    linewidth=1,
+  )
 
 
 def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> str:

@@ -46,6 +46,8 @@ class CellRow(Row):
     temperature: that scales its logits, fitted on validation.
     confusion: counts on test by true and predicted class.
     classes: their names.
+    reliability: on test, what diagrams before and after temperature scaling are
+      added up from, see reliability.top_label_sums.
     degraded: of the suite `corruptions`: `count` images and `top1` by group.
     prediction_cost: of its network, see models.serving.Figures.
   """
@@ -70,6 +72,7 @@ class CellRow(Row):
   temperature: NotRequired[float]
   confusion: NotRequired[list[list[int]]]
   classes: NotRequired[list[str]]
+  reliability: NotRequired[dict[str, dict[str, list[float]]]]
   degraded: NotRequired[dict[str, Any]]
   prediction_cost: NotRequired[dict[str, Any]]
 
@@ -240,7 +243,7 @@ def cost(rows: Rows, place: Place, arm: str) -> dict[str, float]:
     forward passes while students learn), likewise with the teachers' own. NaN
     where rows of the arm, or of its teachers, are not there.
   """
-  own = [r for r in rows if r['arm'] == arm and runs.place_of(r) == place]
+  own = runs.all_at(rows, place, arm)
   seeds = len({row['seed'] for row in own}) or math.nan
   total = {
     'seconds': sum(number(row['seconds']) for row in own) / seeds,

@@ -6,7 +6,13 @@ from typing import Any
 import numpy as np
 
 from tlkd_jax.answer.rows import Answers, make_answers, pack
-from tlkd_jax.evaluation import calibration, evaluate, metrics, records
+from tlkd_jax.evaluation import (
+  calibration,
+  evaluate,
+  metrics,
+  records,
+  reliability,
+)
 from tlkd_jax.evaluation.evaluate import Predictions
 from tlkd_jax.training import data_record
 
@@ -23,15 +29,23 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
     `hits`, which test images it got right, packed; `agreed`, at which it
     answered as its teacher, packed, where that answered. `confusion`, counts
     by true and predicted class, and `classes`, their names, of few classes.
+    `reliability`: of test, `before` temperature scaling and `after` it, what
+    diagrams are added up from.
   """
   validation, test = (_load(folder, s) for s in ('validation', 'test'))
   both = validation.logits, validation.labels, test.logits, test.labels
+  temperature = calibration.fit_temperature(*both[:2])
+  scaled = test.logits.astype(np.float64) / temperature
   found: dict[str, Any] = {
     'validation': metrics.compute_metrics(*both[:2]),
     'test': metrics.compute_metrics(*both[2:])
     | calibration.scaled_metrics(*both),
-    'temperature': calibration.fit_temperature(*both[:2]),
+    'temperature': temperature,
     'hits': pack(make_answers(test.logits, test.labels, test.indices)),
+    'reliability': {
+      'before': _sums(test.logits, test.labels),
+      'after': _sums(scaled, test.labels),
+    },
   }
   if (folder / 'predictions' / 'teacher_test.npz').exists():
     agreed = _agreed(test, _load(folder, 'teacher_test'))
@@ -43,6 +57,15 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
     if names is not None:
       found['classes'] = names
   return records.plain(found)
+
+
+def _sums(logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
+  found = reliability.top_label_sums(logits, labels)
+  # Counts are whole, and so many digits are more than a picture shows.
+  return {
+    name: [round(float(value), 6) for value in values]
+    for name, values in found.items()
+  }
 
 
 def _load(folder: pathlib.Path, split: str) -> Predictions:

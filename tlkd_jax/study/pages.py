@@ -28,6 +28,7 @@ from tlkd_jax.study import (
   analysis,
   correlations,
   noise,
+  pooled,
   respect_sections,
   results,
   serving,
@@ -56,8 +57,8 @@ def write(
     study: which arms and metrics are asked about.
     scores: of the trials, where seeds of their own chose them.
   """
-  raw = results.with_answers(root, rows)
-  rows = students.as_recipes(raw, study.arms)
+  raw = runs.indexed(results.with_answers(root, rows))
+  rows = runs.indexed(students.as_recipes(raw, study.arms))
   plan = plans.read(root)
   conclusion = answers.draw(
     rows,
@@ -69,8 +70,11 @@ def write(
   reruns = students.as_recipes(noise.collect(root), study.arms)
   sections = make_sections(rows, conclusion, reruns)
   sections[0].blocks[1:1] = _each_student(rows, study, plan)
-  served = _served(root, raw, study)
-  sections += [served] if served else []
+  for more in (
+    pooled.embeddings(root, rows, conclusion),
+    _served(root, raw, study),
+  ):
+    sections += [more] if more else []
   if scores:
     tried = _tuning(scores, study, conclusion)
     sections.append(Section('tuning', 'How the arms were tuned', tried))
@@ -131,7 +135,7 @@ def make_sections(
     Section(
       'calibration',
       'Calibration and other metrics',
-      _other_metrics(conclusion),
+      _other_metrics(conclusion) + pooled.reliability(rows, conclusion),
     ),
     Section(
       'items',

@@ -10,6 +10,7 @@ from tlkd_jax.report import plots, verdict_blocks
 from tlkd_jax.report.blocks import (
   Block,
   Figure,
+  Text,
   interval,
   named_table,
   show,
@@ -21,6 +22,8 @@ from tlkd_jax.study.respects import Measure
 SOURCE = 'results.json'
 # Of the largest changes between classes.
 _MOST_CHANGES = 8
+# Places whose confusions are drawn: a page of a hundred takes long to open.
+_MOST_MATRICES = 12
 
 
 def _arms(conclusion: Conclusion) -> tuple[str, str]:
@@ -132,8 +135,15 @@ def items(rows: Rows, conclusion: Conclusion) -> list[Block]:
     )
     title = f'Who corrects whom: {name} and {base}'
     blocks.append(named_table(title, table, SOURCE, note))
-  for place in runs.places(rows):
+  places = runs.places(rows)
+  for place in places[:_MOST_MATRICES]:
     blocks += _confusions(rows, place, conclusion)
+  if len(places) > _MOST_MATRICES and any('confusion' in row for row in rows):
+    text = (
+      f'Confusions are drawn of the first {_MOST_MATRICES} of {len(places)} '
+      f'places; those of the others are in `{SOURCE}`.'
+    )
+    blocks.append(Text(text))
   return blocks
 
 

@@ -23,6 +23,7 @@ _HIDDEN = (
   'hits',
   'agreed',
   'confusion',
+  'reliability',
   'temperature',
 )
 
@@ -100,7 +101,7 @@ def completed(root: pathlib.Path, rows: Sequence[CellRow]) -> list[CellRow]:
   found = []
   for row in rows:
     folder = root / row['folder']
-    if row['chosen'] and 'temperature' not in row:
+    if row['chosen'] and not {'temperature', 'reliability'} <= {*row}:
       row = _completed(folder, row)
     if row['chosen']:
       row = cast(CellRow, {**row, **_degraded(folder)})

@@ -105,7 +105,7 @@ def section(
     treatments: arms that a sentence is of.
     source: files that the numbers come from.
   """
-  labels = runs.labels(rows)
+  labels, rows = runs.labels(rows), runs.indexed(rows)
   groups: dict[str, list[Point]] = {}
   for place in runs.places(rows):
     # The first treatment's reference has no say here: by name, teachers last.
@@ -131,7 +131,7 @@ def section(
   return serving.section(groups, pairs, source)
 
 
-def _with_teacher(rows: Rows, arm: str) -> tuple[str, list[CellRow]] | None:
+def _with_teacher(rows: Rows, arm: str) -> tuple[str, Rows] | None:
   """An arm's first teacher, and the rows of both where both are; else None."""
   own = [row for row in runs.chosen(rows) if row['arm'] == arm]
   if not own or not own[0]['teachers']:
@@ -141,7 +141,9 @@ def _with_teacher(rows: Rows, arm: str) -> tuple[str, list[CellRow]] | None:
   if not theirs or theirs[0]['kind'] != 'teacher':
     return None
   common = {_at(row) for row in own} & {_at(row) for row in theirs}
-  return teacher, [row for row in own + theirs if _at(row) in common]
+  return teacher, runs.indexed(
+    [row for row in own + theirs if _at(row) in common]
+  )
 
 
 def _at(row: CellRow) -> tuple[Place, int]:
