@@ -177,7 +177,7 @@ def make_step(
     grads, (model_states, memories, metrics) = jax.grad(loss_fn, has_aux=True)(
       params, state, guides, shown, batch, root
     )
-    learners = {}
+    grads, learners = updating.summed(grads, mesh, placed), {}
     for name, before in state.learners.items():
       learners[name] = updating.update(
         lessons[name].optimizer,
@@ -187,7 +187,6 @@ def make_step(
         memories[name],
         state.step,
         mode.ema_decay,
-        mesh if isinstance(placed, State) else None,
       )
       metrics[name]['gradient_norm'] = optax.tree.norm(grads[name])
     rate = jnp.asarray(schedule(state.step), jnp.float32)

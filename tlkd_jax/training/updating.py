@@ -60,6 +60,22 @@ def placed(
   )
 
 
+def summed(grads: Tree, mesh: Mesh, where: Placed | None) -> Tree:
+  """The gradients as an update reads them, inside a program.
+
+  Whole before they are in parts: else the compiler takes the forward pass apart
+  too, and gathers each piece.
+
+  Args:
+    grads: name of a learner -> of its params.
+    mesh: devices.
+    where: from `placed`, None copies the state.
+  """
+  if not isinstance(where, State):
+    return grads
+  return sharding.spread(sharding.gather(grads, mesh), mesh)
+
+
 def update(
   optimizer: optax.GradientTransformation,
   before: Learner,
@@ -68,25 +84,20 @@ def update(
   memory: Tree,
   step: jax.Array,
   decay: float,
-  mesh: Mesh | None,
 ) -> Learner:
-  """A learner after an update.
+  """A learner after an update, where its optimizer's state lies.
 
   Args:
     optimizer: acts on its params.
     before: the learner.
-    grads: of its params.
+    grads: of its params, from `summed`.
     model_state: statistics after the step.
     memory: of its losses, likewise.
     step: int32 scalar, updates done before.
     decay: of its average.
-    mesh: over which it is done in parts; None does all of it on each device.
   """
-  params = before.params
-  if mesh is not None:
-    grads, params = sharding.spread((grads, params), mesh)
-  change, opt_state = optimizer.update(grads, before.opt_state, params)
-  after: Any = optax.apply_updates(params, change)
+  change, opt_state = optimizer.update(grads, before.opt_state, before.params)
+  after: Any = optax.apply_updates(before.params, change)
   average = optimizers.average(before.ema, after, step, decay)
   return Learner(after, model_state, opt_state, memory, average)
 
