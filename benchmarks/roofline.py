@@ -17,18 +17,30 @@ CHIPS = {
 }
 
 
+# Of a collective's result, as XLA counts its bytes, the share that a chip of n
+# sends on a ring.
+SENT = {
+  'all-reduce': lambda n: 2 * (n - 1) / n,
+  'all-gather': lambda n: (n - 1) / n,
+  # Its result is a part.
+  'reduce-scatter': lambda n: n - 1,
+  'all-to-all': lambda n: (n - 1) / n,
+  'collective-permute': lambda n: 1,
+}
+
+
 def roofline(row: dict, chip: str) -> dict:
   """Seconds per step on a chip: the larger of compute and memory, and the sum.
 
   Bytes are halved, for bfloat16. Gradients (float32) go round a ring: each
-  chip sends 2 (n - 1) / n of them; beyond a node the slower links bound it.
+  chip sends what `SENT` says; beyond a node the slower links bound it.
   Nothing overlaps, so `seconds` is an upper bound of the three parts' sum.
   """
   peak, memory, link, connected, beyond = CHIPS[chip]
   compute_s = row['flops_per_chip'] / (peak * 1e12)
   memory_s = row['bytes_per_chip'] / 2 / (memory * 1e9)
   n = row['chips']
-  sent = 2 * (n - 1) / n * sum(c['bytes'] for c in row['collectives'].values())
+  sent = sum(SENT[k](n) * c['bytes'] for k, c in row['collectives'].items())
   link_s = sent / ((link if n <= connected else beyond) * 1e9)
   busy = max(compute_s, memory_s)
   return {

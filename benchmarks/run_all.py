@@ -88,6 +88,12 @@ ENTRIES = {
   'scaling_computed': Entry(
     'scaling --compute', 'scaling --compute --pair default --chips 1 8', 140
   ),
+  'scaling_sharded': Entry(
+    'scaling --compute --sharded --chips 8 64 256',
+    'scaling --compute --sharded --pair default --chips 8 64 256',
+    110,
+    extra=True,
+  ),
   'metrics': Entry('metrics', 'metrics --examples 2000', 30),
   'corruptions': Entry(
     'corruptions --reference-python {reference} --rounds 2',

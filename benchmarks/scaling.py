@@ -1,6 +1,7 @@
 """What a TL+KD step costs on 1 to 256 chips: computed, and measured here.
 
   python -m benchmarks.scaling --compute [--pair default] [--chips 1 8 64 256]
+  python -m benchmarks.scaling --compute --sharded [--chips 8 64 256]
   python -m benchmarks.scaling --measure
 
 `--compute` compiles the step of each pair for so many devices, without running
@@ -8,6 +9,7 @@ it or allocating an array, and prints one JSON line for each: floating-point
 operations and bytes per chip from XLA's cost analysis, and the collectives in
 the compiled program. The batch per chip is constant. Convolutions are the lax
 primitives, as on accelerators; float32, since XLA on CPU widens bfloat16.
+With `--sharded` what the optimizer keeps is in parts (`optimizer.sharding`).
 benchmarks/tables.py makes docs/scaling.md's tables of them.
 
 `--measure` runs the same step, global batch 32, on 1, 2 and 4 CPU devices of
@@ -19,6 +21,7 @@ two cores.
 
 import argparse
 import json
+import math
 import os
 import re
 import socket
@@ -92,7 +95,7 @@ def make_step(
   from tlkd_jax import models, settings
   from tlkd_jax.data import augment
   from tlkd_jax.models.network import DTYPES, Network, head_alone
-  from tlkd_jax.training import lessons, optimizers
+  from tlkd_jax.training import lessons, optimizers, updating
   from tlkd_jax.training.showing import Views
   from tlkd_jax.training.state import Beginning, create
   from tlkd_jax.training.step import Lesson, Mode
@@ -118,6 +121,14 @@ def make_step(
   lesson = Lesson(
     views[0], objective, optimizer, ('teacher',) if guided else ()
   )
+
+  def begun(params, model_state):
+    params = {'weights': params, 'projector': {}}
+    return {'student': Beginning(params, model_state, {})}
+
+  learner, guide = (view.model for view in views)
+  begins = learner.params_shape, learner.model_state_shape
+  optimizer_of = {'student': optimizer}
   step = make(
     {'student': lesson},
     {'teacher': views[1]} if guided else {},
@@ -125,14 +136,12 @@ def make_step(
     schedule,
     Mode(),
     mesh,
+    updating.placed(config, begun(*begins), optimizer_of, mesh),
   )
 
   def state(params, model_state):
-    params = {'weights': params, 'projector': {}}
-    given = {'student': Beginning(params, model_state, {})}
-    return create(given, {'student': optimizer})
+    return create(begun(params, model_state), optimizer_of)
 
-  learner, guide = (view.model for view in views)
   stored = -(-size * 8 // 7)
   shapes = {
     'image': ((batch_size, stored, stored, 3), jnp.uint8),
@@ -155,7 +164,7 @@ def make_step(
     }
   seed = jax.ShapeDtypeStruct((), jnp.int32)
   abstract = (
-    jax.eval_shape(state, learner.params_shape, learner.model_state_shape),
+    jax.eval_shape(state, *begins),
     {'guides': {'teacher': theirs} if guided else {}, 'seed': seed},
     batch,
   )
@@ -179,8 +188,14 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
   return found
 
 
-def compute(pair: str, chips: int) -> dict:
-  """Compiles one step for `chips` devices of this process."""
+def compute(pair: str, chips: int, *, sharded: bool = False) -> dict:
+  """Compiles one step for `chips` devices of this process.
+
+  Args:
+    pair: a key of PAIRS.
+    chips: devices.
+    sharded: whether the optimizer's state is in parts.
+  """
   import jax
 
   from tlkd_jax.models.layers import convolutions
@@ -190,7 +205,10 @@ def compute(pair: str, chips: int) -> dict:
   mesh = sharding.make_mesh(chips)
   with convolutions.lax_convolutions():
     step, abstract, (learner, guide, _) = make_step(
-      chosen, mesh, chosen.batch * chips
+      chosen,
+      mesh,
+      chosen.batch * chips,
+      changes={'optimizer.sharding': 'state'} if sharded else None,
     )
     lowered = step.lower(*abstract)
   # Less optimisation of machine code: the program's structure is the same.
@@ -206,6 +224,15 @@ def compute(pair: str, chips: int) -> dict:
   def size(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
+  kept = abstract[0].learners['student'].opt_state
+  where = (
+    sharding.parts_of(kept, mesh) if sharded else sharding.replicated(mesh)
+  )
+  parts = jax.tree.map(
+    lambda x, at: 4 * math.prod(at.shard_shape(x.shape)),
+    kept,
+    jax.tree.broadcast(where, kept),
+  )
   return {
     'pair': pair,
     'student': chosen.student,
@@ -218,6 +245,8 @@ def compute(pair: str, chips: int) -> dict:
     'temporary_mib': round(memory.temp_size_in_bytes / 2**20),
     'student_parameters': size(learner.params_shape),
     'teacher_parameters': size(guide.params_shape),
+    'optimizer_bytes_per_chip': sum(jax.tree.leaves(parts)),
+    'sharded': sharded,
     'collectives': collectives(compiled.as_text()),
   }
 
@@ -339,6 +368,7 @@ def main() -> None:
   parser.add_argument('--measure', action='store_true')
   parser.add_argument('--pair', choices=PAIRS, action='append')
   parser.add_argument('--chips', type=int, nargs='+', default=[1, 8, 64, 256])
+  parser.add_argument('--sharded', action='store_true')
   parser.add_argument('--steps', type=int, default=12)
   parser.add_argument('--rounds', type=int, default=2)
   parser.add_argument('--child-compute', nargs=2, help=argparse.SUPPRESS)
@@ -347,7 +377,8 @@ def main() -> None:
   arguments = parser.parse_args()
   if arguments.child_compute:
     pair, chips = arguments.child_compute
-    print(json.dumps(compute(pair, int(chips))))
+    row = compute(pair, int(chips), sharded=arguments.sharded)
+    print(json.dumps(row))
   elif arguments.child_measure:
     if arguments.join:
       import jax
@@ -362,7 +393,9 @@ def main() -> None:
     for pair in arguments.pair or PAIRS:
       for chips in arguments.chips:
         # The program is not run: machine code need not be good.
-        child = _child(['--child-compute', pair, str(chips)], chips, _FAST)
+        of_child = ['--child-compute', pair, str(chips)]
+        of_child += ['--sharded'] * arguments.sharded
+        child = _child(of_child, chips, _FAST)
         print(_lines([child]), flush=True)
   else:
     parser.error('one of --compute, --measure')

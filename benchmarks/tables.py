@@ -216,6 +216,26 @@ def scaling_computed(rows: list[dict]) -> str:
   return table(heads, costs) + '\n\n' + table(['pair', 'chips', *chips], bounds)
 
 
+def scaling_sharded(rows: list[dict]) -> str:
+  """The same with the optimizer's state in parts, and what a chip holds of it.
+
+  Copied it is AdamW's two moments.
+  """
+  held = [
+    [f'{row["teacher"]} -> {row["student"]}', row['chips']]
+    + [f'{8 * row["student_parameters"] / 1e6:.1f}']
+    + [f'{row["optimizer_bytes_per_chip"] / 1e6:.1f}']
+    for row in rows
+  ]
+  heads = [
+    'pair',
+    'chips',
+    "optimizer's state copied, MB",
+    'in parts, MB a chip',
+  ]
+  return table(heads, held) + '\n\n' + scaling_computed(rows)
+
+
 def metrics(rows: list[dict]) -> str:
   """Seconds of the bootstrap and of what it replaces."""
   return table(
@@ -295,6 +315,7 @@ TABLES = {
   'growth': growth,
   'scaling': scaling_measured,
   'scaling_computed': scaling_computed,
+  'scaling_sharded': scaling_sharded,
   'metrics': metrics,
   'corruptions': corruptions,
   'accelerator': accelerator,

@@ -23,6 +23,7 @@ from benchmarks import (
   transfer_weights,
 )
 from tests import tiny
+from tlkd_jax.runtime import sharding
 from tlkd_jax.training import loop, signals
 
 _DOCS = pathlib.Path(__file__).resolve().parent.parent / 'docs'
@@ -66,6 +67,22 @@ def test_collectives_and_cost_of_a_step_on_four_devices(monkeypatch):
   )
 
 
+def test_collectives_of_a_step_with_its_state_in_parts(monkeypatch):
+  """Gradients are summed as before; each chip sends its part of the weights."""
+  pair = scaling.Pair('tiny', 'tiny_teacher', 16, 2, 5)
+  monkeypatch.setitem(scaling.PAIRS, 'tiny', pair)
+  monkeypatch.setattr(sharding, '_LEAST', 1)
+  row = scaling.compute('tiny', 4, sharded=True)
+  weights = 4 * row['student_parameters']
+  sent = row['collectives']
+  summed = [sent.get('all-reduce'), sent.get('reduce-scatter')]
+  assert any(summed) and sent['all-gather']['bytes'] > 0.9 * weights
+  assert sent['all-gather']['bytes'] <= weights
+  assert 2 * weights / 4 <= row['optimizer_bytes_per_chip'] < 2.4 * weights / 4
+  text = tables.scaling_sharded([row])
+  assert f'| {2 * weights / 1e6:.1f} |' in text and 'all-gather' in text
+
+
 def test_collectives_are_counted_with_their_bytes():
   text = """
   %a = f32[2,3]{1,0} all-reduce(%x), replica_groups={}
@@ -94,6 +111,22 @@ def test_roofline_adds_the_ring_to_the_larger_bound(monkeypatch):
   assert bound['images_per_second'] == pytest.approx(12 / 1.75)
   beyond = roofline.roofline(row | {'chips': 16}, 'chip')
   assert beyond['link'] == pytest.approx(2 * 15 / 16)
+
+
+def test_a_sum_is_a_sum_of_parts_and_their_exchange(monkeypatch):
+  """On a ring, whatever the chips: each sends as many bytes."""
+  monkeypatch.setitem(roofline.CHIPS, 'chip', (1, 1, 2, 999, 1))
+  row = {'flops_per_chip': 1e12, 'bytes_per_chip': 1e9, 'batch_per_chip': 3}
+  for chips in (2, 8, 256):
+    of_two = {
+      'reduce-scatter': {'count': 1, 'bytes': 1e9 / chips},
+      'all-gather': {'count': 1, 'bytes': 1e9},
+    }
+    links = [
+      roofline.roofline(row | {'chips': chips, 'collectives': sent}, 'chip')
+      for sent in ({'all-reduce': {'count': 1, 'bytes': 1e9}}, of_two)
+    ]
+    assert links[0]['link'] == pytest.approx(links[1]['link'])
 
 
 @pytest.mark.parametrize('power', [0.5, 1.0, 2.0])

@@ -119,12 +119,12 @@ def make_step(
   return step, create, mesh, views
 
 
-def make_lessons_step(lessons, frozen, schedule, mesh, **options):
+def make_lessons_step(lessons, frozen, schedule, mesh, placed=None, **options):
   of_mode = [field.name for field in dataclasses.fields(Mode)]
   mode = Mode(**{k: v for k, v in options.items() if k in of_mode})
   drawn = {k: v for k, v in options.items() if k not in of_mode}
   views = Views(crop, **drawn)
-  return make_step_of(lessons, frozen, views, schedule, mode, mesh)
+  return make_step_of(lessons, frozen, views, schedule, mode, mesh, placed)
 
 
 def make_state(lesson, mesh, ema=False, projector=None, memory=None):

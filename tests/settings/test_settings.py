@@ -182,6 +182,10 @@ WRONG = [
   ('distillation.fixmatch_weight', 0.0, 'a number > 0'),
   ('distillation.fixmatch_threshold', 1.1, 'a number in [0, 1]'),
   ('distillation.options', 3, 'a dict'),
+  ('optimizer.sharding', 'states', 'none, state; did you mean state?'),
+  ('optimizer.sharding', 'model', 'none, state'),
+  ('optimizer.sharding', True, 'none, state'),
+  ('optimizer.sharding', None, 'none, state'),
   ('teacher.sharding', 'models', 'none, auto, model; did you mean model'),
   ('teacher.sharding', None, 'none, auto, model'),
   # targets

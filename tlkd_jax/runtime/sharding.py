@@ -1,6 +1,7 @@
 """One mesh axis, "data": batches are split over it, everything else copied.
 
-But for a frozen network's weights, which may be spread over it in parts.
+But for a frozen network's weights and what an optimizer keeps, which may be
+spread over it in parts.
 """
 
 import functools
@@ -44,9 +45,11 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   """Raises ValueError unless the global batch divides over the devices."""
   if batch_size % mesh.size:
+    counts = [n for n in range(1, mesh.size) if batch_size % n == 0]
     raise ValueError(
       f'batch_size {batch_size} does not divide over {mesh.size} devices; '
-      f'a multiple of {mesh.size} does'
+      f'accepted: a multiple of {mesh.size}, or {", ".join(map(str, counts))} '
+      'devices, on which a run that was begun goes on too'
     )
 
 
@@ -79,12 +82,23 @@ def in_parts(tree: Any, mesh: Mesh) -> Any:
   an axis, are copied. `gather` inside a program makes them whole again.
   """
 
-  def put(x):
+  def put(x, sharding):
     x = np.asarray(x)
-    sharding = NamedSharding(mesh, part_of(x.shape, mesh.size))
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
 
-  return jax.tree.map(put, tree)
+  return jax.tree.map(put, tree, parts_of(tree, mesh))
+
+
+def parts_of(tree: Any, mesh: Mesh) -> Any:
+  """The shardings of `in_parts`, of arrays or of their shapes."""
+  return jax.tree.map(
+    lambda x: NamedSharding(mesh, part_of(np.shape(x), mesh.size)), tree
+  )
+
+
+def spread(tree: Any, mesh: Mesh) -> Any:
+  """`in_parts`, inside a program."""
+  return jax.lax.with_sharding_constraint(tree, parts_of(tree, mesh))
 
 
 def part_of(shape: tuple[int, ...], count: int) -> PartitionSpec:
@@ -112,6 +126,28 @@ def this_process() -> dict[str, int]:
 def is_lead() -> bool:
   """True in the one process that writes files and prints."""
   return jax.process_index() == 0
+
+
+def whole(tree: Any, mesh: Mesh) -> Any:
+  """The same arrays where each device has a whole copy, else `gather`."""
+  if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
+    return tree
+  return gather(tree, mesh)
+
+
+def on_host(leaf: Any) -> np.ndarray:
+  """The values of an array; a copy on each device is read once.
+
+  Of one that is in parts over several processes all of them must ask.
+  """
+  if not isinstance(leaf, jax.Array):
+    return np.asarray(leaf)
+  if not leaf.is_fully_replicated:
+    if leaf.is_fully_addressable:
+      return np.asarray(leaf)
+    assert isinstance(leaf.sharding, NamedSharding)
+    leaf = gather(leaf, leaf.sharding.mesh)
+  return np.asarray(leaf.addressable_data(0))
 
 
 def gather(tree: Any, mesh: Mesh) -> Any:

@@ -246,6 +246,13 @@ class Optimizer:
   train_only: str = key(
     'all', "'head' is a linear probe.", one_of(('all', 'head'))
   )
+  sharding: str = key(
+    'none',
+    'Of its state and the averaged weights (ema_decay) over several devices: '
+    "'none', a copy on each; 'state', a part on each, which updates that part "
+    'of the weights and sends it to the others.',
+    one_of(('none', 'state')),
+  )
 
   def __post_init__(self):
     refuse(settle(self, 'optimizer'))

@@ -21,13 +21,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from tlkd_jax.data import Look
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import DTYPES
-from tlkd_jax.runtime import peers
+from tlkd_jax.runtime import peers, sharding
 from tlkd_jax.runtime.errors import RunError
 from tlkd_jax.training.state import Learner, State
 
@@ -248,11 +247,10 @@ def _digest_of(record: dict[str, Any]) -> str:
 
 
 def digest(tree: Tree) -> str:
-  """Of names, shapes, dtypes and values; replicated arrays are read once."""
+  """Of names, shapes, dtypes and values, wherever they lie."""
   found = hashlib.blake2b(digest_size=16)
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    whole = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
-    value = np.asarray(whole)
+    value = sharding.on_host(leaf)
     name = f'{jax.tree_util.keystr(path)} {value.shape} {value.dtype.name}'
     found.update(name.encode() + value.tobytes())
   return found.hexdigest()
@@ -413,8 +411,15 @@ def keep_best(
     checkpoints.close()
 
 
-def abstract_like(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-  """Shapes and dtypes of `tree`, all with one sharding, for `restore`."""
+def abstract_like(tree: Any, where: Any) -> Any:
+  """Shapes and dtypes of `tree`, for `restore`.
+
+  Args:
+    tree: of arrays or shapes.
+    where: the sharding of all of them, or a tree that begins as `tree` does.
+  """
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+    tree,
+    jax.tree.broadcast(where, tree),
   )

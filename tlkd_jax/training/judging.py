@@ -131,7 +131,7 @@ def validate(run, state, position, number, writer, checkpoints, shown):
   Raises:
     RunError: logits that are not finite.
   """
-  variables = state.learners[run.own].evaluated()
+  variables = sharding.whole(state.learners[run.own].evaluated(), run.mesh)
   predictions = predict(run, run.eval_step, variables, 'validation')
   if not np.isfinite(predictions.logits).all():
     what = f'the validation logits after step {number} are not finite'
@@ -185,7 +185,8 @@ def use_as_it_is(run: Run, state: State, position: Position, checkpoints):
 
 def _save_best(run: Run, state: State, number: int, checkpoints) -> None:
   for name, learner in run.learners.items():
-    params, model_state = state.learners[name].evaluated()
+    found = state.learners[name].evaluated()
+    params, model_state = sharding.whole(found, run.mesh)
     description = finished.describe(
       run.settings, learner.network, run.dataset, number, run.licences
     )

@@ -118,14 +118,13 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[State, Position]:
     return create(beginnings, optimizers)
 
   step = checkpoints.latest_step()
-  copied = sharding.replicated(run.mesh)
   if step is None:
     # The jitted copy owns its buffers, so that donating them is safe.
     elsewhere.compare_look_alikes(run.learners, run.dataset)
     on_device = sharding.replicate(run.beginnings, run.mesh)
-    return jax.jit(begin, out_shardings=copied)(on_device), Position()
+    return jax.jit(begin, out_shardings=run.placed)(on_device), Position()
   logging.info('resumes from step %d of %s', step, run.workdir)
-  abstract = abstract_like(jax.eval_shape(begin, run.beginnings), copied)
+  abstract = abstract_like(jax.eval_shape(begin, run.beginnings), run.placed)
   with as_user_errors():
     state, record = checkpoints.restore(abstract)
     return state, judging.position_of(record, run.workdir)

@@ -9,8 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tlkd_jax.models.network import Loaded
-from tlkd_jax.runtime import sharding
+from tlkd_jax.training import updating
 from tlkd_jax.training.state import State
+from tlkd_jax.training.updating import Placed
 
 # Of the metrics of a step: whether it was left out.
 SKIPPED = 'skipped'
@@ -46,7 +47,9 @@ def check(networks: Mapping[str, Loaded]) -> None:
       )
 
 
-def skipping(step: Callable, mesh: Mesh) -> Callable:
+def skipping(
+  step: Callable, mesh: Mesh, placed: Placed | None = None
+) -> Callable:
   """A step that changes nothing but its number where a number is not finite.
 
   Looked at are the loss and the gradient of each learner and its parameters
@@ -55,6 +58,7 @@ def skipping(step: Callable, mesh: Mesh) -> Callable:
   Args:
     step: see step.make_step.
     mesh: devices.
+    placed: where the state lies; None copies it.
 
   Returns:
     The same, with the metric 'skipped', 1 or 0.
@@ -77,13 +81,7 @@ def skipping(step: Callable, mesh: Mesh) -> Callable:
     left_out = jnp.where(good, 0.0, 1.0)
     return State(after.step, learners), metrics | {SKIPPED: left_out}
 
-  copied, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
-  return jax.jit(
-    call,
-    donate_argnames='state',
-    in_shardings=(copied, None, split),
-    out_shardings=(copied, copied),
-  )
+  return updating.jitted(call, mesh, placed)
 
 
 def _is_judged(name: str) -> bool:

@@ -14,8 +14,8 @@ from tlkd_jax.settings import Settings
 from tlkd_jax.training import memory
 from tlkd_jax.training.features import KINDS
 
-# Of a learner: weights, their gradient, the optimizer's two moments.
-_LEARNED = 4
+# Of a learner: weights and their gradient; the optimizer's two moments.
+_WHOLE, _KEPT = 2, 2
 # Share of a device's free memory that weights may take: a step needs as much.
 _SHARE = 0.5
 
@@ -49,7 +49,11 @@ def in_parts(
     return bool(frozen)
   free = memory.free_bytes(mesh.local_devices) if free is None else free
   copied = sum(map(bytes_of, frozen))
-  needed = copied + _LEARNED * sum(map(bytes_of, learned))
+  count = mesh.size if settings.optimizer.sharding == 'state' else 1
+  needed = copied + sum(
+    _WHOLE * bytes_of(model) + _KEPT * bytes_of(model, count)
+    for model in learned
+  )
   if free is None or needed <= _SHARE * free:
     return False
   left = sum(bytes_of(model, mesh.size) for model in frozen)

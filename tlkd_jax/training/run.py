@@ -30,6 +30,7 @@ from tlkd_jax.training import (
   quantization,
   shares,
   targets,
+  updating,
 )
 from tlkd_jax.training import start as starts
 from tlkd_jax.training import workdir as workdirs
@@ -57,6 +58,7 @@ class Run:
     best_metric: of validation, that chooses the best step.
     in_parts: whether frozen teachers are spread over the devices.
     looks: of the other networks in the step that see images of their own.
+    placed: where the state lies.
     step: from step.make_step.
     eval_step: of the run's own network.
   """
@@ -76,6 +78,7 @@ class Run:
   best_metric: str
   in_parts: bool
   looks: tuple[Look, ...]
+  placed: updating.Placed
   step: Callable
   eval_step: Callable
 
@@ -148,6 +151,11 @@ def set_up(
   looks = dict.fromkeys(network.look for network in online)
   del looks[first.network.look]
   nonfinite.check(learners | teachers)
+  beginnings = lessons.begin(
+    settings, learned, learners | teachers, dataset, start
+  )
+  optimizer_of = {name: lesson.optimizer for name, lesson in learned.items()}
+  placed = updating.placed(settings, beginnings, optimizer_of, mesh)
   step = make_step(
     learned,
     frozen | ({starts.NAME: first.network} if kept else {}),
@@ -155,9 +163,10 @@ def set_up(
     schedule,
     make_mode(settings),
     mesh,
+    placed,
   )
   if settings.on_nonfinite == 'skip':
-    step = nonfinite.skipping(step, mesh)
+    step = nonfinite.skipping(step, mesh, placed)
   return Run(
     settings=settings,
     workdir=workdir,
@@ -167,15 +176,14 @@ def set_up(
     learners=learners,
     teachers=teachers,
     lessons=learned,
-    beginnings=lessons.begin(
-      settings, learned, learners | teachers, dataset, start
-    ),
+    beginnings=beginnings,
     start=start,
     recipes=recipes,
     cost=cost,
     best_metric=balance.best_metric(settings, dataset),
     in_parts=in_parts,
     looks=tuple(looks),
+    placed=placed,
     step=step,
     eval_step=make_eval_step(first.network, mesh),
   )

@@ -25,10 +25,11 @@ from tlkd_jax.models.network import Network
 from tlkd_jax.runtime import sharding
 from tlkd_jax.training import guides as guidance
 from tlkd_jax.training import objective as objectives
-from tlkd_jax.training import optimizers, showing
+from tlkd_jax.training import optimizers, showing, updating
 from tlkd_jax.training.objective import Objective, Taught
 from tlkd_jax.training.showing import Views
-from tlkd_jax.training.state import Learner, State
+from tlkd_jax.training.state import State
+from tlkd_jax.training.updating import Placed
 
 Array = jax.Array
 
@@ -77,6 +78,7 @@ def make_step(
   schedule: optax.Schedule,
   mode: Mode,
   mesh: Mesh,
+  placed: Placed | None = None,
 ) -> Callable:
   """Builds the update.
 
@@ -87,6 +89,7 @@ def make_step(
     schedule: step -> learning rate, for the metrics.
     mode: of all learners.
     mesh: devices.
+    placed: where the state lies; None copies it.
 
   Returns:
     step(state, constants, batch) -> (state, metrics): state donated;
@@ -174,18 +177,16 @@ def make_step(
     grads, (model_states, memories, metrics) = jax.grad(loss_fn, has_aux=True)(
       params, state, guides, shown, batch, root
     )
-    learners = {}
+    grads, learners = updating.summed(grads, mesh, placed), {}
     for name, before in state.learners.items():
-      updates, opt_state = lessons[name].optimizer.update(
-        grads[name], before.opt_state, before.params
-      )
-      after = optax.apply_updates(before.params, updates)
-      learners[name] = Learner(
-        after,
+      learners[name] = updating.update(
+        lessons[name].optimizer,
+        before,
+        grads[name],
         model_states[name],
-        opt_state,
         memories[name],
-        optimizers.average(before.ema, after, state.step, mode.ema_decay),
+        state.step,
+        mode.ema_decay,
       )
       metrics[name]['gradient_norm'] = optax.tree.norm(grads[name])
     rate = jnp.asarray(schedule(state.step), jnp.float32)
@@ -194,13 +195,7 @@ def make_step(
       _named({n: metrics[n] for n in lessons}) | {'learning_rate': rate},
     )
 
-  copied, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
-  return jax.jit(
-    step,
-    donate_argnames='state',
-    in_shardings=(copied, None, split),
-    out_shardings=(copied, copied),
-  )
+  return updating.jitted(step, mesh, placed)
 
 
 def as_int32(seed: int) -> np.ndarray:
