@@ -112,6 +112,7 @@ class Store:
 
     Where nothing can be written a run goes on without the store.
     """
+    locked.keep(self.folder / 'used')
     with contextlib.ExitStack() as stack:
       lock, what = self.folder / 'lock', f'fills {self.folder}'
       try:

@@ -166,6 +166,7 @@ class Store:
   @contextlib.contextmanager
   def claimed(self) -> Iterator[None]:
     """Waits until no other run writes here; a killed run's claim is void."""
+    locked.keep(self.folder / 'used')
     with locked.in_turn(self.folder / 'lock', f'fills {self.folder}'):
       yield
 
