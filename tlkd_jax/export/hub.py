@@ -122,6 +122,7 @@ def write(
       place = unfinished / ONNX
       said.append(onnx.write(student, place, opset, with_preprocessing))
     config = configuration(student, bool(missing), with_preprocessing)
+    config |= formats.checksums(sorted(unfinished.iterdir()))
     _write_json(unfinished / CONFIG, config)
     _write_json(unfinished / _PREPROCESSOR, image_processor(student))
     large = [_LARGE.format(f'*{pathlib.Path(n).suffix}') for n in FILES[:2]]
