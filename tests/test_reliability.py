@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.reliability import every, outcomes, soak
+from tests.reliability import every, outcomes, runs, soak
 from tests.reliability.outcomes import Outcome
 from tests.reliability.runs import Place
 
@@ -27,7 +27,15 @@ def injected(names, place) -> list[Outcome]:
 
 
 @pytest.mark.parametrize(
-  'names', [_WITH_A_RUN, ('nonfinite',), ('fuzz',), ('injection',)], ids=str
+  'names',
+  [
+    _WITH_A_RUN,
+    ('nonfinite',),
+    ('fuzz',),
+    ('injection',),
+    ('backbones', 'folders'),
+  ],
+  ids=str,
 )
 def test_nothing_is_lost_nothing_silently_wrong(
   names, tmp_path, cache_dir, session_dir
@@ -74,6 +82,21 @@ def test_what_a_command_came_to(code, error, differs, result):
 )
 def test_what_a_reading_came_to(error, same, result):
   assert outcomes.of_reading(error, 'damaged', same) == result
+
+
+def test_a_part_that_raises_is_an_outcome_and_the_others_go_on(capsys):
+  def breaks(_):
+    raise KeyError('x')
+
+  def holds(_):
+    return [Outcome('a', 'survived')]
+
+  found = runs.together(Place(*[None] * 5), [breaks, holds])
+  assert [one.result for one in found] == ['traceback', 'survived']
+  assert 'KeyError' in found[0].what and 'breaks' in found[0].kind
+  lines = capsys.readouterr().err.splitlines()
+  assert lines[0].endswith('breaks: 1 injected, 1 bad')
+  assert lines[1].endswith('holds: 1 injected, 0 bad')
 
 
 def test_the_table():

@@ -36,7 +36,7 @@ def inject(place: Place) -> list[Outcome]:
   process = runs.start(command)
   seen: list[tuple[float, ...]] = []
   began = time.monotonic()
-  while time.monotonic() - began < 60 * place.soak_minutes:
+  while time.monotonic() - began < 60 * place.soak_minutes or _goes_on(place):
     if process.poll() is not None:
       break
     time.sleep(_PAUSE)
@@ -48,6 +48,10 @@ def inject(place: Place) -> list[Outcome]:
       Outcome(_KIND, 'traceback', f'code {done.code}: {done.error[-800:]}')
     ]
   return judged(np.asarray(seen))
+
+
+def _goes_on(place: Place) -> bool:
+  return place.until is not None and not place.until.exists()
 
 
 def measured(pid: int) -> tuple[float, float, float]:

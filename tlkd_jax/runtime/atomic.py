@@ -14,7 +14,7 @@ from tlkd_jax.runtime import interrupts
 
 _TEMPORARY = re.compile(r'.+\.\d+\.tmp')
 # What was not written to for so long, nobody writes.
-_STALE_SECONDS = 3600.0
+STALE_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def sweep(folder: pathlib.Path) -> None:
 
 def _remove_stale(temporary: pathlib.Path) -> None:
   with contextlib.suppress(OSError):
-    if time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
+    if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
       temporary.unlink()
 
 
