@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import threading
+import time
 
 import huggingface_hub
 import numpy as np

@@ -116,6 +116,34 @@ def evaluate(place: Place, run: pathlib.Path, suite: str) -> list[str]:
   ]
 
 
+def rounding(place: Place, workdir: pathlib.Path) -> list[str]:
+  """Arguments of Python for a student that learns to round."""
+  changes = {
+    'num_steps': 8,
+    'eval_every_steps': 2,
+    'quantize.observe_fraction': 0.5,
+    'quantize.calibration_images': 20,
+    'optimizer.learning_rate': 1e-2,
+  }
+  return [
+    *('-m', 'tests.tiny', f'--compilation_cache={place.compiled}'),
+    f'--config=configs/qat.py:checkpoint={unbroken(place)[0]}',
+    *(f'--config.{key}={value}' for key, value in changes.items()),
+    f'--workdir={workdir}',
+  ]
+
+
+def export(place: Place, *arguments: str) -> list[str]:
+  """Arguments of Python for an export of the student of `unbroken`."""
+  given = [f'--checkpoint={unbroken(place)[0]}', *arguments]
+  code = (
+    'from tlkd_jax.runtime import interrupts; interrupts.end_at_once()\n'
+    'from tests import tiny\nfrom tlkd_jax.export import __main__ as export\n'
+    f'with tiny.registered(): export.main({given!r})'
+  )
+  return ['-c', code]
+
+
 def study(place: Place, root: pathlib.Path, *more: str) -> list[str]:
   """Arguments of Python for a small study."""
   changes = {

@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -42,9 +42,19 @@ def sweep(folder: pathlib.Path) -> None:
   Of a folder that nobody else writes to; not deeper than files are written.
   """
   for place in ('.', '.sums', '*/.sums', 'predictions', 'evaluation'):
-    for path in folder.glob(f'{place}/*.tmp'):
-      if _TEMPORARY.fullmatch(path.name):
-        path.unlink(missing_ok=True)
+    _sweep(folder.glob(f'{place}/*.tmp'))
+
+
+def sweep_store(folder: pathlib.Path) -> None:
+  """The same of a folder of files without folders, alone in it too."""
+  with contextlib.suppress(OSError):
+    _sweep(folder.glob('*.tmp'))
+
+
+def _sweep(paths: Iterable[pathlib.Path]) -> None:
+  for path in paths:
+    if _TEMPORARY.fullmatch(path.name):
+      path.unlink(missing_ok=True)
 
 
 def _remove_stale(temporary: pathlib.Path) -> None:
