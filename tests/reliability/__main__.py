@@ -170,6 +170,7 @@ def _page(found, seconds, given, start, took, load) -> str:
   """The table in Markdown, with where and when it was made."""
   command = 'python -m tests.reliability' + ' --long' * given.long
   command += f' --seed {given.seed}' * bool(given.seed)
+  command += f' --kinds {",".join(given.kinds)}' if given.kinds else ''
   versions = ', '.join(f'{k} {v}' for k, v in made.versions().items())
   rows = [f'| {name} | {one:.0f} |' for name, one in seconds.items()]
   notes = [

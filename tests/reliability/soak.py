@@ -34,7 +34,8 @@ def inject(place: Place) -> list[Outcome]:
     eval_every_steps=500,
     optimizer__learning_rate=1e-4,
   )
-  process = runs.start(command)
+  # What waits for it has the processor first.
+  process = runs.start(command, prefix=('nice', '-n', '10'))
   seen: list[tuple[float, ...]] = []
   began = time.monotonic()
   while time.monotonic() - began < 60 * place.soak_minutes or _goes_on(place):
