@@ -14,7 +14,7 @@ from tests.test_feature_store import filled, make_store, rows_for
 _PROBED = {
   'teacher__fit': 'probed',
   'teacher__probe_views': 2,
-  'teacher__probe_folds': 2,
+  'teacher__probe_folds': 3,
   'augment__crop': 'random_resized',
 }
 _KEYS = np.arange(60)
