@@ -1,11 +1,14 @@
 """Injections of failures: the short form, see tests/reliability."""
 
+import argparse
+import datetime
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from tests.reliability import __main__ as command
 from tests.reliability import every, outcomes, runs, soak
 from tests.reliability.outcomes import Outcome
 from tests.reliability.runs import Place
@@ -50,8 +53,12 @@ def test_nothing_is_lost_nothing_silently_wrong(
 
 @pytest.mark.slow
 def test_the_long_form():
-  command = [sys.executable, '-m', 'tests.reliability', '--long']
-  done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, '-m', 'tests.reliability', '--long'],
+    cwd=runs.ROOT,
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stdout + done.stderr[-20_000:]
 
 
@@ -112,6 +119,30 @@ def test_the_table():
   assert lines[2] == '| a | 2 | 1 | 0 | 1 | 0 | 0 | 0 |'
   assert lines[-1] == '| all | 3 | 1 | 0 | 1 | 0 | 0 | 1 |'
   assert outcomes.bad(found) == ['a: lost: x', 'b: hang: ']
+
+
+def test_the_page_says_where_when_and_how_long():
+  given = argparse.Namespace(long=True, seed=3, kinds=['soak'], jobs=2)
+  found = [Outcome('soak', 'survived', 'threads: flat'), Outcome('a', 'hang')]
+  start = datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC)
+  text = command._page(found, {'soak': 61.2}, given, start, 125.0, (1.5, 0, 0))
+  lines = text.splitlines()
+  assert lines[0] == (
+    '`python -m tests.reliability --long --seed 3 --kinds soak`, '
+    '2026-01-02 03:04 UTC, 2.1 minutes,'
+  )
+  assert 'cores of' in lines[1] and 'load 1.5 before' in lines[2]
+  assert '| soak | 1 | 1 | 0 | 0 | 0 | 0 | 0 |' in lines
+  assert '- soak: threads: flat' in lines and '| soak | 61 |' in lines
+  assert lines[-1] == '    a: hang: '
+
+
+def test_a_kind_that_ends_without_a_word_is_an_outcome(tmp_path):
+  ended = argparse.Namespace(returncode=-9)
+  (one,) = command._found('kills', ended, tmp_path)
+  assert one == Outcome('kills', 'traceback', 'ended with -9')
+  (tmp_path / 'kills').write_text('[{"kind": "a", "result": "hang"}]')
+  assert command._found('kills', ended, tmp_path) == [Outcome('a', 'hang')]
 
 
 @pytest.mark.parametrize(
