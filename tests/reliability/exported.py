@@ -15,7 +15,7 @@ _FORMATS = {
   'safetensors': (['--format=safetensors'], 'a.safetensors'),
   'hub': (['--format=hub'], 'hub'),
   'onnx': (['--format=onnx', '--with-preprocessing'], 'a.onnx'),
-  'int8': (['--format=onnx', '--quantize=int8'], 'int8.onnx'),
+  'int8': (['--format=onnx', *runs.INT8], 'int8.onnx'),
 }
 _NEED_ONNX = ('onnx', 'int8')
 

@@ -134,7 +134,7 @@ def _rounding(place: Place) -> list[Outcome]:
 _EXPORTS = {
   'safetensors': (['--format=safetensors', '--out={}/a.safetensors'], 2),
   'hub': (['--format=hub', '--out={}/hub'], 3),
-  'int8': (['--format=onnx', '--quantize=int8', '--out={}/a.onnx'], 3),
+  'int8': (['--format=onnx', *runs.INT8, '--out={}/a.onnx'], 3),
 }
 
 
