@@ -115,7 +115,7 @@ def evaluate(place: Place, run: pathlib.Path, suite: str) -> list[str]:
   return [
     *('-m', 'tests.tiny', f'--compilation_cache={place.compiled}'),
     *('--mode=evaluate', f'--checkpoint={run}', f'--suite={suite}'),
-    '--max_images=8',
+    *['--max_images=8'] * (suite != 'clean'),
   ]
 
 

@@ -374,7 +374,9 @@ def _read_only(place: Place) -> list[Outcome]:
       return []
     commands = {
       'a new run': runs.train(place, folder / 'new'),
-      'a finished run': runs.train(place, folder / 'run'),
+      'a finished run': runs.train(
+        place, folder / 'run', targets__dir=str(whole / 'targets')
+      ),
       'evaluation': runs.evaluate(place, folder / 'run', 'clean'),
       'report': ['-m', 'tlkd_jax.report', str(folder), f'--out={folder}/r'],
       'filled caches': runs.train(place, place.root / 'ro', **given),
