@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import threading
+import time
 
 import huggingface_hub
 import numpy as np
@@ -110,6 +111,29 @@ def test_what_fails_leaves_the_former_folder(
     export.export_run(runs / 'tl', 'hub', out)
   assert {p.name: p.read_bytes() for p in out.iterdir()} == before
   assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+def test_what_a_kill_left_is_removed_later(tmp_path, monkeypatch):
+  names = ['.out.4711.tmp', '.out.4711.old']
+  others = ['.out.tmp', '.out.x.tmp', '.other.4711.tmp', 'out.4711.tmp']
+  for name in names + others:
+    (tmp_path / name / 'deep').mkdir(parents=True)
+  there = {path.name for path in tmp_path.iterdir()}
+  # A former folder that is the only one stays.
+  for hours, exists, left in (
+    (0.9, True, there),
+    (1.1, False, there - {names[0]}),
+    (1.1, True, there - {*names}),
+  ):
+    now = time.time() + 3600 * hours
+    with monkeypatch.context() as patch:
+      patch.setattr(hub.time, 'time', lambda now=now: now)
+      if exists:
+        (tmp_path / 'out').mkdir(exist_ok=True)
+      with hub.replacing_folder(tmp_path / 'out'):
+        pass
+      shutil.rmtree(tmp_path / 'out')
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,7 @@ def test_a_file_without_a_word_beside_it(root, file):
 
 
 def test_half_precision_is_of_its_run(root, file):
+  change(file, sha256=None)
   tensors = load_file(file)
   save_file({k: v.astype(np.float16) for k, v in tensors.items()}, file)
   (found,) = export.verify_export(file, root / 'kd')
@@ -201,6 +202,24 @@ def test_no_files_of_an_export(
     export.verify_export(tmp_path / name, root / 'kd')
 
 
+@pytest.mark.parametrize('name', ['a.safetensors', 'renamed.safetensors'])
+def test_a_wrong_byte_is_named(name, root, file):
+  """Wherever it is: a safetensors file has no checksum of its own."""
+  for suffix in ('', '.json'):
+    file.with_name(f'{file.name}{suffix}').rename(
+      file.with_name(f'{name}{suffix}')
+    )
+  file = file.with_name(name)
+  whole = file.read_bytes()
+  for spot in (3, 60, len(whole) // 2, len(whole) - 1):
+    changed = bytearray(whole)
+    changed[spot] ^= 1
+    for content in (changed, whole[:spot]):
+      file.write_bytes(content)
+      with pytest.raises(UserError, match=f'{name} is damaged: its bytes'):
+        export.verify_export(file, root / 'kd')
+
+
 @pytest.mark.parametrize('text', ['{', '[]', '[' * 100_000])
 def test_a_damaged_word_beside_it(text, root, file):
   file.with_name(f'{file.name}.json').write_text(text)
@@ -209,6 +228,7 @@ def test_a_damaged_word_beside_it(text, root, file):
 
 
 def test_weights_of_another_network(root, file):
+  change(file, sha256=None)
   tensors = load_file(file)
   tensors['more.weight'] = np.zeros(3, np.float32)
   save_file(tensors, file)

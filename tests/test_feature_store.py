@@ -220,7 +220,10 @@ def test_what_a_kill_left_is_not_read(tmp_path):
   left = path.with_name(f'{path.name}.1234.tmp')
   left.write_bytes(path.read_bytes()[:200])
   path.unlink()
+  other = path.with_name('mine.tmp')
+  other.touch()
   assert found_in(store, range(10))[1].size == 5
+  assert not left.exists() and other.exists()
 
 
 def test_a_full_disk_is_a_warning(tmp_path, monkeypatch, messages):

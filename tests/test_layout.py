@@ -27,7 +27,7 @@ ORDER = (
   ('arms', 'evaluating', 'inference'),
   ('study', 'export'),
   ('advice',),
-  ('main', 'advise', 'api'),
+  ('main', 'advise', 'api', 'caches'),
 )
 RANK = {name: i for i, names in enumerate(ORDER) for name in names}
 

@@ -1,9 +1,15 @@
 """Injections of failures: the short form, see tests/reliability."""
 
+import argparse
+import datetime
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from tests.reliability import every, outcomes, soak
+from tests.reliability import __main__ as command
+from tests.reliability import every, outcomes, runs, soak
 from tests.reliability.outcomes import Outcome
 from tests.reliability.runs import Place
 
@@ -27,7 +33,15 @@ def injected(names, place) -> list[Outcome]:
 
 
 @pytest.mark.parametrize(
-  'names', [_WITH_A_RUN, ('nonfinite',), ('fuzz',), ('injection',)], ids=str
+  'names',
+  [
+    _WITH_A_RUN,
+    ('nonfinite',),
+    ('fuzz',),
+    ('injection',),
+    ('backbones', 'folders'),
+  ],
+  ids=str,
 )
 def test_nothing_is_lost_nothing_silently_wrong(
   names, tmp_path, cache_dir, session_dir
@@ -38,10 +52,14 @@ def test_nothing_is_lost_nothing_silently_wrong(
 
 
 @pytest.mark.slow
-def test_the_long_form(tmp_path, cache_dir, session_dir):
-  place = Place(tmp_path, True, 0, cache_dir, session_dir / 'compiled', 10.0)
-  found = injected(every.KINDS, place)
-  assert not outcomes.bad(found), '\n'.join(outcomes.bad(found))
+def test_the_long_form():
+  done = subprocess.run(
+    [sys.executable, '-m', 'tests.reliability', '--long'],
+    cwd=runs.ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr[-20_000:]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +94,21 @@ def test_what_a_reading_came_to(error, same, result):
   assert outcomes.of_reading(error, 'damaged', same) == result
 
 
+def test_a_part_that_raises_is_an_outcome_and_the_others_go_on(capsys):
+  def breaks(_):
+    raise KeyError('x')
+
+  def holds(_):
+    return [Outcome('a', 'survived')]
+
+  found = runs.together(Place(*[None] * 5), [breaks, holds])
+  assert [one.result for one in found] == ['traceback', 'survived']
+  assert 'KeyError' in found[0].what and 'breaks' in found[0].kind
+  lines = capsys.readouterr().err.splitlines()
+  assert lines[0].endswith('breaks: 1 injected, 1 bad')
+  assert lines[1].endswith('holds: 1 injected, 0 bad')
+
+
 def test_the_table():
   found = [
     Outcome('a', 'survived'),
@@ -86,6 +119,30 @@ def test_the_table():
   assert lines[2] == '| a | 2 | 1 | 0 | 1 | 0 | 0 | 0 |'
   assert lines[-1] == '| all | 3 | 1 | 0 | 1 | 0 | 0 | 1 |'
   assert outcomes.bad(found) == ['a: lost: x', 'b: hang: ']
+
+
+def test_the_page_says_where_when_and_how_long():
+  given = argparse.Namespace(long=True, seed=3, kinds=['soak'], jobs=2)
+  found = [Outcome('soak', 'survived', 'threads: flat'), Outcome('a', 'hang')]
+  start = datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC)
+  text = command._page(found, {'soak': 61.2}, given, start, 125.0, (1.5, 0, 0))
+  lines = text.splitlines()
+  assert lines[0] == (
+    '`python -m tests.reliability --long --seed 3 --kinds soak`, '
+    '2026-01-02 03:04 UTC, 2.1 minutes,'
+  )
+  assert 'cores of' in lines[1] and 'load 1.5 before' in lines[2]
+  assert '| soak | 1 | 1 | 0 | 0 | 0 | 0 | 0 |' in lines
+  assert '- soak: threads: flat' in lines and '| soak | 61 |' in lines
+  assert lines[-1] == '    a: hang: '
+
+
+def test_a_kind_that_ends_without_a_word_is_an_outcome(tmp_path):
+  ended = argparse.Namespace(returncode=-9)
+  (one,) = command._found('kills', ended, tmp_path)
+  assert one == Outcome('kills', 'traceback', 'ended with -9')
+  (tmp_path / 'kills').write_text('[{"kind": "a", "result": "hang"}]')
+  assert command._found('kills', ended, tmp_path) == [Outcome('a', 'hang')]
 
 
 @pytest.mark.parametrize(

@@ -317,6 +317,17 @@ def test_a_view_that_was_filled_and_not_named_is_named(tmp_path, monkeypatch):
   assert_right(again)
 
 
+def test_what_a_kill_left_is_removed(tmp_path):
+  store, layout = make_store(tmp_path)
+  with store.claimed():
+    fill(store, layout)
+  left = store.folder / 'view0.sum.4711.tmp'
+  left.touch()
+  with store.claimed():
+    assert not left.exists()
+  assert_right(store)
+
+
 def test_one_run_fills_at_a_time(tmp_path):
   store, layout = make_store(tmp_path)
   found = []

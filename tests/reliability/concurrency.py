@@ -17,11 +17,10 @@ _PEER_SECONDS = 180.0
 
 def inject(place: Place) -> list[Outcome]:
   """A second command in a folder in use; in the long form all of them."""
-  found = _held_workdir(place)
+  parts = [_held_workdir]
   if place.long:
-    found += _one_workdir(place) + _one_study(place) + _one_cache(place)
-    found += _lost_peer(place)
-  return found
+    parts += [_one_workdir, _one_study, _one_cache, _lost_peer]
+  return runs.together(place, parts)
 
 
 def _refused(kind: str, done: Done, what: str) -> Outcome:

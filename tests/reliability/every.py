@@ -1,7 +1,10 @@
 """The kinds of injection by name."""
 
 from tests.reliability import (
+  backbones,
   concurrency,
+  exported,
+  folders,
   fuzz,
   injection,
   kills,
@@ -14,6 +17,9 @@ KINDS = {
   'kills': kills.inject,
   'storage': storage.inject,
   'concurrency': concurrency.inject,
+  'backbones': backbones.inject,
+  'exported': exported.inject,
+  'folders': folders.inject,
   'nonfinite': nonfinite.inject,
   'fuzz': fuzz.inject,
   'injection': injection.inject,

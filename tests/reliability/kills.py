@@ -10,37 +10,43 @@ import time
 from tests.reliability import runs
 from tests.reliability.outcomes import Outcome, of_process
 from tests.reliability.runs import Place
+from tlkd_jax.export import formats
 
 _SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
 def inject(place: Place) -> list[Outcome]:
   """A run; in the long form each kind of command."""
-  found = _chain(
+  parts = [_runs]
+  if place.long:
+    parts += [_unlabelled, _rounding, _evaluations, _exports, _studies]
+  return runs.together(place, parts)
+
+
+def _runs(place: Place) -> list[Outcome]:
+  whole, seconds = runs.unbroken(place)
+  return _chain(
     place,
     'kill: teacher, targets, training',
     lambda folder: runs.train(place, folder),
-    lambda folder: runs.differences(runs.unbroken(place)[0], folder),
-    runs.unbroken(place)[1],
+    lambda folder: runs.differences(whole, folder),
+    seconds,
     9 if place.long else 1,
   )
-  if not place.long:
-    return found
+
+
+def _unlabelled(place: Place) -> list[Outcome]:
   rest = {'distillation__unlabelled': 'rest', 'targets__mode': 'online'}
-  found += _chain_of(
+  return chain_of(
     place,
     'kill: unlabelled images',
     lambda folder: runs.train(place, folder, **rest),
     runs.differences,
     4,
   )
-  found += _evaluations(place)
-  found += _exports(place)
-  found += _studies(place)
-  return found
 
 
-def _chain_of(place, kind, command, differs, count) -> list[Outcome]:
+def chain_of(place, kind, command, differs, count) -> list[Outcome]:
   """A chain whose unbroken command is run first."""
   whole = place.root / f'{_folder(kind)}-whole'
   began = time.monotonic()
@@ -99,7 +105,7 @@ def _evaluations(place: Place) -> list[Outcome]:
       shutil.copytree(runs.unbroken(place)[0], folder)
     return runs.evaluate(place, folder, 'all')
 
-  return _chain_of(place, 'kill: --suite=all', command, _evaluation_differs, 4)
+  return chain_of(place, 'kill: --suite=all', command, _evaluation_differs, 4)
 
 
 def _evaluation_differs(left: pathlib.Path, right: pathlib.Path) -> list[str]:
@@ -113,27 +119,48 @@ def _evaluation_differs(left: pathlib.Path, right: pathlib.Path) -> list[str]:
   return wrong + (['nothing evaluated'] if not files else [])
 
 
+def _rounding(place: Place) -> list[Outcome]:
+  """A student that learns to round goes on with a finished one."""
+  return chain_of(
+    place,
+    'kill: a student that learns to round',
+    lambda folder: runs.rounding(place, folder),
+    runs.differences,
+    3,
+  )
+
+
+# What is exported: what the command takes, and how often it is killed.
+_EXPORTS = {
+  'safetensors': (['--format=safetensors', '--out={}/a.safetensors'], 2),
+  'hub': (['--format=hub', '--out={}/hub'], 3),
+  'int8': (['--format=onnx', *runs.INT8, '--out={}/a.onnx'], 3),
+}
+
+
 def _exports(place: Place) -> list[Outcome]:
-  run = runs.unbroken(place)[0]
+  found = []
+  for name, (arguments, count) in _EXPORTS.items():
+    if name == 'int8' and formats.missing('onnx'):
+      continue
 
-  def command(folder: pathlib.Path) -> list[str]:
-    folder.mkdir(exist_ok=True)
-    code = (
-      'from tlkd_jax.runtime import interrupts; interrupts.end_at_once()\n'
-      'from tests import tiny\nfrom tlkd_jax.export import __main__ as export\n'
-      f'with tiny.registered(): export.main(["--checkpoint={run}", '
-      f'"--format=safetensors", "--out={folder / "a.safetensors"}"])'
-    )
-    return ['-c', code]
+    def command(folder: pathlib.Path, given=arguments) -> list[str]:
+      folder.mkdir(exist_ok=True)
+      return runs.export(place, *(text.format(folder) for text in given))
 
-  def differs(left: pathlib.Path, right: pathlib.Path) -> list[str]:
-    return [
-      path.name
-      for path in left.iterdir()
-      if path.read_bytes() != (right / path.name).read_bytes()
-    ]
+    kind = f'kill: export, {name}'
+    found += chain_of(place, kind, command, _files_differ, count)
+  return found
 
-  return _chain_of(place, 'kill: export', command, differs, 4)
+
+def _files_differ(left: pathlib.Path, right: pathlib.Path) -> list[str]:
+  """Of what an export wrote; what kills left beside is not asked for."""
+  paths = [path for path in left.rglob('*') if path.is_file()]
+  return [
+    str(path.relative_to(left))
+    for path in paths
+    if path.read_bytes() != (right / path.relative_to(left)).read_bytes()
+  ]
 
 
 def _studies(place: Place) -> list[Outcome]:

@@ -6,15 +6,19 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from tests import tiny
+from tests.reliability import outcomes
+from tests.reliability.outcomes import Outcome
 from tests.workdirs import arrays
 from tlkd_jax.training.metric_writers import read_rows
 
@@ -31,6 +35,9 @@ KD = {
   'targets__views': 2,
 }
 
+# Of an export: whatever it costs a student of a few steps.
+INT8 = ('--quantize=int8', '--max-accuracy-drop=1')
+
 
 @dataclasses.dataclass(frozen=True)
 class Place:
@@ -42,7 +49,8 @@ class Place:
     seed: of what is drawn.
     cache_dir: prepared copies of the data.
     compiled: compiled programs.
-    soak_minutes: of the soak; 0 leaves it out.
+    soak_minutes: of the soak at least; 0 leaves it out.
+    until: a file that is there once the soak may end; None is from the first.
   """
 
   root: pathlib.Path
@@ -51,6 +59,7 @@ class Place:
   cache_dir: pathlib.Path
   compiled: pathlib.Path
   soak_minutes: float = 0.0
+  until: pathlib.Path | None = None
 
   def draw(self, name: str) -> np.random.Generator:
     """A generator for one kind of injection."""
@@ -63,6 +72,28 @@ class Done:
 
   code: int | None
   error: str
+
+
+def together(
+  place: Place, parts: Sequence[Callable[[Place], list[Outcome]]]
+) -> list[Outcome]:
+  """The outcomes of parts, one after the other, with their times on stderr.
+
+  One that raises is an outcome, and the others go on.
+  """
+  found: list[Outcome] = []
+  for part in parts:
+    began = time.monotonic()
+    name = f'{part.__module__.rpartition(".")[2]}: {part.__name__.strip("_")}'
+    try:
+      some = part(place)
+    except Exception:
+      some = [Outcome(name, 'traceback', traceback.format_exc()[-3000:])]
+    seconds, bad = time.monotonic() - began, len(outcomes.bad(some))
+    said = f'{seconds:5.0f} s  {name}: {len(some)} injected, {bad} bad'
+    print(f'{time.strftime("%H:%M:%S")} {said}', file=sys.stderr, flush=True)
+    found += some
+  return found
 
 
 def train(
@@ -84,8 +115,36 @@ def evaluate(place: Place, run: pathlib.Path, suite: str) -> list[str]:
   return [
     *('-m', 'tests.tiny', f'--compilation_cache={place.compiled}'),
     *('--mode=evaluate', f'--checkpoint={run}', f'--suite={suite}'),
-    '--max_images=8',
+    *['--max_images=8'] * (suite != 'clean'),
   ]
+
+
+def rounding(place: Place, workdir: pathlib.Path) -> list[str]:
+  """Arguments of Python for a student that learns to round."""
+  changes = {
+    'num_steps': 8,
+    'eval_every_steps': 2,
+    'quantize.observe_fraction': 0.5,
+    'quantize.calibration_images': 20,
+    'optimizer.learning_rate': 1e-2,
+  }
+  return [
+    *('-m', 'tests.tiny', f'--compilation_cache={place.compiled}'),
+    f'--config=configs/qat.py:checkpoint={unbroken(place)[0]}',
+    *(f'--config.{key}={value}' for key, value in changes.items()),
+    f'--workdir={workdir}',
+  ]
+
+
+def export(place: Place, *arguments: str) -> list[str]:
+  """Arguments of Python for an export of the student of `unbroken`."""
+  given = [f'--checkpoint={unbroken(place)[0]}', *arguments]
+  code = (
+    'from tlkd_jax.runtime import interrupts; interrupts.end_at_once()\n'
+    'from tests import tiny\nfrom tlkd_jax.export import __main__ as export\n'
+    f'with tiny.registered(): export.main({given!r})'
+  )
+  return ['-c', code]
 
 
 def study(place: Place, root: pathlib.Path, *more: str) -> list[str]:
@@ -166,7 +225,9 @@ def _run_differs(left: pathlib.Path, right: pathlib.Path) -> list[str]:
   if not (right / 'summary.json').exists():
     return ['not finished']
   found = []
-  for kind in ('latest', 'best'):
+  # A probe has nothing to go on from.
+  kinds = {p.parent.name for p in left.glob('checkpoints/*/[0-9]*')}
+  for kind in sorted(kinds):
     a, b = arrays(left, kind), arrays(right, kind)
     if a.keys() != b.keys():
       found.append(f'{kind} holds others')
@@ -231,6 +292,20 @@ def small_disk(folder: pathlib.Path, size: int) -> Iterator[bool]:
   finally:
     if made:
       subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def read_only(
+  folder: pathlib.Path, content: pathlib.Path | None = None
+) -> Iterator[bool]:
+  """The same, with a copy of a folder, to which nothing can be written."""
+  with small_disk(folder, 2**26) as made:
+    if made:
+      if content is not None:
+        shutil.copytree(content, folder, dirs_exist_ok=True)
+      command = ['mount', '-o', 'remount,ro', str(folder)]
+      subprocess.run(command, check=True)
+    yield made
 
 
 def grow(folder: pathlib.Path, size: int = 2**28) -> None:

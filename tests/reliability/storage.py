@@ -19,6 +19,7 @@ from tests.reliability.runs import Place
 from tests.test_target_store import ROWS, VIEWS, fill, make_store
 from tests.workdirs import wait_for_step
 from tlkd_jax.evaluation import records
+from tlkd_jax.models.serving import Figures, Serving
 from tlkd_jax.report import page
 from tlkd_jax.runtime import sealed, sharding
 from tlkd_jax.training import (
@@ -28,20 +29,28 @@ from tlkd_jax.training import (
   finished,
   loop,
   run,
+  serving,
   workdir,
 )
 from tlkd_jax.training.metric_writers import read_rows
 
+# In the middle of a run the clock goes back by ten days.
+_SET_BACK = """
+import runpy, sys, time
+real, began = time.time, time.time()
+back = lambda: real() - 864000 * (real() > began + 4)
+time.time, time.time_ns = back, lambda: int(back() * 1e9)
+sys.argv[:2] = ['tests.tiny']
+runpy.run_module('tests.tiny', run_name='__main__', alter_sys=True)
+"""
+
 
 def inject(place: Place) -> list[Outcome]:
   """Damage to each file; in the long form disks too."""
-  found = _files_of_a_run(place) + _caches(place) + _targets(place)
-  found += _older_version(place)
+  parts = [_files_of_a_run, _caches, _targets, _older_version]
   if place.long:
-    found += _states(place)
-    found += _full_disks(place) + _read_only(place)
-    found += _deleted(place) + _homes(place)
-  return found
+    parts += [_states, _full_disks, _read_only, _deleted, _homes]
+  return runs.together(place, parts)
 
 
 def damaged(content: bytes, draw, flips: int, cuts: int) -> Iterator[bytes]:
@@ -54,7 +63,7 @@ def damaged(content: bytes, draw, flips: int, cuts: int) -> Iterator[bytes]:
     yield content[: int(draw.integers(len(content)))]
 
 
-def _try_each(
+def try_each(
   kind: str, path: pathlib.Path, read: Callable, versions, named='damaged'
 ) -> list[Outcome]:
   """Reads every version of a file, and puts it back."""
@@ -97,6 +106,16 @@ def _files_of_a_run(place: Place) -> list[Outcome]:
     'metrics.jsonl': lambda: read_rows(student / 'metrics.jsonl'),
     'data.json.gz': lambda: data_record.check(student, known),
   }
+  cost = serving.path_of(student)
+  one = Serving(Figures('tiny', 16, 10, 'float32', 9, 9, 0, 36), ())
+  serving.write(student, {'student': one})
+  readers[str(cost.relative_to(student))] = lambda: [
+    repr(value) for value in serving.read(student).values()
+  ]
+  records.write_json(student / 'evaluation' / 'clean.json', {'top1': 0.5})
+  readers['evaluation/clean.json'] = lambda: sealed.read_json(
+    student / 'evaluation' / 'clean.json'
+  )
   for path in sorted((student / 'predictions').glob('*.npz')):
     readers[f'predictions/{path.name}'] = lambda p=path: records.read_arrays(p)
   flips, cuts = (150, 30) if place.long else (20, 4)
@@ -104,9 +123,11 @@ def _files_of_a_run(place: Place) -> list[Outcome]:
     path = student / name
     if path.exists():
       versions = damaged(path.read_bytes(), draw, flips, cuts)
-      found += _try_each(kind, path, read, versions)
-  found += _weights(place, student)
-  return found
+      found += try_each(kind, path, read, versions)
+  counts = (12, 3) if place.long else (2, 1)
+  return found + best_checkpoint(
+    place, 'damage: best checkpoint', student, counts
+  )
 
 
 def _in_turn(place: Place, kind: str, folder, read, counts) -> list[Outcome]:
@@ -116,12 +137,14 @@ def _in_turn(place: Place, kind: str, folder, read, counts) -> list[Outcome]:
     if path.is_file():
       many = 4 if path.stat().st_size > 4000 else 1
       versions = damaged(path.read_bytes(), draw, many * flips, cuts)
-      found += _try_each(kind, path, read, versions, named='corrupt')
+      found += try_each(kind, path, read, versions, named='corrupt')
   return found
 
 
-def _weights(place: Place, student: pathlib.Path) -> list[Outcome]:
-  kind = 'damage: best checkpoint'
+def best_checkpoint(
+  place: Place, kind: str, student: pathlib.Path, counts: tuple[int, int]
+) -> list[Outcome]:
+  """Each file of a run's best checkpoint damaged, as often as counts say."""
 
   def read():
     about = checkpoints.read_description(student)
@@ -129,7 +152,7 @@ def _weights(place: Place, student: pathlib.Path) -> list[Outcome]:
     return loaded.params, loaded.model_state, about.class_names
 
   best = student / 'checkpoints' / 'best'
-  return _in_turn(place, kind, best, read, (12, 3) if place.long else (2, 1))
+  return _in_turn(place, kind, best, read, counts)
 
 
 def _states(place: Place) -> list[Outcome]:
@@ -247,7 +270,7 @@ def _full_disks(place: Place) -> list[Outcome]:
   for number, share in enumerate((0.02, 0.1, 0.25, 0.45, 0.7)):
     folder = place.root / f'full{number}'
     least = int(share * size * float(draw.uniform(0.8, 1.2))) + 16384
-    found += _on_a_full_disk(
+    found += on_a_full_disk(
       'full disk: a run',
       folder,
       least,
@@ -255,7 +278,7 @@ def _full_disks(place: Place) -> list[Outcome]:
       lambda at: runs.differences(run_, at / 'run'),
     )
   for number, least in enumerate((20_000, 90_000)):
-    found += _on_a_full_disk(
+    found += on_a_full_disk(
       'full disk: targets',
       place.root / f'full-targets{number}',
       least,
@@ -267,7 +290,7 @@ def _full_disks(place: Place) -> list[Outcome]:
       ),
     )
   for number, least in enumerate((16_000, 60_000, 400_000)):
-    found += _on_a_full_disk(
+    found += on_a_full_disk(
       'full disk: caches of data',
       place.root / f'full-cache{number}',
       least,
@@ -287,14 +310,14 @@ def _full_disks(place: Place) -> list[Outcome]:
       shutil.copytree(run_, at / 'run')
     return runs.evaluate(place, at / 'run', 'all')
 
-  found += _on_a_full_disk(
+  found += on_a_full_disk(
     'full disk: evaluation',
     place.root / 'full-evaluation',
     int(size * 1.3) + 400_000,
     evaluation,
     lambda at: [] if list((at / 'run/evaluation').glob('*.json')) else ['none'],
   )
-  found += _on_a_full_disk(
+  found += on_a_full_disk(
     'full disk: report',
     place.root / 'full-report',
     40_000,
@@ -311,7 +334,7 @@ def _same_but_places(left: pathlib.Path, right: pathlib.Path) -> list[str]:
   return [w for w in runs.differences(left, right) if 'targets' not in w]
 
 
-def _on_a_full_disk(kind, folder, size, command, differs) -> list[Outcome]:
+def on_a_full_disk(kind, folder, size, command, differs) -> list[Outcome]:
   with runs.small_disk(folder, size) as made:
     if not made:
       return []
@@ -338,21 +361,36 @@ def _on_a_full_disk(kind, folder, size, command, differs) -> list[Outcome]:
 
 def _read_only(place: Place) -> list[Outcome]:
   kind, folder = 'read-only folder', place.root / 'read-only'
-  with runs.small_disk(folder, 2**26) as made:
+  content, whole = place.root / 'to-be-read', runs.unbroken(place)[0]
+  shutil.copytree(whole, content / 'run')
+  shutil.copytree(place.cache_dir, content / 'cache')
+  # What `unbroken` stored is copied with it.
+  given = {
+    'data__cache_dir': str(folder / 'cache'),
+    'targets__dir': str(folder / 'run' / 'targets'),
+  }
+  with runs.read_only(folder, content) as made:
     if not made:
       return []
-    shutil.copytree(runs.unbroken(place)[0], folder / 'run')
-    subprocess.run(['mount', '-o', 'remount,ro', str(folder)], check=True)
     commands = {
       'a new run': runs.train(place, folder / 'new'),
-      'a finished run': runs.train(place, folder / 'run'),
+      'a finished run': runs.train(
+        place, folder / 'run', targets__dir=str(whole / 'targets')
+      ),
       'evaluation': runs.evaluate(place, folder / 'run', 'clean'),
       'report': ['-m', 'tlkd_jax.report', str(folder), f'--out={folder}/r'],
+      'filled caches': runs.train(place, place.root / 'ro', **given),
+      'an empty cache': runs.train(
+        place, place.root / 'ro-e', data__cache_dir=str(folder / 'none')
+      ),
     }
     found = []
     for name, command in commands.items():
       done = runs.call(command)
-      result = of_process(done.code, done.error, [])
+      wrong = []
+      if name == 'filled caches' and done.code == 0:
+        wrong = _same_but_places(whole, place.root / 'ro')
+      result = of_process(done.code, done.error, wrong)
       found.append(Outcome(kind, result, f'{name}: {done.error[-1500:]}'))
     return found
 
@@ -361,9 +399,16 @@ def _deleted(place: Place) -> list[Outcome]:
   """Files that go while a run is writing; the same command goes on."""
   kind, found = 'deleted during a run', []
   names = ('metrics.jsonl', 'checkpoints/latest', 'config.json', '.')
-  for name in names:
-    folder = place.root / f'deleted-{names.index(name)}'
-    command = runs.train(place, folder, 'tl', num_steps=400)
+  for name in (*names, 'caches'):
+    folder = place.root / f'deleted-{len(found)}'
+    given: dict = {'num_steps': 400}
+    if name == 'caches':
+      # What it has mapped goes too.
+      given |= {
+        'data__memory_budget_mib': 0,
+        'data__cache_dir': str(folder / name),
+      }
+    command = runs.train(place, folder, 'tl', **given)
     process = runs.start(command)
     wait_for_step(folder, process, 3)
     gone = folder / name
@@ -394,6 +439,10 @@ def _homes(place: Place) -> list[Outcome]:
       ('HOME cannot be made', {'HOME': no_home, 'XDG_CACHE_HOME': None}),
     ]
     if made:
+      # Where nothing can be made, root or not.
+      surroundings.append(
+        ('HOME is read-only', {'HOME': '/proc', 'XDG_CACHE_HOME': None})
+      )
       surroundings.append(('full temporary folder', {'TMPDIR': str(full)}))
     for name, environment in surroundings:
       folder = place.root / name.replace(' ', '-')
@@ -409,7 +458,13 @@ def _homes(place: Place) -> list[Outcome]:
       result = of_process(done.code, done.error, wrong)
       what = f'{name}: {wrong or done.error[-1500:]}'
       found.append(Outcome(kind, result, what))
-  folder = place.root / 'future'
+  return found + _clocks(place)
+
+
+def _clocks(place: Place) -> list[Outcome]:
+  """A clock that is set back, between two starts and while a run goes on."""
+  kind, found = 'home, network, temporary folder, clock', []
+  whole, folder = runs.unbroken(place)[0], place.root / 'future'
   process = runs.start(runs.train(place, folder))
   wait_for_step(folder / 'teacher', process, 3)
   runs.kill(process)
@@ -417,8 +472,15 @@ def _homes(place: Place) -> list[Outcome]:
   later = time.time() + 10 * 86400
   for path in folder.rglob('*'):
     os.utime(path, (later, later))
-  done = runs.call(runs.train(place, folder))
-  wrong = runs.differences(run_, folder) if done.code == 0 else []
-  result = of_process(done.code, done.error, wrong)
-  found.append(Outcome(kind, result, f'future: {wrong or done.error[-1500:]}'))
+  during = place.root / 'set-back'
+  commands = {
+    folder: runs.train(place, folder),
+    during: ['-c', _SET_BACK, *runs.train(place, during)[1:]],
+  }
+  for at, command in commands.items():
+    done = runs.call(command)
+    wrong = runs.differences(whole, at) if done.code == 0 else []
+    result = of_process(done.code, done.error, wrong)
+    what = f'{at.name}: {wrong or done.error[-1500:]}'
+    found.append(Outcome(kind, result, what))
   return found

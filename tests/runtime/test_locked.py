@@ -147,3 +147,86 @@ def test_where_nobody_can_lock_nobody_waits(number, tmp_path, monkeypatch):
   monkeypatch.setattr(owner, name, unable)
   with locked.in_turn(tmp_path / 'key', 'fills it') as alone:
     assert not alone
+
+
+@pytest.fixture
+def kept(monkeypatch):
+  """What this process keeps, nothing at first."""
+  found: dict[str, int] = {}
+  monkeypatch.setattr(locked, '_kept', found)
+  yield found
+  for file in found.values():
+    os.close(file)
+
+
+def is_unused(path) -> bool:
+  with locked.unused(path) as free:
+    return free
+
+
+def test_what_is_kept_is_in_use(kept, tmp_path):
+  path = tmp_path / 'locks' / 'key.used'
+  assert is_unused(path) and not path.parent.exists()
+  locked.keep(path)
+  assert not is_unused(path) and len(kept) == 1
+  os.utime(path, (0, 0))
+  locked.keep(path)
+  assert len(kept) == 1 and path.stat().st_mtime > 1e9
+  # Removed by one who thought otherwise, it is kept anew.
+  path.unlink()
+  locked.keep(path)
+  assert path.exists() and not is_unused(path) and len(kept) == 1
+
+
+def test_nobody_begins_to_use_what_is_removed(kept, tmp_path):
+  path = tmp_path / 'key.used'
+  path.touch()
+  thread = threading.Thread(target=locked.keep, args=(path,))
+  with locked.unused(path) as free:
+    assert free
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    path.unlink()
+  thread.join(20)
+  assert path.exists() and not is_unused(path)
+
+
+def test_a_long_process_lets_go_of_what_was_longest_ago(
+  kept, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(locked, '_MOST_KEPT', 3)
+  paths = [tmp_path / f'{number}.used' for number in range(4)]
+  for path in (*paths[:3], paths[0], paths[3]):
+    locked.keep(path)
+  assert [is_unused(path) for path in paths] == [False, True, False, False]
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.ENOSPC, errno.ENOLCK])
+def test_where_nothing_can_be_kept_nothing_is_removed(
+  number, kept, tmp_path, monkeypatch
+):
+  def unable(*_):
+    raise OSError(number, 'no')
+
+  path = tmp_path / 'key.used'
+  path.touch()
+  name = 'flock' if number == errno.ENOLCK else 'open'
+  owner = locked.fcntl if number == errno.ENOLCK else locked.os
+  handles = len(os.listdir('/proc/self/fd'))
+  with monkeypatch.context() as patch:
+    patch.setattr(owner, name, unable)
+    locked.keep(path)
+    assert not kept and not is_unused(path)
+  assert len(os.listdir('/proc/self/fd')) == handles
+
+
+def test_a_folder_that_may_only_be_read_can_be_kept(kept, tmp_path):
+  path = tmp_path / 'locks' / 'key.used'
+  path.parent.mkdir()
+  path.touch()
+  path.chmod(0o444)
+  path.parent.chmod(0o555)
+  locked.keep(path)
+  assert not is_unused(path)
+  path.parent.chmod(0o755)

@@ -3,14 +3,27 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from tests.report import synthetic
 from tests.study.test_plans import make
+from tlkd_jax.evaluation import records
+from tlkd_jax.models import serving as costs_of
+from tlkd_jax.models.serving import Figures, Serving
 from tlkd_jax.report import runs
 from tlkd_jax.runtime import sealed
 from tlkd_jax.runtime.errors import UserError
-from tlkd_jax.study import cells, conduct, matrix, results, workers
+from tlkd_jax.study import (
+  cells,
+  conduct,
+  matrix,
+  noise,
+  results,
+  serving,
+  workers,
+)
+from tlkd_jax.training import serving as costs
 
 ROW = {
   'kind': 'tl',
@@ -20,6 +33,8 @@ ROW = {
   'validation': {'top1': 0.5, 'nll': 1.0},
   'test': {'top1': 0.5, 'nll': 1.0, 'ece': 0.1},
 }
+
+FIGURES = Figures('tiny', 16, 10, 'float32', 900, 5000, 0, 3600)
 
 
 @pytest.fixture
@@ -93,6 +108,89 @@ def test_a_cell_that_leaves_no_whole_record_has_failed(study):
   workers.work(everything, root, ran.append, lambda: None)
   assert ran == [everything[0]]
   assert 'whole record' in cells.failure(root, everything[0])
+
+
+# Beside a cell's record: what is read of it, and of whom.
+BESIDE = {
+  'evaluation/corruptions.json': lambda root, rows: [
+    row.get('degraded') for row in rows
+  ],
+  'predictions/test.npz': lambda root, rows: [
+    'answers' in row for row in results.with_answers(root, rows)
+  ],
+  'evaluation/cost.json': lambda root, rows: len(serving.collect(root, rows)),
+}
+
+
+def write_beside(folder):
+  """What `--suite` and a run leave in a cell's folder."""
+  records.write_json(
+    folder / 'evaluation' / 'corruptions.json',
+    {'count': 4, 'clean': {'top1': 0.5}, 'mean_corrupted_error': {'all': 0.5}},
+  )
+  arrays = {'logits': np.eye(4, 2), 'labels': [0, 1, 0, 1], 'indices': range(4)}
+  records.write_arrays(
+    folder / 'predictions' / 'test.npz',
+    {name: np.asarray(value) for name, value in arrays.items()},
+  )
+  costs.write(folder, {'student': Serving(FIGURES, ())})
+
+
+def flip_middle(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 2
+  path.write_bytes(content)
+
+
+@pytest.mark.parametrize('name', BESIDE)
+def test_what_lies_beside_a_record_is_left_out(name, study, caplog):
+  config, root = study
+  folders = [cells.folder_of(root, c) for c in matrix.make_matrix(config)]
+  for folder in folders:
+    write_beside(folder)
+  whole = BESIDE[name](root, results.collect(root, 'top1'))
+  path = folders[1] / name
+  for damage in (cut, flip_middle, empty, no_object):
+    write_beside(folders[1])
+    damage(path)
+    caplog.clear()
+    found = BESIDE[name](root, results.collect(root, 'top1'))
+    if isinstance(whole, list):
+      assert sum(a != b for a, b in zip(found, whole, strict=True)) == 1
+    else:
+      # Of the same network as that of the other cell.
+      assert found == whole == 1
+    assert str(path) in caplog.text and 'it is left out' in caplog.text
+
+
+@pytest.mark.parametrize('damage', [cut, empty, no_object])
+def test_costs_of_a_study_that_are_damaged_are_left_out(
+  damage, tmp_path, caplog
+):
+  path = tmp_path / serving.FILE
+  records.write_json(path, [costs_of.as_json(Serving(FIGURES, ()))])
+  assert [*serving.collect(tmp_path, [])] == [FIGURES]
+  damage(path)
+  assert serving.collect(tmp_path, []) == {}
+  assert str(path) in caplog.text
+
+
+@pytest.mark.parametrize('damage', [cut, empty, flip_middle])
+def test_a_damaged_rerun_is_left_out(damage, tmp_path, caplog):
+  paths = [
+    tmp_path / noise.FOLDER / '2cores/digits/2/tl' / number / 'rerun.json'
+    for number in '01'
+  ]
+  for path in paths:
+    records.write_json(path, {'number': path.parent.name})
+  assert len(noise.collect(tmp_path)) == 2
+  damage(paths[0])
+  assert noise.collect(tmp_path) == [{'number': '1'}]
+  assert str(paths[0]) in caplog.text
+  shutil.rmtree(tmp_path / noise.FOLDER)
+  damage(tmp_path / noise.FILE)
+  assert noise.collect(tmp_path) == []
+  assert f'{tmp_path / noise.FILE} is damaged' in caplog.text
 
 
 @pytest.mark.parametrize('name', ['config.json', 'summary.json'])

@@ -120,6 +120,7 @@ def decode(
     return fill(np.empty(shape, np.uint8))
   key = _key(source, choice, geometry)
   lock = mapped_in.parent / 'locks' / key
+  locked.keep(lock.with_name(f'{key}.used'))
   with locked.in_turn(lock, f'decodes {description}') as alone:
     stored = _open_mapped(mapped_in, key)
     if stored is None:

@@ -27,6 +27,7 @@ def once(cache_dir: pathlib.Path, key: str, make_builder):
   """Writes a builder's files unless an earlier run did."""
   final = cache_dir / 'prepared' / key
   lock = cache_dir / 'locks' / key
+  _keep(final)
   with locked.in_turn(lock, f'makes {final}') as alone:
     if alone:
       for left in final.parent.glob(f'.{glob.escape(key)}-*'):
@@ -37,6 +38,11 @@ def once(cache_dir: pathlib.Path, key: str, make_builder):
     if not final.is_dir():
       _make(final, make_builder)
   return make_builder(str(final))
+
+
+def _keep(copy: pathlib.Path) -> None:
+  locks = copy.parents[1] / 'locks'
+  locked.keep(locks / f'{copy.name}.used')
 
 
 def _make(final: pathlib.Path, make_builder) -> None:
@@ -164,7 +170,12 @@ def read_beside(builder) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def is_described(copy: pathlib.Path) -> bool:
-  """Whether a copy is there with what was said of its folder."""
+  """Whether a copy is there with what was said of its folder.
+
+  One that is there is from then on in use.
+  """
+  if copy.is_dir():
+    _keep(copy)
   return _stored_beside(copy / _BESIDE) is not None
 
 
@@ -180,6 +191,7 @@ def _stored_beside(path: pathlib.Path) -> dict[str, Any] | None:
 
 def open_copy(name: str, copy: pathlib.Path):
   """The builder, of that TFDS name, of a copy that is there."""
+  _keep(copy)
   return tfds.core.read_only_builder.builder_from_files(
     name, data_dir=str(copy)
   )

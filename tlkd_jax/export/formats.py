@@ -1,9 +1,10 @@
 """The formats, one entry each, and the JSON that lies beside every file."""
 
 import dataclasses
+import hashlib
 import importlib.util
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -209,8 +210,18 @@ def write_half(
 
 def _describe(out: pathlib.Path, config: dict[str, Any]) -> str:
   path = out.with_name(f'{out.name}.json')
+  config = config | checksums([out])
   replace_text(path, records.dumps(config, indent=2) + '\n')
   return f'{path}: architecture, classes and preprocessing'
+
+
+def checksums(files: Iterable[pathlib.Path]) -> dict[str, Any]:
+  """Of files, for the JSON beside them: {'sha256': {name: digits}}."""
+  found = {}
+  for path in files:
+    with path.open('rb') as file:
+      found[path.name] = hashlib.file_digest(file, 'sha256').hexdigest()
+  return {'sha256': found}
 
 
 def configuration(student: Student, name: str) -> dict[str, Any]:

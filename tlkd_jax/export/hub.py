@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +24,7 @@ from tlkd_jax.export import (
 )
 from tlkd_jax.export.student import Student
 from tlkd_jax.models.layers.branches import FUSED
-from tlkd_jax.runtime import interrupts
+from tlkd_jax.runtime import atomic, interrupts
 
 WEIGHTS = 'model.safetensors'
 ONNX = 'model.onnx'
@@ -122,6 +124,7 @@ def write(
       place = unfinished / ONNX
       said.append(onnx.write(student, place, opset, with_preprocessing))
     config = configuration(student, bool(missing), with_preprocessing)
+    config |= formats.checksums(sorted(unfinished.iterdir()))
     _write_json(unfinished / CONFIG, config)
     _write_json(unfinished / _PREPROCESSOR, image_processor(student))
     large = [_LARGE.format(f'*{pathlib.Path(n).suffix}') for n in FILES[:2]]
@@ -180,12 +183,26 @@ def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
   path.write_text(records.dumps(value, indent=2) + '\n', encoding='utf-8')
 
 
+def _remove_stale(path: pathlib.Path) -> None:
+  name = re.compile(rf'\.{re.escape(path.name)}\.\d+\.(tmp|old)')
+  for left in path.parent.iterdir():
+    match = name.fullmatch(left.name)
+    # Between two renames the former folder is all that there is.
+    if match is None or (match[1] == 'old' and not path.exists()):
+      continue
+    with contextlib.suppress(OSError):
+      if time.time() - left.stat().st_ctime > atomic.STALE_SECONDS:
+        shutil.rmtree(left)
+
+
 @contextlib.contextmanager
 def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A new folder that becomes `path` unless something is raised.
 
-  What was there before is removed once the new one is in its place.
+  What was there before is removed once the new one is in its place. What a
+  kill left beside it a later export removes, as `atomic.replacing` does.
   """
+  _remove_stale(path)
   unfinished = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   before = path.with_name(f'.{path.name}.{os.getpid()}.old')
 

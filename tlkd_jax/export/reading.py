@@ -98,6 +98,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 def _read(
   path: pathlib.Path, about: dict[str, Any], student: Student
 ) -> Exported:
+  _check_bytes(path, about)
   suffix = path.suffix.removeprefix('.')
   if suffix not in _READERS:
     raise ValueError(
@@ -119,6 +120,21 @@ def _read(
     about.get('weights_digest'),
   )
   return _READERS[suffix](path, about, student)
+
+
+def _check_bytes(path: pathlib.Path, about: dict[str, Any]) -> None:
+  """Of earlier versions no digest is known; of a folder that of each file."""
+  sums = about.get('sha256')
+  if not isinstance(sums, dict):
+    return
+  # A single file may have another name by now.
+  alone = next(iter(sums.values())) if len(sums) == 1 else None
+  expected = sums.get(path.name, alone)
+  if expected and formats.checksums([path])['sha256'][path.name] != expected:
+    raise ValueError(
+      f'{path} is damaged: its bytes are not those that were exported. Export '
+      'it again; if it was changed on purpose, delete its sha256 from the JSON'
+    )
 
 
 def check(

@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from tlkd_jax.runtime import interrupts
 
 _TEMPORARY = re.compile(r'.+\.\d+\.tmp')
 # What was not written to for so long, nobody writes.
-_STALE_SECONDS = 3600.0
+STALE_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
@@ -42,14 +42,24 @@ def sweep(folder: pathlib.Path) -> None:
   Of a folder that nobody else writes to; not deeper than files are written.
   """
   for place in ('.', '.sums', '*/.sums', 'predictions', 'evaluation'):
-    for path in folder.glob(f'{place}/*.tmp'):
-      if _TEMPORARY.fullmatch(path.name):
-        path.unlink(missing_ok=True)
+    _sweep(folder.glob(f'{place}/*.tmp'))
+
+
+def sweep_store(folder: pathlib.Path) -> None:
+  """The same of a folder of files without folders, alone in it too."""
+  with contextlib.suppress(OSError):
+    _sweep(folder.glob('*.tmp'))
+
+
+def _sweep(paths: Iterable[pathlib.Path]) -> None:
+  for path in paths:
+    if _TEMPORARY.fullmatch(path.name):
+      path.unlink(missing_ok=True)
 
 
 def _remove_stale(temporary: pathlib.Path) -> None:
   with contextlib.suppress(OSError):
-    if time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
+    if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
       temporary.unlink()
 
 

@@ -2,6 +2,9 @@
 
 A lock dies with its process, however that ends. On NFS it holds between
 machines where the server has locks; where there are none a warning is given.
+
+What a cache holds is used by several at once: each says so by `keep`, and only
+what is `unused` is removed.
 """
 
 import contextlib
@@ -20,6 +23,10 @@ from tlkd_jax.runtime.errors import UserError, as_user_errors
 _FILE = '.lock'
 # What a file system without locks says.
 _UNABLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+# Files that this process keeps, open; of more, those of longest ago are let go:
+# a process makes many runs one after the other, none of which needs so many.
+_kept: dict[str, int] = {}
+_MOST_KEPT = 256
 
 
 @contextlib.contextmanager
@@ -82,6 +89,70 @@ def in_turn(path: pathlib.Path, what: str) -> Iterator[bool]:
     return
   try:
     yield _waited(file, what)
+  finally:
+    _release(file)
+    os.close(file)
+
+
+def keep(path: pathlib.Path) -> None:
+  """Lets nobody remove what a file stands for while this process uses it.
+
+  That is until the process has ended, or has kept `_MOST_KEPT` others since.
+  The file's time is that of the last such call. Waits for a removal that is
+  under way. Where no file can be made nothing is kept, without a message: who
+  uses the folder next says why.
+
+  Args:
+    path: the file; its folder is made if need be.
+  """
+  name = os.path.realpath(path)
+  with contextlib.suppress(OSError):
+    file = _kept.pop(name, None)
+    while file is None or not _is_same(file, path):
+      if file is not None:
+        os.close(file)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      # Not to be written to: where there is one, it can be kept by those who
+      # may only read.
+      file = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+      try:
+        fcntl.flock(file, fcntl.LOCK_SH)
+      except OSError:
+        os.close(file)
+        raise
+    _kept[name] = file
+    if len(_kept) > _MOST_KEPT:
+      os.close(_kept.pop(next(iter(_kept))))
+    os.utime(path)
+
+
+@contextlib.contextmanager
+def unused(path: pathlib.Path) -> Iterator[bool]:
+  """Whether no process keeps a file; while this is open, none begins to.
+
+  Args:
+    path: the file, which may be removed meanwhile. One that is not there is
+      kept by none.
+
+  Yields:
+    False too where it cannot be told, for want of rights or of locks.
+  """
+  try:
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+  except FileNotFoundError:
+    # Nor is there a folder for it.
+    yield True
+    return
+  except OSError:
+    yield False
+    return
+  try:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      free = _is_same(file, path)
+    except OSError:
+      free = False
+    yield free
   finally:
     _release(file)
     os.close(file)

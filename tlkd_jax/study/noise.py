@@ -24,6 +24,7 @@ from tlkd_jax.runtime import made, sealed
 from tlkd_jax.settings import Settings
 from tlkd_jax.study import cells, matrix, measured, tuning
 from tlkd_jax.study.analysis import CellRow
+from tlkd_jax.study.damage import left_out
 from tlkd_jax.study.matrix import Cell
 from tlkd_jax.training import defaults
 from tlkd_jax.training.loop import fine_tune
@@ -139,12 +140,16 @@ def run(
 def collect(root: pathlib.Path, *, write: bool = True) -> list[dict[str, Any]]:
   """All finished reruns, written to STUDY/noise.json; that file without any."""
   paths = sorted(root.glob(f'{FOLDER}/*cores/*/*/*/*/**/{_RECORD}'))
-  found = [sealed.read_json(path) for path in paths]
+  found: list[dict[str, Any]] = []
+  for path in paths:
+    with left_out(path):
+      found.append(sealed.read_json(path))
   if found and write:
     lines = ',\n'.join(records.dumps(one, sort_keys=True) for one in found)
     sealed.write_text(root / FILE, f'[\n{lines}\n]\n')
   elif not found and (root / FILE).exists():
-    found = sealed.read_json(root / FILE)
+    with left_out(root / FILE):
+      found = sealed.read_json(root / FILE)
   return found
 
 

@@ -14,6 +14,7 @@ from tlkd_jax.runtime.atomic import replace_text
 from tlkd_jax.settings import Settings
 from tlkd_jax.study import cells, measured
 from tlkd_jax.study.analysis import CellRow
+from tlkd_jax.study.damage import left_out
 
 # A trial that was not chosen must not tell how it does on test.
 _HIDDEN = (
@@ -80,7 +81,8 @@ def with_answers(root: pathlib.Path, rows: Sequence[CellRow]) -> list[CellRow]:
       if 'hits' in row:
         row['answers'] = unpack(row['hits'])
       elif path.exists():
-        row['answers'] = _answers(path)
+        with left_out(path):
+          row['answers'] = _answers(path)
     found.append(row)
   return found
 
@@ -102,7 +104,8 @@ def completed(root: pathlib.Path, rows: Sequence[CellRow]) -> list[CellRow]:
   for row in rows:
     folder = root / row['folder']
     if row['chosen'] and not {'temperature', 'reliability'} <= {*row}:
-      row = _completed(folder, row)
+      with left_out(folder / 'predictions'):
+        row = _completed(folder, row)
     if row['chosen']:
       row = cast(CellRow, {**row, **_degraded(folder)})
     found.append(row)
@@ -121,9 +124,14 @@ def _completed(folder: pathlib.Path, row: CellRow) -> CellRow:
 
 def _degraded(folder: pathlib.Path) -> dict[str, Any]:
   path = folder / 'evaluation' / 'corruptions.json'
-  if not path.exists():
-    return {}
-  found = sealed.read_json(path)
+  found: dict[str, Any] = {}
+  if path.exists():
+    with left_out(path):
+      found = _of_corruptions(sealed.read_json(path))
+  return found
+
+
+def _of_corruptions(found: dict[str, Any]) -> dict[str, Any]:
   errors = found['mean_corrupted_error'].items()
   top1 = {group: 1 - error for group, error in errors if error is not None}
   top1 = {'clean': found['clean']['top1']} | top1

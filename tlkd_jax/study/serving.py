@@ -20,6 +20,7 @@ from tlkd_jax.report.blocks import Section
 from tlkd_jax.report.savings import Point
 from tlkd_jax.runtime import sealed
 from tlkd_jax.study.analysis import CellRow, Rows
+from tlkd_jax.study.damage import left_out
 from tlkd_jax.training import serving as measured
 
 FILE = 'serving.json'
@@ -35,7 +36,9 @@ def measure(root: pathlib.Path, rows: Rows, num_steps: int) -> None:
   """
   if 0 < num_steps < measured.LEAST_STEPS:
     return
-  known = read(root)
+  known: dict[Figures, Serving] = {}
+  with left_out(root / FILE):
+    known = read(root)
   wanted = dict.fromkeys(figures_of(row) for row in runs.chosen(rows))
   left = [own for own in wanted if own is not None and own not in known]
   for own in left:
@@ -68,9 +71,14 @@ def read(root: pathlib.Path) -> dict[Figures, Serving]:
 
 def collect(root: pathlib.Path, rows: Rows) -> dict[Figures, Serving]:
   """Of each network what most is known of, also by cells' --suite=cost."""
-  known = read(root)
+  known: dict[Figures, Serving] = {}
+  with left_out(root / FILE):
+    known = read(root)
   for row in runs.chosen(rows):
-    for one in measured.read(root / row['folder']).values():
+    folder, own = root / row['folder'], []
+    with left_out(measured.path_of(folder)):
+      own = [*measured.read(folder).values()]
+    for one in own:
       before = known.get(one.figures)
       if before is None or len(one.timings) > len(before.timings):
         known[one.figures] = one

@@ -23,7 +23,7 @@ from absl import logging
 
 from tlkd_jax.data import Split
 from tlkd_jax.runtime import locked, mapped
-from tlkd_jax.runtime.atomic import replace_text, replacing
+from tlkd_jax.runtime.atomic import replace_text, replacing, sweep_store
 
 KEY = 'image key'
 
@@ -112,10 +112,12 @@ class Store:
 
     Where nothing can be written a run goes on without the store.
     """
+    locked.keep(self.folder / 'used')
     with contextlib.ExitStack() as stack:
       lock, what = self.folder / 'lock', f'fills {self.folder}'
       try:
-        stack.enter_context(locked.in_turn(lock, what))
+        if stack.enter_context(locked.in_turn(lock, what)):
+          sweep_store(self.folder)
         self._check_fingerprint()
       except OSError as error:
         self._give_up(error)

@@ -90,7 +90,10 @@ def read(folder: pathlib.Path) -> dict[str, Serving]:
   stored = sealed.read_json(path)
   if not isinstance(stored, dict):
     raise ValueError(f'{path} is damaged: it holds no object')
-  return {role: serving.from_json(one) for role, one in stored.items()}
+  try:
+    return {role: serving.from_json(one) for role, one in stored.items()}
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
 
 
 def write(folder: pathlib.Path, found: dict[str, Serving]) -> None:

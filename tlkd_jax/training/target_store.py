@@ -22,7 +22,7 @@ import scipy
 from absl import logging
 
 from tlkd_jax.runtime import locked, mapped
-from tlkd_jax.runtime.atomic import replace_text
+from tlkd_jax.runtime.atomic import replace_text, sweep_store
 
 DTYPES = ('float16', 'float32')
 _ROWS_AT_ONCE = 4096
@@ -166,7 +166,11 @@ class Store:
   @contextlib.contextmanager
   def claimed(self) -> Iterator[None]:
     """Waits until no other run writes here; a killed run's claim is void."""
-    with locked.in_turn(self.folder / 'lock', f'fills {self.folder}'):
+    locked.keep(self.folder / 'used')
+    lock = self.folder / 'lock'
+    with locked.in_turn(lock, f'fills {self.folder}') as alone:
+      if alone:
+        sweep_store(self.folder)
       yield
 
   def missing(self, num_views: int) -> list[int]:
