@@ -19,7 +19,9 @@ from flax import nnx
 from tlkd_jax.losses.transfer import stoch_norm
 from tlkd_jax.models.layers.convolutions import conv2d, same_padding
 from tlkd_jax.models.layers.normalization import batch_norm_train
+from tlkd_jax.models.layers.patches import Padding
 from tlkd_jax.models.layers.pooling import windows
+from tlkd_jax.models.layers.scaled import gains, scaled_conv2d
 
 Array = jax.Array
 
@@ -175,17 +177,23 @@ class Conv(nnx.Module):
 
   def convolve(self, x: Array, kernel: Array, bias: Array | None) -> Array:
     """What the layer does of x, with other weights of the same shape."""
+    stride, padding, groups = self.sizes(x)
     kernel = kernel.astype(x.dtype)
+    y = conv2d(x, kernel, stride=stride, padding=padding, groups=groups)
+    return y if bias is None else add_bias(y, bias)
+
+  def sizes(self, x: Array) -> tuple[tuple[int, int], Padding, int]:
+    """(stride, padding, groups) as conv2d takes them, of an input."""
     stride = (self.stride, self.stride)
+    kernel_hw = self.kernel.shape[:2]
     if self.padding == 'same':
-      padding = same_padding(x.shape[1:3], kernel.shape[:2], stride)
+      padding = same_padding(x.shape[1:3], kernel_hw, stride)
     elif isinstance(self.padding, int):
       padding = ((self.padding, self.padding),) * 2
     else:
-      height, width = (size // 2 for size in kernel.shape[:2])
+      height, width = (size // 2 for size in kernel_hw)
       padding = ((height, height), (width, width))
-    y = conv2d(x, kernel, stride=stride, padding=padding, groups=self.groups)
-    return y if bias is None else add_bias(y, bias)
+    return stride, padding, self.groups
 
 
 def patch_conv(
@@ -286,11 +294,15 @@ class BatchNorm(nnx.Module):
       y, mean, var = batch_norm_train(x, scale, bias, self.epsilon)
       self._update(mean, var, x.size // x.shape[-1])
       return y
-    scale = scale * jax.lax.rsqrt(self.var[...] + self.epsilon)
-    bias = bias - self.mean[...] * scale
+    scale, bias = self.frozen()
     shape = (1,) * (x.ndim - 1) + (-1,)
     y = x.astype(scale.dtype) * scale.reshape(shape) + bias.reshape(shape)
     return y.astype(x.dtype)
+
+  def frozen(self) -> tuple[Array, Array]:
+    """(scale, shift) [C] of a channel by the running statistics."""
+    scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+    return scale, self.bias[...] - self.mean[...] * scale
 
   def _stochastic(self, x: Array, mode: Mode) -> Array:
     y, self.mean[...], self.var[...] = stoch_norm(
@@ -359,7 +371,23 @@ class ConvNorm(nnx.Module):
     self.activation = activation
 
   def __call__(self, x: Array, mode: Mode) -> Array:
-    return ACTIVATIONS[self.activation](self.norm(self.conv(x), mode))
+    if self._is_one(x, mode):
+      kernel = self.conv.kernel[...].astype(x.dtype)
+      scale, shift = self.norm.frozen()
+      y = scaled_conv2d(x, kernel, scale, shift, *self.conv.sizes(x))
+    else:
+      y = self.norm(self.conv(x), mode)
+    return ACTIVATIONS[self.activation](y)
+
+  def _is_one(self, x: Array, mode: Mode) -> bool:
+    """Whether both are computed together, as only a gradient gains by it."""
+    # Not subclasses: int8 networks round between the two.
+    plain = type(self.conv) is Conv and type(self.norm) is BatchNorm
+    if not (plain and mode.train) or mode.norm_train:
+      return False
+    kernel = self.conv.kernel[...]
+    same = x.dtype == self.norm.scale.dtype == kernel.dtype
+    return same and gains(x, kernel, self.conv.groups)
 
 
 class SqueezeExcite(nnx.Module):
