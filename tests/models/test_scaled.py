@@ -139,3 +139,17 @@ def test_the_convolution_is_not_kept_for_the_gradient():
   _, gradient = jax.vjp(lambda x: module(x, FROZEN), x)
   shapes = [v.shape for v in jax.tree.leaves(gradient)]
   assert (2, 6, 5, 6) not in shapes
+
+
+@pytest.mark.parametrize(('groups', 'expected'), [(4, True), (1, False)])
+def test_a_sum_over_taps_is_computed_once(groups, expected):
+  """A depthwise convolution is cheap enough for XLA to compute it again."""
+  size = 3 if groups > 1 else 1
+  given = arrays(size, 4, 4, groups)
+  sizes = (1, 1), ((size // 2, size // 2),) * 2, groups
+
+  def loss(*args):
+    return core.relu6(scaled_conv2d(*args, *sizes)).sum()
+
+  found = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(*given))
+  assert ('optimization_barrier' in found) is expected

@@ -63,8 +63,13 @@ def scaled_conv2d(
   return z * _wide(scale) + _wide(shift)
 
 
-def _forward(x, kernel, scale, shift, *sizes):
-  return scaled_conv2d(x, kernel, scale, shift, *sizes), (x, kernel, scale)
+def _forward(x, kernel, scale, shift, stride, padding, groups):
+  z = conv2d(x, kernel, stride=stride, padding=padding, groups=groups)
+  if groups > 1:
+    # XLA would compute the sum over the taps a second time for the activation's
+    # gradient: only that reads z again.
+    z = jax.lax.optimization_barrier(z)
+  return z * _wide(scale) + _wide(shift), (x, kernel, scale)
 
 
 def _backward(stride, padding, groups, residuals, dy):
