@@ -11,39 +11,27 @@ from flax import nnx
 from tlkd_jax.models.layers import core
 from tlkd_jax.models.layers.convolutions import conv2d, lax_convolutions
 from tlkd_jax.models.layers.core import BatchNorm, ConvNorm, Mode
-from tlkd_jax.models.layers.scaled import gains, scaled_conv2d
+from tlkd_jax.models.layers.scaled import gains, scaled_pointwise
 
 FROZEN = Mode(train=True)
-# Kernel, input channels, output channels, groups, stride.
-KERNELS = {
-  'pointwise': (1, 4, 6, 1, 1),
-  'pointwise stride 2': (1, 4, 6, 1, 2),
-  'depthwise': (3, 4, 4, 4, 1),
-  'depthwise stride 2': (5, 4, 4, 4, 2),
-  'depthwise of two': (3, 4, 8, 4, 1),
-}
 
 
-def arrays(size, channels, features, groups):
+def arrays():
   rng = np.random.default_rng(0)
-  x = rng.normal(size=(2, 6, 5, channels))
-  kernel = rng.normal(size=(size, size, channels // groups, features))
-  scale, shift = rng.normal(size=(2, features))
-  return [v.astype(np.float32) for v in (x, kernel, scale, shift)]
+  shapes = (2, 6, 5, 4), (1, 1, 4, 6), (6,), (6,)
+  return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
-@pytest.mark.parametrize('name', KERNELS)
-def test_equals_its_parts(name):
-  size, channels, features, groups, stride = KERNELS[name]
-  sizes = (stride, stride), ((size // 2, size // 2),) * 2, groups
-  given = arrays(size, channels, features, groups)
+@pytest.mark.parametrize('stride', [(1, 1), (2, 2)])
+def test_equals_its_parts(stride):
+  given = arrays()
 
   def apart(x, kernel, scale, shift):
-    y = conv2d(x, kernel, stride=sizes[0], padding=sizes[1], groups=groups)
+    y = conv2d(x, kernel, stride=stride)
     return y * scale[None, None, None] + shift[None, None, None]
 
   def together(*args):
-    return scaled_conv2d(*args, *sizes)
+    return scaled_pointwise(*args, stride)
 
   def run(function, args):
     weights = jax.eval_shape(function, *args)
@@ -62,8 +50,7 @@ def test_equals_its_parts(name):
     wide = [v.astype(np.float64) for v in given]
     for a, b in zip(ours(wide), plain(wide), strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
-  expected = plain(given)
-  for a, b in zip(ours(given), expected, strict=True):
+  for a, b in zip(ours(given), plain(given), strict=True):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.abs(b).max())
 
 
@@ -71,14 +58,12 @@ def test_equals_its_parts(name):
   ('size', 'channels', 'groups', 'dtype', 'expected'),
   [
     (1, 8, 1, 'float32', True),
-    (3, 8, 8, 'float32', True),
-    (5, 8, 8, 'float64', True),
+    (1, 8, 1, 'float64', True),
+    (3, 8, 8, 'float32', False),
+    (1, 8, 8, 'float32', False),
     (3, 8, 1, 'float32', False),
-    (3, 8, 2, 'float32', False),
     (1, 8, 2, 'float32', False),
     (1, 8, 1, 'bfloat16', False),
-    (3, 8, 8, 'bfloat16', False),
-    (3, 1, 1, 'float32', False),
   ],
 )
 def test_where_it_has_fewer_passes(size, channels, groups, dtype, expected):
@@ -109,6 +94,7 @@ class Other(BatchNorm):
     (FROZEN, Other, 'apart'),
     (core.EVAL, BatchNorm, 'apart'),
     (Mode(train=True, norm_train=True), BatchNorm, 'apart'),
+    (Mode(train=True, norm_train=True), Other, 'apart'),
   ],
 )
 def test_only_a_frozen_norm_in_training(mode, kind, expected, monkeypatch):
@@ -116,9 +102,9 @@ def test_only_a_frozen_norm_in_training(mode, kind, expected, monkeypatch):
 
   def noted(*args):
     calls.append(args)
-    return scaled_conv2d(*args)
+    return scaled_pointwise(*args)
 
-  monkeypatch.setattr(core, 'scaled_conv2d', noted)
+  monkeypatch.setattr(core, 'scaled_pointwise', noted)
   make(kind)(jnp.ones((2, 6, 5, 4)), mode)
   assert bool(calls) == (expected == 'one')
 
@@ -141,15 +127,16 @@ def test_the_convolution_is_not_kept_for_the_gradient():
   assert (2, 6, 5, 6) not in shapes
 
 
-@pytest.mark.parametrize(('groups', 'expected'), [(4, True), (1, False)])
-def test_a_sum_over_taps_is_computed_once(groups, expected):
-  """A depthwise convolution is cheap enough for XLA to compute it again."""
-  size = 3 if groups > 1 else 1
-  given = arrays(size, 4, 4, groups)
-  sizes = (1, 1), ((size // 2, size // 2),) * 2, groups
-
-  def loss(*args):
-    return core.relu6(scaled_conv2d(*args, *sizes)).sum()
-
-  found = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(*given))
-  assert ('optimization_barrier' in found) is expected
+@pytest.mark.parametrize(
+  ('padding', 'expected'),
+  [
+    ('symmetric', (2, 6, 5, 6)),
+    ('same', (2, 6, 5, 6)),
+    (0, (2, 6, 5, 6)),
+    (1, (2, 8, 7, 6)),
+  ],
+)
+def test_padding_of_a_module_is_kept(padding, expected):
+  module = make(padding=padding)
+  for mode in (FROZEN, core.EVAL):
+    assert module(jnp.ones((2, 6, 5, 4)), mode).shape == expected

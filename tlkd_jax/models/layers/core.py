@@ -19,9 +19,8 @@ from flax import nnx
 from tlkd_jax.losses.transfer import stoch_norm
 from tlkd_jax.models.layers.convolutions import conv2d, same_padding
 from tlkd_jax.models.layers.normalization import batch_norm_train
-from tlkd_jax.models.layers.patches import Padding
 from tlkd_jax.models.layers.pooling import windows
-from tlkd_jax.models.layers.scaled import gains, scaled_conv2d
+from tlkd_jax.models.layers.scaled import gains, scaled_pointwise
 
 Array = jax.Array
 
@@ -177,23 +176,17 @@ class Conv(nnx.Module):
 
   def convolve(self, x: Array, kernel: Array, bias: Array | None) -> Array:
     """What the layer does of x, with other weights of the same shape."""
-    stride, padding, groups = self.sizes(x)
     kernel = kernel.astype(x.dtype)
-    y = conv2d(x, kernel, stride=stride, padding=padding, groups=groups)
-    return y if bias is None else add_bias(y, bias)
-
-  def sizes(self, x: Array) -> tuple[tuple[int, int], Padding, int]:
-    """(stride, padding, groups) as conv2d takes them, of an input."""
     stride = (self.stride, self.stride)
-    kernel_hw = self.kernel.shape[:2]
     if self.padding == 'same':
-      padding = same_padding(x.shape[1:3], kernel_hw, stride)
+      padding = same_padding(x.shape[1:3], kernel.shape[:2], stride)
     elif isinstance(self.padding, int):
       padding = ((self.padding, self.padding),) * 2
     else:
-      height, width = (size // 2 for size in kernel_hw)
+      height, width = (size // 2 for size in kernel.shape[:2])
       padding = ((height, height), (width, width))
-    return stride, padding, self.groups
+    y = conv2d(x, kernel, stride=stride, padding=padding, groups=self.groups)
+    return y if bias is None else add_bias(y, bias)
 
 
 def patch_conv(
@@ -374,7 +367,8 @@ class ConvNorm(nnx.Module):
     if self._is_one(x, mode):
       kernel = self.conv.kernel[...].astype(x.dtype)
       scale, shift = self.norm.frozen()
-      y = scaled_conv2d(x, kernel, scale, shift, *self.conv.sizes(x))
+      stride = self.conv.stride, self.conv.stride
+      y = scaled_pointwise(x, kernel, scale, shift, stride)
     else:
       y = self.norm(self.conv(x), mode)
     return ACTIVATIONS[self.activation](y)
@@ -387,7 +381,9 @@ class ConvNorm(nnx.Module):
       return False
     kernel = self.conv.kernel[...]
     same = x.dtype == self.norm.scale.dtype == kernel.dtype
-    return same and gains(x, kernel, self.conv.groups)
+    # Zeros around the image are no part of a product.
+    bare = self.conv.padding in ('symmetric', 'same', 0)
+    return same and bare and gains(x, kernel, self.conv.groups)
 
 
 class SqueezeExcite(nnx.Module):

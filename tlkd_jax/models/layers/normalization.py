@@ -66,7 +66,7 @@ def _backward(epsilon, residuals, cotangents):
   dtype = mean.dtype
   dy, wide = cotangents[0].astype(dtype), x.astype(dtype)
   count = x.size // x.shape[-1]
-  dbias, product = _both_sums(dy, wide)
+  dbias, product = _both_sums(cotangents[0], x, dtype)
   # Equal to the sum of dy * (x - mean), without the centred copy of x.
   dscale = (product - mean * dbias) * inverse
   gain = inverse * scale.astype(dtype)
@@ -83,8 +83,8 @@ def _backward(epsilon, residuals, cotangents):
 batch_norm_train.defvjp(_forward, _backward)
 
 
-def _both_sums(dy, x):
-  """The sums of dy and of dy * x over all axes but the last.
+def _both_sums(dy, x, dtype):
+  """The sums of dy and of dy * x over all axes but the last, in a dtype.
 
   XLA on CPU makes a kernel of each, which reads the maps again. Here whole
   images are added to one plane each, four at a time for less traffic through
@@ -94,6 +94,7 @@ def _both_sums(dy, x):
   parts = math.gcd(batch, jax.device_count())
   few = x.ndim != 4 or batch // parts < _MANY
   if is_lax() or x.size < _LARGE or few:
+    dy, x = dy.astype(dtype), x.astype(dtype)
     return _channel_sum(dy), _channel_sum(dy * x)
   # Each device steps through its own part of the batch.
   together = math.gcd(batch // parts, 4)
@@ -109,7 +110,7 @@ def _both_sums(dy, x):
       (parts, 1, 1, shape[-1]),
       allow_negative_indices=False,
     )
-    return lax.squeeze(cut, (1, 2))
+    return lax.convert_element_type(lax.squeeze(cut, (1, 2)), dtype)
 
   def add_images(group, planes):
     total, product = planes
@@ -119,7 +120,7 @@ def _both_sums(dy, x):
       product = product + slope * image(x, group, number)
     return total, product
 
-  zeros = jnp.zeros((parts, shape[-1]), dy.dtype)
+  zeros = jnp.zeros((parts, shape[-1]), dtype)
   planes = lax.fori_loop(0, shape[1], add_images, (zeros, zeros))
   return tuple(plane.reshape(-1, channels).sum(0) for plane in planes)
 

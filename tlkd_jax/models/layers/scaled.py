@@ -1,6 +1,6 @@
-"""A convolution and the constant scale and shift of its channels, as one.
+"""A pointwise convolution and the constant scale and shift of its channels.
 
-A frozen BatchNorm is y = z s + b of the convolution's z = x * w. Derived apart,
+A frozen BatchNorm is y = z s + b of the convolution's z = x w. Derived apart,
 the gradient reads dy and z for the sum of dy z, and writes dy s for the two
 products that follow. Both are passes over whole maps that need not be: z is
 linear in w, so the sum of dy z over a channel is that of w dw', where dw' is
@@ -8,6 +8,8 @@ the gradient of the kernel by dy itself, which is computed anyway; and s goes
 into the kernel, which is small. What is left of the pair is the sum of dy.
 
 The numbers are those of the plain form but for the order of sums and products.
+Not for depthwise kernels: where nothing but the activation's gradient reads z
+again, XLA computes the sum over the taps a second time.
 """
 
 import functools
@@ -15,14 +17,13 @@ import functools
 import jax
 
 from tlkd_jax.models.layers.convolutions import conv2d, is_lax
-from tlkd_jax.models.layers.patches import Padding
 
 
 def gains(x: jax.Array, kernel: jax.Array, groups: int) -> bool:
-  """Whether `scaled_conv2d` has fewer passes over memory than its parts.
+  """Whether `scaled_pointwise` has fewer passes over memory than its parts.
 
-  On CPU, in float32 and more (a kernel's gradient in bfloat16 is rounded before
-  the sum), for pointwise and depthwise kernels, whose gradient is one pass.
+  On CPU, in float32 and more: in bfloat16 a kernel's gradient is rounded before
+  the sum.
 
   Args:
     x: [B, H, W, Cin].
@@ -30,60 +31,47 @@ def gains(x: jax.Array, kernel: jax.Array, groups: int) -> bool:
     groups: of channels.
   """
   pointwise = kernel.shape[:2] == (1, 1) and groups == 1
-  depthwise = kernel.shape[2] == 1 and groups == x.shape[3] > 1
-  wide = x.dtype.itemsize >= 4
-  return wide and (pointwise or depthwise) and not is_lax()
+  return pointwise and x.dtype.itemsize >= 4 and not is_lax()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def scaled_conv2d(
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def scaled_pointwise(
   x: jax.Array,
   kernel: jax.Array,
   scale: jax.Array,
   shift: jax.Array,
   stride: tuple[int, int],
-  padding: Padding,
-  groups: int,
 ) -> jax.Array:
   """conv2d(x, kernel) * scale + shift.
 
   Args:
     x: [B, H, W, Cin], floating.
-    kernel: [kh, kw, Cin / groups, Cout], of the same dtype.
+    kernel: [1, 1, Cin, Cout], of the same dtype.
     scale: [Cout], likewise.
     shift: [Cout], likewise.
     stride: see conv2d.
-    padding: likewise.
-    groups: likewise.
 
   Returns:
     [B, H', W', Cout].
   """
-  z = conv2d(x, kernel, stride=stride, padding=padding, groups=groups)
+  z = conv2d(x, kernel, stride=stride)
   return z * _wide(scale) + _wide(shift)
 
 
-def _forward(x, kernel, scale, shift, stride, padding, groups):
-  z = conv2d(x, kernel, stride=stride, padding=padding, groups=groups)
-  if groups > 1:
-    # XLA would compute the sum over the taps a second time for the activation's
-    # gradient: only that reads z again.
-    z = jax.lax.optimization_barrier(z)
-  return z * _wide(scale) + _wide(shift), (x, kernel, scale)
+def _forward(x, kernel, scale, shift, stride):
+  return scaled_pointwise(x, kernel, scale, shift, stride), (x, kernel, scale)
 
 
-def _backward(stride, padding, groups, residuals, dy):
+def _backward(stride, residuals, dy):
   x, kernel, scale = residuals
-  convolve = functools.partial(
-    conv2d, stride=stride, padding=padding, groups=groups
-  )
+  convolve = functools.partial(conv2d, stride=stride)
   _, gradient = jax.vjp(convolve, x, kernel * _wide(scale))
   dx, dkernel = gradient(dy)
   dscale = (kernel * dkernel).sum((0, 1, 2))
   return dx, dkernel * _wide(scale), dscale, dy.sum((0, 1, 2))
 
 
-scaled_conv2d.defvjp(_forward, _backward)
+scaled_pointwise.defvjp(_forward, _backward)
 
 
 def _wide(vector):
