@@ -2,24 +2,14 @@
 
 The gradient that autodiff derives sums over the batch once more than needed
 and stores a centred copy of the input; on CPU, where both cost memory traffic,
-this one takes about a sixth less time for the pair of passes. Its two sums
-over the batch are then one pass over the maps, which takes about a third off
-the gradient (benchmarks.md).
+this one takes about a sixth less time for the pair of passes.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-
-from tlkd_jax.models.layers.convolutions import is_lax
-
-# Below this many values a map is soon read again, and below this many images
-# the planes are as much memory as the map.
-_LARGE, _MANY = 2**20, 16
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -66,9 +56,9 @@ def _backward(epsilon, residuals, cotangents):
   dtype = mean.dtype
   dy, wide = cotangents[0].astype(dtype), x.astype(dtype)
   count = x.size // x.shape[-1]
-  dbias, product = _both_sums(cotangents[0], x, dtype)
+  dbias = _channel_sum(dy)
   # Equal to the sum of dy * (x - mean), without the centred copy of x.
-  dscale = (product - mean * dbias) * inverse
+  dscale = (_channel_sum(dy * wide) - mean * dbias) * inverse
   gain = inverse * scale.astype(dtype)
   slope = gain * inverse * dscale / count
   offset = mean * slope - gain * dbias / count
@@ -81,48 +71,6 @@ def _backward(epsilon, residuals, cotangents):
 
 
 batch_norm_train.defvjp(_forward, _backward)
-
-
-def _both_sums(dy, x, dtype):
-  """The sums of dy and of dy * x over all axes but the last, in a dtype.
-
-  XLA on CPU makes a kernel of each, which reads the maps again. Here whole
-  images are added to one plane each, four at a time for less traffic through
-  the planes, as for a depthwise kernel's gradient.
-  """
-  batch, channels = x.shape[0], x.shape[-1]
-  parts = math.gcd(batch, jax.device_count())
-  few = x.ndim != 4 or batch // parts < _MANY
-  if is_lax() or x.size < _LARGE or few:
-    dy, x = dy.astype(dtype), x.astype(dtype)
-    return _channel_sum(dy), _channel_sum(dy * x)
-  # Each device steps through its own part of the batch.
-  together = math.gcd(batch // parts, 4)
-  shape = parts, batch // parts // together, together, x[0].size
-  dy, x = dy.reshape(shape), x.reshape(shape)
-
-  def image(array, group, number):
-    # The bare loop index and one slice, or XLA copies the group first.
-    zero, number = (np.asarray(i, group.dtype) for i in (0, number))
-    cut = lax.dynamic_slice(
-      array,
-      (zero, group, number, zero),
-      (parts, 1, 1, shape[-1]),
-      allow_negative_indices=False,
-    )
-    return lax.convert_element_type(lax.squeeze(cut, (1, 2)), dtype)
-
-  def add_images(group, planes):
-    total, product = planes
-    for number in range(together):
-      slope = image(dy, group, number)
-      total = total + slope
-      product = product + slope * image(x, group, number)
-    return total, product
-
-  zeros = jnp.zeros((parts, shape[-1]), dtype)
-  planes = lax.fori_loop(0, shape[1], add_images, (zeros, zeros))
-  return tuple(plane.reshape(-1, channels).sum(0) for plane in planes)
 
 
 def _channel_sum(x):
