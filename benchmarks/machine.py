@@ -14,6 +14,9 @@ _PACKAGES = (
   *('nvidia-cudnn-cu12', 'nvidia-cudnn-cu13'),
 )
 
+# The widest first.
+_VECTORS = {'avx512f': 'AVX-512', 'avx2': 'AVX2', 'avx': 'AVX'}
+
 
 def versions() -> dict:
   """{'cpu', 'cores', 'python', 'versions'}; absent packages are left out."""
@@ -33,11 +36,31 @@ def versions() -> dict:
 
 def _cpu() -> str:
   info = pathlib.Path('/proc/cpuinfo')
-  if info.exists():
-    for line in info.read_text().splitlines():
-      if line.startswith('model name'):
-        return line.partition(':')[2].strip()
-  return platform.processor()
+  name = processor(info.read_text()) if info.exists() else ''
+  return name or platform.processor()
+
+
+def processor(cpuinfo: str) -> str:
+  """'NAME, family F, model M, EXTENSION' of Linux's list of processors.
+
+  A ratio belongs to a processor, and makers sell several by one name.
+
+  Args:
+    cpuinfo: text of /proc/cpuinfo.
+
+  Returns:
+    Of the first processor; '' where its name is not said, as on ARM.
+  """
+  first = {}
+  for line in cpuinfo.partition('\n\n')[0].splitlines():
+    key, _, value = line.partition(':')
+    first[key.strip()] = value.strip()
+  name = first.get('model name', '')
+  if 'cpu family' in first:
+    name += f', family {first["cpu family"]}, model {first["model"]}'
+  flags = first.get('flags', '').split()
+  widest = (text for flag, text in _VECTORS.items() if flag in flags)
+  return ', '.join(filter(None, (name, next(widest, ''))))
 
 
 def summary(

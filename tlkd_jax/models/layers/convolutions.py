@@ -44,6 +44,11 @@ def lax_convolutions():
   return _use_lax(True)
 
 
+def is_lax() -> bool:
+  """Whether `conv2d` is the lax primitive here."""
+  return _use_lax.value or jax.default_backend() != 'cpu'
+
+
 def same_padding(
   size_hw: Sequence[int],
   kernel_hw: Sequence[int],
@@ -91,7 +96,7 @@ def conv2d(
     ValueError: if the shapes, dtypes and groups do not fit together.
   """
   _check(x, kernel, groups)
-  if _use_lax.value or jax.default_backend() != 'cpu':
+  if is_lax():
     return _conv_lax(x, kernel, stride, padding, groups)
   if groups > 1:
     return _grouped(x, kernel, stride, padding, groups)

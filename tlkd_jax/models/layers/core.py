@@ -20,6 +20,7 @@ from tlkd_jax.losses.transfer import stoch_norm
 from tlkd_jax.models.layers.convolutions import conv2d, same_padding
 from tlkd_jax.models.layers.normalization import batch_norm_train
 from tlkd_jax.models.layers.pooling import windows
+from tlkd_jax.models.layers.scaled import gains, scaled_pointwise
 
 Array = jax.Array
 
@@ -286,11 +287,15 @@ class BatchNorm(nnx.Module):
       y, mean, var = batch_norm_train(x, scale, bias, self.epsilon)
       self._update(mean, var, x.size // x.shape[-1])
       return y
-    scale = scale * jax.lax.rsqrt(self.var[...] + self.epsilon)
-    bias = bias - self.mean[...] * scale
+    scale, bias = self.frozen()
     shape = (1,) * (x.ndim - 1) + (-1,)
     y = x.astype(scale.dtype) * scale.reshape(shape) + bias.reshape(shape)
     return y.astype(x.dtype)
+
+  def frozen(self) -> tuple[Array, Array]:
+    """(scale, shift) [C] of a channel by the running statistics."""
+    scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+    return scale, self.bias[...] - self.mean[...] * scale
 
   def _stochastic(self, x: Array, mode: Mode) -> Array:
     y, self.mean[...], self.var[...] = stoch_norm(
@@ -359,7 +364,26 @@ class ConvNorm(nnx.Module):
     self.activation = activation
 
   def __call__(self, x: Array, mode: Mode) -> Array:
-    return ACTIVATIONS[self.activation](self.norm(self.conv(x), mode))
+    if self._is_one(x, mode):
+      kernel = self.conv.kernel[...].astype(x.dtype)
+      scale, shift = self.norm.frozen()
+      stride = self.conv.stride, self.conv.stride
+      y = scaled_pointwise(x, kernel, scale, shift, stride)
+    else:
+      y = self.norm(self.conv(x), mode)
+    return ACTIVATIONS[self.activation](y)
+
+  def _is_one(self, x: Array, mode: Mode) -> bool:
+    """Whether both are computed together, as only a gradient gains by it."""
+    # Not subclasses: int8 networks round between the two.
+    plain = type(self.conv) is Conv and type(self.norm) is BatchNorm
+    if not (plain and mode.train) or mode.norm_train:
+      return False
+    kernel = self.conv.kernel[...]
+    same = x.dtype == self.norm.scale.dtype == kernel.dtype
+    # Zeros around the image are no part of a product.
+    bare = self.conv.padding in ('symmetric', 'same', 0)
+    return same and bare and gains(x, kernel, self.conv.groups)
 
 
 class SqueezeExcite(nnx.Module):
