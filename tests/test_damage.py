@@ -119,6 +119,23 @@ def test_a_run_never_goes_on_from_a_changed_state(beginning):
   assert found > 10
 
 
+@pytest.mark.parametrize('place', range(len('digests')))
+def test_a_misnamed_digest_is_no_earlier_version(place, beginning):
+  student, state = beginning
+  copied = sharding.replicated(sharding.make_mesh(1))
+  records = sorted(student.glob('checkpoints/latest/*/record/metadata'))
+  changed = bytearray(b'digests')
+  changed[place] ^= 1
+  for record in records:
+    content = record.read_bytes()
+    assert content.count(b'"digests"') == 1
+    record.write_bytes(content.replace(b'digests', bytes(changed)))
+  latest = checkpoints.Checkpoints(student)
+  with pytest.raises(ValueError, match='it is not what was saved'):
+    latest.restore(checkpoints.abstract_like(state, copied))
+  latest.close()
+
+
 @pytest.mark.parametrize('kind', ['best', 'latest'])
 def test_arrays_are_compared_with_their_digest(kind, beginning, monkeypatch):
   """Whatever the checksums of the store say, which flips above may hit."""

@@ -76,7 +76,7 @@ _BEST_BELOW = '*/checkpoints/best'
 _FIELDS = dataclasses.fields(Learner)
 # Key of a record -> the digests of {'arrays', 'record'}; earlier versions have
 # none.
-_DIGESTS = 'digests'
+_DIGESTS, _DIGESTED = 'digests', {'arrays', 'record'}
 
 
 class Checkpoints:
@@ -227,9 +227,13 @@ def _verified(
   if not isinstance(record, dict):
     return record
   own = {key: value for key, value in record.items() if key != _DIGESTS}
-  if _DIGESTS not in record:
+  digests = record.get(_DIGESTS)
+  # Under a name with a wrong bit too, or it would be an earlier version's.
+  misnamed = any(
+    isinstance(v, dict) and {*v} == _DIGESTED for v in own.values()
+  )
+  if _DIGESTS not in record and not misnamed:
     return own
-  digests = record[_DIGESTS]
   if not isinstance(digests, dict) or digests.get('record') != _digest_of(own):
     raise ValueError(
       f'corrupt checkpoint record {_record_of(step)}: it is not what was saved'
