@@ -157,3 +157,15 @@ def test_a_slope_is_seen_through_noise(an_hour, result):
   assert [one.result for one in found] == [result, 'survived', 'survived']
   slope, low, high = soak.slope_of(seconds / 3600, memory)
   assert low < an_hour < high and low < slope < high
+
+
+def test_a_soak_that_stands_still_is_a_hang():
+  seconds = np.arange(600.0)
+  flat = np.stack([seconds, *np.full((3, 600), 9.0), 50 * seconds], axis=1)
+  assert {one.result for one in soak.judged(flat)} == {'survived'}
+  stood = flat.copy()
+  stood[400:, 4] = stood[400, 4]
+  assert [one.result for one in soak.judged(stood)].count('hang') == 1
+  grown = flat.copy()
+  grown[:, 1] += 1e-3 * seconds
+  assert [one.result for one in soak.judged(grown)].count('wrong') == 1

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import IO
 
 import numpy as np
 
@@ -167,9 +168,14 @@ def start(
   arguments: list[str],
   *,
   prefix: tuple[str, ...] = (),
+  output: int | IO[str] = subprocess.PIPE,
   **environment: str | None,
 ) -> subprocess.Popen:
-  """Starts Python in a session of its own; None takes a variable away."""
+  """Starts Python in a session of its own; None takes a variable away.
+
+  Its output stays in a pipe until `wait`, and who fills that stands still: what
+  is to run for long needs a file.
+  """
   env = os.environ | {'JAX_PLATFORMS': 'cpu'}
   for name, value in environment.items():
     env.pop(name, None)
@@ -180,7 +186,7 @@ def start(
     cwd=ROOT,
     env=env,
     stdin=subprocess.DEVNULL,
-    stdout=subprocess.PIPE,
+    stdout=output,
     stderr=subprocess.STDOUT,
     text=True,
     start_new_session=True,
@@ -194,8 +200,8 @@ def wait(process: subprocess.Popen, timeout: float = 900.0) -> Done:
   except subprocess.TimeoutExpired:
     kill(process)
     text, _ = process.communicate()
-    return Done(None, text)
-  return Done(process.returncode, text)
+    return Done(None, text or '')
+  return Done(process.returncode, text or '')
 
 
 def call(arguments: list[str], **options) -> Done:

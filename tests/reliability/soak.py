@@ -38,20 +38,22 @@ def inject(place: Place) -> list[Outcome]:
     optimizer__learning_rate=1e-4,
   )
   # What waits for it has the processor first.
-  process = runs.start(command, prefix=('nice', '-n', '10'))
+  log, rows = place.root / 'soak.log', folder / 'metrics.jsonl'
+  with log.open('w') as output:
+    process = runs.start(command, prefix=('nice', '-n', '10'), output=output)
   seen: list[tuple[float, ...]] = []
   began = time.monotonic()
   while time.monotonic() - began < 60 * place.soak_minutes or _goes_on(place):
     if process.poll() is not None:
       break
     time.sleep(_PAUSE)
-    seen.append((time.monotonic() - began, *measured(process.pid)))
+    done = rows.stat().st_size if rows.exists() else 0
+    seen.append((time.monotonic() - began, *measured(process.pid), done))
   runs.kill(process, signal.SIGTERM)
-  done = runs.wait(process, 120)
-  if done.code != 0:
-    return [
-      Outcome(_KIND, 'traceback', f'code {done.code}: {done.error[-800:]}')
-    ]
+  code = runs.wait(process, 120).code
+  if code != 0:
+    said = log.read_text()[-800:]
+    return [Outcome(_KIND, 'traceback', f'code {code}: {said}')]
   return judged(np.asarray(seen))
 
 
@@ -77,17 +79,20 @@ def measured(pid: int) -> tuple[float, float, float]:
 
 
 def judged(seen: np.ndarray) -> list[Outcome]:
-  """An outcome for each of the three.
+  """An outcome for each of the three, and one for whether it went on.
 
   Args:
-    seen: [N, 4], seconds and what was measured. The first third, in which all
-      is compiled and caches fill, does not count.
+    seen: [N, 5], seconds, what was measured, and what the run had written. The
+      first third, in which all is compiled and caches fill, does not count.
   """
   seen = seen[np.isfinite(seen).all(1)]
   seen = seen[seen[:, 0] > seen[-1, 0] / 3]
-  found = []
+  written = [part[-1, 4] for part in np.array_split(seen, _BLOCKS)]
+  still = bool((np.diff(written) <= 0).any())
+  what = f'wrote {written[0] / 1e6:.1f} to {written[-1] / 1e6:.1f} MB of rows'
+  found = [Outcome(_KIND, 'hang' if still else 'survived', what)]
   for name, values in zip(
-    ('own memory, MiB', 'handles', 'threads'), seen.T[1:], strict=True
+    ('own memory, MiB', 'handles', 'threads'), seen.T[1:4], strict=True
   ):
     slope, low, high = slope_of(seen[:, 0] / 3600, values)
     hours = (seen[-1, 0] - seen[0, 0]) / 3600
@@ -115,5 +120,6 @@ def slope_of(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     )
   ]
   fit = stats.linregress(*np.asarray(blocks).T)
-  wide = stats.t.ppf(0.975, _BLOCKS - 2) * fit.stderr
+  # No residuals, of what never changed, are 0 / 0 there.
+  wide = stats.t.ppf(0.975, _BLOCKS - 2) * np.nan_to_num(fit.stderr)
   return fit.slope, fit.slope - wide, fit.slope + wide
