@@ -31,26 +31,25 @@ def int8(rows: Rows) -> str:
   """The page: a table of places, and what int8 costs each arm."""
   networks = sorted({f'{r["model"]} at {r["image_size"]} px' for r in rows})
   steps = sorted({r['qat_steps'] for r in rows})
-  return '\n\n'.join(
-    (
-      '# What int8 leaves of a student',
-      f'{len(rows)} students ({", ".join(networks)}) of the confirmatory '
-      'study, each as a float ONNX file, quantised statically (256 training '
-      'images at most, no bound on the accuracy that it costs) and fine-tuned '
-      f'on with rounding ({", ".join(map(str, steps))} steps, guided by itself '
-      'in float), '
-      'all run by ONNX Runtime on all test images. Means over seeds.',
-      _places(rows),
-      '## What int8 costs, and whether it costs the taught student more',
-      'Int8 minus float, the mean over places (data set, size) seed by seed, '
-      'with its 95 % t interval over seeds; then the same for the difference '
-      'between an arm and TL. The last lines take what fine-tuning on gives by '
-      'itself from what it gives with rounding. Accuracy in points.',
-      _costs(rows),
-      f'{_largest(rows)}\n',
-      *_times(rows),
-    )
+  parts = (
+    '# What int8 leaves of a student',
+    f'{len(rows)} students ({", ".join(networks)}) of the confirmatory '
+    'study, each as a float ONNX file, quantised statically (256 training '
+    'images at most, no bound on the accuracy that it costs) and fine-tuned '
+    f'on with rounding ({", ".join(map(str, steps))} steps, guided by itself '
+    'in float), '
+    'all run by ONNX Runtime on all test images. Means over seeds.',
+    _places(rows),
+    '## What int8 costs, and whether it costs the taught student more',
+    'Int8 minus float, the mean over places (data set, size) seed by seed, '
+    'with its 95 % t interval over seeds; then the same for the difference '
+    'between an arm and TL. The last lines take what fine-tuning on gives by '
+    'itself from what it gives with rounding. Accuracy in points.',
+    _costs(rows),
+    _largest(rows),
+    *_times(rows),
   )
+  return '\n\n'.join(part.rstrip() for part in parts) + '\n'
 
 
 def _times(rows: Rows) -> list[str]:
@@ -73,7 +72,7 @@ def _times(rows: Rows) -> list[str]:
     f'{found[0]["threads"]} threads at {found[0]["pixels"]} px, both files in '
     f'turn; medians of {found[0]["rounds"]} rounds with the least and the '
     'greatest.',
-    f'{table(heads, lines)}\n',
+    table(heads, lines),
   ]
 
 
