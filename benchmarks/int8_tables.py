@@ -21,8 +21,9 @@ FORMS = {
 METRICS = ('top1', 'nll', 'ece')
 # Of the study that the students are of.
 _ARMS = ARMS['confirm']
+_ROUNDED = ('static', 'qat')
 # What is compared with the float file.
-_OTHERS = ('static', 'qat', 'float_on')
+_OTHERS = (*_ROUNDED, 'float_on')
 _SIGNS = {'top1': 100.0, 'nll': 1.0, 'ece': 1.0}
 _DIGITS = {'top1': 2, 'nll': 3, 'ece': 3}
 
@@ -40,6 +41,9 @@ def int8(rows: Rows) -> str:
     'in float), '
     'all run by ONNX Runtime on all test images. Means over seeds.',
     _places(rows),
+    'The same in short: means over places, of the seeds that have all of them, '
+    'of the float, the static and the fine-tuned file.',
+    _short(rows),
     '## What int8 costs, and whether it costs the taught student more',
     'Int8 minus float, the mean over places (data set, size) seed by seed, '
     'with its 95 % t interval over seeds; then the same for the difference '
@@ -94,6 +98,25 @@ def _places(rows: Rows) -> str:
         + [f'{mean[name]:.3f}' for name in METRICS]
         + [f'{mean["agreement"]:.3f}', f'{mean["bytes"] / 1e6:.2f}']
       )
+  return table(heads, lines)
+
+
+def _short(rows: Rows) -> str:
+  heads = ['student', 'top-1', 'NLL', 'ECE', 'same class as float']
+  lines = []
+  for arm in dict.fromkeys(arm for _, _, arm in _groups(rows)):
+    seeds = _losses(rows, arm, 'float', 'top1')
+    own = [r['forms'] for r in rows if r['arm'] == arm and r['seed'] in seeds]
+
+    def means(key: str, forms: Sequence[str], own=own) -> str:
+      found = (np.mean([one[form][key] for one in own]) for form in forms)
+      return ', '.join(f'{value:.3f}' for value in found)
+
+    three = ('float', *_ROUNDED)
+    lines.append(
+      [_label(arm), *(means(name, three) for name in METRICS)]
+      + [means('agreement', _ROUNDED)]
+    )
   return table(heads, lines)
 
 
