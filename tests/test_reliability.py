@@ -152,9 +152,13 @@ def test_a_slope_is_seen_through_noise(an_hour, result):
   seconds = np.arange(600.0)
   draw = np.random.default_rng(0)
   memory = 500 + an_hour * seconds / 3600 + draw.normal(size=600)
-  seen = np.stack([seconds, memory, np.full(600, 20.0), np.full(600, 9.0)], 1)
-  found = soak.judged(seen)
-  assert [one.result for one in found] == [result, 'survived', 'survived']
+  flat = np.full(600, 20.0)
+  found = soak.judged(np.stack([seconds, memory, flat, flat, seconds], 1))
+  assert [one.result for one in found] == [
+    'survived',
+    result,
+    *['survived'] * 2,
+  ]
   slope, low, high = soak.slope_of(seconds / 3600, memory)
   assert low < an_hour < high and low < slope < high
 
