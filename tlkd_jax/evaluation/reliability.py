@@ -72,14 +72,20 @@ def reliability_of(
 ) -> dict[str, np.ndarray]:
   """`reliability_diagram` of scores in [0, 1] [N] and 0/1 outcomes [N]."""
   bins = equal_width_bins(scores, num_bins)
-  count, hit, score = bin_sums(bins, scores, hits, num_bins)
-  edges = np.linspace(0.0, 1.0, num_bins + 1)
+  return _diagram(*bin_sums(bins, scores, hits, num_bins))
+
+
+def _diagram(
+  count: np.ndarray, right: np.ndarray, confidence: np.ndarray
+) -> dict[str, np.ndarray]:
+  """From sums over equal-width bins, each [num_bins]."""
+  edges = np.linspace(0.0, 1.0, len(count) + 1)
   return {
     'lower': edges[:-1],
     'upper': edges[1:],
     'count': count,
-    'accuracy': predictions.safe_divide(hit, count, np.nan),
-    'confidence': predictions.safe_divide(score, count, np.nan),
+    'accuracy': predictions.safe_divide(right, count, np.nan),
+    'confidence': predictions.safe_divide(confidence, count, np.nan),
   }
 
 
@@ -100,18 +106,13 @@ def pooled_diagram(
   sums: Sequence[Mapping[str, Sequence[float]]],
 ) -> dict[str, np.ndarray]:
   """`reliability_diagram` of all answers behind several `top_label_sums`."""
-  count, right, confidence = (
-    np.array([one[name] for one in sums], np.float64).sum(axis=0)
-    for name in ('count', 'right', 'confidence')
+  names = 'count', 'right', 'confidence'
+  return _diagram(
+    *(
+      np.array([one[name] for one in sums], np.float64).sum(axis=0)
+      for name in names
+    )
   )
-  edges = np.linspace(0.0, 1.0, len(count) + 1)
-  return {
-    'lower': edges[:-1],
-    'upper': edges[1:],
-    'count': count,
-    'accuracy': predictions.safe_divide(right, count, np.nan),
-    'confidence': predictions.safe_divide(confidence, count, np.nan),
-  }
 
 
 def ece_of(
