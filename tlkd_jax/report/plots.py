@@ -199,7 +199,7 @@ def lines(
 
 
 def reliability(
-  title: str, arms: Mapping[str, Mapping[str, np.ndarray]], small: bool = False
+  title: str, arms: Mapping[str, Mapping[str, np.ndarray]]
 ) -> str:
   """Accuracy of each confidence bin, with how full it is; bins arm by arm."""
 
@@ -209,8 +209,7 @@ def reliability(
       _bins(axes, arm, {k: np.asarray(v, float) for k, v in bins.items()})
     axes.set(xlim=(0, 1), ylim=(0, 1))
 
-  size = _SMALL if small else _SIZE
-  return _draw(draw, title, size=size, xlabel='confidence', ylabel='accuracy')
+  return _draw(draw, title, xlabel='confidence', ylabel='accuracy')
 
 
 def _bins(axes, arm: str, bins: Mapping[str, np.ndarray]) -> None:
