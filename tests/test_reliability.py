@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import json
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.reliability import __main__ as command
-from tests.reliability import every, outcomes, runs, soak
+from tests.reliability import every, fuzz, outcomes, runs, soak
 from tests.reliability.outcomes import Outcome
 from tests.reliability.runs import Place
 
@@ -173,3 +174,20 @@ def test_a_soak_that_stands_still_is_a_hang():
   grown = flat.copy()
   grown[:, 1] += 1e-3 * seconds
   assert [one.result for one in soak.judged(grown)].count('wrong') == 1
+
+
+def test_the_fuzzer_makes_what_it_finds_smaller(tmp_path, capsys):
+  def reader(content: bytes) -> None:
+    if len(content) > 4 and content[1] >= 128:
+      raise KeyError(content[1])
+    if content[0] != 1:
+      raise ValueError('no such file')
+
+  contents = fuzz.mutated([b'\1' * 40])
+  fuzz.search(contents, reader, 500, 0, tmp_path)
+  lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  before = [result for result, _ in lines[:-1]]
+  assert set(before) == {'survived', 'refused'}
+  smallest = (tmp_path / 'last').read_bytes()
+  assert lines[-1] == ['traceback', f'{len(before)}: KeyError({smallest[1]})']
+  assert [at for at, byte in enumerate(smallest) if byte != 1] == [1]

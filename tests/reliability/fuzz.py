@@ -2,8 +2,10 @@
 
     python -m tests.reliability.fuzz KIND COUNT SEED FOLDER
 
-prints a line of JSON for each mutated file: [result, what]. Each file may take
-`SECONDS`, and the process `GIGABYTES` of memory.
+has Hypothesis draw COUNT mutated files and prints a line of JSON for each:
+[result, what]. Each file may take `SECONDS`, and the process `GIGABYTES` of
+memory. A file that is neither read nor refused ends the search; the smallest
+found that does so is then FOLDER/last.
 """
 
 import io
@@ -15,9 +17,14 @@ import signal
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
+import hypothesis
 import numpy as np
+from hypothesis import configuration
+from hypothesis import strategies as st
+
+from tests.reliability.outcomes import BAD
 
 SECONDS = 10
 GIGABYTES = 6
@@ -44,7 +51,8 @@ def inject(place) -> list:
     name = f'mutated {kind}'
     lines = [line for line in done.error.splitlines() if line[:1] == '[']
     found += [Outcome(name, *json.loads(line)) for line in lines]
-    if len(lines) < count:
+    told = {result for result, _ in map(json.loads, lines)} & set(BAD)
+    if done.code != 0 or (len(lines) < count and not told):
       # A reader that took the process with it.
       bad = 'hang' if done.code is None else 'traceback'
       what = f'file {len(lines)}, code {done.code}: {done.error[-500:]}'
@@ -134,40 +142,38 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
 }
 
 
-def mutations(seeds: list[bytes], draw, count: int) -> Iterator[bytes]:
+@st.composite
+def mutated(draw, seeds: list[bytes]) -> bytes:
   """Bits, numbers, cuts, doubled and swapped parts, one to four at once."""
-  for number in range(count):
-    content = bytearray(seeds[number % len(seeds)])
-    for _ in range(int(draw.integers(1, 5))):
-      content = _mutated(content, draw)
-    yield bytes(content)
+  content = bytearray(draw(st.sampled_from(seeds)))
+  for _ in range(draw(st.integers(1, 4))):
+    if content:
+      _mutate(content, draw)
+  return bytes(content)
 
 
-def _mutated(content: bytearray, draw) -> bytearray:
-  if not content:
-    return content
+def _mutate(content: bytearray, draw) -> None:
   # Headers are where the numbers are.
-  most = len(content) if draw.random() < 0.5 else min(len(content), 200)
-  at = int(draw.integers(most))
-  end = at + int(draw.integers(1, 9))
-  how = int(draw.integers(6))
+  most = len(content) if draw(st.booleans()) else min(len(content), 200)
+  at = draw(st.integers(0, most - 1))
+  end = at + draw(st.integers(1, 8))
+  how = draw(st.integers(0, 5))
   if how == 0:
-    content[at] ^= 1 << int(draw.integers(8))
+    content[at] ^= 1 << draw(st.integers(0, 7))
   elif how == 1:
-    content[at:end] = bytes([int(draw.choice([0, 1, 127, 128, 255]))] * 4)
+    content[at:end] = bytes([draw(st.sampled_from([0, 1, 127, 128, 255]))] * 4)
   elif how == 2:
-    del content[at : int(draw.integers(at, len(content) + 1))]
+    del content[at : draw(st.integers(at + 1, len(content)))]
   elif how == 3:
-    content[at:at] = content[at:end] * int(draw.integers(1, 50))
+    content[at:at] = content[at:end] * draw(st.integers(1, 49))
   elif how == 4:
-    content[at:end] = draw.integers(0, 256, end - at, np.uint8).tobytes()
+    content[at:end] = draw(st.binary(min_size=1, max_size=8))
   else:
-    other = int(draw.integers(len(content)))
+    other = draw(st.integers(0, len(content) - 1))
     content[at:end], content[other : other + end - at] = (
       content[other : other + end - at],
       content[at:end],
     )
-  return content
 
 
 def _reader(kind: str, folder: pathlib.Path) -> Callable[[bytes], None]:
@@ -202,29 +208,71 @@ def _too_long(*_) -> None:
   raise TooLongError
 
 
+def _outcome(read: Callable[[bytes], None], content: bytes) -> tuple[str, str]:
+  signal.alarm(SECONDS)
+  try:
+    read(content)
+  except ValueError as error:
+    return ('refused' if str(error) else 'traceback'), str(error)[:200]
+  except TooLongError:
+    return 'hang', f'{len(content)} bytes'
+  except BaseException as error:
+    return 'traceback', repr(error)[:500]
+  finally:
+    signal.alarm(0)
+  return 'survived', ''
+
+
+def search(
+  contents: st.SearchStrategy[bytes],
+  read: Callable[[bytes], None],
+  count: int,
+  seed: int,
+  folder: pathlib.Path,
+) -> None:
+  """Reads `count` drawn files; prints what came of each, or of the smallest.
+
+  Ends with the first that is not survived or refused, which Hypothesis then
+  makes smaller, each try a line less to print.
+  """
+  # What it remembers between runs would make one depend on the last.
+  configuration.set_hypothesis_home_dir(folder / 'hypothesis')
+  bad: list[tuple[str, str]] = []
+  seen = 0
+
+  @hypothesis.seed(seed)
+  @hypothesis.settings(
+    max_examples=count,
+    database=None,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=list(hypothesis.HealthCheck),
+  )
+  @hypothesis.given(contents)
+  def check(content: bytes) -> None:
+    nonlocal seen
+    (folder / 'last').write_bytes(content)
+    result, what = _outcome(read, content)
+    if result in BAD:
+      bad.append((result, what))
+      raise AssertionError(what)
+    if not bad:
+      print(json.dumps([result, f'{seen}: {what}']), flush=True)
+      seen += 1
+
+  try:
+    check()
+  except AssertionError:
+    print(json.dumps([bad[-1][0], f'{seen}: {bad[-1][1]}']), flush=True)
+
+
 def main(kind: str, count: int, seed: int, folder: pathlib.Path) -> None:
-  """Reads mutated files, one after the other."""
+  """Reads mutated files of a kind, one after the other."""
   read = _reader(kind, folder)
   resource.setrlimit(resource.RLIMIT_AS, (GIGABYTES << 30,) * 2)
   signal.signal(signal.SIGALRM, _too_long)
-  draw = np.random.default_rng([seed, *kind.encode()])
-  for number, content in enumerate(mutations(SEEDS[kind](), draw, count)):
-    signal.alarm(SECONDS)
-    try:
-      read(content)
-      result, what = 'survived', ''
-    except ValueError as error:
-      clear = bool(str(error))
-      result, what = 'refused' if clear else 'traceback', str(error)[:200]
-    except TooLongError:
-      result, what = 'hang', f'{len(content)} bytes'
-    except BaseException as error:
-      result, what = 'traceback', repr(error)[:500]
-    finally:
-      signal.alarm(0)
-    if result in ('hang', 'traceback'):
-      (folder / f'bad{number}').write_bytes(content)
-    print(json.dumps([result, f'{number}: {what}']), flush=True)
+  contents = mutated(SEEDS[kind]())
+  search(contents, read, count, seed + sum(kind.encode()), folder)
 
 
 if __name__ == '__main__':
