@@ -8,14 +8,13 @@ import statistics
 import subprocess
 import tempfile
 
+from tlkd_jax.runtime import made
+
 _PACKAGES = (
   *('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch', 'torchvision'),
   *('jax-cuda12-plugin', 'jax-cuda13-plugin', 'libtpu'),
   *('nvidia-cudnn-cu12', 'nvidia-cudnn-cu13'),
 )
-
-# The widest first.
-_VECTORS = {'avx512f': 'AVX-512', 'avx2': 'AVX2', 'avx': 'AVX'}
 
 
 def versions() -> dict:
@@ -27,40 +26,11 @@ def versions() -> dict:
     except importlib.metadata.PackageNotFoundError:
       continue
   return {
-    'cpu': _cpu(),
+    'cpu': made.processor(),
     'cores': os.cpu_count(),
     'python': platform.python_version(),
     'versions': found,
   }
-
-
-def _cpu() -> str:
-  info = pathlib.Path('/proc/cpuinfo')
-  name = processor(info.read_text()) if info.exists() else ''
-  return name or platform.processor()
-
-
-def processor(cpuinfo: str) -> str:
-  """'NAME, family F, model M, EXTENSION' of Linux's list of processors.
-
-  A ratio belongs to a processor, and makers sell several by one name.
-
-  Args:
-    cpuinfo: text of /proc/cpuinfo.
-
-  Returns:
-    Of the first processor; '' where its name is not said, as on ARM.
-  """
-  first = {}
-  for line in cpuinfo.partition('\n\n')[0].splitlines():
-    key, _, value = line.partition(':')
-    first[key.strip()] = value.strip()
-  name = first.get('model name', '')
-  if 'cpu family' in first:
-    name += f', family {first["cpu family"]}, model {first["model"]}'
-  flags = first.get('flags', '').split()
-  widest = (text for flag, text in _VECTORS.items() if flag in flags)
-  return ', '.join(filter(None, (name, next(widest, ''))))
 
 
 def summary(

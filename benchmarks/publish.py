@@ -2,11 +2,14 @@
 
   python -m benchmarks.publish                      # every page again
   python -m benchmarks.publish --study STUDY --name confirm
+  python -m benchmarks.publish --into STUDY --name confirm
 
 The second takes a study's results.json, plan.json and noise.json into one file,
 docs/study/NAME.json, which is small enough to commit, and writes its page,
 docs/study/NAME.md. What an earlier version of a cell lacks is made up from the
 predictions in STUDY/cells, where they are. A study that still runs may be read.
+The third makes a study of what was taken in, which the study's command goes on
+with: records alone, without weights, so that no further arm finds its teachers.
 No number of a page is copied by hand; tests hold the pages to the rows.
 """
 
@@ -34,6 +37,8 @@ from tlkd_jax.study import noise, pages, results
 ROOT = pathlib.Path(__file__).resolve().parent.parent / 'docs' / 'study'
 _TREATMENT, _REFERENCE = 'kd', 'tl'
 _METRICS = ('top1', 'macro_f1', 'nll', 'brier', 'ece', 'aurc')
+# What a row has beside its cell's record.
+_OF_STUDY = frozenset(('folder', 'chosen', 'trials'))
 _MADE = (
   '*Made from {files} by `python -m benchmarks.publish`; do not edit. What it '
   'means is in [results.md](../results.md).*\n\n'
@@ -92,6 +97,34 @@ def dumps(stored: dict[str, Any]) -> str:
   return '{\n"plan": ' + ',\n'.join([stated, *parts]) + '\n}\n'
 
 
+def give_back(stored: dict[str, Any], study: pathlib.Path) -> int:
+  """A study as `take` took it: the plan, and a record a cell.
+
+  What one seed lacks of the arms of a place is made whole by the study's
+  command, which needs the teacher's weights: of such a seed nothing is given.
+
+  Returns:
+    How many cells.
+  """
+  places: dict[tuple, dict[int, list[dict[str, Any]]]] = {}
+  for row in stored['rows']:
+    seeds = places.setdefault((row['dataset'], row['size']), {})
+    seeds.setdefault(row['seed'], []).append(row)
+  count = 0
+  for seeds in places.values():
+    arms = {row['arm'] for rows in seeds.values() for row in rows}
+    for rows in seeds.values():
+      if {row['arm'] for row in rows} != arms:
+        continue
+      for row in rows:
+        record = {k: v for k, v in row.items() if k not in _OF_STUDY}
+        records.write_json(study / row['folder'] / 'cell.json', record)
+        count += 1
+  if stored['plan']:
+    records.write_json(study / plan.FILE, stored['plan'])
+  return count
+
+
 def _methods(rows: list[dict]) -> str:
   return (
     '# All methods on TrashNet, 20 images a class, 64 px, three seeds\n\n'
@@ -130,17 +163,33 @@ def names(root: pathlib.Path = ROOT) -> list[str]:
   return [*PAGES, *taken]
 
 
+def _taken(parser, name: str, root: pathlib.Path) -> dict[str, Any]:
+  taken = [found for found in names(root) if found not in PAGES]
+  if name not in taken:
+    parser.error(f'--name is {name!r}; accepted: {", ".join(taken)}')
+  return load(name, root)
+
+
 def main() -> None:
   """Takes a study in, or writes every page."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--study', type=pathlib.Path, help='its --workdir')
+  parser.add_argument('--into', type=pathlib.Path, help='a new --workdir')
   parser.add_argument('--name', help='of its page')
   parser.add_argument('--out', type=pathlib.Path, default=ROOT)
   arguments = parser.parse_args()
-  if (arguments.study is None) != (arguments.name is None):
-    parser.error('--study and --name go together')
+  given = [arguments.study, arguments.into]
+  if (given.count(None) == 2) != (arguments.name is None):
+    parser.error('--study or --into and --name go together')
+  if arguments.into is not None:
+    if given.count(None) == 0 or (arguments.into / 'cells').exists():
+      parser.error('--into makes a new study, without --study')
+    stored = _taken(parser, arguments.name, arguments.out)
+    count = give_back(stored, arguments.into)
+    print(f'{arguments.into}: {count} of {len(stored["rows"])} cells')
+    return
   arguments.out.mkdir(parents=True, exist_ok=True)
   wanted = names(arguments.out) if arguments.study is None else []
   if arguments.study is not None:

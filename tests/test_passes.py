@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from benchmarks import machine, passes
+from benchmarks import passes
 from tests import tiny
 
 PROGRAM = pathlib.Path(__file__).parent / 'fixtures' / 'passes.hlo'
@@ -52,23 +52,3 @@ def test_what_the_maps_need_once(learns):
   with tiny.registered():
     found = passes.needed('tiny', 16, 2, learns=learns)
   assert found * 2**20 == 2 * 4 * floats
-
-
-@pytest.mark.parametrize(
-  ('flags', 'expected'),
-  [
-    ('sse avx avx2 avx512f', ', AVX-512'),
-    ('sse avx avx2', ', AVX2'),
-    ('sse avx', ', AVX'),
-    ('sse', ''),
-  ],
-)
-def test_a_processor_is_named_with_its_vectors(flags, expected):
-  first = 'processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\n'
-  text = f'{first}model name\t: EPYC\nflags\t\t: {flags}\n\nprocessor\t: 1\n'
-  assert machine.processor(text) == f'EPYC, family 25, model 17{expected}'
-
-
-@pytest.mark.parametrize('text', ['', 'processor : 0\nCPU part : 0xd0c\n'])
-def test_a_processor_without_a_name(text):
-  assert machine.processor(text) == ''

@@ -7,8 +7,10 @@ import pytest
 
 from benchmarks import label_worth, publish, run_all, tables
 from tests.study.rows import paired
+from tlkd_jax.answer import plan
 from tlkd_jax.answer.rows import pack
 from tlkd_jax.evaluation import records
+from tlkd_jax.study import results
 
 _DOCS = pathlib.Path(__file__).resolve().parent.parent / 'docs'
 _MOST_LINES = 300
@@ -126,11 +128,42 @@ def test_a_study_is_taken_in_whole(tmp_path, monkeypatch, capsys):
   assert publish.page('confirm', out) == text
 
 
+def test_what_was_taken_in_is_a_study_again(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(
+    'sys.argv', ['publish', '--into', str(tmp_path), '--name', 'confirm']
+  )
+  publish.main()
+  stored = publish.load('confirm')
+  found = results.collect(tmp_path, 'nll')
+  seeds = {}
+  for row in stored['rows']:
+    seeds.setdefault((row['dataset'], row['size'], row['seed']), []).append(row)
+  # The seed that was begun when the rows were taken.
+  whole = [row for rows in seeds.values() if len(rows) == 4 for row in rows]
+  assert len(found) == len(whole)
+  assert sorted(map(records.dumps, map(sorted_keys, found))) == sorted(
+    map(records.dumps, map(sorted_keys, whole))
+  )
+  assert plan.read(tmp_path) == plan.from_json(stored['plan'])
+  assert f'{len(whole)} of {len(stored["rows"])} cells' in (
+    capsys.readouterr().out
+  )
+
+
+def sorted_keys(row):
+  return dict(sorted(row.items()))
+
+
 @pytest.mark.parametrize(
   ('options', 'said'),
   [
     (['--study', 'nowhere', '--name', 'x'], 'nowhere has no results.json'),
-    (['--study', 'nowhere'], '--study and --name go together'),
+    (['--study', 'nowhere'], '--study or --into and --name go together'),
+    (['--into', 'x', '--study', 'y', '--name', 'confirm'], 'a new study'),
+    (
+      ['--into', 'nowhere', '--name', 'results'],
+      "'results'; accepted: confirm",
+    ),
     (['--study', 'nowhere', '--name', 'results'], 'is of other rows'),
     (['--study', 'nowhere', '--name', 'a/b'], 'accepted: a word'),
   ],

@@ -6,7 +6,6 @@ import datetime
 import json
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 import tempfile
@@ -178,7 +177,7 @@ def _page(found, seconds, given, start, took, load) -> str:
   ]
   lines = [
     f'`{command}`, {start:%Y-%m-%d %H:%M %Z}, {took / 60:.1f} minutes,',
-    f'commit {made.commit()}, {devices.cores()} cores of {_processor()},',
+    f'commit {made.commit()}, {devices.cores()} cores of {made.processor()},',
     f'{versions}; load {load[0]:.1f} before, {os.getloadavg()[0]:.1f} after.',
     '',
     outcomes.table(found),
@@ -195,14 +194,6 @@ def _page(found, seconds, given, start, took, load) -> str:
   return '\n'.join(
     [line for line in lines if line is not None] + ([''] + bad if bad else [])
   )
-
-
-def _processor() -> str:
-  about = pathlib.Path('/proc/cpuinfo')
-  for line in about.read_text().splitlines() if about.exists() else ():
-    if line.startswith('model name'):
-      return f'{platform.machine()}, {line.partition(":")[2].strip()}'
-  return platform.machine()
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import pytest
 
 from tests.study.rows import paired
 from tlkd_jax.answer import conclusions
+from tlkd_jax.answer.rows import not_alike
 from tlkd_jax.runtime import devices, made, sharding
 from tlkd_jax.study import workers
 
@@ -16,6 +17,7 @@ ONE = {
   'versions': {'jax': '1'},
   'device': '1 x cpu',
   'cores': 1,
+  'processor': 'Xeon',
 }
 
 
@@ -66,6 +68,27 @@ def test_what_made_a_run_is_recorded():
   found = made.by(sharding.make_mesh(1))
   assert found['cores'] == devices.cores() and '1 x ' in found['device']
   assert {'python', 'jax', 'numpy'} <= found['versions'].keys()
+  assert found['processor'] == made.processor()
+
+
+@pytest.mark.parametrize(
+  ('flags', 'expected'),
+  [
+    ('sse avx avx2 avx512f', ', AVX-512'),
+    ('sse avx avx2', ', AVX2'),
+    ('sse avx', ', AVX'),
+    ('sse', ''),
+  ],
+)
+def test_a_processor_is_named_with_its_vectors(flags, expected):
+  first = 'processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\n'
+  text = f'{first}model name\t: EPYC\nflags\t\t: {flags}\n\nprocessor\t: 1\n'
+  assert made.parse_processor(text) == f'EPYC, family 25, model 17{expected}'
+
+
+@pytest.mark.parametrize('text', ['', 'processor : 0\nCPU part : 0xd0c\n'])
+def test_a_processor_without_a_name(text):
+  assert made.parse_processor(text) == ''
 
 
 def test_a_commit_of_results_is_no_other_version(tmp_path):
@@ -101,7 +124,12 @@ def rows_made(of_row):
 
 @pytest.mark.parametrize(
   ('key', 'other'),
-  [('cores', 2), ('device', '1 x H100'), ('versions', {'jax': '2'})],
+  [
+    ('cores', 2),
+    ('device', '1 x H100'),
+    ('processor', 'EPYC'),
+    ('versions', {'jax': '2'}),
+  ],
 )
 def test_two_runs_that_were_not_made_alike_are_no_pair(key, other):
   found = rows_made(
@@ -118,11 +146,15 @@ def test_two_runs_that_were_not_made_alike_are_no_pair(key, other):
 def test_pairs_that_were_made_in_two_ways_are_told_apart():
   found = rows_made(lambda row: {'cores': 1 + (row['seed'] > 3)})
   (said,) = [text for text in found.remarks if 'were made in' in text]
-  assert 'in 2 ways: commit abc, 1 x cpu, 1 core, jax 1 (seeds 0, 1, 2, 3)' in (
-    said
-  )
+  one = 'commit abc, 1 x cpu Xeon, 1 core, jax 1 (seeds 0, 1, 2, 3)'
+  assert f'in 2 ways: {one}' in said
   assert '2 cores, jax 1 (seeds 4, 5)' in said
   assert not [t for t in rows_made(lambda row: {}).remarks if 'made' in t]
+
+
+def test_what_one_record_does_not_say_is_no_difference():
+  older = {key: value for key, value in ONE.items() if key != 'processor'}
+  assert not_alike(ONE, older | {'cores': 2}, [*ONE]) == ['cores']
 
 
 def test_runs_of_other_arms_are_told_apart_too():

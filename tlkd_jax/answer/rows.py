@@ -85,7 +85,7 @@ class Row(TypedDict):
       counts nowhere and has no `test`.
     test: metric -> value on test, None or NaN where it is undefined.
     answers: to single test images, where they are at hand.
-    made: by what it was made: commit, versions, device and cores, in words.
+    made: by what it was made: commit, versions, device, cores and processor.
     folds: its test images are one of so many folds, that of its seed; absent
       where seeds have one test split.
   """
@@ -106,7 +106,7 @@ class Row(TypedDict):
 
 
 # Of `made`: what changes a result without anyone's changing the run.
-_ALIKE = ('device', 'cores', 'versions')
+_ALIKE = ('device', 'cores', 'processor', 'versions')
 
 # A page's own kind of row goes in and comes out.
 R = TypeVar('R', bound=Row)
@@ -248,10 +248,18 @@ def _why_no_pair(x: Row, y: Row) -> str:
   made, other = x.get('made'), y.get('made')
   if made is None or other is None:
     return ''
-  differing = [key for key in _ALIKE if made.get(key) != other.get(key)]
+  differing = not_alike(made, other, _ALIKE)
   if not differing:
     return ''
   return f'were not made alike ({", ".join(differing)})'
+
+
+def not_alike(
+  made: Mapping[str, Any], other: Mapping[str, Any], keys: Sequence[str]
+) -> list[str]:
+  """Keys in which two runs were made differently; what one lacks is no one."""
+  both = [key for key in keys if key in made and key in other]
+  return [key for key in both if made[key] != other[key]]
 
 
 def value(row: Row, metric: str) -> float:

@@ -342,8 +342,9 @@ def made(counted: Sequence[tuple[int, Row]]) -> list[str]:
 
 def _made_by(by: Mapping[str, Any]) -> str:
   versions = ', '.join(f'{k} {v}' for k, v in (by['versions'] or {}).items())
+  device = f'{by["device"]} {by.get("processor", "")}'.strip()
   return (
-    f'commit {by["commit"] or "unknown"}, {by["device"]}, '
+    f'commit {by["commit"] or "unknown"}, {device}, '
     f'{_counted(by["cores"], "core")}, {versions}'
   )
 

@@ -14,6 +14,8 @@ from tlkd_jax.runtime import devices
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 _GIT_SECONDS = 10
+# The widest first.
+_VECTORS = {'avx512f': 'AVX-512', 'avx2': 'AVX2', 'avx': 'AVX'}
 
 
 def by(mesh: Mesh) -> dict[str, Any]:
@@ -21,7 +23,8 @@ def by(mesh: Mesh) -> dict[str, Any]:
 
   Returns:
     `commit` of the package, see `commit`; `versions` of Python and libraries;
-    `device`, its kind; `cores` that this process may use.
+    `device`, its kind; `cores` that this process may use; `processor`, where it
+    is what computes, else ''.
   """
   kinds = {device.device_kind for device in mesh.devices.flat}
   count = mesh.devices.size
@@ -30,6 +33,7 @@ def by(mesh: Mesh) -> dict[str, Any]:
     'versions': versions(),
     'device': f'{count} x {", ".join(sorted(kinds))}',
     'cores': devices.cores(),
+    'processor': processor() if mesh.devices.flat[0].platform == 'cpu' else '',
   }
 
 
@@ -39,6 +43,37 @@ def versions() -> dict[str, str]:
   for name in _LIBRARIES:
     found[name] = importlib.metadata.version(name)
   return found
+
+
+def processor() -> str:
+  """Name, family, model and widest vectors of this machine's processor."""
+  info = pathlib.Path('/proc/cpuinfo')
+  name = parse_processor(info.read_text()) if info.exists() else ''
+  return name or platform.processor()
+
+
+def parse_processor(cpuinfo: str) -> str:
+  """'NAME, family F, model M, EXTENSION' of Linux's list of processors.
+
+  Last digits and ratios of times belong to a processor, and makers sell several
+  by one name.
+
+  Args:
+    cpuinfo: text of /proc/cpuinfo.
+
+  Returns:
+    Of the first processor; '' where its name is not said, as on ARM.
+  """
+  first = {}
+  for line in cpuinfo.partition('\n\n')[0].splitlines():
+    key, _, value = line.partition(':')
+    first[key.strip()] = value.strip()
+  name = first.get('model name', '')
+  if 'cpu family' in first:
+    name += f', family {first["cpu family"]}, model {first["model"]}'
+  flags = first.get('flags', '').split()
+  widest = (text for flag, text in _VECTORS.items() if flag in flags)
+  return ', '.join(filter(None, (name, next(widest, ''))))
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from tlkd_jax import data, protocols
 from tlkd_jax.answer import rows as runs
-from tlkd_jax.answer.rows import Place
+from tlkd_jax.answer.rows import Place, not_alike
 from tlkd_jax.evaluation import records
 from tlkd_jax.runtime import made, sealed
 from tlkd_jax.settings import Settings
@@ -32,6 +32,8 @@ from tlkd_jax.training.loop import fine_tune
 FILE = 'noise.json'
 FOLDER = 'noise'
 _RECORD = 'rerun.json'
+# Whose reruns are of one floor.
+_ALIKE = ('device', 'processor', 'versions', 'commit')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +168,8 @@ def floors(
   for (place, arm, seed), again in by_cell.items():
     own = runs.at(rows, place, arm).get(seed)
     every = [*again, *([own] if own is not None and 'made' in own else [])]
-    alike = [one for one in every if _same(one['made'], again[0]['made'])]
+    by = again[0]['made']
+    alike = [one for one in every if not not_alike(one['made'], by, _ALIKE)]
     top1: dict[int, list[float]] = {}
     for one in alike:
       top1.setdefault(one['made']['cores'], []).append(one['test']['top1'])
@@ -180,10 +183,6 @@ def floors(
       )
     )
   return sorted(found, key=lambda one: one.place)
-
-
-def _same(by: dict[str, Any], other: dict[str, Any]) -> bool:
-  return all(by[key] == other[key] for key in ('device', 'versions', 'commit'))
 
 
 def words(found: Sequence[Floor], effect: float, spread: float) -> str:
