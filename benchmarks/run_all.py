@@ -75,6 +75,12 @@ ENTRIES = {
   'loop_overhead': Entry(
     'loop_overhead', 'loop_overhead --image-sizes 64 --rounds 3', 270
   ),
+  'many_seeds': Entry(
+    'many_seeds',
+    'many_seeds --image-sizes 64 --seeds 2 --rounds 3',
+    400,
+    extra=True,
+  ),
   'allocators': Entry(
     'allocators', 'allocators --image-size 64 --steps 10', 240
   ),

@@ -89,6 +89,23 @@ def loop_overhead(rows: list[dict]) -> str:
   )
 
 
+def many_seeds(rows: list[dict]) -> str:
+  """Images a second of several seeds, in one program and in processes."""
+  return table(
+    ['pixels', 'seeds', 'processes, images/s', 'one program', 'ratio'],
+    [
+      [
+        row['image_size'],
+        row['seeds'],
+        spread(row, 'processes', 'images_s'),
+        spread(row, 'program', 'images_s'),
+        row['ratio'],
+      ]
+      for row in rows
+    ],
+  )
+
+
 def allocators(rows: list[dict]) -> str:
   """A step after compilation and from the cache, two allocators."""
   return table(
@@ -308,6 +325,7 @@ TABLES = {
   'end_to_end': end_to_end,
   'end_to_end_preloaded': end_to_end,
   'loop_overhead': loop_overhead,
+  'many_seeds': many_seeds,
   'allocators': allocators,
   'startup': startup,
   'convolutions': convolutions,

@@ -8,12 +8,14 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import (
   growth,
   growth_axes,
   machine,
+  many_seeds,
   roofline,
   run_all,
   scaling,
@@ -49,6 +51,23 @@ def test_train_step_without_torch():
     low, high = row[f'{part}_ours_min_max']
     assert 0 < low <= row[f'{part}_ours_ms'] <= high
   assert f'({low:.0f} to {high:.0f})' in tables.train_step([row])
+
+
+def test_seeds_in_one_program_are_seeds_alone():
+  one, *rest = many_seeds.make('tiny', 16, 4, 1)
+  several, *stacked = many_seeds.make('tiny', 16, 4, 3)
+  _, alone = one(*rest)
+  _, all_of_them = several(*stacked)
+  losses = np.asarray(all_of_them['loss'])
+  np.testing.assert_allclose(losses[0], alone['loss'], rtol=1e-5)
+  # Each has images of its own.
+  assert losses.shape == (3,) and len(set(losses.tolist())) == 3
+  row = {'image_size': 64, 'seeds': 2, 'ratio': 1.1}
+  for name, rate in {'processes': 90.4, 'program': 99.0}.items():
+    row |= machine.summary(name, [rate - 10, rate, rate + 5], 'images_s')
+  assert '| 64 | 2 | 90 (80 to 95) | 99 (89 to 104) | 1.1 |' in (
+    tables.many_seeds([row])
+  )
 
 
 def test_collectives_and_cost_of_a_step_on_four_devices(monkeypatch):

@@ -102,6 +102,13 @@ def _outcome(kind: str, done, whole, folder, what: str) -> Outcome:
   return Outcome(kind, result, f'{what}: {wrong or done.error[-1500:]}')
 
 
+def _stored_at(place: Place, kind: str, at: pathlib.Path, what: str) -> Outcome:
+  """Of a run whose features are stored there."""
+  folder = place.root / f'run-{at.name}-{what.replace(" ", "-")}'
+  done = runs.call(_train(place, folder, targets__features_dir=str(at)))
+  return _outcome(kind, done, _unbroken(place), folder, what)
+
+
 def _damaged_between(place: Place) -> list[Outcome]:
   """Of two runs: the second finds a wrong bit, says so, and is the same."""
   kind, whole = 'damage: features between two runs', _unbroken(place)
@@ -124,29 +131,24 @@ def _damaged_between(place: Place) -> list[Outcome]:
 
 
 def _full_disks(place: Place) -> list[Outcome]:
-  kind, whole, found = 'full disk: features', _unbroken(place), []
+  found = []
   for number, size in enumerate((4096, 16_384, 40_000)):
     at = place.root / f'full-features{number}'
     with runs.small_disk(at, size) as made:
       if made:
-        folder = place.root / f'run-full-features{number}'
-        command = _train(place, folder, targets__features_dir=str(at))
-        done = runs.call(command)
-        found.append(_outcome(kind, done, whole, folder, f'{size} bytes'))
+        what = f'{size} bytes'
+        found.append(_stored_at(place, 'full disk: features', at, what))
   return found
 
 
 def _read_only(place: Place) -> list[Outcome]:
   """One that is empty, and one in which all is there."""
-  kind, whole, found = 'read-only features', _unbroken(place), []
+  whole, found = _unbroken(place), []
   for name, there in {'empty': None, 'filled': whole / 'features'}.items():
     at = place.root / f'read-only-features-{name}'
     with runs.read_only(at, there) as made:
       if made:
-        folder = place.root / f'run-read-only-{name}'
-        command = _train(place, folder, targets__features_dir=str(at))
-        done = runs.call(command)
-        found.append(_outcome(kind, done, whole, folder, name))
+        found.append(_stored_at(place, 'read-only features', at, name))
   return found
 
 
