@@ -51,12 +51,14 @@ def make_step(loss_sum, *, teachers=2, mesh=None, extras=None, mixing=None):
   )
   given = {name: variables(teacher, 2 + n) for n, name in enumerate(names)}
 
-  def run(batch, seed=0, step=0):
+  def run(batch, seed=0, step=0, sham=None):
     state = make_state(lesson, mesh, **(extras or {}))
     state = dataclasses.replace(
       state, step=sharding.replicate(np.int32(step), mesh)
     )
     constants = constants_of(mesh, seed, **given)
+    if sham:
+      constants['sham'] = sharding.replicate(sham, mesh)
     state, metrics = update(state, constants, sharding.shard_batch(batch, mesh))
     return jax.device_get(metrics)
 
@@ -108,30 +110,42 @@ def test_two_teachers_by_hand():
     assert metrics['loss'] == pytest.approx(total, rel=1e-4)
 
 
-@pytest.mark.parametrize('kind', ['uniform', 'permuted'])
-def test_shams_of_two_teachers_by_hand(kind):
-  """Of each teacher, at the temperature of the loss, and of stored ones."""
-  sham = shams.make(kind, 5, seed=3)
-  labels = make_batch()['label']
+def shammed_losses(kind, given):
+  sham, labels = shams.make(kind, 5), make_batch()['label']
   logits = [np.float64(teacher_outputs(n)['logits']) for n in (0, 1)]
-  shammed = [np.float64(sham(z, labels, 3.0)) for z in logits]
+  shammed = [np.float64(sham(z, labels, 3.0, **given)) for z in logits]
   targets = [special.softmax(z / 3.0, -1) for z in shammed]
   student = student_logits()
-  expected = {
+  return {
     'probabilities': kl(np.mean(targets, 0), student, 3.0),
     'losses': np.mean([kl(q, student, 3.0) for q in targets]),
   }
+
+
+@pytest.mark.parametrize('kind', ['uniform', 'permuted'])
+def test_shams_of_two_teachers_by_hand(kind):
+  """Of each teacher, at the temperature of the loss, and of stored ones.
+
+  One program for runs of several seeds.
+  """
   stored = {
     f'teacher{n}': {'logits': teacher_outputs(n)['logits']} for n in (0, 1)
   }
-  for ensemble, value in expected.items():
+  sham = shams.make(kind, 5)
+  drawn = [shams.drawn(kind, 5, seed) for seed in (3, 4)]
+  expected = [shammed_losses(kind, given) for given in drawn]
+  for ensemble in ('probabilities', 'losses'):
     loss_sum = Objective(1.0, 0.0, (kd(),), ensemble, sham=sham)
     run = make_step(loss_sum)
-    for batch in (make_batch(), make_batch() | {'targets': stored}):
-      soft_loss = run(batch)['soft_loss']
-      assert soft_loss == pytest.approx(value, rel=1e-4), ensemble
+    for given, values in zip(drawn, expected, strict=True):
+      value = values[ensemble]
+      for batch in (make_batch(), make_batch() | {'targets': stored}):
+        soft_loss = run(batch, sham=given)['soft_loss']
+        assert soft_loss == pytest.approx(value, rel=1e-4), ensemble
     real = dataclasses.replace(loss_sum, sham=None)
     assert abs(one_step(real, make_batch())['soft_loss'] - value) > 1e-3
+  if kind == 'permuted':
+    assert abs(expected[0]['losses'] - expected[1]['losses']) > 1e-3
 
 
 @pytest.mark.parametrize(

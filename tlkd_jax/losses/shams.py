@@ -12,7 +12,6 @@ Both give logits. 'permuted' moves the logits as they are, so that p(label) is
 the teacher's at every temperature; with 'uniform' it is so at one.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -22,19 +21,18 @@ import numpy as np
 from tlkd_jax.losses.numerics import LOGIT_LIMIT, as_float32
 
 Array = jax.Array
-# (logits [B, K], labels [B], temperature) -> logits [B, K].
-Sham = Callable[[Array, Array, Array | float], Array]
+# (logits [B, K], labels [B], temperature, what `drawn` gives) -> logits [B, K].
+Sham = Callable[..., Array]
 
 SHAMS = ('off', 'uniform', 'permuted')
 
 
-def make(kind: str, num_classes: int, seed: int) -> Sham | None:
+def make(kind: str, num_classes: int) -> Sham | None:
   """The sham of a run, None where it is off.
 
   Args:
     kind: one of SHAMS.
     num_classes: K.
-    seed: that the classes of 'permuted' are drawn from.
 
   Raises:
     ValueError: two classes, of which the rest is one: a sham of such a teacher
@@ -48,9 +46,17 @@ def make(kind: str, num_classes: int, seed: int) -> Sham | None:
       'the teacher itself, as nothing but p(label) is said; accepted: off, or '
       'data with three classes'
     )
-  if kind == 'uniform':
-    return uniform
-  return functools.partial(permuted, following=draw_cycle(num_classes, seed))
+  return {'uniform': uniform, 'permuted': permuted}[kind]
+
+
+def drawn(kind: str, num_classes: int, seed: int) -> dict[str, np.ndarray]:
+  """What a sham is given by name beside the logits, which a seed draws.
+
+  Not a part of the sham, so that runs of other seeds share their program.
+  """
+  if kind != 'permuted':
+    return {}
+  return {'following': draw_cycle(num_classes, seed)}
 
 
 def uniform(logits: Array, labels: Array, temperature: Array | float) -> Array:
@@ -80,7 +86,7 @@ def permuted(
   labels: Array,
   temperature: Array | float,
   *,
-  following: np.ndarray,
+  following: np.ndarray | Array,
 ) -> Array:
   """The label keeps its logit; each other class has the one of another.
 

@@ -69,7 +69,7 @@ def _sham(settings: Settings, dataset: data.Dataset | None):
   kind = settings.distillation.sham
   if dataset is None or kind == 'off':
     return None
-  return shams.make(kind, len(dataset.class_names), settings.seed)
+  return shams.make(kind, len(dataset.class_names))
 
 
 def _make_term(

@@ -63,7 +63,7 @@ class Objective:
     adjustment: float32[K], what the hard loss alone adds to the logits, see
       balance.adjustment; None is nothing.
     sham: what stands for the logits of every guide, see losses.shams; None is
-      nothing.
+      nothing. What it is given by name is 'sham' of the guide.
     by_token: labels are for the class token's head, the lesson's guides for
       that of the distillation token, where else all are for the mean.
   """
@@ -225,5 +225,6 @@ def _shammed(
   """A guide with the sham's logits in place of its own."""
   at_one = losses.find(term.name).p_label_at == 'one'
   temperature = 1.0 if at_one else _temperature(term, step)
-  logits = sham(guide['logits'], labels, temperature)
+  given = guide.get('sham', {})
+  logits = sham(guide['logits'], labels, temperature, **given)
   return {**guide, 'logits': jax.lax.stop_gradient(logits)}

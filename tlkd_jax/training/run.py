@@ -9,6 +9,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax.data import Dataset, Look, Split
+from tlkd_jax.losses import shams
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Loaded, Network, head_alone, make_eval_step
 from tlkd_jax.runtime import sharding
@@ -231,7 +232,14 @@ def make_constants(run: Run) -> dict[str, Any]:
   if run.start:
     guides[starts.NAME] = sharding.replicate(run.start, run.mesh)
   seed = as_int32(run.settings.seed_of_draws)
-  return {'guides': guides, 'seed': sharding.replicate(seed, run.mesh)}
+  given = {'seed': seed, 'sham': sham_drawn(run)}
+  return {'guides': guides, **sharding.replicate(given, run.mesh)}
+
+
+def sham_drawn(run: Run) -> dict[str, Any]:
+  """What the run's sham is given beside logits, {} of most and without one."""
+  settings, classes = run.settings, len(run.dataset.class_names)
+  return shams.drawn(settings.distillation.sham, classes, settings.seed)
 
 
 def constants(loaded: Loaded, split: Split, *, head_only: bool = False) -> Tree:

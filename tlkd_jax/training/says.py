@@ -11,7 +11,7 @@ from tlkd_jax.evaluation import evaluate, records, teaching
 from tlkd_jax.models.network import make_eval_step
 from tlkd_jax.runtime import sealed, sharding
 from tlkd_jax.training import drawing, own_probe, targets, views
-from tlkd_jax.training.run import Run, constants
+from tlkd_jax.training.run import Run, constants, sham_drawn
 from tlkd_jax.training.step import as_int32
 from tlkd_jax.training.summary import SAYS, predict
 
@@ -87,10 +87,12 @@ def _of_teacher(
     on_training = stored[name](rows, np.zeros_like(rows))['logits']
   else:
     on_training = _on_views(run, name, rows)
-  sham = run.lessons[run.own].objective.sham
+  sham, given = run.lessons[run.own].objective.sham, sham_drawn(run)
 
   def describe(logits, labels):
-    heard = logits if sham is None else sham(logits, labels, temperature)
+    heard = logits
+    if sham is not None:
+      heard = sham(logits, labels, temperature, **given)
     return teaching.describe(heard, labels, temperature)
 
   on_unseen = on_validation.logits, on_validation.labels

@@ -93,8 +93,9 @@ def make_step(
 
   Returns:
     step(state, constants, batch) -> (state, metrics): state donated;
-    constants is {'seed': int32, 'guides': {name: {'params', 'model_state'}}},
-    an argument so that runs of other seeds share the program; batch as in
+    constants is {'seed': int32, 'guides': {name: {'params', 'model_state'}},
+    'sham': what a sham is given, may be absent}, an argument so that runs of
+    other seeds share the program; batch as in
     data.pipeline, sharded over "data"; metrics are replicated scalars, those
     of every learner but the first with its name before them.
   """
@@ -104,13 +105,13 @@ def make_step(
   teachers = {name for lesson in lessons.values() for name in lesson.guides}
   first = views.taught_from
 
-  def loss_fn(params, state, guides, shown, batch, root):
+  def loss_fn(params, state, guides, shown, batch, constants):
     if mode.head_only:
       params = {
         name: optimizers.stop_backbone(lessons[name].network.model, part)
         for name, part in params.items()
       }
-    key = jax.random.fold_in(jax.random.key(root), state.step)
+    key = jax.random.fold_in(jax.random.key(constants['seed']), state.step)
     outputs, model_states = {}, {}
     for number, (name, lesson) in enumerate(lessons.items()):
       outputs[name], model_states[name] = lesson.network.model.apply(
@@ -136,6 +137,9 @@ def make_step(
       guides[guidance.ITSELF] = guidance.from_outputs(
         network, own_params[name], plain
       )
+    if constants.get('sham'):
+      given = {'sham': constants['sham']}
+      guides = {name: guide | given for name, guide in guides.items()}
     rest = {key: batch[key][first:] for key in ('label', 'index')}
     total, memories, metrics = jnp.float32(0.0), {}, {}
     for name, lesson in lessons.items():
@@ -175,7 +179,7 @@ def make_step(
     )
     params = {name: part.params for name, part in state.learners.items()}
     grads, (model_states, memories, metrics) = jax.grad(loss_fn, has_aux=True)(
-      params, state, guides, shown, batch, root
+      params, state, guides, shown, batch, constants
     )
     grads, learners = updating.summed(grads, mesh, placed), {}
     for name, before in state.learners.items():
