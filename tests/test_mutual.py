@@ -77,22 +77,12 @@ def examples() -> Dataset:
   return Dataset('fake', names, {'train': split}, 16, True, {}, [])
 
 
-def make_step(loss='kd', dropout=0.0, mutual=False, learner='student', **given):
-  """(step, state, constants); if `mutual` the other one learns too."""
-  both = views(dropout)
+def lessons_between(config, both, names, schedule, averaged=()):
+  """(lessons, beginnings) of some of two networks, each taught by the other."""
   other = {'student': 'peer', 'peer': 'student'}
-  config = tiny.make_config(
-    'kd',
-    loss=loss,
-    # Groups of parameters, which each network has by its own stages and head.
-    optimizer__layer_decay=0.7,
-    optimizer__head_multiplier=3.0,
-    **given,
-  )
   total = lessons.make_objective(config, examples(), guided=True)
-  schedule = optimizers.learning_rate_schedule(0.05, 10, 0.0, 0.0)
   learned, begun = {}, {}
-  for name in ('student', 'peer') if mutual else (learner,):
+  for name in names:
     guide = other[name]
     optimizer = optimizers.make_optimizer(
       both[name].model, schedule, config.optimizer
@@ -103,10 +93,28 @@ def make_step(loss='kd', dropout=0.0, mutual=False, learner='student', **given):
     )
     params, model_state = variables(both[name], SEEDS[name])
     params = {'weights': params, 'projector': extras['projector']}
-    begun[name] = Beginning(params, model_state, extras['memory'])
+    begun[name] = Beginning(
+      params, model_state, extras['memory'], averaged=name in averaged
+    )
+  return learned, begun
+
+
+def make_step(loss='kd', dropout=0.0, mutual=False, learner='student', **given):
+  """(step, state, constants); if `mutual` the other one learns too."""
+  both = views(dropout)
+  config = tiny.make_config(
+    'kd',
+    loss=loss,
+    # Groups of parameters, which each network has by its own stages and head.
+    optimizer__layer_decay=0.7,
+    optimizer__head_multiplier=3.0,
+    **given,
+  )
+  schedule = optimizers.learning_rate_schedule(0.05, 10, 0.0, 0.0)
+  names = tuple(both) if mutual else (learner,)
+  learned, begun = lessons_between(config, both, names, schedule)
   mesh = sharding.make_mesh(1)
-  guide = other[learner]
-  frozen = {} if mutual else {guide: both[guide]}
+  frozen = {name: both[name] for name in both if name not in names}
   step = make_lessons_step(
     learned, frozen, schedule, mesh, **vars(run.make_mode(config))
   )

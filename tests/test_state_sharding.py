@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tests.test_mutual import SEEDS, examples, views
+from tests.test_mutual import SEEDS, lessons_between, views
 from tests.test_teacher_sharding import bytes_on_a_device, loaded_of
 from tests.test_train_step import (
   constants_of,
@@ -28,7 +28,6 @@ from tlkd_jax.runtime import sharding
 from tlkd_jax.settings import with_values
 from tlkd_jax.training import (
   checkpoints,
-  lessons,
   nonfinite,
   optimizers,
   placing,
@@ -36,7 +35,6 @@ from tlkd_jax.training import (
   updating,
 )
 from tlkd_jax.training.state import Beginning, State, create
-from tlkd_jax.training.step import Lesson
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -73,23 +71,9 @@ def updates(devices: int, kind: str, changes: dict, *, mutual: bool):
     | changes,
   )
   both, mesh = views(), sharding.make_mesh(devices)
-  total = lessons.make_objective(config, examples(), guided=True)
   schedule = optimizers.learning_rate_schedule(RATE, 10, 0.0, 0.0)
-  learned, begun = {}, {}
-  pairs = (('student', 'peer'), ('peer', 'student'))
-  for name, guide in pairs if mutual else pairs[:1]:
-    optimizer = optimizers.make_optimizer(
-      both[name].model, schedule, config.optimizer
-    )
-    learned[name] = Lesson(both[name], total, optimizer, (guide,))
-    extras = lessons.make_extras(
-      total, both[name], (both[guide],), examples(), 0
-    )
-    params, model_state = variables(both[name], SEEDS[name])
-    params = {'weights': params, 'projector': extras['projector']}
-    begun[name] = Beginning(
-      params, model_state, extras['memory'], averaged=name == 'student'
-    )
+  names = tuple(both) if mutual else ('student',)
+  learned, begun = lessons_between(config, both, names, schedule, ('student',))
   optimizer_of = {name: lesson.optimizer for name, lesson in learned.items()}
   placed = updating.placed(config, begun, optimizer_of, mesh)
   frozen = {} if mutual else {'peer': both['peer']}
