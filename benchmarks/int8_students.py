@@ -34,6 +34,7 @@ from tlkd_jax.data import Dataset, Split
 from tlkd_jax.evaluation import metrics, records
 from tlkd_jax.export import onnx, run_data, student
 from tlkd_jax.export.student import Student
+from tlkd_jax.runtime import made as made_by
 from tlkd_jax.runtime.atomic import replace_text
 
 OUT = pathlib.Path(__file__).resolve().parent.parent / 'docs/study/int8.json'
@@ -75,6 +76,7 @@ def measure(
     'model': loaded.model.name,
     'image_size': loaded.image_size,
     'test_images': len(test),
+    'processor': made_by.processor(),
   }
   row = {**row, **known, 'forms': forms}
   with tempfile.TemporaryDirectory() as made:

@@ -34,15 +34,16 @@ def int8(rows: Rows) -> str:
   steps = sorted({r['qat_steps'] for r in rows})
   parts = (
     '# What int8 leaves of a student',
-    f'{len(rows)} students ({", ".join(networks)}) of the confirmatory '
-    'study, each as a float ONNX file, quantised statically (256 training '
-    'images at most, no bound on the accuracy that it costs) and fine-tuned '
-    f'on with rounding ({", ".join(map(str, steps))} steps, guided by itself '
-    'in float), '
-    'all run by ONNX Runtime on all test images. Means over seeds.',
+    f'{len(rows)} students ({", ".join(networks)}) by the recipe of the '
+    'confirmatory study, each as a float ONNX file, quantised statically (256 '
+    'training images at most, no bound on the accuracy that it costs) and '
+    'fine-tuned on with rounding '
+    f'({", ".join(map(str, steps))} steps, guided by itself in float), '
+    'all run by ONNX Runtime on all test images. Means over seeds.'
+    f'{_processors(rows)}{_without_control(rows)}',
     _places(rows),
-    'The same in short: means over places, of the seeds that have all of them, '
-    'of the float, the static and the fine-tuned file.',
+    'The same in short: the float, the static and the file that was fine-tuned '
+    'with rounding.',
     _short(rows),
     '## What int8 costs, and whether it costs the taught student more',
     'Int8 minus float, the mean over places (data set, size) seed by seed, '
@@ -54,6 +55,31 @@ def int8(rows: Rows) -> str:
     *_times(rows),
   )
   return '\n\n'.join(part.rstrip() for part in parts) + '\n'
+
+
+def _processors(rows: Rows) -> str:
+  sizes: dict[str, list[str]] = {}
+  for _, size, _ in _groups(rows):
+    for row in rows:
+      if row['size'] == size:
+        own = sizes.setdefault(row.get('processor', 'not recorded'), [])
+        own += [size] * (size not in own)
+  if len(sizes) < 2:
+    return ''
+  said = (
+    f'{name} (images a class: {", ".join(s)})' for name, s in sizes.items()
+  )
+  return f' Processors: {"; ".join(said)}.'
+
+
+def _without_control(rows: Rows) -> str:
+  missing = {r['size'] for r in rows} - {
+    r['size'] for r in _having(rows, 'float_on')
+  }
+  if not missing:
+    return ''
+  sizes = ' and '.join(sorted(missing, key=int))
+  return f' Students of {sizes} images a class have none of the last kind.'
 
 
 def _times(rows: Rows) -> list[str]:
@@ -89,8 +115,10 @@ def _places(rows: Rows) -> str:
   heads += ['NLL', 'ECE', 'same class as float', 'MB']
   lines = []
   for dataset, size, arm in _groups(rows):
-    own = _of(rows, dataset, size, arm)
     for form, words in FORMS.items():
+      own = _having(_of(rows, dataset, size, arm), form)
+      if not own:
+        continue
       found = [row['forms'][form] for row in own]
       mean = {k: float(np.mean([f[k] for f in found])) for k in found[0]}
       lines.append(
@@ -102,11 +130,11 @@ def _places(rows: Rows) -> str:
 
 
 def _short(rows: Rows) -> str:
-  heads = ['student', 'top-1', 'NLL', 'ECE', 'same class as float']
+  heads = ['images a class', 'student', 'seeds', 'top-1', 'NLL', 'ECE']
+  heads += ['same class as float']
   lines = []
-  for arm in dict.fromkeys(arm for _, _, arm in _groups(rows)):
-    seeds = _losses(rows, arm, 'float', 'top1')
-    own = [r['forms'] for r in rows if r['arm'] == arm and r['seed'] in seeds]
+  for dataset, size, arm in _groups(rows):
+    own = [row['forms'] for row in _of(rows, dataset, size, arm)]
 
     def means(key: str, forms: Sequence[str], own=own) -> str:
       found = (np.mean([one[form][key] for one in own]) for form in forms)
@@ -114,7 +142,8 @@ def _short(rows: Rows) -> str:
 
     three = ('float', *_ROUNDED)
     lines.append(
-      [_label(arm), *(means(name, three) for name in METRICS)]
+      [f'{size} ({dataset})', _label(arm), len(own)]
+      + [means(name, three) for name in METRICS]
       + [means('agreement', _ROUNDED)]
     )
   return table(heads, lines)
@@ -125,25 +154,33 @@ def _costs(rows: Rows) -> str:
   lines = []
   arms = list(dict.fromkeys(arm for _, _, arm in _groups(rows)))
   for form in _OTHERS:
+    own_rows = _having(rows, form)
     for arm in arms:
-      own = {m: [*_losses(rows, arm, form, m).values()] for m in METRICS}
+      own = {m: [*_losses(own_rows, arm, form, m).values()] for m in METRICS}
       lines.append(_line(FORMS[form], _label(arm), own))
     for arm in arms:
       if arm == 'tl' or 'tl' not in arms:
         continue
       both = {
-        m: _apart(_losses(rows, arm, form, m), _losses(rows, 'tl', form, m))
+        m: _apart(
+          _losses(own_rows, arm, form, m), _losses(own_rows, 'tl', form, m)
+        )
         for m in METRICS
       }
       name = f'{_label(arm)} minus {_label("tl")}'
       lines.append(_line(FORMS[form], name, both))
+  both = _having(rows, 'float_on')
   for arm in arms:
     rounding = {
-      m: _apart(_losses(rows, arm, 'qat', m), _losses(rows, arm, 'float_on', m))
+      m: _apart(_losses(both, arm, 'qat', m), _losses(both, arm, 'float_on', m))
       for m in METRICS
     }
     lines.append(_line('with rounding minus without', _label(arm), rounding))
   return table(heads, lines)
+
+
+def _having(rows: Rows, form: str) -> list[dict[str, Any]]:
+  return [row for row in rows if form in row['forms']]
 
 
 def _line(

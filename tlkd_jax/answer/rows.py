@@ -257,7 +257,7 @@ def _why_no_pair(x: Row, y: Row) -> str:
 def not_alike(
   made: Mapping[str, Any], other: Mapping[str, Any], keys: Sequence[str]
 ) -> list[str]:
-  """Keys in which two runs were made differently; what one lacks is no one."""
+  """Keys in which two runs were made differently, of those that both say."""
   both = [key for key in keys if key in made and key in other]
   return [key for key in both if made[key] != other[key]]
 
