@@ -58,28 +58,32 @@ def int8(rows: Rows) -> str:
 
 
 def _processors(rows: Rows) -> str:
-  sizes: dict[str, list[str]] = {}
-  for _, size, _ in _groups(rows):
-    for row in rows:
-      if row['size'] == size:
-        own = sizes.setdefault(row.get('processor', 'not recorded'), [])
-        own += [size] * (size not in own)
-  if len(sizes) < 2:
+  found: dict[str, list[str]] = {}
+  for size in _sizes(rows):
+    own = {
+      r.get('processor', 'not recorded') for r in rows if r['size'] == size
+    }
+    for name in sorted(own):
+      found.setdefault(name, []).append(size)
+  if len(found) < 2:
     return ''
   said = (
-    f'{name} (images a class: {", ".join(s)})' for name, s in sizes.items()
+    f'{name} (images a class: {", ".join(s)})' for name, s in found.items()
   )
   return f' Processors: {"; ".join(said)}.'
 
 
 def _without_control(rows: Rows) -> str:
-  missing = {r['size'] for r in rows} - {
-    r['size'] for r in _having(rows, 'float_on')
-  }
+  having = _sizes(_having(rows, 'float_on'))
+  missing = [size for size in _sizes(rows) if size not in having]
   if not missing:
     return ''
-  sizes = ' and '.join(sorted(missing, key=int))
+  sizes = ' and '.join(missing)
   return f' Students of {sizes} images a class have none of the last kind.'
+
+
+def _sizes(rows: Rows) -> list[str]:
+  return [*dict.fromkeys(size for _, size, _ in _groups(rows))]
 
 
 def _times(rows: Rows) -> list[str]:
