@@ -6,7 +6,8 @@ Reads a request a line and answers with a line of JSON. It needs torch and timm
 (and torchvision for its own models), and neither jax nor this package:
 
   {"name": NAME, "image_size": S, "batch_size": B, "part": "step" | "features"}
-      makes both memory formats; {"parameters": N}
+      makes both memory formats; {"parameters": N}, position embeddings left
+      out, which timm makes for the size
   {"run": "eager" | "channels_last"}
       runs one once; {"ms": MILLISECONDS}
   {"versions": true}
@@ -47,14 +48,16 @@ def create(name: str, image_size: int) -> torch.nn.Module:
 
 
 def make(request: dict) -> tuple[dict, int]:
-  """({format: function that runs it once}, parameters)."""
+  """({format: function that runs it once}, parameters but of positions)."""
   size, batch = request['image_size'], request['batch_size']
   images = torch.randn(batch, 3, size, size)
   labels = torch.randint(_CLASSES, (batch,))
   sides, count = {}, 0
   for side, memory_format in _FORMATS.items():
     model = create(request['name'], size).to(memory_format=memory_format)
-    count = sum(p.numel() for p in model.parameters())
+    count = sum(
+      p.numel() for key, p in model.named_parameters() if key != 'pos_embed'
+    )
     x = images.contiguous(memory_format=memory_format)
     build = {'step': make_step, 'features': make_features}[request['part']]
     sides[side] = build(model, x, labels)
