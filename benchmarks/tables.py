@@ -302,7 +302,10 @@ def families(rows: list[dict]) -> str:
     heads = [title, 'px', 'ours', 'PyTorch', 'channels_last', 'ratio']
     lines = [
       [row['model'], row['image_size']]
-      + [spread(row, side) for side in ('ours', 'eager', 'channels_last')]
+      + [
+        'died' if side in row.get('died', ()) else spread(row, side)
+        for side in ('ours', 'eager', 'channels_last')
+      ]
       + [row.get('ratio') or f'failed: {row["failed"]}']
       for row in present
     ]

@@ -95,3 +95,18 @@ def test_targets_are_of_the_last_line():
     in (told)
   )
   assert json.dumps(rows)
+
+
+def test_a_form_that_dies_is_left_out():
+  """As PyTorch does of MobileOne's step in channels_last: by a signal."""
+  abort = "if request.get('run') == FORM: import os; os.abort()"
+  dying = OTHER.replace("  if 'run'", f"  {abort}\n  if 'run'")
+  with tiny.registered():
+    shape = models.create_model('tiny').params_shape
+    count = str(pretrained.count_params(shape))
+    code = dying.replace('COUNT', count).replace('FORM', "'channels_last'")
+    with families.started([sys.executable, '-c', code]) as other:
+      row = families.run('tiny', 16, 'features', other, ARGUMENTS)
+  assert row['died'] == ['channels_last'] and 'channels_last_ms' not in row
+  assert row['ratio'] == round(row['ours_ms'] / 500.0, 3)
+  assert '| died | ' in tables.families([row])
