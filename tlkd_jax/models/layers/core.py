@@ -176,6 +176,15 @@ class Conv(nnx.Module):
 
   def convolve(self, x: Array, kernel: Array, bias: Array | None) -> Array:
     """What the layer does of x, with other weights of the same shape."""
+    y = self._with(x, kernel, self.groups)
+    return y if bias is None else add_bias(y, bias)
+
+  def several(self, x: Array, kernel: Array, count: int) -> Array:
+    """What `count` such layers do, channels and kernels side by side."""
+    groups = self.groups if self.groups == 1 else count * self.groups
+    return self._with(x, kernel, groups)
+
+  def _with(self, x: Array, kernel: Array, groups: int) -> Array:
     kernel = kernel.astype(x.dtype)
     stride = (self.stride, self.stride)
     if self.padding == 'same':
@@ -185,8 +194,7 @@ class Conv(nnx.Module):
     else:
       height, width = (size // 2 for size in kernel.shape[:2])
       padding = ((height, height), (width, width))
-    y = conv2d(x, kernel, stride=stride, padding=padding, groups=self.groups)
-    return y if bias is None else add_bias(y, bias)
+    return conv2d(x, kernel, stride=stride, padding=padding, groups=groups)
 
 
 def patch_conv(
@@ -285,7 +293,7 @@ class BatchNorm(nnx.Module):
       return self._stochastic(x, mode)
     if mode.norm_train:
       y, mean, var = batch_norm_train(x, scale, bias, self.epsilon)
-      self._update(mean, var, x.size // x.shape[-1])
+      self.update(mean, var, x.size // x.shape[-1])
       return y
     scale, bias = self.frozen()
     shape = (1,) * (x.ndim - 1) + (-1,)
@@ -311,7 +319,8 @@ class BatchNorm(nnx.Module):
     )
     return y.astype(x.dtype)
 
-  def _update(self, mean: Array, var: Array, count: int) -> None:
+  def update(self, mean: Array, var: Array, count: int) -> None:
+    """Counts a batch's biased statistics [C] of `count` values a channel."""
     unbiased = var * (count / max(count - 1, 1))
     for stat, value in ((self.mean, mean), (self.var, unbiased)):
       value = jax.lax.stop_gradient(value).astype(stat[...].dtype)
