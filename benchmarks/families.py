@@ -157,7 +157,9 @@ def run(name: str, image_size: int, part: str, other: Other, arguments) -> dict:
     'image_size': image_size,
     'batch_size': batch,
   }
-  request = {'name': name, 'image_size': image_size} | {
+  request = {
+    'name': name,
+    'image_size': image_size,
     'batch_size': batch,
     'part': part,
   }

@@ -23,6 +23,7 @@ one has the short ones.
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -319,20 +320,23 @@ def main() -> None:
     if entry.card and not devices.has_card():
       print(f'{name}: skipped, no accelerator is here')
       continue
-    command = entry.quick if arguments.quick else entry.command
-    command = command.format(
-      data=arguments.data,
-      out=arguments.out.parent,
-      reference=arguments.reference_python,
-      torch=arguments.torch_python,
+    template = entry.quick if arguments.quick else entry.command
+    template = functools.partial(
+      template.format, data=arguments.data, out=arguments.out.parent
     )
+    command = template(
+      reference=arguments.reference_python, torch=arguments.torch_python
+    )
+    # Where another Python lies belongs to this machine, not to the record.
+    told = template(reference='PYTHON', torch='PYTHON')
+    told = f'python -m benchmarks.{told}'
     old = results.get(name, {})
-    same = old.get('command') == f'python -m benchmarks.{command}'
+    same = old.get('command') == told
     if same and 'failed' not in old and not arguments.again:
       print(f'{name}: there already')
       continue
     print(f'{name}: about {entry.seconds} s', flush=True)
-    results[name] = run_entry(command)
+    results[name] = run_entry(command) | {'command': told}
     store(arguments.out, results)
     verdict = 'failed' if 'failed' in results[name] else 'done'
     print(f'{name}: {verdict} in {results[name]["seconds"]} s', flush=True)

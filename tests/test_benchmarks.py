@@ -323,3 +323,23 @@ def test_a_start_that_fails_says_why(tmp_path):
   start = startup.Start('nowhere.py', to_the_end=True)
   with pytest.raises(RuntimeError, match=r'nowhere\.py: no such file'):
     startup.time_process(start, startup._HERE, tmp_path)
+
+
+def test_a_record_names_no_python_of_one_machine(monkeypatch, tmp_path):
+  asked = []
+
+  def fake(command):
+    asked.append(command)
+    return {'command': command, 'seconds': 1.0, 'rows': []}
+
+  monkeypatch.setattr(run_all, 'run_entry', fake)
+  out = tmp_path / 'bench.json'
+  line = ['run_all', '--out', str(out), '--only', 'frozen_features']
+  for python in ('/one/python', '/other/python'):
+    monkeypatch.setattr('sys.argv', [*line, '--torch-python', python])
+    run_all.main()
+  assert asked == ['families --torch-python /one/python --part features']
+  told = run_all.load(out)['frozen_features']['command']
+  assert told == (
+    'python -m benchmarks.families --torch-python PYTHON --part features'
+  )
