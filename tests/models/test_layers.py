@@ -113,7 +113,9 @@ def test_relu6_and_its_gradient_at_and_between_the_bends():
   np.testing.assert_array_equal(y, [0, 0, 0, 2.5, 6, 6, np.nan])
   np.testing.assert_array_equal(tangent, [0, 0, 0, 2, 0, 0, 0])
   half = x.astype(jnp.bfloat16)
-  grad = jax.grad(lambda x: layers.relu6(x).astype(jnp.float32).sum())(half)
+  grad = jax.grad(
+    lambda x: layers.ACTIVATIONS['relu6'](x).astype(jnp.float32).sum()
+  )(half)
   assert grad.dtype == jnp.bfloat16
   np.testing.assert_array_equal(grad, [0, 0, 0, 1, 0, 0, 0])
 
