@@ -59,12 +59,20 @@ class GroupNorm(nnx.Module):
 
   def __call__(self, x: Array, mode: Mode) -> Array:
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    y = y.reshape(*x.shape[:3], 32, -1)
-    y = y - y.mean((1, 2, 4), keepdims=True)
-    variance = jnp.square(y).mean((1, 2, 4), keepdims=True)
-    y = (y * jax.lax.rsqrt(variance + 1e-5)).reshape(x.shape)
-    y = y * layers.expand(self.scale[...], y)
+    # Each channel is summed first, then the few of a group: maps of five axes,
+    # of which the last has two channels, take a fifth of a step more on CPU.
+    y = y - _group_mean(y)
+    variance = _group_mean(jnp.square(y))
+    y = y * (jax.lax.rsqrt(variance + 1e-5) * layers.expand(self.scale[...], y))
     return (y + layers.expand(self.bias[...], y)).astype(x.dtype)
+
+
+def _group_mean(x: Array) -> Array:
+  """[B, 1, 1, C]: each channel's value is its group's mean, of x [B, H, W, C]."""
+  batch, _, _, channels = x.shape
+  of_groups = x.mean((1, 2)).reshape(batch, 32, -1).mean(-1, keepdims=True)
+  of_groups = jnp.broadcast_to(of_groups, (batch, 32, channels // 32))
+  return of_groups.reshape(batch, 1, 1, channels)
 
 
 def _make_conv(design: Design, *sizes, **options) -> Conv:

@@ -100,13 +100,7 @@ def conv2d(
     return _conv_lax(x, kernel, stride, padding, groups)
   if groups > 1:
     return _grouped(x, kernel, stride, padding, groups)
-  kernel_hw = kernel.shape[:2]
-  padded = any(sum(padding, ()))
-  if kernel_hw == (1, 1) and not padded:
-    return _pointwise(x, kernel[0, 0], stride)
-  if kernel_hw == tuple(stride) and not padded:
-    return patchwise(x, kernel)
-  return _dense(x, kernel, stride, padding)
+  return _ungrouped(x, kernel, stride, padding)
 
 
 def _check(x: jax.Array, kernel: jax.Array, groups: int) -> None:
@@ -135,6 +129,16 @@ def _conv_lax(x, kernel, stride, padding, groups):
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=groups,
   )
+
+
+def _ungrouped(x, kernel, stride, padding):
+  kernel_hw = kernel.shape[:2]
+  padded = any(sum(padding, ()))
+  if kernel_hw == (1, 1) and not padded:
+    return _pointwise(x, kernel[0, 0], stride)
+  if kernel_hw == tuple(stride) and not padded:
+    return patchwise(x, kernel)
+  return _dense(x, kernel, stride, padding)
 
 
 def _dense(x, kernel, stride, padding):
@@ -177,7 +181,7 @@ def _grouped(x, kernel, stride, padding, groups):
   kernel = _block_diagonal(kernel, parts, together)
   y = _unstacked(
     jax.lax.map(
-      lambda part: _dense(part[0], part[1], stride, padding),
+      lambda part: _ungrouped(part[0], part[1], stride, padding),
       (_stacked(x, parts), _stacked(kernel, parts)),
     )
   )
