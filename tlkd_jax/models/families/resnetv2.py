@@ -19,6 +19,7 @@ from tlkd_jax.models.spec import ModelSpec, TorchLeaf, pointwise_leaf
 
 Array = jax.Array
 
+_GROUPS = 32
 _HALF = {'mean': (127.5,) * 3, 'std': (127.5,) * 3}
 
 
@@ -68,10 +69,10 @@ class GroupNorm(nnx.Module):
 
 
 def _group_mean(x: Array) -> Array:
-  """[B, 1, 1, C]: each channel's value is its group's mean, of x [B, H, W, C]."""
+  """The mean of each channel's group in x [B, H, W, C], as [B, 1, 1, C]."""
   batch, _, _, channels = x.shape
-  of_groups = x.mean((1, 2)).reshape(batch, 32, -1).mean(-1, keepdims=True)
-  of_groups = jnp.broadcast_to(of_groups, (batch, 32, channels // 32))
+  of_groups = x.mean((1, 2)).reshape(batch, _GROUPS, -1).mean(-1, keepdims=True)
+  of_groups = jnp.broadcast_to(of_groups, (batch, _GROUPS, channels // _GROUPS))
   return of_groups.reshape(batch, 1, 1, channels)
 
 
