@@ -71,9 +71,8 @@ class GroupNorm(nnx.Module):
 def _group_mean(x: Array) -> Array:
   """The mean of each channel's group in x [B, H, W, C], as [B, 1, 1, C]."""
   batch, _, _, channels = x.shape
-  of_groups = x.mean((1, 2)).reshape(batch, _GROUPS, -1).mean(-1, keepdims=True)
-  of_groups = jnp.broadcast_to(of_groups, (batch, _GROUPS, channels // _GROUPS))
-  return of_groups.reshape(batch, 1, 1, channels)
+  of_groups = x.mean((1, 2)).reshape(batch, _GROUPS, -1).mean(-1)
+  return jnp.repeat(of_groups, channels // _GROUPS, axis=1)[:, None, None]
 
 
 def _make_conv(design: Design, *sizes, **options) -> Conv:
