@@ -25,7 +25,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 import numpy as np
@@ -120,7 +120,7 @@ class Other:
 
 
 @contextlib.contextmanager
-def started(command: list[str]) -> Iterator[Other]:
+def started(command: list[str]) -> Generator[Other]:
   """PyTorch's side, while this is open."""
   other = Other(command)
   try:

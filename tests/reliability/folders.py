@@ -8,7 +8,7 @@ import signal
 import stat
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from tests.data import trees
 from tests.reliability import runs
@@ -107,7 +107,7 @@ def _odd_things(place: Place) -> list[Outcome]:
 
 
 @contextlib.contextmanager
-def _as_nobody() -> Iterator[None]:
+def _as_nobody() -> Generator[None]:
   """Without root's right to read everything."""
   if os.geteuid() != 0:
     yield

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import IO
 
 import numpy as np
@@ -284,7 +284,7 @@ def unbroken(place: Place) -> tuple[pathlib.Path, float]:
 
 
 @contextlib.contextmanager
-def small_disk(folder: pathlib.Path, size: int) -> Iterator[bool]:
+def small_disk(folder: pathlib.Path, size: int) -> Generator[bool]:
   """A file system of so many bytes at a folder.
 
   Yields:
@@ -303,7 +303,7 @@ def small_disk(folder: pathlib.Path, size: int) -> Iterator[bool]:
 @contextlib.contextmanager
 def read_only(
   folder: pathlib.Path, content: pathlib.Path | None = None
-) -> Iterator[bool]:
+) -> Generator[bool]:
   """The same, with a copy of a folder, to which nothing can be written."""
   with small_disk(folder, 2**26) as made:
     if made:

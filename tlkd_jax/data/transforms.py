@@ -9,7 +9,7 @@ import contextlib
 import functools
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -135,7 +135,7 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def _opened(data: bytes) -> Generator[Image.Image]:
   """The image of a file; all that fails meanwhile is a BadImageError."""
   if is_unreadable(data):
     raise BadImageError(data.removeprefix(_UNREADABLE).decode())

@@ -123,15 +123,14 @@ def summarize(
   cells = read_cells(workdir)
   teachers = read_cells(teacher) if teacher else {}
   clean = cells[CLEAN]
-  table = {}
+  table: dict[str, dict] = {}
   for name in complete(cells):
     rows = [
       _measure(cells[name, s], clean, teachers.get((name, s)))
       for s in corruptions.SEVERITIES
     ]
-    table[name] = {'group': _group(name)} | {
-      key: [row[key] for row in rows] for key in rows[0]
-    }
+    lists = {key: [row[key] for row in rows] for key in rows[0]}
+    table[name] = {'group': _group(name), **lists}
   errors = {name: 1 - np.array(row['top1']) for name, row in table.items()}
   groups = corruptions.CORRUPTION_GROUPS | {'standard': STANDARD}
   return {

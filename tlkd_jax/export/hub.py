@@ -7,7 +7,7 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from PIL import Image
@@ -196,7 +196,7 @@ def _remove_stale(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def replacing_folder(path: pathlib.Path) -> Generator[pathlib.Path]:
   """A new folder that becomes `path` unless something is raised.
 
   What was there before is removed once the new one is in its place. What a

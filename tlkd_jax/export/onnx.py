@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -62,7 +62,7 @@ def convert_student(student: Student, opset: int = DEFAULT_OPSET) -> bytes:
 
 
 @contextlib.contextmanager
-def _quiet(*names: str) -> Iterator[None]:
+def _quiet(*names: str) -> Generator[None]:
   """Holds back reports of plugins for other libraries and of lacking types."""
   loggers = [logging.getLogger(name) for name in names]
   levels = [logger.level for logger in loggers]

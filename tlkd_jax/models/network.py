@@ -95,7 +95,7 @@ def last_layer(model: Model, params: Tree) -> Tree:
 
 def head_alone(model: Model, params: Tree) -> Tree:
   """The parameters cut down to the last layer: all that stored targets need."""
-  cut = last_layer(model, params)
+  cut: Tree = last_layer(model, params)
   for name in reversed(model.spec.head[0].split('.')):
     cut = {name: cut}
   return cut

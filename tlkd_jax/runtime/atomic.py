@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import numpy as np
 
@@ -18,7 +18,7 @@ STALE_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def replacing(path: pathlib.Path) -> Generator[pathlib.Path]:
   """A temporary file that becomes `path` unless something is raised.
 
   Several processes may do it at once. What was raised leaves nothing behind; a

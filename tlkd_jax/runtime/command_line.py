@@ -15,7 +15,7 @@ import pathlib
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -75,7 +75,7 @@ def _collect_seldom() -> None:
 
 
 @contextlib.contextmanager
-def reader_may_leave() -> Iterator[None]:
+def reader_may_leave() -> Generator[None]:
   """Ends the process quietly where who reads its output reads no more.
 
   As with `python -m tlkd_jax.models | head`; the exit code is a shell's for

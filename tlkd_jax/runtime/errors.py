@@ -2,7 +2,7 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 # A longer list is not read.
 _MOST_SHOWN = 40
@@ -21,7 +21,7 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def as_user_errors() -> Iterator[None]:
+def as_user_errors() -> Generator[None]:
   """Turns the input errors of what it encloses into `UserError`.
 
   Used around set-up only: a ValueError there is about a name, a file or a

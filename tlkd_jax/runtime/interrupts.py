@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import NoReturn
 
@@ -66,7 +66,7 @@ def heard() -> tuple[signal.Signals, ...]:
 
 
 @contextlib.contextmanager
-def undone(undo: Callable[[], object]) -> Iterator[None]:
+def undone(undo: Callable[[], object]) -> Generator[None]:
   """While open, `undo` is called before the process is ended at once."""
   _undo.append(undo)
   try:
@@ -76,7 +76,7 @@ def undone(undo: Callable[[], object]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def raised() -> Iterator[None]:
+def raised() -> Generator[None]:
   """While open, a signal to stop is a KeyboardInterrupt or an Interrupted.
 
   For waiting alone: what is in C++ meanwhile may not survive an exception.

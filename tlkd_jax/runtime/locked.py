@@ -13,7 +13,7 @@ import fcntl
 import os
 import pathlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from absl import logging
 
@@ -32,7 +32,7 @@ _MOST_KEPT = 256
 @contextlib.contextmanager
 def held(
   folder: pathlib.Path, *, wanted: bool = True, part: str = ''
-) -> Iterator[None]:
+) -> Generator[None]:
   """Keeps other processes out of a folder, which is made if need be.
 
   A folder in which nothing was written is removed again. What writes that were
@@ -68,7 +68,7 @@ def held(
 
 
 @contextlib.contextmanager
-def in_turn(path: pathlib.Path, what: str) -> Iterator[bool]:
+def in_turn(path: pathlib.Path, what: str) -> Generator[bool]:
   """Waits until no other process holds a file, and holds it.
 
   Args:
@@ -127,7 +127,7 @@ def keep(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def unused(path: pathlib.Path) -> Iterator[bool]:
+def unused(path: pathlib.Path) -> Generator[bool]:
   """Whether no process keeps a file; while this is open, none begins to.
 
   Args:
@@ -179,7 +179,7 @@ def _release(file: int) -> None:
 
 
 @contextlib.contextmanager
-def _taken(path: pathlib.Path, kind: int) -> Iterator[None]:
+def _taken(path: pathlib.Path, kind: int) -> Generator[None]:
   with as_user_errors():
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
   try:

@@ -13,7 +13,7 @@ import pathlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from tlkd_jax.runtime import interrupts
 
@@ -78,7 +78,7 @@ def holder(folder: pathlib.Path) -> str | None:
 
 
 @contextlib.contextmanager
-def touching(folder: pathlib.Path) -> Iterator[None]:
+def touching(folder: pathlib.Path) -> Generator[None]:
   """Keeps this process's claim fresh while open, then gives it up."""
   done = threading.Event()
 
@@ -99,7 +99,7 @@ def touching(folder: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
+def _locked(path: pathlib.Path) -> Generator[None]:
   with path.open('a') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     yield

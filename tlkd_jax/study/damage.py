@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from absl import logging
 
@@ -11,7 +11,7 @@ _DAMAGED = (ValueError, LookupError, TypeError, AttributeError)
 
 
 @contextlib.contextmanager
-def left_out(path: pathlib.Path) -> Iterator[None]:
+def left_out(path: pathlib.Path) -> Generator[None]:
   """Turns what a damaged file raises into a warning that names it.
 
   What is read inside is without effect then: give it its value there, last.

@@ -17,7 +17,7 @@ import hashlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -380,7 +380,7 @@ def _checked(path: pathlib.Path, read: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet_failure() -> Iterator[None]:
+def _quiet_failure() -> Generator[None]:
   """Keeps what follows a failure off the user's screen.
 
   Reads and writes that Orbax abandons come back later, each to an event loop

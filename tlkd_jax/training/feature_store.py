@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -107,7 +107,7 @@ class Store:
     self._usable = True
 
   @contextlib.contextmanager
-  def claimed(self) -> Iterator[None]:
+  def claimed(self) -> Generator[None]:
     """Waits until no other run writes here; a killed run's claim is void.
 
     Where nothing can be written a run goes on without the store.

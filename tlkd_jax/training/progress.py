@@ -6,7 +6,7 @@ first one counts, nor what is evaluated and saved between them.
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from absl import logging
 
@@ -62,7 +62,7 @@ class Progress:
     self._bar.set_postfix(self._notes)
 
   @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
+  def paused(self) -> Generator[None]:
     """While open, no step is taken."""
     stopped = time.monotonic()
     try:

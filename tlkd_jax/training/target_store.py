@@ -14,7 +14,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -164,7 +164,7 @@ class Store:
     self._size = num_examples
 
   @contextlib.contextmanager
-  def claimed(self) -> Iterator[None]:
+  def claimed(self) -> Generator[None]:
     """Waits until no other run writes here; a killed run's claim is void."""
     locked.keep(self.folder / 'used')
     lock = self.folder / 'lock'

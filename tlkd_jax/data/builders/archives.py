@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import IO
 
 from tlkd_jax.data.builders import entries, walk, zips
@@ -32,7 +32,7 @@ _OPENERS = {
 @contextlib.contextmanager
 def open_tree(
   path: str, spool_in: str | os.PathLike | None = None
-) -> Iterator[Tree]:
+) -> Generator[Tree]:
   """The tree of a folder, a .zip or a .tar, also .tar.gz, .bz2 and .xz.
 
   A compressed tar is unpacked once into a file without a name, since its
@@ -86,7 +86,7 @@ def _no_archive(path: str) -> ValueError:
 @contextlib.contextmanager
 def _open_tar(
   path: str, root: pathlib.Path, spool_in: str | os.PathLike | None
-) -> Iterator[Tree]:
+) -> Generator[Tree]:
   packed = root.stat().st_size
   with contextlib.ExitStack() as stack:
     file = stack.enter_context(root.open('rb'))
@@ -118,7 +118,7 @@ def _open_tar(
 @contextlib.contextmanager
 def _unpacked(
   path: str, stream: IO[bytes], packed: int, spool_in
-) -> Iterator[IO[bytes]]:
+) -> Generator[IO[bytes]]:
   """A file without a name that holds what a compressed stream holds."""
   if spool_in is not None:
     pathlib.Path(spool_in).mkdir(parents=True, exist_ok=True)

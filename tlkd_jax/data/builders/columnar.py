@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from tlkd_jax.data import transforms
@@ -190,7 +190,7 @@ class _Part:
 
 
 @contextlib.contextmanager
-def _opened(arrow, where: str, file: File) -> Iterator[_Part]:
+def _opened(arrow, where: str, file: File) -> Generator[_Part]:
   head = walk.read_file(file, 32)
   if head.startswith(b'version https://git-lfs'):
     raise ValueError(

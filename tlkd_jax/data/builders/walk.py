@@ -12,7 +12,7 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 from tlkd_jax.data import transforms
@@ -110,7 +110,7 @@ class Tree:
 
 
 @contextlib.contextmanager
-def open_folder(path: str | os.PathLike) -> Iterator[Tree]:
+def open_folder(path: str | os.PathLike) -> Generator[Tree]:
   """The tree of a folder; see `archives.open_tree` for archives too.
 
   Raises:

@@ -8,7 +8,7 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from tlkd_jax.data.builders import entries, walk
 from tlkd_jax.data.builders.walk import DamagedError, File, LeftOut, Tree
@@ -41,7 +41,7 @@ _ZIP_DAMAGE = (
 
 
 @contextlib.contextmanager
-def open_zip(path: str, root: pathlib.Path) -> Iterator[Tree]:
+def open_zip(path: str, root: pathlib.Path) -> Generator[Tree]:
   """The tree of a zip; see archives.open_tree for what it raises."""
   try:
     archive = zipfile.ZipFile(root)
