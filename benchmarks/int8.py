@@ -31,7 +31,7 @@ from tlkd_jax.data import Dataset, Split
 from tlkd_jax.export import formats, onnx
 from tlkd_jax.export import student as students
 from tlkd_jax.export.options import Int8
-from tlkd_jax.training import checkpoints
+from tlkd_jax.training import descriptions
 
 # A shorter measurement would be of the clock.
 _LEAST_SECONDS = 0.02
@@ -44,7 +44,7 @@ def make_files(
   """The float and the int8 file of a model with fresh weights."""
   model = models.create_model(name, num_classes=len(_CLASSES))
   params, state = jax.device_get(model.init(jax.random.key(0)))
-  description = checkpoints.Description(
+  description = descriptions.Description(
     model=name,
     num_classes=len(_CLASSES),
     class_names=_CLASSES,

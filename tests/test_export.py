@@ -26,7 +26,7 @@ from tlkd_jax.models.weights import (
   torch_files,
 )
 from tlkd_jax.runtime.errors import UserError
-from tlkd_jax.training import checkpoints
+from tlkd_jax.training import checkpoints, descriptions
 
 CLASSES = ['cat', 'dog', 'eel', 'fox', 'gnu']
 # Trained in branches, with a gain of the fill rule at which logits are neither
@@ -56,7 +56,7 @@ def random_variables(model, seed=0):
 
 
 def describe(name, image_size=16, arm='kd'):
-  return checkpoints.Description(
+  return descriptions.Description(
     model=name,
     num_classes=len(CLASSES),
     class_names=tuple(CLASSES),

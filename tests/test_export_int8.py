@@ -19,7 +19,7 @@ from tlkd_jax.export import student as students
 from tlkd_jax.export.options import Int8
 from tlkd_jax.models.weights import folding
 from tlkd_jax.runtime.errors import UserError
-from tlkd_jax.training import checkpoints
+from tlkd_jax.training import checkpoints, descriptions
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -39,7 +39,7 @@ def make_student(name: str = 'tiny', image_size: int = 16):
 
   shapes = model.params_shape, model.model_state_shape
   variables = jax.tree_util.tree_map_with_path(draw, shapes)
-  description = checkpoints.Description(
+  description = descriptions.Description(
     model=name,
     num_classes=5,
     class_names=tuple('abcde'),

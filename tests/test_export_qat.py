@@ -14,7 +14,7 @@ from tlkd_jax.export import formats, onnx_graph
 from tlkd_jax.export.student import Student
 from tlkd_jax.models import quantized
 from tlkd_jax.models.weights import folding
-from tlkd_jax.training import checkpoints
+from tlkd_jax.training import checkpoints, descriptions
 
 CLASSES = tuple('abcde')
 # Of random kernels, where images would be lost in the biases or nothing but
@@ -52,7 +52,7 @@ def make_student(name: str, size: int) -> Student:
   images = np.random.default_rng(3).normal(size=(16, size, size, 3))
   with quantized.calibrating():
     _, state = jax.jit(model.apply)(params, state, images.astype(np.float32))
-  description = checkpoints.Description(
+  description = descriptions.Description(
     model=model.name,
     num_classes=len(CLASSES),
     class_names=CLASSES,

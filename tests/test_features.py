@@ -15,6 +15,7 @@ from tlkd_jax.runtime import sharding
 from tlkd_jax.training import (
   decoding,
   drawing,
+  feature_heads,
   features,
   folds,
   forecast,
@@ -406,8 +407,8 @@ def test_the_head_is_that_of_the_model(crossfitted, dtype, make_run, tmp_path):
 
   said = both(constants, images, index)
   mesh = sharding.make_mesh(1)
-  head = features.make_head(loaded.network, mesh)
-  kept = features.of_head(loaded.network, constants)
+  head = feature_heads.make_head(loaded.network, mesh)
+  kept = feature_heads.of_head(loaded.network, constants)
   assert len(jax.tree.leaves(kept['params'])) == 2
   pre_logits = np.asarray(said['pre_logits'], np.float32)
   np.testing.assert_array_equal(head(kept, pre_logits, index), said['logits'])

@@ -17,6 +17,7 @@ from tests.test_train_step import (
   run_steps,
 )
 from tlkd_jax import arms
+from tlkd_jax.models import network
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, UserError
 from tlkd_jax.settings import with_values
@@ -92,6 +93,8 @@ def test_each_step_is_compiled_once(cache_dir, tmp_path, monkeypatch, caplog):
     'tl', cache_dir, num_steps=6, eval_every_steps=2, ema_decay=0.9
   )
   monkeypatch.setattr(loop, 'set_up', tiny.set_up_once([]))
+  # Or another test may have compiled it.
+  network.make_eval_step.cache_clear()
   with jax.log_compiles(), caplog.at_level(logging.WARNING, 'jax'):
     with monkeypatch.context() as patch:
       patch.setattr(loop.StopRequest, 'requested', lambda self, step: step == 3)

@@ -28,6 +28,7 @@ from tlkd_jax.runtime import sharding
 from tlkd_jax.settings import with_values
 from tlkd_jax.training import (
   checkpoints,
+  descriptions,
   nonfinite,
   optimizers,
   placing,
@@ -224,12 +225,12 @@ def test_a_checkpoint_is_the_same_in_parts(tmp_path, monkeypatch):
   values = jax.tree.map(lambda x: x.astype(np.float32), values)
   digests = []
   for place in (sharding.replicate, sharding.in_parts):
-    digests.append(checkpoints.digest(place(values, mesh)))
-  assert digests == [checkpoints.digest(values)] * 2
+    digests.append(descriptions.digest(place(values, mesh)))
+  assert digests == [descriptions.digest(values)] * 2
   changed = {'a': values['a'].copy(), 'b': values['b']}
   # In the last device's part.
   changed['a'][-1, -1] += 1
-  assert checkpoints.digest(sharding.in_parts(changed, mesh)) != digests[0]
+  assert descriptions.digest(sharding.in_parts(changed, mesh)) != digests[0]
   parts = sharding.in_parts(values, mesh)
   again = sharding.whole(parts, mesh)
   assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(again))

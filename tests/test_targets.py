@@ -26,6 +26,7 @@ from tlkd_jax.training import (
   networks,
   target_store,
   targets,
+  views,
 )
 from tlkd_jax.training import run as run_parts
 from tlkd_jax.training.metric_writers import read_rows
@@ -74,6 +75,8 @@ def counts(monkeypatch):
       yield item
 
   monkeypatch.setattr(guides, 'speak', count_speak)
+  # Or another test may have traced it.
+  views.program.cache_clear()
   monkeypatch.setattr(targets, '_computed', count_batches)
   return made
 

@@ -14,7 +14,13 @@ from tlkd_jax.data import index
 from tlkd_jax.data.decode import Geometry, decode, whole
 from tlkd_jax.models.weights import hub, torch_files
 from tlkd_jax.runtime import sharding
-from tlkd_jax.training import checkpoints, decoding, finished, loop
+from tlkd_jax.training import (
+  checkpoints,
+  decoding,
+  descriptions,
+  finished,
+  loop,
+)
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -55,7 +61,7 @@ def test_a_teacher_is_bit_for_bit_what_it_was(
   # With which the last step was made.
   (constants,) = seen
   used = jax.device_get(constants['guides']['teacher'])
-  assert checkpoints.digest(used) == checkpoints.digest(expected)
+  assert descriptions.digest(used) == descriptions.digest(expected)
 
 
 def test_the_same_command_twice_gives_the_same_bits(

@@ -28,7 +28,7 @@ from tlkd_jax.training import (
   checkpoints,
   finished,
 )
-from tlkd_jax.training.checkpoints import Description
+from tlkd_jax.training.descriptions import Description
 
 # Of a longer list the rest is counted.
 _SHOWN = 20

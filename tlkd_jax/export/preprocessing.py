@@ -18,7 +18,7 @@ from tlkd_jax.data import transforms
 from tlkd_jax.evaluation.predictions import softmax
 from tlkd_jax.export import sessions
 from tlkd_jax.export.student import Student, checked_probabilities
-from tlkd_jax.training.checkpoints import Description
+from tlkd_jax.training.descriptions import Description
 
 IMAGE = 'image'
 PROBABILITIES = 'probabilities'

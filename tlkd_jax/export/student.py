@@ -11,8 +11,8 @@ import numpy as np
 from tlkd_jax.models import create_model, fused_name, quantized, side_by_side
 from tlkd_jax.models.functional import Array, Model, Tree
 from tlkd_jax.models.weights import folding, twins
-from tlkd_jax.training import checkpoints, ensemble, finished
-from tlkd_jax.training.checkpoints import Description
+from tlkd_jax.training import checkpoints, descriptions, ensemble, finished
+from tlkd_jax.training.descriptions import Description
 
 # Largest difference of logits that a converted model may have, as a share of
 # the largest logit (or of 1 where all are smaller).
@@ -130,7 +130,7 @@ def load_student(
   loaded = finished.restore(str(checkpoint), description)
   model = loaded.network.model
   params, state = jax.device_get((loaded.params, loaded.model_state))
-  digest = checkpoints.digest({'params': params, 'model_state': state})
+  digest = descriptions.digest({'params': params, 'model_state': state})
   if fold_norm:
     fold = folding.fuse if named else folding.fold_norms
     model, params, state = fold(model, params, state)

@@ -23,7 +23,7 @@ from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.texts import visible
 from tlkd_jax.settings import Settings, from_config
 from tlkd_jax.training import data_record, decoding, other_data, workdir
-from tlkd_jax.training.checkpoints import Description
+from tlkd_jax.training.descriptions import Description
 
 # Images at once, for the network of the run.
 _CHUNK = 64

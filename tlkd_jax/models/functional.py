@@ -7,6 +7,7 @@ params['blocks']['0']['0']['project']['conv']['kernel'].
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,9 +20,12 @@ Array = jax.Array
 Tree = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Model:
   """A model variant as a pure function; holds no arrays.
+
+  Itself alone is equal to it: `to_functional` gives one for one variant, so
+  that programs can be kept by the network that they run.
 
   Attributes:
     name: its key in MODELS.
@@ -113,6 +117,12 @@ def to_functional(
     model_state_shape=_plain(model_state),
     options=options,
   )
+
+
+@functools.lru_cache(maxsize=64)
+def jitted_init(model: Model) -> Callable:
+  """`model.init`, compiled once in a process."""
+  return jax.jit(model.init)
 
 
 def _build(spec, num_classes, options, key) -> nnx.Module:

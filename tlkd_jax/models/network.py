@@ -1,6 +1,7 @@
 """A model with the images it wants, and what is asked of it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,8 +64,9 @@ class Loaded:
   licences: tuple[str, ...] = ()
 
 
+@functools.lru_cache(maxsize=64)
 def make_eval_step(network: Network, mesh: Mesh) -> Callable:
-  """Builds eval(variables, images) -> outputs, without features.
+  """Builds eval(variables, images) -> outputs, without features, once.
 
   Args:
     network: what is run.

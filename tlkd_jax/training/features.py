@@ -30,15 +30,13 @@ from tlkd_jax.data import Dataset, Split, augment, randaugment, sources
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import (
   Network,
-  head_alone,
-  last_layer,
   output_shapes,
   with_last_layer,
 )
 from tlkd_jax.runtime import bars, sharding
 from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import drawing, folds, inputs, views
+from tlkd_jax.training import drawing, inputs, views
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.feature_store import KEY, Store, View, image_keys, row_of
 from tlkd_jax.training.step import as_int32
@@ -329,8 +327,9 @@ def make_compute(
   return compute
 
 
-def make_say(network: Network, outputs: Sequence[str], mesh: Mesh) -> Callable:
-  """Builds say(constants, images) -> the outputs, replicated.
+@functools.lru_cache(maxsize=64)
+def make_say(network: Network, outputs: tuple[str, ...], mesh: Mesh):
+  """Builds say(constants, images) -> the outputs, replicated, once.
 
   Args:
     network: the backbone.
@@ -351,78 +350,6 @@ def make_say(network: Network, outputs: Sequence[str], mesh: Mesh) -> Callable:
     return {name: said[name] for name in outputs}
 
   return jax.jit(say, in_shardings=(None, split), out_shardings=copied)
-
-
-def of_head(network: Network, variables: Tree) -> Tree:
-  """The constants of `make_head`: of the parameters the last layer alone."""
-  found = {'params': head_alone(network.model, variables['params'])}
-  return found | {k: variables[k] for k in ('folds',) if k in variables}
-
-
-def make_head(network: Network, mesh: Mesh) -> Callable:
-  """Builds head(constants, pre_logits, index) -> logits, replicated.
-
-  Args:
-    network: of which constants {'params', 'folds' where it is cross-fitted}
-      are; of its parameters the last layer alone is read.
-    mesh: devices.
-
-  Returns:
-    A jitted function of [B, D] and int [B], as guides.speak takes them; [B, K]
-    in the parameters' dtype.
-  """
-
-  def head(constants, pre_logits, index):
-    layer = last_layer(network.model, constants['params'])
-    pre_logits = pre_logits.astype(network.dtype)
-    if 'folds' in constants:
-      return folds.logits(constants['folds'], pre_logits, index)
-    kernel, bias = (
-      layer[name].astype(network.dtype) for name in ('kernel', 'bias')
-    )
-    return (pre_logits @ kernel + bias[None]).astype(layer['kernel'].dtype)
-
-  copied, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
-  return jax.jit(
-    head, in_shardings=(copied, split, split), out_shardings=copied
-  )
-
-
-def batches(
-  features: Features,
-  head: Callable,
-  constants: Tree,
-  split: Split,
-  view: int,
-  start: int,
-  batch_size: int,
-  mesh: Mesh,
-) -> Iterator[dict]:
-  """What the network says of a view, batch by batch, the last one padded.
-
-  Args:
-    features: of the split.
-    head: from `make_head`.
-    constants: its first argument, on the devices.
-    split: the images.
-    view: which of their views.
-    start: the first image.
-    batch_size: global.
-    mesh: devices.
-
-  Yields:
-    The features' outputs, float32 [batch_size, D], and 'logits' beside them.
-  """
-  share = batch_size // jax.process_count()
-  own = slice(share * jax.process_index(), share * (jax.process_index() + 1))
-  for first in range(start, len(split), batch_size):
-    rows = np.arange(first, first + batch_size)
-    there = np.minimum(rows, len(split) - 1)
-    outputs = features(there, view)
-    index = np.where(rows < len(split), split.indices[there], -1)
-    given = outputs['pre_logits'], index
-    given = sharding.shard_batch(tuple(x[own] for x in given), mesh)
-    yield outputs | {'logits': head(constants, *given)}
 
 
 def digest(variables: Mapping[str, Tree]) -> str:

@@ -15,7 +15,7 @@ from tlkd_jax.models.network import DTYPES, Loaded, Network
 from tlkd_jax.models.weights import hub, loading
 from tlkd_jax.settings import Settings, conflicts, from_config
 from tlkd_jax.training import checkpoints, folds, workdir
-from tlkd_jax.training.checkpoints import Description
+from tlkd_jax.training.descriptions import Description
 
 
 def describe(

@@ -15,7 +15,7 @@ from absl import logging
 
 from tlkd_jax import models
 from tlkd_jax.data import Look
-from tlkd_jax.models.functional import Model
+from tlkd_jax.models.functional import Model, jitted_init
 from tlkd_jax.models.network import DTYPES, Loaded, Network
 from tlkd_jax.models.weights import folding, hub, loading
 from tlkd_jax.settings import Settings, with_values
@@ -159,7 +159,7 @@ def load(settings: Settings, name: str, class_names: list[str]) -> Loaded:
   key = jax.random.key(seed_of(settings, name))
   if section.weights == 'scratch':
     logging.info('%s: %s from scratch', place, section.name)
-    params, model_state = jax.jit(model.init)(key)
+    params, model_state = jitted_init(model)(key)
     network = make_network(settings, name, model)
     return Loaded(network, jax.device_get(params), jax.device_get(model_state))
   source = preparation.weights_of(section)

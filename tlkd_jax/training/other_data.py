@@ -10,7 +10,7 @@ from tlkd_jax.data import DATASETS, Dataset, other
 from tlkd_jax.runtime.paths import expanded
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import data_record, decoding
-from tlkd_jax.training.checkpoints import Description
+from tlkd_jax.training.descriptions import Description
 
 
 def load(name: str, settings: Settings, description: Description) -> Dataset:

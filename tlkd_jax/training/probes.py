@@ -24,6 +24,7 @@ from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import as_user_errors
 from tlkd_jax.training import (
   drawing,
+  feature_heads,
   features,
   finished,
   folds,
@@ -151,11 +152,11 @@ class Backbone:
     """
     run, network = self._run, self._run.network
     recipe = self._recipe(split)
-    said = features.batches(
+    said = feature_heads.batches(
       self._prepare(recipe, 1),
-      features.make_head(network, run.mesh),
+      feature_heads.make_head(network, run.mesh),
       sharding.replicate(
-        features.of_head(network, {'params': params}), run.mesh
+        feature_heads.of_head(network, {'params': params}), run.mesh
       ),
       recipe.split,
       view=0,

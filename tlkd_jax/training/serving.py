@@ -20,7 +20,7 @@ from tlkd_jax.runtime import sealed, sharding
 from tlkd_jax.settings import from_config
 from tlkd_jax.training import checkpoints, networks
 from tlkd_jax.training import workdir as workdirs
-from tlkd_jax.training.checkpoints import Description
+from tlkd_jax.training.descriptions import Description
 
 # A command of fewer steps is a trial, whose end nobody waits for.
 LEAST_STEPS = 50

@@ -40,6 +40,7 @@ from tlkd_jax.runtime import bars, sharding
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import (
   drawing,
+  feature_heads,
   features,
   inputs,
   networks,
@@ -329,12 +330,12 @@ def _computed(
 def _by_the_head(recipe, variables, starts, mesh) -> Iterator[tuple]:
   """The same of stored features; the backbone is run where they lack."""
   found = features.prepare(recipe.backbone, variables, len(starts), mesh)
-  head = features.make_head(recipe.teacher, mesh)
+  head = feature_heads.make_head(recipe.teacher, mesh)
   constants = sharding.replicate(
-    features.of_head(recipe.teacher, variables), mesh
+    feature_heads.of_head(recipe.teacher, variables), mesh
   )
   for view, start in enumerate(starts):
-    said = features.batches(
+    said = feature_heads.batches(
       *(found, head, constants, recipe.split, view),
       *(start, recipe.batch_size, mesh),
     )

@@ -4,6 +4,7 @@ The augmentation and the model code are those of the step, so that what is said
 of a view is what the step would have heard.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -19,18 +20,30 @@ from tlkd_jax.training import guides
 
 def make_compute(
   network: Network,
-  augmentation: Callable[..., jax.Array],
+  augmentation: functools.partial,
   names: Sequence[str],
   mesh: Mesh,
 ) -> Callable:
-  """Builds compute(constants, seed, batch) -> the outputs, replicated.
+  """Builds compute(constants, seed, batch) -> the outputs, replicated, once.
 
   Args:
     network: what is run.
-    augmentation: (uint8 images, index, view, seed=) -> float images in 0..255.
+    augmentation: (uint8 images, index, view, seed=) -> float images in 0..255,
+      from drawing.make_augmentation; its own seed is not read.
     names: of the outputs.
     mesh: devices.
   """
+  options = {k: v for k, v in augmentation.keywords.items() if k != 'seed'}
+  drawn = augmentation.func, tuple(sorted(options.items()))
+  return program(network, drawn, tuple(names), mesh)
+
+
+@functools.lru_cache(maxsize=64)
+def program(
+  network: Network, drawn: tuple, names: tuple[str, ...], mesh: Mesh
+) -> Callable:
+  """The compute of `make_compute`, of an augmentation (function, options)."""
+  augmentation = functools.partial(drawn[0], **dict(drawn[1]))
 
   def compute(constants, seed, batch):
     constants = sharding.gather(constants, mesh)

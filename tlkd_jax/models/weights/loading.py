@@ -1,6 +1,7 @@
 """From the name of a weight file to the variables of a model."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -163,7 +164,15 @@ def with_preprocessing(
   """The model with another mean and standard deviation of images in 0..255."""
   if mean is None or std is None:
     return model
-  spec = dataclasses.replace(model.spec, mean=tuple(mean), std=tuple(std))
+  return _with_preprocessing(model, tuple(mean), tuple(std))
+
+
+@functools.lru_cache(maxsize=64)
+def _with_preprocessing(model: Model, mean: tuple, std: tuple) -> Model:
+  # One for one variant, as models are compared.
+  if (model.spec.mean, model.spec.std) == (mean, std):
+    return model
+  spec = dataclasses.replace(model.spec, mean=mean, std=std)
   return dataclasses.replace(model, spec=spec)
 
 
