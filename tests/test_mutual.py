@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.marks import slow
 from tests.test_methods import rows
 from tests.test_resume import assert_same_run
 from tests.test_train_step import (
@@ -141,7 +142,7 @@ def largest_move(before, after) -> float:
   return max(jax.tree.leaves(moved))
 
 
-@pytest.mark.parametrize('loss', ['kd', 'fitnet', 'crd'])
+@pytest.mark.parametrize('loss', ['crd', *slow('kd', 'fitnet')])
 def test_an_update_is_that_of_two_ordinary_students(loss):
   """Each under a teacher with the other's weights; frozen BatchNorm."""
   both, metrics = one_update(loss=loss, mutual=True)
@@ -375,7 +376,7 @@ def test_learnable_parts_and_memories_of_both(uninterrupted):
       assert np.isfinite([row[name], row[f'peer_{name}']]).all()
 
 
-@pytest.mark.parametrize('place', ['a step', 'the two best'])
+@pytest.mark.parametrize('place', ['the two best', *slow('a step')])
 def test_a_resumed_run_is_an_uninterrupted_one(
   place, stateful, uninterrupted, tmp_path, monkeypatch
 ):

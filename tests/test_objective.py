@@ -10,6 +10,7 @@ import pytest
 from scipy import special
 
 from tests import tiny
+from tests.marks import slow
 from tests.test_train_step import (
   constants_of,
   make_batch,
@@ -122,7 +123,7 @@ def shammed_losses(kind, given):
   }
 
 
-@pytest.mark.parametrize('kind', ['uniform', 'permuted'])
+@pytest.mark.parametrize('kind', ['permuted', *slow('uniform')])
 def test_shams_of_two_teachers_by_hand(kind):
   """Of each teacher, at the temperature of the loss, and of stored ones.
 

@@ -7,6 +7,7 @@ import pytest
 
 from configs import qat
 from tests import tiny
+from tests.marks import slow
 from tests.workdirs import arrays
 from tlkd_jax import arms, export, settings
 from tlkd_jax.data import pipeline
@@ -80,7 +81,7 @@ def test_its_bounds_follow_and_then_stay(run):
   assert left == [2, 0, 0, 0]
 
 
-@pytest.mark.parametrize('stop_at', [3, 6])
+@pytest.mark.parametrize('stop_at', [3, *slow(6)])
 def test_a_stopped_run_ends_as_the_other(
   stop_at, runner, run, tmp_path, monkeypatch
 ):

@@ -20,9 +20,6 @@ pytestmark = [
   pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
 ]
 
-# Those that need a finished run share one.
-_WITH_A_RUN = ('kills', 'storage', 'concurrency')
-
 
 def injected(names, place) -> list[Outcome]:
   found = []
@@ -36,7 +33,9 @@ def injected(names, place) -> list[Outcome]:
 @pytest.mark.parametrize(
   'names',
   [
-    _WITH_A_RUN,
+    ('storage', 'concurrency'),
+    # Kills of every kind of run and command; test_resume has those of a run.
+    pytest.param(('kills',), marks=pytest.mark.slow),
     ('nonfinite',),
     ('fuzz',),
     ('injection',),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.marks import slow
 from tests.workdirs import arrays, saved_step, wait_for_step
 from tlkd_jax import arms
 from tlkd_jax.evaluation import evaluate
@@ -103,7 +104,7 @@ def uninterrupted(runner, tmp_path_factory):
   return workdir
 
 
-@pytest.mark.parametrize('stop_at', [1, 5, 8, 10])
+@pytest.mark.parametrize('stop_at', [5, *slow(1, 8, 10)])
 def test_stop_request(stop_at, runner, uninterrupted, tmp_path, monkeypatch):
   """Before the first row, between rows, at an evaluation, at the last step."""
   with monkeypatch.context() as patch:
@@ -118,7 +119,7 @@ def test_stop_request(stop_at, runner, uninterrupted, tmp_path, monkeypatch):
   assert_same_run(uninterrupted, tmp_path)
 
 
-@pytest.mark.parametrize('crash_at', [6, 9])
+@pytest.mark.parametrize('crash_at', [9, *slow(6)])
 def test_crash(crash_at, runner, uninterrupted, tmp_path, monkeypatch):
   """Rows and steps after the last checkpoint are made again, not twice."""
 

@@ -185,6 +185,7 @@ def test_a_run_in_another_folder(call, weights, tmp_path):
   assert (tmp_path / 'run' / 'summary.json').exists()
 
 
+@pytest.mark.slow
 def test_workers_of_a_study_are_of_what_is_installed(call, tmp_path):
   """Not of a checkout in whose folder the command is called."""
   (tmp_path / 'tlkd_jax').mkdir()

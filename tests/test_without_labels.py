@@ -12,6 +12,7 @@ import pytest
 from scipy import special
 
 from tests import tiny
+from tests.marks import slow
 from tests.test_resume import assert_same_run
 from tests.test_train_step import (
   constants_of,
@@ -339,7 +340,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', ['kd', *slow('fixmatch')])
 def test_permuting_hidden_labels_changes_nothing(
   kind, cache_dir, tmp_path, monkeypatch
 ):
@@ -381,7 +382,7 @@ STATEFUL = {
 }
 
 
-@pytest.mark.parametrize('kind', ['mixed', 'fixmatch'])
+@pytest.mark.parametrize('kind', ['fixmatch', *slow('mixed')])
 def test_a_stopped_run_goes_on(
   kind, cache_dir, compare_run, tmp_path, monkeypatch
 ):
@@ -410,7 +411,7 @@ def test_a_stopped_run_goes_on(
   assert_same_run(tmp_path / 'whole', tmp_path / 'stopped')
 
 
-@pytest.mark.parametrize('clean', [False, True])
+@pytest.mark.parametrize('clean', [False, *slow(True)])
 def test_stored_targets_are_those_of_the_step(
   clean, cache_dir, compare_run, tmp_path, monkeypatch
 ):

@@ -131,14 +131,9 @@ def start(pair: Pair, arm: str, learner, state, mesh, gain=0.5) -> tuple:
 def _of_teacher(pair: Pair, batch_size: int, dtype: str, mesh) -> Program:
   model = models.create_model(pair.teacher, num_classes=pair.classes)
   network = Network(model, pair.image_size, DTYPES[dtype])
-
-  def view_of(images, index, view, *, seed):
-    return augment.augment(
-      images, seed, index, view, image_size=pair.image_size
-    )
-
+  seen = functools.partial(_view, image_size=pair.image_size)
   names = ('logits', 'pre_logits')
-  compute = views.make_compute(network, view_of, names, mesh)
+  compute = views.make_compute(network, seen, names, mesh)
   stored = -(-pair.image_size * 8 // 7)
   shapes = {
     'image': jax.ShapeDtypeStruct((batch_size, stored, stored, 3), jnp.uint8),
@@ -152,6 +147,10 @@ def _of_teacher(pair: Pair, batch_size: int, dtype: str, mesh) -> Program:
   return Program(
     lowered, compiled, seconds, (*given, batch), lambda given, _: given
   )
+
+
+def _view(images, index, view, *, seed, image_size):
+  return augment.augment(images, seed, index, view, image_size=image_size)
 
 
 def _compile(function, arguments: tuple) -> tuple:

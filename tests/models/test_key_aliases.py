@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.fixtures import fill_rule
+from tests.marks import slow
 from tests.models import parity
 from tlkd_jax import models
 from tlkd_jax.models.weights import pretrained, surgery
@@ -65,7 +66,17 @@ def test_the_sum_tells_values_apart_and_not_their_order():
     assert values(some) != values({'a': np.array(other, np.float32)})
 
 
-@pytest.mark.parametrize('fixture', CASES)
+# Of each way to name entries one; values that are used once are below.
+QUICK = (
+  'transformers__vit_tiny_p16_224',
+  'transformers__regnet_y_004',
+  'transformers__convnextv2_atto',
+  'transformers__mobilenet_v2_0.35_96',
+)
+FURTHER = [fixture for fixture in CASES if fixture not in QUICK]
+
+
+@pytest.mark.parametrize('fixture', [*QUICK, *slow(*FURTHER)])
 def test_hugging_face_files_give_the_logits_of_transformers(fixture):
   meta, state_dict, arrays = load(fixture)
   model = models.create_model(CASES[fixture], num_classes=meta['num_classes'])

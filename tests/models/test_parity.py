@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.marks import slow
 from tests.models import parity
 from tlkd_jax import models
 from tlkd_jax.models.weights import pretrained
@@ -52,26 +53,34 @@ STAGES = {
   ],
   'torchvision__vgg11_bn@96x72': [f'features.{i}' for i in (3, 7, 14, 21, 28)],
 }
-# Of each structure a smaller one is compared in every run.
-MORE_OF_A_STRUCTURE = {
+# Of each structure a smaller one, or the other library's, is compared in every
+# run; what differs between libraries is the names of entries, and all of these
+# are in the round trip.
+MORE_OF_A_STRUCTURE = (
   'efficientnet_lite_pytorch__efficientnet-lite2',
+  'timm__efficientnet_lite0',
+  'timm__mobilenetv2_100',
+  'timm__resnet18',
   'timm__resnet50',
+  'timm__tf_efficientnet_b0',
+  'timm__tf_efficientnet_lite0',
+  'torchvision__efficientnet_b0',
   'torchvision__efficientnet_v2_s',
+  'torchvision__mobilenet_v3_large',
+  'torchvision__regnet_y_400mf',
   'torchvision__resnet34',
-}
+)
+QUICK = [fixture for fixture in CASES if fixture not in MORE_OF_A_STRUCTURE]
 # One of each structure; in every run the first and the last.
 FLOAT32 = [
   'efficientnet_lite_pytorch__efficientnet-lite0',
-  *(
-    pytest.param(fixture, marks=pytest.mark.slow)
-    for fixture in (
-      'timm__mobilenetv3_large_100',
-      'timm__regnety_004',
-      'timm__tf_efficientnetv2_b0',
-      'torchvision__densenet121',
-      'torchvision__efficientnet_b0',
-      'torchvision__mobilenet_v2',
-    )
+  *slow(
+    'timm__mobilenetv3_large_100',
+    'timm__regnety_004',
+    'timm__tf_efficientnetv2_b0',
+    'torchvision__densenet121',
+    'torchvision__efficientnet_b0',
+    'torchvision__mobilenet_v2',
   ),
   'torchvision__resnet18',
 ]
@@ -79,24 +88,10 @@ FLOAT32 = [
 FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'parity'
 
 
-# Module scope keeps the tests of one fixture together, which then load it once.
-@pytest.fixture(
-  params=[
-    pytest.param(
-      fixture,
-      marks=[pytest.mark.slow] * (fixture in MORE_OF_A_STRUCTURE),
-    )
-    for fixture in CASES
-  ],
-  scope='module',
-)
-def case(request) -> tuple[str, pathlib.Path]:
-  return CASES[request.param], FIXTURES / f'{request.param}.npz'
-
-
 # One test, since parallel workers would compile the model once each.
-def test_logits_and_features_match_the_reference_in_float64(case):
-  name, path = case
+@pytest.mark.parametrize('fixture', [*QUICK, *slow(*MORE_OF_A_STRUCTURE)])
+def test_logits_and_features_match_the_reference_in_float64(fixture):
+  name, path = CASES[fixture], FIXTURES / f'{fixture}.npz'
   assert parity.logits_error(name, path, x64=True) < 1e-6
   outputs = parity.outputs(name, path, x64=True)
   reference = parity.load(path)[2]
@@ -110,8 +105,9 @@ def test_logits_and_features_match_the_reference_in_float64(case):
     assert parity.error(mean, reference[f'stage/{module}']) < 5e-5, stage
 
 
-def test_weights_survive_the_round_trip(case):
-  parity.assert_round_trip(*case)
+@pytest.mark.parametrize('fixture', CASES)
+def test_weights_survive_the_round_trip(fixture):
+  parity.assert_round_trip(CASES[fixture], FIXTURES / f'{fixture}.npz')
 
 
 @pytest.mark.parametrize('fixture', FLOAT32)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.fixtures import fill_rule
+from tests.marks import slow
 from tlkd_jax import models
 from tlkd_jax.models.weights import pretrained
 from tlkd_jax.runtime.trees import flatten
@@ -29,8 +30,7 @@ def torch_names(model, tree):
   'fixture',
   [
     'torchvision__resnet18',
-    'torchvision__mobilenet_v2',
-    'timm__tf_efficientnet_lite0',
+    *slow('torchvision__mobilenet_v2', 'timm__tf_efficientnet_lite0'),
   ],
 )
 def test_loss_gradients_and_statistics_of_a_training_step(fixture):

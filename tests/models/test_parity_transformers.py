@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.fixtures import fill_rule
+from tests.marks import slow
 from tests.models import parity
 from tlkd_jax import models
 from tlkd_jax.models.layers.positions import resize_position
@@ -85,10 +86,12 @@ def test_stages_end_where_those_of_the_reference_end(fixture):
 @pytest.mark.parametrize(
   'fixture',
   [
-    'timm__convnext_tiny',
     'timm__vit_tiny_patch16_224',
-    'timm__deit_tiny_distilled_patch16_224',
-    'timm__deit3_small_patch16_224',
+    *slow(
+      'timm__convnext_tiny',
+      'timm__deit_tiny_distilled_patch16_224',
+      'timm__deit3_small_patch16_224',
+    ),
   ],
 )
 def test_logits_match_the_reference_in_float32(fixture):
