@@ -119,7 +119,7 @@ def to_functional(
   )
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def jitted_init(model: Model) -> Callable:
   """`model.init`, compiled once in a process."""
   return jax.jit(model.init)

@@ -64,7 +64,7 @@ class Loaded:
   licences: tuple[str, ...] = ()
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def make_eval_step(network: Network, mesh: Mesh) -> Callable:
   """Builds eval(variables, images) -> outputs, without features, once.
 

@@ -25,7 +25,7 @@ def of_head(network: Network, variables: Tree) -> Tree:
   return found | {k: variables[k] for k in ('folds',) if k in variables}
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def make_head(network: Network, mesh: Mesh) -> Callable:
   """Builds head(constants, pre_logits, index) -> logits, replicated, once.
 

@@ -327,7 +327,7 @@ def make_compute(
   return compute
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def make_say(network: Network, outputs: tuple[str, ...], mesh: Mesh):
   """Builds say(constants, images) -> the outputs, replicated, once.
 

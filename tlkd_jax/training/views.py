@@ -38,7 +38,7 @@ def make_compute(
   return program(network, drawn, tuple(names), mesh)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def program(
   network: Network, drawn: tuple, names: tuple[str, ...], mesh: Mesh
 ) -> Callable:
