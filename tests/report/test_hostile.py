@@ -169,6 +169,13 @@ def test_code_of_a_page_is_what_stands_between_two_backticks():
   assert '<p><code>a</code> b ` c &lt;d&gt;</p>' in text
 
 
+def test_what_is_missing_stands_where_its_column_does():
+  table = Table('t', ['text', 'number'], [['0 to 1', 1.0], [None, None]], 'x')
+  text = html.page('T', '', [Section('k', 'A', [table])])
+  assert '<td class="text" data-value="">' in text
+  assert text.count('<td data-value="">') == 1
+
+
 @pytest.mark.parametrize(
   ('value', 'written'),
   [(0.5, '0.5'), (math.inf, 'Infinity'), (-math.inf, '-Infinity')],

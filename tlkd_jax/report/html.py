@@ -137,7 +137,8 @@ def _cell(value, text_column: bool, signed: bool) -> str:
   number = '' if undefined else f'{float(value):.10g}'
   # As JavaScript writes it.
   number = number.replace('inf', 'Infinity')
-  return f'<td data-value="{number}">{show(value, signed)}</td>'
+  kind = ' class="text"' if undefined and text_column else ''
+  return f'<td{kind} data-value="{number}">{show(value, signed)}</td>'
 
 
 def _figure(figure: Figure) -> str:
