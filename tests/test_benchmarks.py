@@ -16,6 +16,7 @@ from benchmarks import (
   growth_axes,
   machine,
   many_seeds,
+  repeated_runs,
   roofline,
   run_all,
   scaling,
@@ -317,6 +318,23 @@ def test_starts_of_two_checkouts_take_turns(monkeypatch, tmp_path):
   once = startup.measure(startup.QUICK_START, {'': tmp_path / 'new'}, 1, False)
   assert 'warm_seconds' not in once
   assert '| its end | 12.0 (12.0 to 12.0) |  |' in tables.startup([once])
+
+
+def test_runs_that_follow_are_told_from_the_first(tmp_path, monkeypatch):
+  started = []
+
+  def fake(checkout, folder, count):
+    started.append((checkout.name, count))
+    scale = 2 if checkout.name == 'old' else 1
+    return [[8.0 * scale, 4.0]] + [[scale, 0.5]] * (count - 1)
+
+  monkeypatch.setattr(repeated_runs, 'run_several', fake)
+  checkouts = {'': tmp_path / 'new', 'against': tmp_path / 'old'}
+  this, other = repeated_runs.measure(checkouts, runs=3, rounds=2)
+  assert started == [(c, n) for n in (1, 3, 3) for c in ('new', 'old')]
+  assert (this['checkout'], other['checkout']) == ('this', 'against')
+  assert this['first_wall_seconds'] == 8.0 and other['later_wall_seconds'] == 2
+  assert this['later_cpu_seconds'] == 0.5
 
 
 def test_a_start_that_fails_says_why(tmp_path):
