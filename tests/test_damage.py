@@ -87,7 +87,7 @@ def test_weights_never_change_without_a_word(beginning):
   found = 0
   for path in files_of(student / 'checkpoints' / 'best'):
     content = path.read_bytes()
-    for changed in flips(content, 4 if len(content) < 2000 else 12):
+    for changed in flips(content, 4 if len(content) < 2000 else 24):
       path.write_bytes(changed)
       read = read_or_damaged(lambda: checkpoints.read_model(student, abstract))
       assert read is None or equal(read, saved), path
@@ -117,7 +117,7 @@ def test_a_run_never_goes_on_from_a_changed_state(beginning):
   found = 0
   for path in files_of(root):
     content = path.read_bytes()
-    for changed in flips(content, 2 if len(content) < 2000 else 6):
+    for changed in flips(content, 2 if len(content) < 2000 else 12):
       path.write_bytes(changed)
       read = read_or_damaged(restore)
       assert read is None or (equal(read[0], saved) and read[1] == record), path

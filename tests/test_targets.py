@@ -96,7 +96,7 @@ def start(cache_dir, compare_run):
   What is compiled is shared by the runs of equal mode, losses and teachers.
   """
   number = itertools.count()
-  make_run, make_compute, made = loop.set_up, targets.make_compute, {}
+  make_run, made = loop.set_up, {}
 
   def set_up_once(config, workdir, dataset, mesh):
     loss, more = config.distillation.loss, config.distillation.more_teachers
@@ -127,12 +127,6 @@ def start(cache_dir, compare_run):
       teachers=networks.load_teachers(config, dataset.class_names),
     )
 
-  def compute_once(recipe, mesh):
-    key = recipe.teacher.model.name, recipe.outputs
-    if key not in made:
-      made[key] = make_compute(recipe, mesh)
-    return made[key]
-
   def call(mode: str, folder: pathlib.Path, workdir=None, **changes):
     workdir = workdir or folder / f'run{next(number)}'
     settings = {'teacher__checkpoint': str(compare_run / 'teacher')} | changes
@@ -145,7 +139,6 @@ def start(cache_dir, compare_run):
     )
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(loop, 'set_up', set_up_once)
-      patch.setattr(targets, 'make_compute', compute_once)
       patch.setattr(loop, 'finish', lambda *_: {})
       arms.run(config, workdir, sharding.make_mesh())
     return workdir

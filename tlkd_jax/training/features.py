@@ -328,7 +328,9 @@ def make_compute(
 
 
 @functools.lru_cache(maxsize=16)
-def make_say(network: Network, outputs: tuple[str, ...], mesh: Mesh):
+def make_say(
+  network: Network, outputs: tuple[str, ...], mesh: Mesh
+) -> Callable:
   """Builds say(constants, images) -> the outputs, replicated, once.
 
   Args:
