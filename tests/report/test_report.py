@@ -246,6 +246,24 @@ def test_one_arm_alone(tmp_path):
   assert data(tmp_path / 'report')['answer'].startswith('There is no answer')
 
 
+def test_a_page_says_by_what_its_runs_were_made(single, compare_run, tmp_path):
+  made = json.loads((compare_run / 'tl' / 'summary.json').read_text())['made']
+  text = (single / 'report.md').read_text()
+  assert f'Every run was made by commit {made["commit"] or "unknown"}' in text
+  assert f'jax {made["versions"]["jax"]}' in text
+  assert 'not recorded' not in text
+  study = synthetic.write_study(tmp_path / 'study', [0.1])
+  for arm, cores in (('tl', made['cores']), ('kd', made['cores'] + 1)):
+    path = study / '10' / 'seed0' / arm / 'summary.json'
+    summary = json.loads(path.read_text())
+    summary['made'] = made | {'cores': cores}
+    records.write_json(path, summary)
+  page.write([study], tmp_path / 'report')
+  text = (tmp_path / 'report' / 'report.md').read_text()
+  assert 'were not made alike (cores)' in text
+  assert 'There is no answer' in text
+
+
 def test_other_test_images_are_not_compared(tmp_path):
   study = synthetic.write_study(tmp_path / 'study', [0.1])
   path = study / '10' / 'seed0' / 'kd' / 'predictions' / 'test.npz'

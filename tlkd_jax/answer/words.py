@@ -312,7 +312,7 @@ def label_percent(one: Needed, sizes: Sequence[int]) -> str:
 
 
 def made(counted: Sequence[tuple[int, Row]]) -> list[str]:
-  """By what the runs of an answer were made, where not all are alike.
+  """By what the runs of an answer were made, and of which it is not known.
 
   Args:
     counted: (seed, row) of the runs.
@@ -326,12 +326,14 @@ def made(counted: Sequence[tuple[int, Row]]) -> list[str]:
     else:
       found.setdefault(_made_by(by), set()).add(seed)
   said = []
-  if len(found) > 1:
+  if len(found) == 1 and not unknown:
+    said.append(f'Every run was made by {next(iter(found))}.')
+  elif found:
     ways = '; '.join(
       f'{by} (seeds {", ".join(map(str, sorted(seeds)))})'
       for by, seeds in found.items()
     )
-    said.append(f'The runs were made in {len(found)} ways: {ways}.')
+    said.append(f'The runs were made in {_counted(len(found), "way")}: {ways}.')
   if unknown:
     said.append(
       f'By which commit, versions and cores {_counted(unknown, "run")} of '

@@ -120,11 +120,13 @@ class RunFolder:
 
   @property
   def made(self) -> dict[str, Any] | None:
-    """By what a cell of a study was made; None of other runs, or damaged."""
+    """By what it was made; None of a damaged cell, and of a run of long ago."""
     path = self.path / 'cell.json'
+    if not path.exists():
+      return self.summary.get('made')
     try:
       return read_json(path).get('made')
-    except (FileNotFoundError, ValueError):
+    except ValueError:
       return None
 
   def rows(self) -> list[dict[str, Any]]:

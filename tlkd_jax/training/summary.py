@@ -10,7 +10,7 @@ import numpy as np
 from tlkd_jax.data import pipeline
 from tlkd_jax.evaluation import evaluate, records
 from tlkd_jax.models.network import Network, make_eval_step
-from tlkd_jax.runtime import devices, sealed, sharding
+from tlkd_jax.runtime import devices, made, sealed, sharding
 from tlkd_jax.training import networks, serving, shares
 from tlkd_jax.training.checkpoints import abstract_like, folder_of, read_model
 from tlkd_jax.training.metric_writers import METRICS
@@ -88,6 +88,7 @@ def finish(
     'best_step': progress.best_step,
     'best_metric': run.best_metric,
     'device': devices.describe(run.mesh),
+    'made': made.by(run.mesh),
     'seconds': progress.seconds,
     'images_per_second': progress.images / max(progress.seconds, 1e-9),
     'num_train': int(np.sum(run.dataset.splits['train'].labels >= 0)),
