@@ -121,7 +121,9 @@ def make_step(loss='kd', dropout=0.0, mutual=False, learner='student', **given):
   )
   state = create(begun, {name: it.optimizer for name, it in learned.items()})
   constants = constants_of(
-    mesh, **{name: variables(both[name], SEEDS[name]) for name in frozen}
+    mesh,
+    rows=lessons.rows(learned, examples()),
+    **{name: variables(both[name], SEEDS[name]) for name in frozen},
   )
   state = sharding.replicate(state, mesh)
   # Owned by the step, which donates it.
@@ -425,12 +427,9 @@ def stateful(cache_dir):
     'optimizer__learning_rate': 3e-2,
   }
   config = tiny.make_config('kd', cache_dir, loss='kd+fitnet+crd', **changes)
-  set_up_once = tiny.set_up_once([])
 
   def run(workdir):
-    with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(loop, 'set_up', set_up_once)
-      arms.run(config, workdir, sharding.make_mesh())
+    arms.run(config, workdir, sharding.make_mesh())
 
   return run
 

@@ -115,7 +115,7 @@ def test_the_culprit(values, said):
 def poisoned(monkeypatch):
   """The steps of these numbers have a loss that is not finite."""
   steps: set[int] = set()
-  make_step = run.make_step
+  make_step = run.shared_step
 
   def make(*arguments):
     step = make_step(*arguments)
@@ -140,7 +140,7 @@ def poisoned(monkeypatch):
 
     return jax.jit(call, donate_argnums=0)
 
-  monkeypatch.setattr(run, 'make_step', make)
+  monkeypatch.setattr(run, 'shared_step', make)
   return steps
 
 

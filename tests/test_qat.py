@@ -42,11 +42,9 @@ def configured(run, guide='student', **changes):
 
 @pytest.fixture(scope='module')
 def runner(compare_run):
-  """Goes on with the TL+KD student in a folder; compiled once."""
-  set_up_once = tiny.set_up_once([])
+  """Goes on with the TL+KD student in a folder."""
 
-  def call(workdir, monkeypatch):
-    monkeypatch.setattr(loop, 'set_up', set_up_once)
+  def call(workdir):
     config = configured(compare_run / 'kd')
     return arms.run(config, workdir, sharding.make_mesh())['kd']
 
@@ -57,8 +55,8 @@ def runner(compare_run):
 def run(runner, tmp_path_factory):
   """Workdir of a finished run, its summary."""
   workdir = tmp_path_factory.mktemp('qat')
-  with tiny.registered(), pytest.MonkeyPatch.context() as monkeypatch:
-    return workdir, runner(workdir, monkeypatch)
+  with tiny.registered():
+    return workdir, runner(workdir)
 
 
 def bounds(tree) -> dict[str, np.ndarray]:
@@ -91,8 +89,8 @@ def test_a_stopped_run_ends_as_the_other(
       loop.StopRequest, 'requested', lambda self, step: step == stop_at
     )
     with pytest.raises(Interrupted):
-      runner(tmp_path, patch)
-  runner(tmp_path, monkeypatch)
+      runner(tmp_path)
+  runner(tmp_path)
   for kind in ('latest', 'best'):
     left, right = arrays(run[0], kind), arrays(tmp_path, kind)
     assert left.keys() == right.keys() and len(bounds(left)) == 7

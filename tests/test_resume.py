@@ -83,14 +83,12 @@ class Crash(Exception):
 
 @pytest.fixture(scope='module')
 def runner(cache_dir, compare_run):
-  """Runs the kd arm in a folder; compiles once for all runs of this file."""
-  set_up_once = tiny.set_up_once([])
+  """Runs the kd arm in a folder."""
 
-  def call(workdir, monkeypatch, **more):
+  def call(workdir, **more):
     teacher = {'teacher__checkpoint': str(compare_run / 'teacher')}
     settings = teacher | changes() | more
     config = tiny.make_config('kd', cache_dir, **settings)
-    monkeypatch.setattr(loop, 'set_up', set_up_once)
     return arms.run(config, workdir, sharding.make_mesh())['kd']
 
   return call
@@ -99,8 +97,8 @@ def runner(cache_dir, compare_run):
 @pytest.fixture(scope='module')
 def uninterrupted(runner, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('uninterrupted')
-  with tiny.registered(), pytest.MonkeyPatch.context() as monkeypatch:
-    runner(workdir, monkeypatch)
+  with tiny.registered():
+    runner(workdir)
   return workdir
 
 
@@ -112,10 +110,10 @@ def test_stop_request(stop_at, runner, uninterrupted, tmp_path, monkeypatch):
       loop.StopRequest, 'requested', lambda self, step: step == stop_at
     )
     with pytest.raises(Interrupted, match='resume with the same command'):
-      runner(tmp_path, patch)
+      runner(tmp_path)
   assert arrays(tmp_path)['step'] == stop_at
   assert not (tmp_path / 'summary.json').exists()
-  runner(tmp_path, monkeypatch)
+  runner(tmp_path)
   assert_same_run(uninterrupted, tmp_path)
 
 
@@ -131,10 +129,10 @@ def test_crash(crash_at, runner, uninterrupted, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(loop.StopRequest, 'requested', crash)
     with pytest.raises(Crash):
-      runner(tmp_path, patch)
+      runner(tmp_path)
   with (tmp_path / 'metrics.jsonl').open('a') as file:
     file.write('{"step": 9, "split": "tr')
-  runner(tmp_path, monkeypatch)
+  runner(tmp_path)
   assert_same_run(uninterrupted, tmp_path)
 
 
@@ -147,8 +145,8 @@ def test_crash_between_best_and_latest(
   with monkeypatch.context() as patch:
     patch.setattr(loop.Checkpoints, 'save', crash)
     with pytest.raises(Crash):
-      runner(tmp_path, patch)
-  runner(tmp_path, monkeypatch)
+      runner(tmp_path)
+  runner(tmp_path)
   assert_same_run(uninterrupted, tmp_path)
 
 
@@ -159,9 +157,9 @@ def test_crash_while_finishing(runner, uninterrupted, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(loop, 'finish', crash)
     with pytest.raises(Crash):
-      runner(tmp_path, patch)
+      runner(tmp_path)
   monkeypatch.setattr(loop, '_steps', crash)
-  runner(tmp_path, monkeypatch)
+  runner(tmp_path)
   assert_same_run(uninterrupted, tmp_path)
 
 
@@ -183,12 +181,12 @@ def test_full_disk_keeps_the_last_good_checkpoint(
   with monkeypatch.context() as patch:
     patch.setattr(loop.Checkpoints, 'save', full)
     with pytest.raises(RunError, match='could not save.*step 8.*step 4 stays'):
-      runner(tmp_path, patch)
+      runner(tmp_path)
   assert arrays(tmp_path)['step'] == 4
   # As if another step had been saved: resuming does not write over it.
   leftover = tmp_path / 'checkpoints' / 'latest' / '8.orbax-checkpoint-tmp'
   leftover.rename(leftover.with_name('7.orbax-checkpoint-tmp'))
-  runner(tmp_path, monkeypatch)
+  runner(tmp_path)
   assert_same_run(uninterrupted, tmp_path)
   leftovers = [
     p for p in tmp_path.rglob('*') if 'orbax-checkpoint-tmp' in p.name
@@ -199,7 +197,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(
 def test_finished_run_is_not_repeated(runner, uninterrupted, monkeypatch):
   before = (uninterrupted / 'summary.json').read_text()
   monkeypatch.setattr(loop, '_start', None)
-  assert runner(uninterrupted, monkeypatch) == json.loads(before)
+  assert runner(uninterrupted) == json.loads(before)
 
 
 def test_early_stopping_stays_stopped(cache_dir, tmp_path, monkeypatch):

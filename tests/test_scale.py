@@ -22,6 +22,7 @@ from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, UserError
 from tlkd_jax.settings import with_values
 from tlkd_jax.training import loop, memory
+from tlkd_jax.training import step as steps
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -92,9 +93,9 @@ def test_each_step_is_compiled_once(cache_dir, tmp_path, monkeypatch, caplog):
   config = tiny.make_config(
     'tl', cache_dir, num_steps=6, eval_every_steps=2, ema_decay=0.9
   )
-  monkeypatch.setattr(loop, 'set_up', tiny.set_up_once([]))
-  # Or another test may have compiled it.
+  # Or another test may have compiled them.
   network.make_eval_step.cache_clear()
+  steps.kept.cache_clear()
   with jax.log_compiles(), caplog.at_level(logging.WARNING, 'jax'):
     with monkeypatch.context() as patch:
       patch.setattr(loop.StopRequest, 'requested', lambda self, step: step == 3)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tests.test_mutual import SEEDS, lessons_between, views
+from tests.test_mutual import SEEDS, examples, lessons_between, views
 from tests.test_teacher_sharding import bytes_on_a_device, loaded_of
 from tests.test_train_step import (
   constants_of,
@@ -29,6 +29,7 @@ from tlkd_jax.settings import with_values
 from tlkd_jax.training import (
   checkpoints,
   descriptions,
+  lessons,
   nonfinite,
   optimizers,
   placing,
@@ -80,6 +81,7 @@ def updates(devices: int, kind: str, changes: dict, *, mutual: bool):
   frozen = {} if mutual else {'peer': both['peer']}
   constants = constants_of(
     mesh,
+    rows=lessons.rows(learned, examples()),
     **{name: variables(view, SEEDS[name]) for name, view in frozen.items()},
   )
   step = make_lessons_step(

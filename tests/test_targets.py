@@ -91,41 +91,8 @@ def messages(monkeypatch):
 
 @pytest.fixture(scope='module')
 def start(cache_dir, compare_run):
-  """Runs TL+KD in a new folder beside its targets; returns the workdir.
-
-  What is compiled is shared by the runs of equal mode, losses and teachers.
-  """
+  """Runs TL+KD in a new folder beside its targets; returns the workdir."""
   number = itertools.count()
-  make_run, made = loop.set_up, {}
-
-  def set_up_once(config, workdir, dataset, mesh):
-    loss, more = config.distillation.loss, config.distillation.more_teachers
-    key = config.targets.mode, loss, more
-    if key not in made:
-      # Equal programs, whichever test comes first.
-      usual = {
-        'num_steps': STEPS,
-        'optimizer.learning_rate': LEARNING_RATE,
-      }
-      made[key] = make_run(with_values(config, usual), workdir, dataset, mesh)
-    run = made[key]
-    return dataclasses.replace(
-      run,
-      settings=config,
-      workdir=workdir,
-      dataset=dataset,
-      num_steps=config.num_steps,
-      recipes={
-        name: dataclasses.replace(
-          recipe,
-          root=pathlib.Path(config.targets.dir),
-          dtype=config.targets.dtype,
-          num_views=config.targets.views,
-        )
-        for name, recipe in run.recipes.items()
-      },
-      teachers=networks.load_teachers(config, dataset.class_names),
-    )
 
   def call(mode: str, folder: pathlib.Path, workdir=None, **changes):
     workdir = workdir or folder / f'run{next(number)}'
@@ -138,7 +105,6 @@ def start(cache_dir, compare_run):
       targets__dir=str(folder / 'targets'),
     )
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(loop, 'set_up', set_up_once)
       patch.setattr(loop, 'finish', lambda *_: {})
       arms.run(config, workdir, sharding.make_mesh())
     return workdir

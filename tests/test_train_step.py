@@ -139,13 +139,17 @@ def make_state(lesson, mesh, ema=False, projector=None, memory=None):
   return jax.device_put(state, sharding.replicated(mesh))
 
 
-def constants_of(mesh, seed: int = 0, **guides):
-  """Constants of a step: name of a guide -> (params, model_state)."""
+def constants_of(mesh, seed: int = 0, rows=None, **guides):
+  """Constants of a step: name of a guide -> (params, model_state).
+
+  `rows` are from lessons.rows.
+  """
   given = {
     name: {'params': params, 'model_state': model_state}
     for name, (params, model_state) in guides.items()
   }
-  return sharding.replicate({'guides': given, 'seed': np.int32(seed)}, mesh)
+  given = {'guides': given, 'seed': np.int32(seed)} | (rows or {})
+  return sharding.replicate(given, mesh)
 
 
 def run_steps(steps: int = 3, **options):
@@ -418,7 +422,12 @@ def test_projector_and_memory_travel_with_the_state():
     before = jax.device_get(extras)
     state = make_state(lesson, mesh, **extras)
     batch = make_batch() | {'index': split.indices}
-    given = constants_of(mesh, teacher=variables(teacher, 2))
+    given = constants_of(
+      mesh,
+      rows=lessons.rows({'student': lesson}, dataset),
+      teacher=variables(teacher, 2),
+    )
+    assert ('rows' in given) == (part == 'memory')
     state, metrics = step(state, given, sharding.shard_batch(batch, mesh))
     assert np.isfinite(metrics['soft_loss'])
     learner = state.learners['student']

@@ -400,7 +400,6 @@ def test_a_stopped_run_goes_on(
     )
   config = tiny.make_config(arm, cache_dir, **STATEFUL, **REST, **changes)
   mesh = sharding.make_mesh()
-  monkeypatch.setattr(loop, 'set_up', tiny.set_up_once([]))
   monkeypatch.setattr(says, 'measure', lambda *_: {})
   arms.run(config, tmp_path / 'whole', mesh)
   with monkeypatch.context() as patch:

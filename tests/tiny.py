@@ -5,14 +5,12 @@ these models beside the package's own.
 """
 
 import contextlib
-import dataclasses
 
 from tlkd_jax import models, settings
 from tlkd_jax.models.families import inverted, vit, vit_keys
 from tlkd_jax.models.families.inverted import Design, Row
 from tlkd_jax.runtime import interrupts
 from tlkd_jax.runtime.trees import flatten
-from tlkd_jax.training import loop
 
 
 def _design(width: int) -> Design:
@@ -97,22 +95,6 @@ def _values(cache_dir, changes: dict) -> dict:
   if cache_dir is not None:
     values['data.cache_dir'] = str(cache_dir)
   return values | {k.replace('__', '.'): v for k, v in changes.items()}
-
-
-def set_up_once(made: list):
-  """In place of loop.set_up: equal runs in several folders, compiled once.
-
-  Args:
-    made: [] at first, then [the run that was set up].
-  """
-  set_up = loop.set_up
-
-  def call(config, workdir, dataset, mesh):
-    if not made:
-      made.append(set_up(config, workdir, dataset, mesh))
-    return dataclasses.replace(made[0], workdir=workdir)
-
-  return call
 
 
 def arguments(arm: str, cache_dir, **changes) -> list[str]:

@@ -48,8 +48,8 @@ def _replaced(owner, name: str, value):
 
 
 def _spoiling(where: str, at: int, value: float):
-  """In place of make_step: a step of which number `at` is spoilt."""
-  make_step = run.make_step
+  """In place of shared_step: a step of which number `at` is spoilt."""
+  make_step = run.shared_step
 
   def make(*arguments):
     step = make_step(*arguments)
@@ -73,7 +73,7 @@ def _spoiling(where: str, at: int, value: float):
 
     return jax.jit(call, donate_argnums=0)
 
-  return _replaced(run, 'make_step', make)
+  return _replaced(run, 'shared_step', make)
 
 
 def _fine_tune(place: Place, folder: pathlib.Path, **changes):

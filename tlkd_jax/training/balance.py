@@ -57,8 +57,8 @@ def best_metric(settings: Settings, dataset: Dataset) -> str:
 
 def adjustment(
   settings: Settings, dataset: Dataset | None
-) -> np.ndarray | None:
-  """What the hard loss adds to logits, float32[K]: tau times the log prior.
+) -> tuple[float, ...] | None:
+  """What the hard loss adds to logits of K classes: tau times the log prior.
 
   Args:
     settings: of the run.
@@ -71,7 +71,7 @@ def adjustment(
     return None
   number = counts(dataset, 'train').astype(np.float64)
   log_prior = np.log(number / number.sum())
-  return (settings.data.balance_tau * log_prior).astype(np.float32)
+  return tuple((settings.data.balance_tau * log_prior).tolist())
 
 
 def lines(settings: Settings, dataset: Dataset) -> list[str]:

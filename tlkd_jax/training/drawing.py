@@ -1,7 +1,9 @@
 """The random views of a run: how a network's images are drawn in a step."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+from flax.core import FrozenDict
 
 from tlkd_jax import data
 from tlkd_jax.data import Look, augment, mixing
@@ -96,12 +98,29 @@ def heard_through(
   return make_clean(augmentation) if clean else augmentation
 
 
+def unseeded(drawn: functools.partial) -> functools.partial:
+  """The same without its seed, which a program is given for each run.
+
+  One object for the same options, by which runs know that they have one
+  program.
+  """
+  options = {k: v for k, v in drawn.keywords.items() if k != 'seed'}
+  return _of_options(drawn.func, tuple(sorted(options.items())))
+
+
+@functools.lru_cache(maxsize=64)
+def _of_options(function: Callable, options: tuple) -> functools.partial:
+  return functools.partial(function, **dict(options))
+
+
 def make_mixing(settings: Settings) -> Mixing | None:
   """Mixup and CutMix of a run, None without."""
   mixup, cutmix = settings.augment.mixup_alpha, settings.augment.cutmix_alpha
   if max(mixup, cutmix) == 0:
     return None
-  return functools.partial(mixing.mix, mixup_alpha=mixup, cutmix_alpha=cutmix)
+  return unseeded(
+    functools.partial(mixing.mix, mixup_alpha=mixup, cutmix_alpha=cutmix)
+  )
 
 
 def make_views(
@@ -118,19 +137,23 @@ def make_views(
   augmentation = make_augmentation(settings, dataset)
   strong, clean = None, {}
   if settings.fit == 'fixmatch':
-    strong = make_strong(augmentation)
+    strong = unseeded(make_strong(augmentation))
   if taught and section.teacher_view == 'clean':
-    clean = {None: heard_through(settings, dataset)} | {
-      other.look: heard_through(settings, other) for other in dataset.others
+    clean = {None: unseeded(heard_through(settings, dataset))} | {
+      other.look: unseeded(heard_through(settings, other))
+      for other in dataset.others
     }
   return Views(
-    plain=augmentation,
-    others={
-      look: make_augmentation(settings, dataset.seen(look)) for look in looks
-    },
+    plain=unseeded(augmentation),
+    others=FrozenDict(
+      {
+        look: unseeded(make_augmentation(settings, dataset.seen(look)))
+        for look in looks
+      }
+    ),
     mixing=make_mixing(settings),
     mixed_apart=taught and section.mixed == 'soft',
     taught_from=shares.taught_from(settings),
     strong=strong,
-    clean=clean,
+    clean=FrozenDict(clean),
   )

@@ -312,19 +312,25 @@ def make_compute(
     mesh: devices.
     say: from `make_say`; None makes it.
   """
-  copied, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
   say = say or make_say(recipe.network, recipe.outputs, mesh)
-
-  def draw(seed, batch):
-    given = batch['image'], batch['index'], batch['view']
-    return recipe.augmentation(*given, seed=seed)
-
-  drawn = jax.jit(draw, in_shardings=(copied, split), out_shardings=split)
+  drawn = _make_draw(drawing.unseeded(recipe.augmentation), mesh)
 
   def compute(constants, seed, batch):
     return say(constants, drawn(seed, batch))
 
   return compute
+
+
+@functools.lru_cache(maxsize=16)
+def _make_draw(augmentation: functools.partial, mesh: Mesh) -> Callable:
+  """Builds draw(seed, batch) -> images, once; from drawing.unseeded."""
+  copied, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
+
+  def draw(seed, batch):
+    given = batch['image'], batch['index'], batch['view']
+    return augmentation(*given, seed=seed)
+
+  return jax.jit(draw, in_shardings=(copied, split), out_shardings=split)
 
 
 @functools.lru_cache(maxsize=16)

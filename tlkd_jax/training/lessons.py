@@ -1,6 +1,7 @@
 """From settings to lessons: what each network learns, and from whom."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
+from flax.core import FrozenDict
 
 from tlkd_jax import data, losses
 from tlkd_jax.losses import shams
@@ -54,10 +56,7 @@ def make_objective(
   return Objective(
     hard_weight=section.hard_weight,
     label_smoothing=settings.label_smoothing,
-    terms=tuple(
-      dataclasses.replace(term, positions=_positions(term.name, dataset))
-      for term in terms
-    ),
+    terms=tuple(terms),
     ensemble=section.ensemble,
     adjustment=adjustment,
     sham=_sham(settings, dataset),
@@ -97,13 +96,17 @@ def _make_term(
     warmup=round(section.warmup_fraction * num_steps),
   )
   weights = until(weights, shares.finish_step(settings))
-  return Term(name, weights, hyperparameters, temperature)
+  return Term(name, weights, FrozenDict(hyperparameters), temperature)
 
 
+@functools.lru_cache(maxsize=64)
 def make_schedule(
   kind: str, start: float, end: float, num_steps: int, *, warmup: int = 0
 ) -> optax.Schedule:
   """A number as a function of the step, for use inside the jitted update.
+
+  The same function of the same arguments, as all schedules here are, by which
+  runs know that they have one program.
 
   Args:
     kind: a key of SCHEDULES.
@@ -122,6 +125,7 @@ def make_schedule(
   return value
 
 
+@functools.lru_cache(maxsize=64)
 def until(weight: optax.Schedule, finish_step: int) -> optax.Schedule:
   """The same weight before a step, and 0 from it on."""
 
@@ -134,22 +138,31 @@ def until(weight: optax.Schedule, finish_step: int) -> optax.Schedule:
 def consistency(settings: Settings) -> Term:
   """FixMatch's loss of unlabelled images; see losses.logits.pseudo_label."""
   section = settings.distillation
-  weight = optax.constant_schedule(section.fixmatch_weight)
+  weight = optimizers.constant(section.fixmatch_weight)
   return Term(
     'pseudo_label',
     until(weight, shares.finish_step(settings)),
-    {'threshold': section.fixmatch_threshold},
+    FrozenDict(threshold=section.fixmatch_threshold),
     guide=ITSELF,
   )
 
 
-def _positions(name: str, dataset: data.Dataset | None) -> np.ndarray | None:
-  if dataset is None or losses.find(name).memory is None:
-    return None
+def rows(
+  lessons: Mapping[str, Lesson], dataset: data.Dataset
+) -> dict[str, np.ndarray]:
+  """What a step is given for the losses that remember examples.
+
+  Returns:
+    {'rows': int32, example index -> its row of a memory}, {} without such
+    losses.
+  """
+  terms = (t for lesson in lessons.values() for t in lesson.objective.terms)
+  if all(losses.find(term.name).memory is None for term in terms):
+    return {}
   indices = dataset.splits['train'].indices
   positions = np.zeros(indices.max() + 1, np.int32)
   positions[indices] = np.arange(indices.size)
-  return positions
+  return {'rows': positions}
 
 
 def make_lessons(

@@ -38,7 +38,8 @@ from tlkd_jax.training.metric_writers import MetricWriter
 from tlkd_jax.training.progress import Progress
 from tlkd_jax.training.run import Run, make_constants, set_up, stored_targets
 from tlkd_jax.training.signals import StopRequest
-from tlkd_jax.training.state import State, create
+from tlkd_jax.training.state import State
+from tlkd_jax.training.step import shared_start
 from tlkd_jax.training.summary import finish
 
 # Between these steps of a run or of what is left of it its pace is measured.
@@ -113,16 +114,13 @@ def _fit(
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[State, Position]:
   """The state to go on from: the workdir's newest, else the beginning."""
 
-  def begin(beginnings):
-    optimizers = {n: lesson.optimizer for n, lesson in run.lessons.items()}
-    return create(beginnings, optimizers)
-
+  begin = shared_start(run.lessons, run.placed)
   step = checkpoints.latest_step()
   if step is None:
     # The jitted copy owns its buffers, so that donating them is safe.
     elsewhere.compare_look_alikes(run.learners, run.dataset)
     on_device = sharding.replicate(run.beginnings, run.mesh)
-    return jax.jit(begin, out_shardings=run.placed)(on_device), Position()
+    return begin(on_device), Position()
   logging.info('resumes from step %d of %s', step, run.workdir)
   abstract = abstract_like(jax.eval_shape(begin, run.beginnings), run.placed)
   with as_user_errors():

@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from flax.core import FrozenDict
 
 from tlkd_jax import losses
 from tlkd_jax.losses import supervised
@@ -32,22 +32,23 @@ Array = jax.Array
 class Term:
   """One loss of the sum, with what it was bound to.
 
+  Two terms are equal where their programs are, so that runs may share a step
+  (step.shared_step): what is drawn or measured for a run is given to the
+  program.
+
   Attributes:
     name: a key of losses.LOSSES.
     weight: step -> weight.
     hyperparameters: its keywords.
     temperature: step -> temperature, in place of the keyword; None keeps it.
-    positions: int32, example index -> its row of the loss's memory; None for
-      losses without one.
     guide: the one that it is compared with, 'start' or 'itself'; None: those
       of the lesson.
   """
 
   name: str
   weight: optax.Schedule
-  hyperparameters: dict[str, Any]
+  hyperparameters: Mapping[str, Any] = FrozenDict()
   temperature: optax.Schedule | None = None
-  positions: np.ndarray | None = None
   guide: str | None = None
 
 
@@ -60,7 +61,7 @@ class Objective:
     label_smoothing: of the cross-entropy.
     terms: losses beside the cross-entropy, () without guides.
     ensemble: of several guides, 'losses' or 'probabilities'.
-    adjustment: float32[K], what the hard loss alone adds to the logits, see
+    adjustment: of K classes, what the hard loss alone adds to the logits, see
       balance.adjustment; None is nothing.
     sham: what stands for the logits of every guide, see losses.shams; None is
       nothing. What it is given by name is 'sham' of the guide.
@@ -72,7 +73,7 @@ class Objective:
   label_smoothing: float = 0.0
   terms: tuple[Term, ...] = ()
   ensemble: str = 'probabilities'
-  adjustment: np.ndarray | None = None
+  adjustment: tuple[float, ...] | None = None
   sham: Sham | None = None
   by_token: bool = False
 
@@ -84,7 +85,7 @@ class Taught:
   Attributes:
     outputs: of its model for them.
     soft_labels: [N, K], for the guides' accuracy.
-    batch: for labels and example indices, [N].
+    batch: for labels and rows of memories, [N].
   """
 
   outputs: Tree
@@ -113,7 +114,7 @@ def evaluate(
     outputs: of its model for the batch.
     guides: all of the step, by name.
     soft_labels: [B, K], rows of zeros for unlabelled images.
-    batch: for labels and example indices.
+    batch: for labels, and 'row', each example's in the losses' memories.
     key: for losses that draw a mask.
     step: int32 scalar, for the schedules.
     taught: of the terms of guides other than the start, where they are of
@@ -127,7 +128,8 @@ def evaluate(
   logits = outputs['logits']
   judged = outputs['class_logits'] if objective.by_token else logits
   if objective.adjustment is not None:
-    judged = supervised.adjusted(judged, objective.adjustment)
+    offsets = jnp.asarray(objective.adjustment, jnp.float32)
+    judged = supervised.adjusted(judged, offsets)
   hard = supervised.soft_cross_entropy(judged, soft_labels)
   metrics = {'hard_loss': hard, 'accuracy': accuracy(logits, soft_labels)}
   loss = objective.hard_weight * hard
@@ -166,7 +168,7 @@ def _guides_of(term: Term, names: tuple[str, ...]) -> tuple[str, ...]:
   return names if term.guide is None else (term.guide,)
 
 
-def _hyperparameters(term: Term, step: Array) -> dict[str, Any]:
+def _hyperparameters(term: Term, step: Array) -> Mapping[str, Any]:
   if term.temperature is None:
     return term.hyperparameters
   return {**term.hyperparameters, 'temperature': term.temperature(step)}
@@ -183,9 +185,6 @@ def _value(
   step: Array,
 ) -> Array:
   """The mean over a term's guides; new memories go into `memory`."""
-  index = None
-  if term.positions is not None:
-    index = jnp.asarray(term.positions)[batch['index']]
   total = jnp.float32(0.0)
   for which, guide in enumerate(guides):
     place = str(which)
@@ -196,7 +195,7 @@ def _value(
       batch['label'],
       projector=learner.params['projector'].get(term.name, {}).get(place, {}),
       memory=learner.memory.get(term.name, {}).get(place, {}),
-      index=index,
+      index=batch.get('row'),
       key=key,
       teacher_head=guide['head'],
       **_hyperparameters(term, step),

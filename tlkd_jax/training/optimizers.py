@@ -5,6 +5,7 @@ or 'projector...'. A projector is new, as the head is: it trains at the full
 learning rate times the head's multiplier, and is never frozen.
 """
 
+import functools
 import re
 from typing import Any
 
@@ -26,6 +27,12 @@ _STEM = re.compile(
 )
 
 
+# The same arguments give the same function, by which runs know that they have
+# one program (step.shared_step).
+constant = functools.lru_cache(maxsize=64)(optax.constant_schedule)
+
+
+@functools.lru_cache(maxsize=64)
 def learning_rate_schedule(
   peak: float, num_steps: int, warmup_fraction: float, final_fraction: float
 ) -> optax.Schedule:
@@ -38,6 +45,7 @@ def learning_rate_schedule(
   )
 
 
+@functools.lru_cache(maxsize=64)
 def make_optimizer(
   model: Model, schedule: optax.Schedule, options: Optimizer
 ) -> optax.GradientTransformation:

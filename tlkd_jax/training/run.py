@@ -36,7 +36,7 @@ from tlkd_jax.training import (
 from tlkd_jax.training import start as starts
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.state import Beginning
-from tlkd_jax.training.step import Lesson, Mode, as_int32, make_step
+from tlkd_jax.training.step import Lesson, Mode, as_int32, shared_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ def set_up(
   )
   optimizer_of = {name: lesson.optimizer for name, lesson in learned.items()}
   placed = updating.placed(settings, beginnings, optimizer_of, mesh)
-  step = make_step(
+  step = shared_step(
     learned,
     frozen | ({starts.NAME: first.network} if kept else {}),
     drawing.make_views(settings, dataset, looks),
@@ -233,6 +233,7 @@ def make_constants(run: Run) -> dict[str, Any]:
     guides[starts.NAME] = sharding.replicate(run.start, run.mesh)
   seed = as_int32(run.settings.seed_of_draws)
   given = {'seed': seed, 'sham': sham_drawn(run)}
+  given |= lessons.rows(run.lessons, run.dataset)
   return {'guides': guides, **sharding.replicate(given, run.mesh)}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
+from flax.core import FrozenDict
 from jax.sharding import Mesh
 
 from tlkd_jax import data, models
@@ -23,7 +23,7 @@ from tlkd_jax.models.network import Loaded, last_layer, make_eval_step
 from tlkd_jax.models.weights import loading
 from tlkd_jax.runtime import sharding
 from tlkd_jax.settings import Settings
-from tlkd_jax.training import preparation
+from tlkd_jax.training import optimizers, preparation
 from tlkd_jax.training.objective import Term
 
 NAME = 'start'
@@ -53,7 +53,7 @@ def make_terms(settings: Settings, model: Model) -> tuple[Term, ...]:
     ),
   ]
   return tuple(
-    Term(name, optax.constant_schedule(weight), options, guide=NAME)
+    Term(name, optimizers.constant(weight), FrozenDict(options), guide=NAME)
     for name, weight, options in terms
     if weight
   )

@@ -12,6 +12,7 @@ state.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -28,7 +29,7 @@ from tlkd_jax.training import objective as objectives
 from tlkd_jax.training import optimizers, showing, updating
 from tlkd_jax.training.objective import Objective, Taught
 from tlkd_jax.training.showing import Views
-from tlkd_jax.training.state import State
+from tlkd_jax.training.state import State, create
 from tlkd_jax.training.updating import Placed
 
 Array = jax.Array
@@ -94,10 +95,10 @@ def make_step(
   Returns:
     step(state, constants, batch) -> (state, metrics): state donated;
     constants is {'seed': int32, 'guides': {name: {'params', 'model_state'}},
-    'sham': what a sham is given, may be absent}, an argument so that runs of
-    other seeds share the program; batch as in
-    data.pipeline, sharded over "data"; metrics are replicated scalars, those
-    of every learner but the first with its name before them.
+    'sham': what a sham is given, 'rows': from lessons.rows; both may be
+    absent}, an argument so that runs of other seeds share the program; batch
+    as in data.pipeline, sharded over "data"; metrics are replicated scalars,
+    those of every learner but the first with its name before them.
   """
   own = next(iter(lessons.values()))
   networks = {name: lesson.network for name, lesson in lessons.items()}
@@ -140,7 +141,8 @@ def make_step(
     if constants.get('sham'):
       given = {'sham': constants['sham']}
       guides = {name: guide | given for name, guide in guides.items()}
-    rest = {key: batch[key][first:] for key in ('label', 'index')}
+    read = [key for key in ('label', 'row') if key in batch]
+    rest = {key: batch[key][first:] for key in read}
     total, memories, metrics = jnp.float32(0.0), {}, {}
     for name, lesson in lessons.items():
       loss, memories[name], values = objectives.evaluate(
@@ -161,6 +163,8 @@ def make_step(
 
   def step(state: State, constants, batch):
     constants, root = sharding.gather(constants, mesh), constants['seed']
+    if 'rows' in constants:
+      batch = {**batch, 'row': constants['rows'][batch['index']]}
     soft_labels = supervised.soft_labels(
       batch['label'],
       own.network.model.num_classes,
@@ -200,6 +204,47 @@ def make_step(
     )
 
   return updating.jitted(step, mesh, placed)
+
+
+def shared_step(
+  lessons: Mapping[str, Lesson],
+  frozen: Mapping[str, Network],
+  views: Views,
+  schedule: optax.Schedule,
+  mode: Mode,
+  mesh: Mesh,
+  placed: Placed,
+) -> Callable:
+  """The update of `make_step`, one program for all equal runs of a process.
+
+  Raises:
+    TypeError: a part that cannot be compared.
+  """
+  where, structure = jax.tree.flatten(placed)
+  named = tuple(lessons.items()), tuple(frozen.items())
+  return kept(*named, views, schedule, mode, mesh, tuple(where), structure)
+
+
+@functools.lru_cache(maxsize=8)
+def kept(lessons, frozen, views, schedule, mode, mesh, where, structure):
+  """The step of `shared_step`, of what can be compared."""
+  placed = jax.tree.unflatten(structure, where)
+  given = dict(lessons), dict(frozen)
+  return make_step(*given, views, schedule, mode, mesh, placed)
+
+
+def shared_start(lessons: Mapping[str, Lesson], placed: Placed) -> Callable:
+  """begin(name -> Beginning) -> State, compiled, one likewise."""
+  where, structure = jax.tree.flatten(placed)
+  optimizer_of = tuple((n, one.optimizer) for n, one in lessons.items())
+  return kept_start(optimizer_of, tuple(where), structure)
+
+
+@functools.lru_cache(maxsize=8)
+def kept_start(optimizer_of, where, structure):
+  """The start of `shared_start`, likewise."""
+  begin = functools.partial(create, optimizers=dict(optimizer_of))
+  return jax.jit(begin, out_shardings=jax.tree.unflatten(structure, where))
 
 
 def as_int32(seed: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from tlkd_jax.data import Split, pipeline
 from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Network
 from tlkd_jax.runtime import sharding
-from tlkd_jax.training import guides
+from tlkd_jax.training import drawing, guides
 
 
 def make_compute(
@@ -33,17 +33,17 @@ def make_compute(
     names: of the outputs.
     mesh: devices.
   """
-  options = {k: v for k, v in augmentation.keywords.items() if k != 'seed'}
-  drawn = augmentation.func, tuple(sorted(options.items()))
-  return program(network, drawn, tuple(names), mesh)
+  return program(network, drawing.unseeded(augmentation), tuple(names), mesh)
 
 
 @functools.lru_cache(maxsize=16)
 def program(
-  network: Network, drawn: tuple, names: tuple[str, ...], mesh: Mesh
+  network: Network,
+  augmentation: functools.partial,
+  names: tuple[str, ...],
+  mesh: Mesh,
 ) -> Callable:
-  """The compute of `make_compute`, of an augmentation (function, options)."""
-  augmentation = functools.partial(drawn[0], **dict(drawn[1]))
+  """The compute of `make_compute`, of an augmentation from drawing.unseeded."""
 
   def compute(constants, seed, batch):
     constants = sharding.gather(constants, mesh)
