@@ -9,7 +9,7 @@ from tests import tiny
 from tests.test_resume import arrays
 from tlkd_jax import arms
 from tlkd_jax.runtime import sharding
-from tlkd_jax.training import decoding, run
+from tlkd_jax.training import decoding, memory, run
 from tlkd_jax.training import step as steps
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
@@ -108,3 +108,20 @@ def test_a_second_run_compiles_no_step_and_is_what_it_was(
   assert alone.keys() == after.keys()
   assert all((alone[k] == after[k]).all() for k in alone)
   assert any((before[k] != after[k]).any() for k in before)
+
+
+def test_steps_of_runs_before_are_dropped_before_a_run_is_refused(
+  cache_dir, tmp_path, monkeypatch
+):
+  config = tiny.make_config('tl', cache_dir, num_steps=1)
+  arms.run(config, tmp_path / 'before', sharding.make_mesh())
+  kept = []
+
+  def free(devices):
+    kept.append(steps.kept.cache_info().currsize)
+    return 2**40 if kept[-1] == 0 else 2**20
+
+  monkeypatch.setattr(memory, 'free_bytes', free)
+  monkeypatch.setattr(memory, '_needed', lambda *_: 2**30)
+  arms.run(config, tmp_path / 'after', sharding.make_mesh())
+  assert kept[-2] > 0 == kept[-1]

@@ -13,6 +13,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from tlkd_jax.runtime import allocator
+from tlkd_jax.training import step as steps
 
 # Bytes that fitting takes for a number: as it is stored, and three times in
 # double precision (as rows, scaled, and the images of the folds that are kept).
@@ -43,6 +44,11 @@ def check(
   allocator.give_back()
   if free is None:
     free = free_bytes(mesh.local_devices)
+    if needed is not None and free is not None and needed > free:
+      # What runs before have left is not what a refusal should be for.
+      steps.forget()
+      allocator.give_back()
+      free = free_bytes(mesh.local_devices)
   if needed is None or free is None:
     return
   logging.info(

@@ -13,6 +13,7 @@ state.
 
 import dataclasses
 import functools
+import gc
 from collections.abc import Callable, Mapping
 
 import jax
@@ -225,6 +226,7 @@ def shared_step(
   return kept(*named, views, schedule, mode, mesh, tuple(where), structure)
 
 
+# EfficientNet-Lite0's takes 185 MiB on CPU.
 @functools.lru_cache(maxsize=8)
 def kept(lessons, frozen, views, schedule, mode, mesh, where, structure):
   """The step of `shared_step`, of what can be compared."""
@@ -245,6 +247,13 @@ def kept_start(optimizer_of, where, structure):
   """The start of `shared_start`, likewise."""
   begin = functools.partial(create, optimizers=dict(optimizer_of))
   return jax.jit(begin, out_shardings=jax.tree.unflatten(structure, where))
+
+
+def forget() -> None:
+  """Drops all that is kept but for what runs hold."""
+  kept.cache_clear()
+  kept_start.cache_clear()
+  gc.collect()
 
 
 def as_int32(seed: int) -> np.ndarray:
