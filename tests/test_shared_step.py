@@ -82,7 +82,7 @@ def test_runs_of_other_seeds_have_one_program(loss, program):
   first, other = (
     program(distillation__loss=loss, seed=seed) for seed in (0, 1)
   )
-  assert first == other and hash(first) == hash(other)
+  assert len({first, other}) == 1
 
 
 @pytest.mark.parametrize('changes', OTHERS, ids=lambda c: ','.join(c))
