@@ -4,12 +4,15 @@ import dataclasses
 import json
 import math
 import pathlib
+import sys
 import types
 import typing
 from collections.abc import Mapping
 
 import ml_collections
 import pytest
+from absl import flags
+from ml_collections.config_flags import config_flags
 
 from configs import study as study_file
 from tlkd_jax import settings
@@ -382,6 +385,33 @@ def test_values_are_kept_in_their_types():
   assert config.optimizer in {config.optimizer}
   with pytest.raises(dataclasses.FrozenInstanceError):
     config.seed = 3
+
+
+@pytest.mark.parametrize(
+  ('text', 'value'),
+  [
+    ("('stage1', 'stage2:stage3')", ('stage1', 'stage2:stage3')),
+    ('stage2:stage3', 'stage2:stage3'),
+    ('None', None),
+  ],
+)
+def test_a_command_line_gives_options_that_are_nothing_by_default(
+  text, value, monkeypatch
+):
+  config = settings.config_of('kd', 'smoke,loss=fitnet')
+  line = ['command', f'--config.distillation.options.stages={text}']
+  monkeypatch.setattr(sys, 'argv', line)
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict('config', config, flag_values=values)
+  values(line)
+  assert settings.from_config(config).distillation.options['stages'] == value
+
+
+@pytest.mark.parametrize('stages', [3, (3,), ('stage1', 2.5)])
+def test_stages_are_names(stages):
+  config = settings.make('kd', smoke=True, loss='fitnet')
+  with pytest.raises(ValueError, match=r'options.stages names \d.* has stage1'):
+    settings.with_values(config, {'distillation.options.stages': stages})
 
 
 def test_other_values_make_another_copy():

@@ -46,8 +46,8 @@ def of_stages(
     stages = options.get('stages') or ()
     if isinstance(stages, str):
       stages = [name for name in re.split(r'[,\s]+', stages) if name]
-    for name in stages:
-      first, _, second = name.partition(':')
+    for name in stages if isinstance(stages, list | tuple) else [stages]:
+      first, _, second = str(name).partition(':')
       if first in own and (second or first) in theirs:
         continue
       lines.append(

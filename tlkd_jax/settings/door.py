@@ -105,6 +105,17 @@ def _plain(value: Any, name: str = '') -> Any:
   return value
 
 
+def _untyped(values: dict[str, Any]) -> ml_collections.ConfigDict:
+  """None is of no type, so that a command line may give any."""
+  config = ml_collections.ConfigDict()
+  for key, value in values.items():
+    if isinstance(value, dict):
+      config[key] = _untyped(value)
+    else:
+      config[key] = config_dict.placeholder(object) if value is None else value
+  return config
+
+
 def _as_config(record: Any) -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   for field in dataclasses.fields(record):
@@ -116,7 +127,7 @@ def _as_config(record: Any) -> ml_collections.ConfigDict:
       config[field.name] = config_dict.placeholder(rule.kind)
       config[field.name] = value
     elif isinstance(value, Mapping):
-      config[field.name] = ml_collections.ConfigDict(_plain(value, field.name))
+      config[field.name] = _untyped(_plain(value, field.name))
     else:
       config[field.name] = value
   return config
