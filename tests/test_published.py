@@ -49,7 +49,8 @@ _GROUPS = {
 
 @functools.cache
 def stored(name: str) -> list[dict]:
-  return json.loads((_ROOT / 'docs' / 'study' / f'{name}.json').read_text())
+  found = json.loads((_ROOT / 'docs' / 'study' / f'{name}.json').read_text())
+  return found['rows'] if isinstance(found, dict) else found
 
 
 def page(name: str) -> str:
@@ -272,3 +273,43 @@ def test_what_smoothing_gave_after_60_and_after_100_steps():
   text = ' '.join(page('docs/earlier.md').split())
   for test in (at_60, at_100):
     assert not math.isnan(test['ci_low']) and points(test) in text
+
+
+_ON_THE_REST = {
+  'kd': 'TL+KD',
+  'kd_rest': 'TL+KD, unlabelled',
+  'self_training_rest': 'self-training',
+  'tl_cost_matched': "TL at TL+KD's cost",
+}
+
+
+def rest_minus(
+  arm: str, reference: str, size: int, metric: str = 'top1'
+) -> str:
+  test = statistics.compare_paired(
+    scores(arm, 'trashnet', size, metric, 'rest'),
+    scores(reference, 'trashnet', size, metric, 'rest'),
+  )
+  assert test['pairs'] == 6
+  return points(test) if metric == 'top1' else shares(test)
+
+
+def test_images_without_labels():
+  """Its table line by line, and the contrasts in its words."""
+  for arm, label in _ON_THE_REST.items():
+    cells = [
+      rest_minus(arm, _TL, size, metric)
+      for metric in ('top1', 'nll')
+      for size in (10, 50)
+    ]
+    assert line(label, *cells) in shown('docs/results.md')
+  text = ' '.join(page('docs/results.md').split())
+  for other in ('kd', 'self_training_rest', 'tl_cost_matched'):
+    mean, _, bounds = rest_minus('kd_rest', other, 10).partition(' (')
+    assert f'({bounds}' in text and mean.lstrip('+') in text
+  gains = scores('kd_rest', 'trashnet', 10, name='rest') - scores(
+    _TL, 'trashnet', 10, name='rest'
+  )
+  assert (gains > 0).all()
+  for arm in ('kd_rest', 'teacher_high_res', _TL):
+    assert f'{scores(arm, "trashnet", 10, name="rest").mean():.3f}' in text
