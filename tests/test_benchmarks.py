@@ -21,6 +21,7 @@ from benchmarks import (
   run_all,
   scaling,
   startup,
+  study_speed,
   tables,
   train_step,
   transfer_weights,
@@ -335,6 +336,32 @@ def test_runs_that_follow_are_told_from_the_first(tmp_path, monkeypatch):
   assert (this['checkout'], other['checkout']) == ('this', 'against')
   assert this['first_wall_seconds'] == 8.0 and other['later_wall_seconds'] == 2
   assert this['later_cpu_seconds'] == 0.5
+
+
+def test_studies_of_two_checkouts_take_turns(tmp_path, monkeypatch):
+  started = []
+
+  def fake(checkout, folder, data, seeds):
+    started.append((checkout.name, folder.name, seeds))
+    return 30.0 * seeds if checkout.name == 'old' else 10.0 * seeds
+
+  monkeypatch.setattr(study_speed, 'run_study', fake)
+  checkouts = {'': tmp_path / 'new', 'against': tmp_path / 'old'}
+  this, other = study_speed.measure(checkouts, tmp_path / 'x.zip', 4, 1)
+  assert started == [
+    (*place, seeds)
+    for seeds in (1, 4)
+    for place in (('new', 'here'), ('old', 'against'))
+  ]
+  assert (this['seconds'], other['seconds']) == (40.0, 120.0)
+  assert other['checkout'] == 'against' and other['each'] == [120.0]
+
+
+def test_a_study_that_fails_says_why(tmp_path):
+  with pytest.raises(RuntimeError, match='nowhere'):
+    study_speed.run_study(
+      study_speed._HERE, tmp_path, tmp_path / 'nowhere.zip', 1
+    )
 
 
 def test_a_start_that_fails_says_why(tmp_path):
