@@ -307,9 +307,34 @@ def test_images_without_labels():
   for other in ('kd', 'self_training_rest', 'tl_cost_matched'):
     mean, _, bounds = rest_minus('kd_rest', other, 10).partition(' (')
     assert f'({bounds}' in text and mean.lstrip('+') in text
+  readme = ' '.join(page('README.md').split())
+  mean, _, bounds = rest_minus('kd_rest', _TL, 10).rstrip(')').partition(' (')
+  assert f'{mean} points ({bounds}; six seeds) from TL' in readme
   gains = scores('kd_rest', 'trashnet', 10, name='rest') - scores(
     _TL, 'trashnet', 10, name='rest'
   )
   assert (gains > 0).all()
   for arm in ('kd_rest', 'teacher_high_res', _TL):
     assert f'{scores(arm, "trashnet", 10, name="rest").mean():.3f}' in text
+
+
+def test_the_noise_floor():
+  """A cell repeats itself; another number of cores is another order of sums."""
+  path = _ROOT / 'docs' / 'study' / 'confirm.json'
+  reruns = json.loads(path.read_text())['noise']
+  text = ' '.join(page('docs/results.md').split())
+  found: dict[int, list[float]] = {}
+  for size in (10, 50):
+    for cores in (1, 2):
+      own = [
+        run
+        for run in reruns
+        if (run['size'], run['made']['cores']) == (size, cores)
+      ]
+      assert len(own) == 3
+      assert len({(r['hits']['right'], r['test']['nll']) for r in own}) == 1
+      found.setdefault(size, []).append(own[0]['test']['top1'])
+  few, more = found[10], found[50]
+  assert f'has {few[0]:.3f} each time on one and {few[1]:.3f} on two' in text
+  assert f'{more[0]:.3f} and {more[1]:.3f} at 50' in text
+  assert f'moves it by {100 * abs(few[1] - few[0]):.1f} points' in text
