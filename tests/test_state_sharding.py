@@ -59,8 +59,8 @@ STEPS, RATE = 4, 0.05
 # compiler contracts other products and sums: the last bit of a loss. AdamW
 # divides a gradient by its own size, also one that is little more than the
 # rounding of a sum: a thousandth of a step of a weight, and where gradients
-# cancel, as the largest of the array is to them times ROUNDING (on one processor
-# a fiftieth of a step, with a gradient of 1e-11 beside one of 7e-3).
+# cancel, as the largest of the array is to them times ROUNDING (on one
+# processor a fiftieth of a step, with a gradient of 1e-11 beside one of 7e-3).
 BOUNDS = {'losses': 1e-6, 'state': 1e-3 * RATE}
 ROUNDING = 1e-8
 
