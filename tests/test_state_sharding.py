@@ -62,7 +62,7 @@ STEPS, RATE = 4, 0.05
 # cancel, as the largest of the array is to them times ROUNDING (on one
 # processor a fiftieth of a step, with a gradient of 1e-11 beside one of 7e-3).
 BOUNDS = {'losses': 1e-6, 'state': 1e-3 * RATE}
-ROUNDING = 1e-8
+ROUNDING = float(np.finfo(np.float32).eps)
 
 
 def updates(devices: int, kind: str, changes: dict, *, mutual: bool):
@@ -114,7 +114,7 @@ def differences(devices: int, changes: dict, *, mutual: bool = False) -> dict:
   copies, rows = updates(devices, 'none', changes, mutual=mutual)
   parts, others = updates(devices, 'state', changes, mutual=mutual)
   losses = [name for name in rows[0] if name.endswith('loss')]
-  whole, allowed = jax.device_get((copies, parts)), rounding_of(copies)
+  whole, allowed = jax.device_get((copies, parts)), rounding_of(copies, parts)
   far = jax.tree_util.tree_map_with_path(
     lambda path, a, b: float(
       np.max(
@@ -142,10 +142,12 @@ def differences(devices: int, changes: dict, *, mutual: bool = False) -> dict:
   }
 
 
-def rounding_of(state: State) -> dict[str, np.ndarray]:
+def rounding_of(state: State, other: State) -> dict[str, np.ndarray]:
   """Weight -> steps that rounding of its gradients is, by the second moment."""
   found = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+  # A sum may be 0 in one order and not in another.
+  both = jax.tree.map(np.maximum, *jax.device_get((state, other)))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(both):
     if '.nu[' in jax.tree_util.keystr(path):
       root = np.sqrt(np.asarray(leaf, float))
       steps = ROUNDING * root.max() / np.where(root > 0, root, np.inf)
