@@ -13,16 +13,12 @@ checkout: seconds of the first run and of a later one, medians, on the clock
 
 import argparse
 import json
-import os
 import pathlib
 import statistics
-import subprocess
-import sys
-import tempfile
 
+from benchmarks import checkouts as turns
 from benchmarks import machine
 
-_HERE = pathlib.Path(__file__).resolve().parent.parent
 _RUNS = """
 import json, pathlib, sys, time
 import jax
@@ -56,17 +52,11 @@ def run_several(
   Raises:
     RuntimeError: it failed; with the end of what it said.
   """
-  done = subprocess.run(
-    [sys.executable, '-c', _RUNS, str(folder), str(count)],
-    env=os.environ | {'PYTHONPATH': str(checkout)},
-    cwd=folder,
-    capture_output=True,
-    text=True,
+  said = turns.run_python(
+    ['-c', _RUNS, str(folder), str(count)], checkout, folder
   )
-  if done.returncode:
-    raise RuntimeError(f'{checkout}: {done.stderr[-2000:]}')
   # Tables of results are printed too.
-  lines = [x for x in done.stdout.splitlines() if x.startswith('[')]
+  lines = [x for x in said.splitlines() if x.startswith('[')]
   return [json.loads(line) for line in lines]
 
 
@@ -74,15 +64,11 @@ def measure(
   checkouts: dict[str, pathlib.Path], runs: int, rounds: int
 ) -> list[dict]:
   """A row for each checkout, by name; these take turns."""
-  found: dict[str, list[list[list[float]]]] = {name: [] for name in checkouts}
-  with tempfile.TemporaryDirectory() as folder:
-    for number in range(rounds + 1):
-      for name, checkout in checkouts.items():
-        place = pathlib.Path(folder) / (name or 'here')
-        place.mkdir(exist_ok=True)
-        # The first process fills the cache.
-        times = run_several(checkout, place, runs if number else 1)
-        found[name] += [times] * (number > 0)
+
+  def once(checkout, folder, number):
+    return run_several(checkout, folder, runs if number else 1)
+
+  found = turns.in_turn(checkouts, rounds, once)
   rows = []
   for name, rounds_of in found.items():
     row: dict = {'checkout': name or 'this', **machine.versions()}
@@ -102,9 +88,7 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=2)
   parser.add_argument('--against', type=pathlib.Path)
   arguments = parser.parse_args()
-  checkouts = {'': _HERE}
-  if arguments.against is not None:
-    checkouts['against'] = arguments.against.resolve()
+  checkouts = turns.named(arguments.against)
   for row in measure(checkouts, arguments.runs, arguments.rounds):
     print(json.dumps(row))
 

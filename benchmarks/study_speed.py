@@ -10,17 +10,12 @@ seed filled before. Prints a JSON line for each checkout.
 
 import argparse
 import json
-import os
 import pathlib
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 
+from benchmarks import checkouts as turns
 from benchmarks import machine
-
-_HERE = pathlib.Path(__file__).resolve().parent.parent
 
 
 def run_study(
@@ -39,19 +34,15 @@ def run_study(
   """
   place = f'{checkout}/configs/study.py:dataset=folder:{data}'
   begun = time.perf_counter()
-  done = subprocess.run(
-    [sys.executable, '-m', 'tlkd_jax.study', f'--config={place}', '--jobs=2']
+  turns.run_python(
+    ['-m', 'tlkd_jax.study', f'--config={place}', '--jobs=2']
     + [f'--workdir={folder}/{time.time_ns()}']
     + [f'--compilation_cache={folder}/compiled']
     + ['--config.study.sizes=(20,)', f'--config.study.seeds={seeds}']
     + ["--config.study.run_arms=('tl','tl_label_smoothing','kd')"],
-    env=os.environ | {'PYTHONPATH': str(checkout)},
-    cwd=folder,
-    capture_output=True,
-    text=True,
+    checkout,
+    folder,
   )
-  if done.returncode:
-    raise RuntimeError(f'{checkout}: {done.stderr[-2000:]}')
   return time.perf_counter() - begun
 
 
@@ -62,14 +53,11 @@ def measure(
   rounds: int,
 ) -> list[dict]:
   """A row for each checkout, by name; these take turns."""
-  found: dict[str, list[float]] = {name: [] for name in checkouts}
-  with tempfile.TemporaryDirectory() as folder:
-    for number in range(rounds + 1):
-      for name, checkout in checkouts.items():
-        place = pathlib.Path(folder) / (name or 'here')
-        place.mkdir(exist_ok=True)
-        taken = run_study(checkout, place, data, seeds if number else 1)
-        found[name] += [taken] * (number > 0)
+
+  def once(checkout, folder, number):
+    return run_study(checkout, folder, data, seeds if number else 1)
+
+  found = turns.in_turn(checkouts, rounds, once)
   return [
     {
       'checkout': name or 'this',
@@ -90,9 +78,7 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=1)
   parser.add_argument('--against', type=pathlib.Path)
   arguments = parser.parse_args()
-  checkouts = {'': _HERE}
-  if arguments.against is not None:
-    checkouts['against'] = arguments.against.resolve()
+  checkouts = turns.named(arguments.against)
   data = arguments.data.resolve()
   for row in measure(checkouts, data, arguments.seeds, arguments.rounds):
     print(json.dumps(row))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import (
+  checkouts,
   growth,
   growth_axes,
   machine,
@@ -330,8 +331,8 @@ def test_runs_that_follow_are_told_from_the_first(tmp_path, monkeypatch):
     return [[8.0 * scale, 4.0]] + [[scale, 0.5]] * (count - 1)
 
   monkeypatch.setattr(repeated_runs, 'run_several', fake)
-  checkouts = {'': tmp_path / 'new', 'against': tmp_path / 'old'}
-  this, other = repeated_runs.measure(checkouts, runs=3, rounds=2)
+  both = {'': tmp_path / 'new', 'against': tmp_path / 'old'}
+  this, other = repeated_runs.measure(both, runs=3, rounds=2)
   assert started == [(c, n) for n in (1, 3, 3) for c in ('new', 'old')]
   assert (this['checkout'], other['checkout']) == ('this', 'against')
   assert this['first_wall_seconds'] == 8.0 and other['later_wall_seconds'] == 2
@@ -346,8 +347,8 @@ def test_studies_of_two_checkouts_take_turns(tmp_path, monkeypatch):
     return 30.0 * seeds if checkout.name == 'old' else 10.0 * seeds
 
   monkeypatch.setattr(study_speed, 'run_study', fake)
-  checkouts = {'': tmp_path / 'new', 'against': tmp_path / 'old'}
-  this, other = study_speed.measure(checkouts, tmp_path / 'x.zip', 4, 1)
+  both = {'': tmp_path / 'new', 'against': tmp_path / 'old'}
+  this, other = study_speed.measure(both, tmp_path / 'x.zip', 4, 1)
   assert started == [
     (*place, seeds)
     for seeds in (1, 4)
@@ -360,7 +361,7 @@ def test_studies_of_two_checkouts_take_turns(tmp_path, monkeypatch):
 def test_a_study_that_fails_says_why(tmp_path):
   with pytest.raises(RuntimeError, match='nowhere'):
     study_speed.run_study(
-      study_speed._HERE, tmp_path, tmp_path / 'nowhere.zip', 1
+      checkouts._HERE, tmp_path, tmp_path / 'nowhere.zip', 1
     )
 
 

@@ -1,5 +1,7 @@
 """Losses on labels: cross-entropy, label smoothing, soft labels."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax.losses
@@ -49,7 +51,9 @@ def soft_cross_entropy(
   return total / jnp.where(mass > 0, mass, 1.0)
 
 
-def adjusted(logits: jax.Array, offsets: jax.Array) -> jax.Array:
+def adjusted(
+  logits: jax.Array, offsets: jax.Array | Sequence[float]
+) -> jax.Array:
   """Logits as the loss sees them where classes are of unequal size.
 
   With offsets tau log pi, pi the share of each class in the training images,

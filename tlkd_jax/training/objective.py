@@ -128,8 +128,7 @@ def evaluate(
   logits = outputs['logits']
   judged = outputs['class_logits'] if objective.by_token else logits
   if objective.adjustment is not None:
-    offsets = jnp.asarray(objective.adjustment, jnp.float32)
-    judged = supervised.adjusted(judged, offsets)
+    judged = supervised.adjusted(judged, objective.adjustment)
   hard = supervised.soft_cross_entropy(judged, soft_labels)
   metrics = {'hard_loss': hard, 'accuracy': accuracy(logits, soft_labels)}
   loss = objective.hard_weight * hard
