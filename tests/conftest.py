@@ -24,6 +24,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
 import jax
 import pytest
 
+from tlkd_jax.report import plots
 from tlkd_jax.runtime import allocator
 
 # Under nohup, and in the background of a shell, they are ignored, in every
@@ -44,6 +45,12 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def pytest_collection_finish() -> None:
   """What was imported stays: no collection of garbage looks at it again."""
+  gc.collect()
+  gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+  """Pytest collects garbage five times over at its end."""
   gc.collect()
   gc.freeze()
 
@@ -70,6 +77,12 @@ def shared_programs(session_dir) -> None:
   """What one test compiled the others read, in all workers of this session."""
   jax.config.update('jax_compilation_cache_dir', str(session_dir / 'compiled'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def figures_are_not_laid_out() -> None:
+  """What is drawn counts: to keep texts apart takes longer than to draw."""
+  plots._STYLE['figure.constrained_layout.use'] = False
 
 
 @pytest.fixture(scope='session')

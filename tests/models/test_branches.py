@@ -9,6 +9,7 @@ from flax import nnx
 from tlkd_jax.models.layers import core as layers
 from tlkd_jax.models.layers.branches import Branches
 from tlkd_jax.models.layers.core import Mode
+from tlkd_jax.models.layers.rngs import Rngs
 
 # Sizes, groups, stride: MobileOne's three kinds of layer, RepViT's, FastViT's.
 KINDS = [
@@ -45,7 +46,7 @@ def test_outputs_gradients_and_statistics(
     identity=True,
     activation='relu',
     fused=False,
-    rngs=nnx.Rngs(0),
+    rngs=Rngs(jax.random.key(0)),
   )
   mode = Mode(train=True, norm_train=norm_train)
   with jax.enable_x64(True):
@@ -72,7 +73,9 @@ def test_outputs_gradients_and_statistics(
 
 def test_only_training_computes_them_together(monkeypatch):
   """An exported network has the layers that its file says."""
-  module = Branches(8, 8, (3, 3, 1), groups=8, fused=False, rngs=nnx.Rngs(0))
+  module = Branches(
+    8, 8, (3, 3, 1), groups=8, fused=False, rngs=Rngs(jax.random.key(0))
+  )
   count = []
   convolve = layers.conv2d
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from tlkd_jax import models
 from tlkd_jax.losses.stages import average_pool
+from tlkd_jax.models import create_model
 from tlkd_jax.models.families import densenet, inverted, regnet, resnet, vgg
 from tlkd_jax.models.families.inverted import Row
 from tlkd_jax.models.functional import to_functional
@@ -24,7 +25,7 @@ TRAIN = Mode(norm_train=True)
 
 
 def rngs(seed=0):
-  return nnx.Rngs(seed)
+  return layers.Rngs(jax.random.key(seed))
 
 
 def batch_norm(channels=3, *, momentum=0.1):
@@ -251,6 +252,30 @@ def test_adaptive_pool_averages_overlapping_cells(hw):
   np.testing.assert_allclose(got[0, :, :, 0], expected, rtol=1e-5)
   half = jnp.asarray(x, jnp.bfloat16)[None, :, :, None]
   assert average_pool(half, (7, 7)).dtype == jnp.bfloat16
+
+
+def test_random_numbers_are_those_of_nnx():
+  ours, theirs = rngs(3), nnx.Rngs(params=3)
+  for _ in range(3):
+    data = (jax.random.key_data(k) for k in (ours.next(), theirs.params()))
+    np.testing.assert_array_equal(*data)
+
+
+def test_a_structure_draws_nothing():
+  structure = layers.Rngs(None)
+  drawn = structure.draw(nnx.initializers.normal(), (2, 3))
+  np.testing.assert_array_equal(drawn, np.zeros((2, 3)))
+  with pytest.raises(ValueError, match='no random numbers'):
+    structure.next()
+
+
+@pytest.mark.parametrize(
+  'name', ['timm/mobileone_s0', 'timm/vit_tiny_patch16_224']
+)
+def test_a_structure_has_the_shapes_of_what_is_drawn(name):
+  model = create_model(name, num_classes=3)
+  drawn = jax.eval_shape(model.init, jax.random.key(0))
+  assert drawn == (model.params_shape, model.model_state_shape)
 
 
 def test_a_map_below_the_window_is_an_error():

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 from tests.fixtures import fill_rule
 from tests.models import parity
@@ -18,6 +17,7 @@ from tlkd_jax.models.families import ghostnetv2, resnetv2, squeezenet
 from tlkd_jax.models.functional import to_functional
 from tlkd_jax.models.layers import core as layers
 from tlkd_jax.models.layers.convolutions import lax_convolutions
+from tlkd_jax.models.layers.rngs import Rngs
 from tlkd_jax.models.spec import ModelSpec
 from tlkd_jax.models.weights import folding, pretrained
 from tlkd_jax.runtime.trees import flatten
@@ -239,7 +239,7 @@ def test_the_loss_falls_in_twenty_steps(fixture):
 
 
 def test_a_window_that_is_not_square_keeps_the_size():
-  conv = layers.Conv(2, 3, (1, 5), rngs=nnx.Rngs(0))
+  conv = layers.Conv(2, 3, (1, 5), rngs=Rngs(jax.random.key(0)))
   assert conv.kernel.shape == (1, 5, 2, 3)
   x = np.random.default_rng(0).normal(size=(1, 4, 7, 2)).astype(np.float32)
   y = conv(jnp.asarray(x))
@@ -251,7 +251,7 @@ def test_a_window_that_is_not_square_keeps_the_size():
 
 @pytest.mark.parametrize('window', [(1, 5), (5, 1)])
 def test_gradients_of_depthwise_windows_that_are_not_square(window):
-  conv = layers.Conv(6, 6, window, groups=6, rngs=nnx.Rngs(0))
+  conv = layers.Conv(6, 6, window, groups=6, rngs=Rngs(jax.random.key(0)))
   x = jax.random.normal(jax.random.key(0), (2, 4, 7, 6))
 
   def total(x, kernel):
@@ -282,7 +282,7 @@ def test_a_doubled_map_takes_the_pixel_at_the_floor(old, odd):
 
 
 def test_standardised_kernels_do_not_depend_on_scale_and_mean():
-  conv = resnetv2.StandardConv(4, 3, 3, rngs=nnx.Rngs(0))
+  conv = resnetv2.StandardConv(4, 3, 3, rngs=Rngs(jax.random.key(0)))
   x = jax.random.normal(jax.random.key(0), (1, 5, 5, 4))
   first = conv(x)
   conv.kernel[...] = 7.0 * conv.kernel[...] + 2.0

@@ -15,6 +15,7 @@ from tests.models.test_key_aliases import values
 from tlkd_jax import models
 from tlkd_jax.models.families import rotary_vit, swin, swin_variants
 from tlkd_jax.models.layers import rotary, windows
+from tlkd_jax.models.layers.rngs import Rngs
 from tlkd_jax.models.weights import aliases, loading, pretrained, torch_files
 
 FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures' / 'parity'
@@ -525,7 +526,7 @@ def by_pixels(module, x, library, window, shift):
 def test_windows_of_a_map_of_any_size(library, hw):
   with jax.enable_x64(True):
     cut = windows.Windows((3, 3), (1, 1), library)
-    module = swin.WindowAttention(4, 2, cut, rngs=nnx.Rngs(params=0))
+    module = swin.WindowAttention(4, 2, cut, rngs=Rngs(jax.random.key(0)))
     rng = np.random.default_rng(0)
     graph, state = nnx.split(module)
     state = jax.tree.map(lambda x: rng.normal(size=x.shape), state)
@@ -540,7 +541,7 @@ def test_windows_of_a_map_of_any_size(library, hw):
 @pytest.mark.parametrize('shift', [(0, 0), (1, 1)])
 def test_windows_by_the_attention_of_other_backends(monkeypatch, shift, dtype):
   cut = windows.Windows((3, 3), shift, 'timm')
-  module = swin.WindowAttention(4, 2, cut, rngs=nnx.Rngs(params=0))
+  module = swin.WindowAttention(4, 2, cut, rngs=Rngs(jax.random.key(0)))
   x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 5, 4)), dtype)
   graph, state = nnx.split(module)
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from tlkd_jax.models.layers import core
 from tlkd_jax.models.layers.convolutions import conv2d, lax_convolutions
 from tlkd_jax.models.layers.core import BatchNorm, ConvNorm, Mode
+from tlkd_jax.models.layers.rngs import Rngs
 from tlkd_jax.models.layers.scaled import gains, scaled_pointwise
 
 FROZEN = Mode(train=True)
@@ -76,7 +76,13 @@ def test_where_it_has_fewer_passes(size, channels, groups, dtype, expected):
 
 def make(kind=BatchNorm, **options):
   module = ConvNorm(
-    4, 6, 1, epsilon=1e-3, momentum=0.1, rngs=nnx.Rngs(0), **options
+    4,
+    6,
+    1,
+    epsilon=1e-3,
+    momentum=0.1,
+    rngs=Rngs(jax.random.key(0)),
+    **options,
   )
   if kind is not BatchNorm:
     module.norm.__class__ = kind

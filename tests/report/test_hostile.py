@@ -40,6 +40,7 @@ def check_pages(folder):
   return text, lines, data
 
 
+@pytest.mark.usefixtures('laid_out')
 @pytest.mark.parametrize('start', range(0, len(strict.NAMES), 10))
 def test_any_name_of_a_class(start, tmp_path):
   names = strict.NAMES[start : start + 10]

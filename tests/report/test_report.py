@@ -143,6 +143,7 @@ def test_over_seeds(gains, start, verdict, tmp_path):
   assert (first['metric'], first['verdict']) == ('top1', verdict)
 
 
+@pytest.mark.usefixtures('laid_out')
 def test_over_sizes(tmp_path):
   gains = [0.05, 0.0667, 0.05, 0.0667, 0.05, 0.0667, 0.05]
   study = synthetic.write_study(tmp_path / 'study', gains, sizes=(10, 20))
@@ -275,6 +276,7 @@ def test_other_test_images_are_not_compared(tmp_path):
   assert 'There is no answer' in text
 
 
+@pytest.mark.usefixtures('laid_out')
 def test_degraded_images(tmp_path):
   """Cells of three corruptions; TL+KD gains on TL as it gets worse."""
   study = synthetic.write_study(tmp_path / 'study', [0.1])

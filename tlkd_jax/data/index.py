@@ -112,6 +112,9 @@ def _records(records, rows: list[int], builder) -> list[dict]:
     ValueError: their checksums are wrong.
   """
   try:
+    # For several array_record starts threads, which take longer than to read.
+    if len(rows) == 1:
+      return [records[rows[0]]]
     return records.__getitems__(rows)
   except RuntimeError as error:
     raise ValueError(

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from tlkd_jax.models.layers.core import Mode
+from tlkd_jax.models.layers import core as layers
 from tlkd_jax.models.spec import ModelSpec
 
 Array = jax.Array
@@ -85,8 +85,8 @@ class Model:
     module = nnx.merge(
       self.graphdef, _state(params), _state(model_state), copy=True
     )
-    rngs = nnx.Rngs(dropout=key) if key is not None else None
-    mode = Mode(
+    rngs = layers.Rngs(key) if key is not None else None
+    mode = layers.Mode(
       train=train,
       norm_train=norm_train,
       rngs=rngs,
@@ -104,9 +104,7 @@ def to_functional(
   name: str, spec: ModelSpec, num_classes: int, **options
 ) -> Model:
   """Traces the structure of a variant without allocating its arrays, once."""
-  module = nnx.eval_shape(
-    lambda: _build(spec, num_classes, options, jax.random.key(0))
-  )
+  module = structure(spec, num_classes, options)
   graphdef, params, model_state = nnx.split(module, nnx.Param, nnx.BatchStat)
   return Model(
     name=name,
@@ -119,6 +117,13 @@ def to_functional(
   )
 
 
+def structure(
+  spec: ModelSpec, num_classes: int, options: dict[str, Any]
+) -> nnx.Module:
+  """The module of a variant, with shapes in place of arrays."""
+  return nnx.eval_shape(lambda: _build(spec, num_classes, options, None))
+
+
 @functools.lru_cache(maxsize=16)
 def jitted_init(model: Model) -> Callable:
   """`model.init`, compiled once in a process."""
@@ -126,7 +131,7 @@ def jitted_init(model: Model) -> Callable:
 
 
 def _build(spec, num_classes, options, key) -> nnx.Module:
-  return spec.build(num_classes, rngs=nnx.Rngs(params=key), **options)
+  return spec.build(num_classes, rngs=layers.Rngs(key), **options)
 
 
 def _plain(state: nnx.State) -> Tree:

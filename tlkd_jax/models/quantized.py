@@ -150,9 +150,7 @@ def refusal(original: Callable[..., nnx.Module]) -> str:
 
   Its norms must fold: an int8 network has none.
   """
-  module = nnx.eval_shape(
-    lambda: original(2, rngs=nnx.Rngs(params=jax.random.key(0)))
-  )
+  module = nnx.eval_shape(lambda: original(2, rngs=layers.Rngs(None)))
   pairs = folded.pairs(module)
   gone = {norm for _, norm, _ in pairs}
   left = [

@@ -37,7 +37,7 @@ def parts_of(name: str) -> tuple[str, int]:
 class SideBySide(nnx.Module):
   """Networks that see the same images; their own heads are not read."""
 
-  def __init__(self, networks, width: int, num_classes: int, rngs: nnx.Rngs):
+  def __init__(self, networks, width: int, num_classes: int, rngs: layers.Rngs):
     self.networks = nnx.List(networks)
     self.head = layers.Linear(width, num_classes, rngs=rngs)
 

@@ -42,7 +42,7 @@ class ZeroShot(nnx.Module):
   bfloat16's rounding of a cosine an error of 0.4 in the logits.
   """
 
-  def __init__(self, tower, width: int, num_classes: int, rngs: nnx.Rngs):
+  def __init__(self, tower, width: int, num_classes: int, rngs: layers.Rngs):
     # Its logits are the image's embedding among the texts.
     self.tower = tower
     self.head = layers.Linear(width, num_classes, rngs=rngs)

@@ -37,6 +37,7 @@ _numbers = itertools.count()
 MOST_TICKS = 20
 
 _STYLE = {
+  'figure.constrained_layout.use': True,
   'svg.fonttype': 'none',
   'font.family': 'sans-serif',
   # A dollar in a name begins no formula.
@@ -88,7 +89,7 @@ def _draw(draw, title: str, *, size=_SIZE, names=(), **labels) -> str:
   with matplotlib.rc_context(style), warnings.catch_warnings():
     # What joins letters has no picture of its own.
     warnings.filterwarnings('ignore', 'Glyph .* missing', UserWarning)
-    figure, axes = plt.subplots(figsize=size, layout='constrained')
+    figure, axes = plt.subplots(figsize=size)
     try:
       draw(axes)
       axes.set(title=title, **labels)

@@ -107,7 +107,7 @@ class ConvNeXt(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     options = {'epsilon': design.epsilon, 'rngs': rngs}
     widths = design.widths

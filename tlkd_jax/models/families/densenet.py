@@ -68,7 +68,7 @@ class DenseNet(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     if drop_path:
       raise ValueError('DenseNet has no residual branch for drop_path to drop')

@@ -145,7 +145,7 @@ class EfficientViT(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     first, *widths = design.widths
     conv = functools.partial(_conv, activation=_ACTIVATION, rngs=rngs)

@@ -257,7 +257,7 @@ class FastViT(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     block = functools.partial(
       Branches, activation='gelu', fused=design.fused, rngs=rngs

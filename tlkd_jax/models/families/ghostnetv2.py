@@ -186,7 +186,7 @@ class GhostNetV2(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     conv = functools.partial(_conv, activation='relu', rngs=rngs)
     channels = round_to_four(16 * width)

@@ -175,7 +175,7 @@ class InvertedResidualNet(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     conv = functools.partial(
       ConvNorm,

@@ -74,7 +74,7 @@ class Mixer(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     width = design.width
     self.patch = layers.patch_conv(in_channels, width, design.patch, rngs=rngs)

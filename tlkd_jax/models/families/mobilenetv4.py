@@ -239,7 +239,7 @@ class MobileNetV4(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     conv = functools.partial(_conv, activation=design.activation, rngs=rngs)
     self.stem = conv(in_channels, design.stem, 3, stride=2)

@@ -83,7 +83,7 @@ class RegNet(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     self.stem = _conv(
       in_channels, 32, 3, stride=2, activation='relu', rngs=rngs

@@ -191,7 +191,7 @@ class RepViT(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     options = {'fused': design.fused, 'rngs': rngs}
     first = design.widths[0]

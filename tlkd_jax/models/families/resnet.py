@@ -126,7 +126,7 @@ class ResNet(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     conv = functools.partial(_conv, activation='relu', rngs=rngs)
     if design.deep:

@@ -129,7 +129,7 @@ class ResNetV2(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     channels = 64 * design.width
     self.stem = _make_conv(

@@ -197,12 +197,12 @@ class RotaryTransformer(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     width = design.width
 
     def tokens(n):
-      return nnx.Param(_token_init(rngs.params(), (1, n, width)))
+      return nnx.Param(rngs.draw(_token_init, (1, n, width)))
 
     self.patch = layers.patch_conv(in_channels, width, design.patch, rngs=rngs)
     self.class_token = tokens(1)

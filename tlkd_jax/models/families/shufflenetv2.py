@@ -77,7 +77,7 @@ class ShuffleNetV2(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     if drop_path:
       raise ValueError(

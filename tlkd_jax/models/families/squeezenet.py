@@ -55,7 +55,7 @@ class SqueezeNet(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     if drop_path:
       raise ValueError(

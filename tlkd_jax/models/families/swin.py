@@ -78,7 +78,7 @@ class WindowAttention(nnx.Module):
       self.key = linear(channels)
       self.value = linear(channels)
     self.project = linear(channels)
-    self.table = nnx.Param(_table_init(rngs.params(), (int(rows), heads)))
+    self.table = nnx.Param(rngs.draw(_table_init, (int(rows), heads)))
     self.heads = heads
     self.windows = windows
 
@@ -165,7 +165,7 @@ class SwinTransformer(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     widths = design.widths()
     self.patch = layers.patch_conv(in_channels, widths[0], _PATCH, rngs=rngs)

@@ -54,7 +54,7 @@ class TextTower(nnx.Module):
   """
 
   def __init__(
-    self, design: TextDesign, embedding: int, *, fused: bool, rngs: nnx.Rngs
+    self, design: TextDesign, embedding: int, *, fused: bool, rngs: layers.Rngs
   ):
     width = design.width
     of_blocks = vit.Design(
@@ -67,7 +67,7 @@ class TextTower(nnx.Module):
     )
 
     def table(count):
-      return nnx.Param(_token_init(rngs.params(), (count, width)))
+      return nnx.Param(rngs.draw(_token_init, (count, width)))
 
     self.tokens = table(design.vocabulary)
     # Not `position`, which is that of patches.

@@ -143,7 +143,7 @@ class AttentionPool(nnx.Module):
 
   def __init__(self, design, *, rngs):
     width = design.width
-    self.latent = nnx.Param(_token_init(rngs.params(), (1, 1, width)))
+    self.latent = nnx.Param(rngs.draw(_token_init, (1, 1, width)))
     if design.fused:
       self.query = layers.Linear(width, width, rngs=rngs)
       self.key_value = layers.Linear(width, 2 * width, rngs=rngs)
@@ -230,13 +230,13 @@ class VisionTransformer(nnx.Module):
     in_channels: int = 3,
     dropout: float | None = None,
     drop_path: float = 0.0,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     width = design.width
     grid = design.image_size // design.patch
 
     def tokens(*shape):
-      return nnx.Param(_token_init(rngs.params(), (*shape, width)))
+      return nnx.Param(rngs.draw(_token_init, (*shape, width)))
 
     def head(there=True):
       if not there or not num_classes:

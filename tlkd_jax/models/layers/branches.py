@@ -68,7 +68,7 @@ class Branches(Branched):
     activation: str = 'identity',
     rate: float = 0.0,
     fused: bool,
-    rngs: nnx.Rngs,
+    rngs: layers.Rngs,
   ):
     """Builds one form.
 

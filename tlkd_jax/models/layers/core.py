@@ -19,6 +19,7 @@ from tlkd_jax.models.layers.activations import ACTIVATIONS
 from tlkd_jax.models.layers.convolutions import conv2d, same_padding
 from tlkd_jax.models.layers.normalization import batch_norm_train
 from tlkd_jax.models.layers.pooling import windows
+from tlkd_jax.models.layers.rngs import Rngs
 from tlkd_jax.models.layers.scaled import gains, scaled_pointwise
 
 Array = jax.Array
@@ -41,7 +42,7 @@ class Mode:
 
   train: bool = False
   norm_train: bool = False
-  rngs: nnx.Rngs | None = None
+  rngs: Rngs | None = None
   batch_chance: float = 1.0
   remat: bool = False
 
@@ -62,10 +63,10 @@ def run_block(block: nnx.Module, x: Array, mode: Mode, *others) -> Array:
     return block(x, mode, *others)
 
   @nnx.remat
-  def forward(block, x, rngs, *others):
-    return block(x, dataclasses.replace(mode, rngs=rngs), *others)
+  def forward(block, x, *others):
+    return block(x, mode, *others)
 
-  return forward(block, x, mode.rngs, *others)
+  return forward(block, x, *others)
 
 
 def run_stages(
@@ -111,12 +112,12 @@ class Conv(nnx.Module):
     padding: str | int = 'symmetric',
     groups: int = 1,
     use_bias: bool = False,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
   ):
     if isinstance(kernel_size, int):
       kernel_size = (kernel_size, kernel_size)
     shape = (*kernel_size, in_channels // groups, out_channels)
-    self.kernel = nnx.Param(_kernel_init(rngs.params(), shape))
+    self.kernel = nnx.Param(rngs.draw(_kernel_init, shape))
     self.bias = nnx.Param(jnp.zeros(out_channels)) if use_bias else None
     self.stride = stride
     self.padding = padding
@@ -155,7 +156,7 @@ def patch_conv(
   size: int,
   *,
   use_bias: bool = True,
-  rngs: nnx.Rngs,
+  rngs: Rngs,
 ) -> Conv:
   """A convolution over patches that do not overlap."""
   return Conv(
@@ -173,10 +174,10 @@ class Linear(nnx.Module):
   """Affine map of the last axis, kernel [in, out]."""
 
   def __init__(
-    self, in_features: int, out_features: int, *, rngs: nnx.Rngs, use_bias=True
+    self, in_features: int, out_features: int, *, rngs: Rngs, use_bias=True
   ):
     shape = (in_features, out_features)
-    self.kernel = nnx.Param(_linear_init(rngs.params(), shape))
+    self.kernel = nnx.Param(rngs.draw(_linear_init, shape))
     self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else None
 
   def __call__(self, x: Array) -> Array:
@@ -258,25 +259,36 @@ class BatchNorm(nnx.Module):
     return scale, self.bias[...] - self.mean[...] * scale
 
   def _stochastic(self, x: Array, mode: Mode) -> Array:
-    y, self.mean[...], self.var[...] = stoch_norm(
+    y, mean, var = stoch_norm(
       x,
       self.scale[...],
       self.bias[...],
       self.mean[...],
       self.var[...],
-      key=None if mode.rngs is None else mode.rngs.dropout(),
+      key=None if mode.rngs is None else mode.rngs.next(),
       p=mode.batch_chance,
       momentum=1 - self.momentum,
       eps=self.epsilon,
     )
+    self._keep(mean, var)
     return y.astype(x.dtype)
 
   def update(self, mean: Array, var: Array, count: int) -> None:
     """Counts a batch's biased statistics [C] of `count` values a channel."""
     unbiased = var * (count / max(count - 1, 1))
-    for stat, value in ((self.mean, mean), (self.var, unbiased)):
-      value = jax.lax.stop_gradient(value).astype(stat[...].dtype)
-      stat[...] = (1 - self.momentum) * stat[...] + self.momentum * value
+    self._keep(
+      *(
+        (1 - self.momentum) * stat[...]
+        + self.momentum * jax.lax.stop_gradient(new).astype(stat[...].dtype)
+        for stat, new in ((self.mean, mean), (self.var, unbiased))
+      )
+    )
+
+  def _keep(self, mean: Array, var: Array) -> None:
+    # `self.mean[...] = mean` would ask a traced array for its sharding, which
+    # it lacks, and JAX looks through all that was traced to say why.
+    self.mean.set_value(mean)
+    self.var.set_value(var)
 
 
 class LayerNorm(nnx.Module):
@@ -310,7 +322,7 @@ class ConvNorm(nnx.Module):
     stride: int = 1,
     padding: str | int = 'symmetric',
     groups: int = 1,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
   ):
     self.conv = Conv(
       in_channels,
@@ -357,7 +369,7 @@ class SqueezeExcite(nnx.Module):
     *,
     activation: str,
     gate: str = 'sigmoid',
-    rngs: nnx.Rngs,
+    rngs: Rngs,
   ):
     self.reduce = Conv(channels, hidden, 1, use_bias=True, rngs=rngs)
     self.expand = Conv(hidden, channels, 1, use_bias=True, rngs=rngs)
@@ -402,7 +414,7 @@ def _drop(x: Array, rate: float, mode: Mode, shape: tuple[int, ...]) -> Array:
     return x
   if mode.rngs is None:
     raise ValueError('a model with dropout needs a key in training')
-  keep = jax.random.bernoulli(mode.rngs.dropout(), 1.0 - rate, shape)
+  keep = jax.random.bernoulli(mode.rngs.next(), 1.0 - rate, shape)
   return x * keep.astype(x.dtype) / (1.0 - rate)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from tlkd_jax.models import create_model, folded, fused_name, quantized
-from tlkd_jax.models.functional import Model, Tree, to_functional
+from tlkd_jax.models.functional import Model, Tree, structure, to_functional
 from tlkd_jax.models.layers import branches
 from tlkd_jax.models.layers.branches import Branched
 from tlkd_jax.models.weights.loading import with_preprocessing
@@ -41,7 +41,7 @@ def fuse(
   name = fused_name(model.name)
   if name is None:
     raise ValueError(f'{model.name} is not trained in branches')
-  module = nnx.eval_shape(lambda: _build(model))
+  module = _module(model)
   flat = {**flatten(params), **flatten(model_state)}
   branched = {
     path: child
@@ -90,7 +90,7 @@ def fold_norms(
   branched = fused_name(model.name) is not None
   if branched:
     model, params, model_state = fuse(model, params, model_state)
-  module = nnx.eval_shape(lambda: _build(model))
+  module = _module(model)
   pairs = folded.pairs(module)
   if branched and not pairs:
     return model, params, model_state
@@ -139,12 +139,11 @@ def folds(model: Model) -> bool:
   """Whether `fold_norms` finds branches or a norm to fold."""
   if fused_name(model.name) is not None:
     return True
-  return bool(folded.pairs(nnx.eval_shape(lambda: _build(model))))
+  return bool(folded.pairs(_module(model)))
 
 
-def _build(model: Model) -> nnx.Module:
-  rngs = nnx.Rngs(params=jax.random.key(0))
-  return model.spec.build(model.num_classes, rngs=rngs, **model.options)
+def _module(model: Model) -> nnx.Module:
+  return structure(model.spec, model.num_classes, model.options)
 
 
 def _fold(flat: Tree, state: Tree, conv: str, norm: str, epsilon: float):
