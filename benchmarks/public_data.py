@@ -1,17 +1,19 @@
 """The study's data sets from their public archives.
 
     python -m benchmarks.public_data trashnet dataset-resized.zip trashnet.zip
+    python -m benchmarks.public_data trashnet_whole dataset-resized.zip all.zip
     python -m benchmarks.public_data cifar10 cifar-10-python.tar.gz cifar10.zip
 
 TrashNet (G. Thung and M. Yang, MIT licence): `data/dataset-resized.zip` of
 https://github.com/garythung/trashnet, 2,527 photographs of 512 x 384 pixels,
-here at half their sides. The 630 of `trashnet_test.txt` are test.
+here at half their sides. The 630 of `trashnet_test.txt` are test; without a
+split, to be cut into folds, it is `trashnet_whole`.
 
 CIFAR-10 (A. Krizhevsky 2009): https://www.cs.toronto.edu/~kriz/cifar.html, the
 Python version; its own split. An image is named by its class and its number
 within it, in the order of the batches.
 
-Both are written as JPEG in `NAME/{train,test}/CLASS/`, into a zip that is
+They are written as JPEG in `NAME/{train,test}/CLASS/`, into a zip that is
 `folder:` to this package. `python -m tlkd_jax.data.prepare --digest_at` says
 whether the decoded arrays are those of docs/reproducing.md.
 """
@@ -42,7 +44,7 @@ TRASHNET = {
   'trash': 137,
 }
 _HALF = (256, 192)
-_QUALITY = {'trashnet': 90, 'cifar10': 75}
+_QUALITY = {'trashnet': 90, 'trashnet_whole': 90, 'cifar10': 75}
 _BATCHES = {
   'train': [f'data_batch_{number}' for number in range(1, 6)],
   'test': ['test_batch'],
@@ -59,7 +61,7 @@ _ALLOWED = {
 # As every member of the zip is dated, so that it is the same each time.
 _DATE = (2020, 1, 1, 0, 0, 0)
 
-# (split, class, file name, image)
+# (split or nothing, class, file name, image)
 Examples = Iterator[tuple[str, str, str, Image.Image]]
 
 
@@ -93,6 +95,12 @@ def trashnet(archive: pathlib.Path) -> Examples:
       image = Image.open(io.BytesIO(opened.read(member))).convert('RGB')
       small = image.resize(_HALF, Image.Resampling.LANCZOS)
       yield ('test' if key in test else 'train'), folder, name, small
+
+
+def trashnet_whole(archive: pathlib.Path) -> Examples:
+  """The same images without a split."""
+  for _, label, name, image in trashnet(archive):
+    yield '', label, name, image
 
 
 def cifar10(archive: pathlib.Path) -> Examples:
@@ -132,7 +140,11 @@ class _Plain(pickle.Unpickler):
     return super().find_class(module, name)
 
 
-MAKERS = {'trashnet': trashnet, 'cifar10': cifar10}
+MAKERS = {
+  'trashnet': trashnet,
+  'trashnet_whole': trashnet_whole,
+  'cifar10': cifar10,
+}
 
 
 def write(name: str, archive: pathlib.Path, out: pathlib.Path) -> int:
@@ -153,8 +165,8 @@ def write(name: str, archive: pathlib.Path, out: pathlib.Path) -> int:
     for split, label, file, image in MAKERS[name](archive):
       data = io.BytesIO()
       image.save(data, 'JPEG', quality=_QUALITY[name])
-      member = zipfile.ZipInfo(f'{name}/{split}/{label}/{file}', _DATE)
-      made.writestr(member, data.getvalue())
+      path = pathlib.PurePosixPath(name, split, label, file)
+      made.writestr(zipfile.ZipInfo(str(path), _DATE), data.getvalue())
       count += 1
   return count
 

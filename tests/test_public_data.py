@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import public_data
-from tlkd_jax.data import load_splits, prepare
+from tlkd_jax.data import Fold, load_splits, prepare
 
 CLASSES = ['airplane', 'automobile', 'bird']
 
@@ -73,6 +73,20 @@ def test_trashnet_has_the_split_that_is_written_down(tmp_path, trash):
   assert out.read_bytes() == first
   dataset = load_splits(f'folder:{out}', image_size=8, cache_dir=tmp_path)
   assert len(dataset.splits['test']) == 3
+
+
+def test_all_of_trashnet_can_be_cut_into_folds(tmp_path, trash):
+  split, whole = tmp_path / 'split.zip', tmp_path / 'whole.zip'
+  public_data.write('trashnet', trash(), split)
+  assert public_data.write('trashnet_whole', trash(), whole) == 14
+  with zipfile.ZipFile(split) as parts, zipfile.ZipFile(whole) as made:
+    images = {n.split('/', 2)[2]: parts.read(n) for n in parts.namelist()}
+    for name in made.namelist():
+      assert made.read(name) == images[name.removeprefix('trashnet_whole/')]
+  dataset = load_splits(
+    f'folder:{whole}', image_size=8, cache_dir=tmp_path, fold=Fold(0, 2)
+  )
+  assert sum(len(one) for one in dataset.splits.values()) == 14
 
 
 @pytest.mark.parametrize(

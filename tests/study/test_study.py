@@ -15,6 +15,7 @@ from configs import study as study_config
 from tests import tiny
 from tlkd_jax import settings
 from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.errors import RunError
 from tlkd_jax.study import cells, conduct, matrix, results, workers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -92,6 +93,19 @@ def test_a_failing_cell_stops_no_other(finished):
   assert not [name for name in ran if '/4000/kd/' in name]
   cell = next(c for c in now if c.name == 'digits/4000/tl/seed1')
   assert 'num_train_per_class=4000' in cells.failure(root, cell)
+  with pytest.raises(RunError) as error:
+    conduct.check_complete(config, root)
+  # Each reason once, with all cells that it stopped.
+  title, *reasons = str(error.value).splitlines()
+  assert title == 'cells without a result:'
+  assert [r.count('num_train_per_class=4000') for r in reasons] == [1, 0]
+  ends = [
+    [f'digits/4000/{arm}/seed{seed}' for seed in (0, 1) for arm in arms]
+    for arms in (('teacher', 'tl'), ('kd',))
+  ]
+  named = [set(r.rpartition(': ')[2].split(', ')) for r in reasons]
+  assert named == [set(end) for end in ends]
+  assert reasons[1].strip().startswith('waiting for a cell that failed: ')
 
 
 def test_rows_are_what_the_runs_say(finished):

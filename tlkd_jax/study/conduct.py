@@ -248,16 +248,17 @@ def check_complete(
   part: tuple[int, int] = WHOLE,
   end: Until | None = None,
 ) -> None:
-  """Raises RunError with the cells that failed, or wait for one that did."""
+  """Raises RunError with why cells failed, which, and which wait for one."""
   everything = known(config, root, end)
   states = workers.states(workers.shard_of(everything, *part), root)
-  failed = [
-    f'{cell.name}: {state}'
-    for cell, state in states.items()
-    if state in ('failed', 'blocked')
-  ]
-  if failed:
-    raise RunError('cells without a result:\n  ' + '\n  '.join(failed))
+  reasons: dict[str, list[str]] = {}
+  for cell, state in states.items():
+    if state in ('failed', 'blocked'):
+      why = cells.failure(root, cell) or 'waiting for a cell that failed'
+      reasons.setdefault(why.strip(), []).append(cell.name)
+  if reasons:
+    found = (f'{why}: {", ".join(names)}' for why, names in reasons.items())
+    raise RunError('cells without a result:\n  ' + '\n  '.join(found))
   open_ = sum(not cells.is_done(root, cell) for cell in everything)
   if part != WHOLE and open_ and tuning.is_tuning(config, everything):
     raise RunError(
