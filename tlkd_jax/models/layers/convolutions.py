@@ -255,6 +255,8 @@ def _depthwise_dx(dy, kernel, x_shape, stride, padding):
   return transposed_windows((dy,), *sizes, x_shape[1:3], term).astype(dy.dtype)
 
 
+# Compiled with its caller; layers of one shape are traced and lowered once.
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _depthwise_dw(x, dy, kernel_shape, stride, padding):
   """Adds products of whole images into [H', W', C], then over H' and W'.
 
