@@ -338,3 +338,48 @@ def test_the_noise_floor():
   assert f'has {few[0]:.3f} each time on one and {few[1]:.3f} on two' in text
   assert f'{more[0]:.3f} and {more[1]:.3f} at 50' in text
   assert f'moves it by {100 * abs(few[1] - few[0]):.1f} points' in text
+
+
+def gains(arm, reference, metric, name, size) -> np.ndarray:
+  """[seeds], those that both have."""
+  sides = [found(one, 'trashnet', size, name) for one in (arm, reference)]
+  seeds = sorted(sides[0].keys() & sides[1].keys())
+  return np.array(
+    [sides[0][s]['test'][metric] - sides[1][s]['test'][metric] for s in seeds]
+  )
+
+
+def published_claims(metric: str) -> list[np.ndarray]:
+  """What each seed has of the first four claims, in their order."""
+  few, more = (gains('kd_rest', 'kd', metric, 'rest', n) for n in (10, 50))
+  long, short = (
+    gains('kd', _TL, metric, name, 20) for name in ('patience', 'sham')
+  )
+  return [
+    gains('kd_smoothed_teacher', 'kd', metric, 'teachers', 20),
+    gains('kd_probed_teacher', 'kd', metric, 'teachers', 20),
+    few - more,
+    long - short[: len(long)],
+  ]
+
+
+def test_published_claims():
+  """Each row's numbers, and whether the sign is the claimed one."""
+  rows = [
+    text.strip('| ').split(' | ')
+    for text in page('docs/results.md').splitlines()
+    if text.startswith('| ') and 'arXiv' in text
+  ]
+  assert [row[3] for row in rows] == ['6', '6', '6', '4']
+  for metric, column, write in (('top1', 4, points), ('nll', 5, shares)):
+    for row, values in zip(rows, published_claims(metric), strict=True):
+      assert int(row[3]) == len(values)
+      test = statistics.compare_paired(values, np.zeros(len(values)))
+      assert row[column] == write(test)
+  text = ' '.join(page('docs/results.md').split())
+  smoothed, probed, own, neither, plain = (
+    f'{scores(arm, "trashnet", 20, "nll", "teachers").mean():.3f}'
+    for arm in ('kd_smoothed_teacher', 'kd_probed_teacher', _SMOOTH, 'kd', _TL)
+  )
+  assert f'NLL {smoothed}, {probed} and {own};' in text
+  assert f'with neither {neither} and, TL, {plain}' in text
