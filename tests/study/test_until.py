@@ -172,7 +172,7 @@ def test_a_failed_cell_ends_it(play, tmp_path):
   config = make()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(cells, 'run', fail)
-    with pytest.raises(Exception, match='seed3.*failed'):
+    with pytest.raises(Exception, match='broken: digits/2/kd/seed3$'):
       conduct.run(config, tmp_path, end(config))
 
 
