@@ -383,3 +383,9 @@ def test_published_claims():
   )
   assert f'NLL {smoothed}, {probed} and {own};' in text
   assert f'with neither {neither} and, TL, {plain}' in text
+  pixels = {
+    name: {row['image_size'] for row in stored(name) if row['arm'] == 'kd'}
+    for name in ('teachers', 'rest', 'patience', 'sham')
+  }
+  assert pixels.pop('teachers') == {64} and '(64 px; labels of' in text
+  assert set.union(*pixels.values()) == {96} and 'at 96 px [rest.md]' in text
