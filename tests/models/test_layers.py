@@ -228,7 +228,7 @@ def test_max_pool_keeps_nan():
 def test_avg_pool_leaves_out_what_fills_no_window():
   x = RNG.random((5, 7)).astype(np.float32)
   expected = [[w.mean() for w in row] for row in windows(x, 2, 2)]
-  got = layers.avg_pool(jnp.asarray(x)[None, :, :, None], 2, 2)
+  got = pooling.avg_pool(jnp.asarray(x)[None, :, :, None], 2, 2)
   np.testing.assert_allclose(got[0, :, :, 0], expected, rtol=1e-6)
 
 
@@ -236,7 +236,7 @@ def test_avg_pool_with_ceil_averages_what_the_last_window_covers():
   x = RNG.random((5, 4)).astype(np.float32)
   padded = np.pad(x, ((0, 1), (0, 0)), constant_values=np.nan)
   expected = [[np.nanmean(w) for w in row] for row in windows(padded, 2, 2)]
-  got = layers.avg_pool(jnp.asarray(x)[None, :, :, None], 2, 2, ceil=True)
+  got = pooling.avg_pool(jnp.asarray(x)[None, :, :, None], 2, 2, ceil=True)
   np.testing.assert_allclose(got[0, :, :, 0], expected, rtol=1e-6)
 
 
@@ -280,7 +280,7 @@ def test_a_structure_has_the_shapes_of_what_is_drawn(name):
 
 def test_a_map_below_the_window_is_an_error():
   with pytest.raises(ValueError, match='1x4 map is too small'):
-    layers.avg_pool(jnp.ones((1, 1, 4, 2)), 2, 2)
+    pooling.avg_pool(jnp.ones((1, 1, 4, 2)), 2, 2)
 
 
 # --- Mode and dtype of whole models ---

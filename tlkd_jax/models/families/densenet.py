@@ -39,7 +39,7 @@ class NormConv(nnx.Module):
 
   def __call__(self, x: Array, mode: Mode) -> Array:
     x = jax.nn.relu(self.norm(x, mode))
-    return self.conv(layers.avg_pool(x, 2, 2) if self.pool else x)
+    return self.conv(pooling.avg_pool(x, 2, 2) if self.pool else x)
 
 
 class DenseLayer(nnx.Module):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tlkd_jax.models.layers import core as layers
+from tlkd_jax.models.layers import pooling
 from tlkd_jax.models.layers.core import ConvNorm, Mode
 from tlkd_jax.models.spec import ModelSpec, TorchLeaf, pointwise_leaf
 
@@ -101,7 +102,7 @@ class Attention(nnx.Module):
 
   def __call__(self, x: Array, mode: Mode) -> Array:
     size = x.shape[1:3]
-    x = self.project(layers.avg_pool(x, 2, 2), mode)
+    x = self.project(pooling.avg_pool(x, 2, 2), mode)
     x = jax.nn.sigmoid(self.columns(self.rows(x, mode), mode))
     return double(x, size)
 

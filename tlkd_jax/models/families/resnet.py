@@ -61,7 +61,7 @@ class Shortcut(nnx.Module):
 
   def __call__(self, x: Array, mode: Mode) -> Array:
     if self.pool_stride > 1:
-      x = layers.avg_pool(x, 2, self.pool_stride, ceil=True)
+      x = pooling.avg_pool(x, 2, self.pool_stride, ceil=True)
     return self.project(x, mode)
 
 

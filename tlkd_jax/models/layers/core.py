@@ -7,8 +7,6 @@ bfloat16 image. What differs between training and evaluation comes in as a
 """
 
 import dataclasses
-import functools
-import operator
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,6 @@ from tlkd_jax.losses.transfer import stoch_norm
 from tlkd_jax.models.layers.activations import ACTIVATIONS
 from tlkd_jax.models.layers.convolutions import conv2d, same_padding
 from tlkd_jax.models.layers.normalization import batch_norm_train
-from tlkd_jax.models.layers.pooling import windows
 from tlkd_jax.models.layers.rngs import Rngs
 from tlkd_jax.models.layers.scaled import gains, scaled_pointwise
 
@@ -380,23 +377,6 @@ class SqueezeExcite(nnx.Module):
     s = x.mean((1, 2), keepdims=True)
     s = self.expand(ACTIVATIONS[self.activation](self.reduce(s)))
     return x * ACTIVATIONS[self.gate](s)
-
-
-def avg_pool(x: Array, size: int, stride: int, *, ceil: bool = False) -> Array:
-  """Mean of each window of x [B, H, W, C], without padding.
-
-  With `ceil`, windows that hang over the bottom or right edge are kept and
-  average what they cover, as torch's `ceil_mode` without counted padding.
-  """
-  ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
-  if ceil:
-    over = [-(n - size) % stride for n in x.shape[1:3]]
-    pads = ((0, 0), (0, over[0]), (0, over[1]), (0, 0))
-    x, ones = jnp.pad(x, pads), jnp.pad(ones, pads)
-  total, count = (
-    functools.reduce(operator.add, windows(v, size, stride)) for v in (x, ones)
-  )
-  return total / count
 
 
 def dropout(x: Array, rate: float, mode: Mode) -> Array:

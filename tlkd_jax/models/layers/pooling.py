@@ -1,9 +1,10 @@
-"""Largest values of sliding windows, with a gradient that is fast on CPU.
+"""Largest and mean values of sliding windows, fast on CPU.
 
 `lax.reduce_window` and its gradient are several times slower there.
 """
 
 import functools
+import operator
 from collections.abc import Iterator
 
 import jax
@@ -77,3 +78,22 @@ def windows(x: jax.Array, size: int, stride: int) -> Iterator[jax.Array]:
   sizes = (size, size), (stride, stride)
   out_hw = output_hw(x, *sizes, ((0, 0), (0, 0)))
   return (tap for _, tap in taps(x, *sizes, out_hw))
+
+
+def avg_pool(
+  x: jax.Array, size: int, stride: int, *, ceil: bool = False
+) -> jax.Array:
+  """Mean of each window of x [B, H, W, C], without padding.
+
+  With `ceil`, windows that hang over the bottom or right edge are kept and
+  average what they cover, as torch's `ceil_mode` without counted padding.
+  """
+  ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+  if ceil:
+    over = [-(n - size) % stride for n in x.shape[1:3]]
+    pads = ((0, 0), (0, over[0]), (0, over[1]), (0, 0))
+    x, ones = jnp.pad(x, pads), jnp.pad(ones, pads)
+  total, count = (
+    functools.reduce(operator.add, windows(v, size, stride)) for v in (x, ones)
+  )
+  return total / count
