@@ -78,8 +78,9 @@ def prepare(
   """
   matrix = known(config, root, end)
   root.mkdir(parents=True, exist_ok=True)
-  check(config, matrix)
+  checked = check(config, matrix)
   plan = plans.state(config, root)
+  plans.say(plan, checked)
   if end is not None:
     until.check_places(config, root, plan)
 

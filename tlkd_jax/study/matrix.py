@@ -264,36 +264,45 @@ def _with_values(
     raise WrongSettings(lines) from error
 
 
-def check(config: Settings, matrix: list[Cell]) -> None:
+def check(config: Settings, matrix: list[Cell]) -> list[tuple[Cell, Settings]]:
   """Fails on what would stop a cell, before the first one runs.
+
+  Returns:
+    (the first cell of each data set, arm and trial, its settings), without
+    the files of its teachers.
 
   Raises:
     ValueError, FileNotFoundError: see settings.Settings, data.load_splits.
   """
-  seen = set()
+  found: dict[tuple, tuple[Cell, Settings]] = {}
   for cell in matrix:
-    if (cell.dataset, cell.arm, cell.trial) in seen:
-      continue
-    seen.add((cell.dataset, cell.arm, cell.trial))
-    guides = {c.arm: (c, pathlib.Path()) for c in needed(cell, matrix)}
-    make_config(config, cell, guides)
-  _check_sizes(config, matrix)
-
-
-def _check_sizes(config: Settings, matrix: list[Cell]) -> None:
-  """Fails where a class holds fewer images than the largest train size."""
+    key = cell.dataset, cell.arm, cell.trial
+    if key not in found:
+      guides = {c.arm: (c, pathlib.Path()) for c in needed(cell, matrix)}
+      found[key] = cell, make_config(config, cell, guides)
   for name in dict.fromkeys(cell.dataset for cell in matrix):
-    cells = [c for c in matrix if c.dataset == name and c.size >= 1]
-    if not cells:
-      continue
-    largest = max(cells, key=lambda cell: cell.size)
-    own = _without_teachers(config, largest)
-    # Little is decoded: as small and as few as there can be.
-    least = {
-      'image_size': 8,
-      'teacher.image_size': 0,
-      'data.train_size': None,
-      'data.num_validation_per_class': 1,
-      'data.num_test_per_class': 1,
-    }
-    decoding.load_dataset(_with_values(own, least, largest))
+    _check_data(config, [cell for cell in matrix if cell.dataset == name])
+  return [*found.values()]
+
+
+def _check_data(config: Settings, cells: list[Cell]) -> None:
+  """Fails on data that are not there, cannot be split, or have too few images.
+
+  Args:
+    config: of the study.
+    cells: of one data set.
+  """
+  largest = max(cells, key=lambda cell: cell.size)
+  # All of them, or a share, are as many as there are.
+  size = largest.size if largest.size >= 1 else 1
+  cell = dataclasses.replace(largest, size=size)
+  # Little is decoded: as small and as few as there can be.
+  least = {
+    'image_size': 8,
+    'teacher.image_size': 0,
+    'data.train_size': None,
+    'data.num_validation_per_class': 1,
+    'data.num_test_per_class': 1,
+  }
+  own = _without_teachers(config, cell)
+  decoding.load_dataset(_with_values(own, least, cell))

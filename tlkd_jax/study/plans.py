@@ -2,6 +2,9 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
+
+from absl import logging
 
 from tlkd_jax.answer import plan as plans
 from tlkd_jax.answer import rows as runs
@@ -9,6 +12,8 @@ from tlkd_jax.answer.plan import Plan
 from tlkd_jax.evaluation import records
 from tlkd_jax.settings import Settings
 from tlkd_jax.study import matrix, students, trials
+from tlkd_jax.study.matrix import Cell
+from tlkd_jax.training import networks
 
 # Of several commands in one folder the places are those of all.
 _ADDED = ('places', 'after')
@@ -77,6 +82,28 @@ def state(config: Settings, root: pathlib.Path) -> Plan:
   if plan != stated:
     records.write_json(root / plans.FILE, plans.as_json(plan))
   return plan
+
+
+def say(plan: Plan, checked: Iterable[tuple[Cell, Settings]]) -> None:
+  """Logs what is stated, and what each arm looks at, before the first run.
+
+  Args:
+    plan: of the study.
+    checked: from matrix.check.
+  """
+  lines = [f'{what}: {value}' for what, value in plan.words]
+  seen: dict[str, dict[str, dict[str, None]]] = {}
+  for cell, config in checked:
+    role = 'teacher' if cell.kind == 'teacher' else 'student'
+    network = config.network(role).name
+    look = f'{network} at {networks.look(config, role).image_size} px'
+    arms = seen.setdefault(cell.dataset, {}).setdefault(look, {})
+    arms[cell.arm] = None
+  for name, looks in seen.items():
+    lines += [
+      f'{name}, {look}: {", ".join(arms)}' for look, arms in looks.items()
+    ]
+  logging.info('study of %s\n  %s', '; '.join(plan.places), '\n  '.join(lines))
 
 
 def _check(stated: Plan, new: Plan, root: pathlib.Path) -> None:
