@@ -399,12 +399,46 @@ def test_a_command_line_gives_options_that_are_nothing_by_default(
   text, value, monkeypatch
 ):
   config = settings.config_of('kd', 'smoke,loss=fitnet')
-  line = ['command', f'--config.distillation.options.stages={text}']
+  given = [f'--config.distillation.options.stages={text}']
+  found = from_command_line(config, given, monkeypatch)
+  assert found.distillation.options['stages'] == value
+
+
+def from_command_line(config, given, monkeypatch):
+  """The settings of a file with what a command line says."""
+  line = ['command', *given]
   monkeypatch.setattr(sys, 'argv', line)
   values = flags.FlagValues()
   config_flags.DEFINE_config_dict('config', config, flag_values=values)
   values(line)
-  assert settings.from_config(config).distillation.options['stages'] == value
+  return settings.from_config(config)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('data.train_size', 64),
+    ('num_train_per_class', 5),
+    ('student.dropout', 0.25),
+    ('teacher.crop', 0.5),
+    ('teacher.interpolation', 'bicubic'),
+    ('teacher.checkpoint', 'runs/teacher'),
+  ],
+)
+def test_a_command_line_sets_and_takes_back_what_may_be_none(
+  key, value, monkeypatch
+):
+  def read(*texts):
+    config = settings.config_of('kd', None)
+    given = [f'--config.{key}={text}' for text in texts]
+    found = from_command_line(config, given, monkeypatch)
+    for part in key.split('.'):
+      found = getattr(found, part)
+    return found
+
+  assert read(value) == value and type(read(value)) is type(value)
+  assert read('None') is None
+  assert read(value, 'None') is None
 
 
 @pytest.mark.parametrize('stages', [3, (3,), ('stage1', 2.5)])

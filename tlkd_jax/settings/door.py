@@ -124,7 +124,9 @@ def _as_config(record: Any) -> ml_collections.ConfigDict:
     if rule is None:
       config[field.name] = None if value is None else _as_config(value)
     elif rule.optional:
-      config[field.name] = config_dict.placeholder(rule.kind)
+      # Of a number's type, a command line could not set None again.
+      kind = object if rule.kind in (int, float) else rule.kind
+      config[field.name] = config_dict.placeholder(kind)
       config[field.name] = value
     elif isinstance(value, Mapping):
       config[field.name] = _untyped(_plain(value, field.name))

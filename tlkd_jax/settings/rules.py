@@ -169,10 +169,10 @@ def one_of(names: Collection[str]) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-  """None, or what the rule accepts."""
+  """None, or what the rule accepts; of a text 'None', as a command line has it."""
 
   def accept(value):
-    return None if value is None else rule.accept(value)
+    return None if value is None or value == 'None' else rule.accept(value)
 
   words = 'None, or one of: ' if rule.names else f'{rule.words}, or None'
   return dataclasses.replace(rule, accept=accept, words=words, optional=True)
