@@ -169,7 +169,7 @@ def one_of(names: Collection[str]) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-  """None, or what the rule accepts; of a text 'None', as a command line has it."""
+  """None, which a command line gives as a text, or what the rule accepts."""
 
   def accept(value):
     return None if value is None or value == 'None' else rule.accept(value)
