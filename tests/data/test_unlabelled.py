@@ -2,13 +2,14 @@
 
 import dataclasses
 import io
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from tests import tiny
-from tests.data.pictures import encode, picture
+from tests.data.pictures import encode, make_classes, picture
 from tlkd_jax import data
 from tlkd_jax.data import sources, unlabelled
 from tlkd_jax.data.unlabelled import Where
@@ -152,3 +153,40 @@ def test_labels_of_a_split_are_not_read(digits, cache_dir, monkeypatch):
   again = unlabelled.extend(digits, 'rest', where=where).splits['train']
   for part in ('images', 'labels', 'indices', 'names'):
     np.testing.assert_array_equal(getattr(split, part), getattr(again, part))
+
+
+@pytest.mark.parametrize('kind', ['folder', 'zip'])
+def test_images_of_validation_and_test_are_left_out(kind, tmp_path):
+  """By their bytes, whatever they are called; those of train are counted."""
+  root, more = tmp_path / 'pets', tmp_path / 'more'
+  make_classes(root, {'cat': 12, 'dog': 12})
+  make_classes(more / 'outside', {'owl': 3})
+  own = data.load_splits(
+    f'folder:{root}', image_size=16, cache_dir=tmp_path / 'cache'
+  )
+  for split in ('train', 'validation', 'test'):
+    for k, name in enumerate(own.files[split].names):
+      shutil.copy(root / name, more / f'{split}{k}.png')
+  place = f'folder:{more}'
+  if kind == 'zip':
+    place = f'folder:{shutil.make_archive(str(more), "zip", more)}'
+  extended = unlabelled.extend(own, place)
+  split = extended.splits['train']
+  trained = len(own.splits['train'])
+  names = split.names[trained:]
+  assert len(names) == trained + 3
+  assert all(name.startswith(('train', 'outside')) for name in names)
+  evaluated = len(own.files['validation'].names) + len(own.files['test'].names)
+  said = extended.notes[-1]
+  assert f'{evaluated} others are left out: exact copies of images of' in said
+  assert f'{trained} of them are exact copies of images of train' in said
+
+
+def test_nothing_but_images_of_test(tmp_path):
+  make_classes(tmp_path / 'pets' / 'train', {'cat': 9, 'dog': 9})
+  make_classes(tmp_path / 'pets' / 'test', {'cat': 2, 'dog': 2})
+  own = data.load_splits(
+    f'folder:{tmp_path}/pets', image_size=16, cache_dir=tmp_path / 'cache'
+  )
+  with pytest.raises(ValueError, match='all 4 images of .*test are exact cop'):
+    unlabelled.extend(own, f'folder:{tmp_path}/pets/test')

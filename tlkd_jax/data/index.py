@@ -151,7 +151,7 @@ def _read_index(
     for record in read(list(range(start, stop))):
       names.append(_name(record, f'{split}-{len(names):07d}'))
       labels.append(0 if label_key is None else record[label_key])
-      digests.append(_digest(record[image_key]))
+      digests.append(digest_of(record[image_key]))
   label_array = np.asarray(labels, np.int32)
   digest_array = np.asarray(digests, np.uint64)
   replace_arrays(
@@ -165,7 +165,8 @@ def _read_index(
   return names, label_array, digest_array
 
 
-def _digest(data: bytes) -> int:
+def digest_of(data: bytes) -> int:
+  """The digest of an image file's bytes; NO_DIGEST where there are none."""
   if not data or transforms.is_unreadable(data):
     return NO_DIGEST
   return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'big')

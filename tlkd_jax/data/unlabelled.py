@@ -25,7 +25,7 @@ from tlkd_jax.data import (
   transforms,
 )
 from tlkd_jax.data.builders import archives, walk
-from tlkd_jax.data.index import NO_DIGEST, Source
+from tlkd_jax.data.index import NO_DIGEST, Source, digest_of
 
 NO_LABEL = -1
 REST = 'rest'
@@ -85,7 +85,8 @@ def extend(
 ) -> Dataset:
   """Adds images, with label -1, to the training images.
 
-  Both are held in memory together.
+  Both are held in memory together. Exact copies of images of validation or test
+  are left out, but for 'rest', whose copies are facts of the data set.
 
   Args:
     dataset: as load_splits gives it.
@@ -101,7 +102,8 @@ def extend(
     The data set with a longer train split and a note on it.
 
   Raises:
-    ValueError: `place` has no images or is none, or an image is bad.
+    ValueError: `place` has no images or none but copies, or is none, or an
+      image is bad.
     FileNotFoundError: there is no such folder, or no such prepared set.
   """
   where, train = where or Where(), dataset.splits['train']
@@ -116,27 +118,62 @@ def extend(
   geometry = decode.Geometry(max(short_side, size), size, interpolation)
   first_index = int(train.indices.max()) + 1
 
-  def decoded_from(source: Source) -> tuple[Source, decode.Decoded]:
-    return source, decode.decode(
+  def added(source: Source) -> Dataset:
+    said = ''
+    if place != REST:
+      source, said = _without_copies(dataset, place, source)
+    decoded = decode.decode(
       source,
       decode.whole(source, 1),
       geometry,
       description=f'{place} without labels',
       on_bad_image=on_bad_image,
     )
+    return _joined(dataset, place, source, decoded, said)
 
   if place == REST:
-    source, decoded = decoded_from(_rest(dataset, where))
-  elif place.startswith('folder:'):
+    return added(_rest(dataset, where))
+  if place.startswith('folder:'):
     with archives.open_tree(_existing(place)) as tree:
-      source, decoded = decoded_from(_folder_source(tree, first_index))
-  else:
-    source, decoded = decoded_from(_tfds_source(place, first_index, where))
-  return _joined(dataset, place, source, decoded)
+      return added(_folder_source(tree, first_index))
+  return added(_tfds_source(place, first_index, where))
+
+
+def _without_copies(
+  dataset: Dataset, place: str, source: Source
+) -> tuple[Source, str]:
+  """Without exact copies of validation and test; what to say of copies."""
+  of_split = {
+    split: np.isin(source.digests, files.digests)
+    & (source.digests != NO_DIGEST)
+    for split, files in dataset.files.items()
+  }
+  none = np.zeros(len(source.names), bool)
+  evaluated = of_split.get('validation', none) | of_split.get('test', none)
+  left_out, said = int(evaluated.sum()), ''
+  if left_out and evaluated.all():
+    raise ValueError(
+      f'distillation.unlabelled: all {left_out} images of {place} are exact '
+      'copies of images of validation or test'
+    )
+  trained = int((of_split.get('train', none) & ~evaluated).sum())
+  if trained:
+    said += f'; {trained} of them are exact copies of images of train'
+  if left_out:
+    said += (
+      f'; {left_out} others are left out: exact copies of images of validation '
+      'or test'
+    )
+    source = source.take(np.flatnonzero(~evaluated))
+  return source, said
 
 
 def _joined(
-  dataset: Dataset, place: str, source: Source, decoded: decode.Decoded
+  dataset: Dataset,
+  place: str,
+  source: Source,
+  decoded: decode.Decoded,
+  said: str,
 ) -> Dataset:
   train, count = dataset.splits['train'], len(decoded.images)
   images = np.concatenate([train.images, decoded.images])
@@ -148,7 +185,9 @@ def _joined(
     train.names + [source.names[row] for row in decoded.rows.tolist()],
   )
   whose = 'the rest of train' if place == REST else place
-  note = f'{count} images of {whose} are learned from without labels'
+  note = f'{count} images of {whose} are learned from without labels{said}'
+  if said:
+    logging.info('%s', note)
   return dataclasses.replace(
     dataset,
     splits=dataset.splits | {'train': split},
@@ -216,11 +255,12 @@ def _folder_source(tree: walk.Tree, first_index: int) -> Source:
   digest = hashlib.sha256(tree.location.encode('utf-8', 'replace'))
   for file in files:
     digest.update(f'{file.name}:{file.size}:{file.stamp}'.encode())
+  of_bytes = [digest_of(walk.read_image(tree, file)) for file in files]
   return Source(
     [file.name for file in files],
     np.zeros(len(files), np.int32),
     first_index + np.arange(len(files), dtype=np.int64),
     lambda position: walk.read_image(tree, files[position]),
     digest.hexdigest(),
-    np.full(len(files), NO_DIGEST, np.uint64),
+    np.asarray(of_bytes, np.uint64),
   )
