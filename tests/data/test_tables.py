@@ -151,6 +151,33 @@ def test_absolute_paths(tmp_path):
   assert next(iter(found_of(found)['unsplit'])) == f'{tmp_path}/test/a/1.png'
 
 
+def test_paths_that_lead_out_of_the_folder(tmp_path, monkeypatch):
+  """Names, which decide over splits, are the same however it is spelt."""
+  root = tmp_path / 'birds'
+  files = 'train/1.png train/2.png test/1.png'
+  text = 'path,label\n../train/1.png,cat\n../train/2.png,dog\n'
+  text += f'../test/1.png,cat\n{root}/labels/test/1.png,dog\n'
+  trees.write(root, files)
+  write(root / 'labels', text, 't.csv', 'test/1.png')
+  expected = {
+    'train': {'../train/1.png': 'cat', '../train/2.png': 'dog'},
+    'test': {'../test/1.png': 'cat', 'test/1.png': 'dog'},
+  }
+  for start, spelt in (
+    (tmp_path, 'birds/labels/t.csv'),
+    (root, 'labels/t.csv'),
+    (root / 'labels', 't.csv'),
+    (root / 'train', '../labels/t.csv'),
+    (tmp_path, str(root / 'labels' / 't.csv')),
+  ):
+    monkeypatch.chdir(start)
+    found = table_files.read_table_files(spelt, Labelling())
+    assert found_of(found) == expected
+    for examples in found.splits.values():
+      data = list(found.read(one.file for one in examples))
+      assert all(one.startswith(trees.PNG) for one in data)
+
+
 SPLITS = {
   'a column': OF_SPLITS,
   'another name': OF_SPLITS.replace('split', 'subset'),

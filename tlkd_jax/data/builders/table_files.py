@@ -188,10 +188,14 @@ def _on_disk(base: pathlib.Path, name: str) -> File | None:
       continue
     if not stat.S_ISREG(about.st_mode):
       continue
-    shown = path
-    if pathlib.PurePath(path).is_relative_to(os.path.normpath(base)):
-      shown = os.path.relpath(path, base)
-    shown = pathlib.PurePath(shown).as_posix()
+    whole = pathlib.PurePath(os.path.abspath(path))
+    # Not as the command spells the table's folder: names decide over splits.
+    if os.path.isabs(spelling) and not whole.is_relative_to(
+      os.path.abspath(base)
+    ):
+      shown = whole.as_posix()
+    else:
+      shown = pathlib.PurePath(os.path.relpath(path, base)).as_posix()
     return File(shown, about.st_size, about.st_mtime_ns, path)
   return None
 
