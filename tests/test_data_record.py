@@ -322,6 +322,33 @@ def test_a_teacher_that_learned_from_the_test_images_is_refused(
     data_record.check_taught(str(tmp_path), dataset)
 
 
+@pytest.mark.parametrize(
+  ('own', 'tested', 'count'),
+  [
+    # The teacher learned 1, 2 and 3 by other names.
+    ([7], [1, 4, 3], 2),
+    # Exact copies within one data set are there for the student too.
+    ([1, 3], [1, 4, 3], 0),
+    ([3], [1, 4, 3], 1),
+    # No digest is like none.
+    ([7], [0, 4], 0),
+  ],
+)
+def test_a_teacher_that_learned_them_by_other_names(
+  tmp_path, own, tested, count
+):
+  theirs = data_record.of_labelled(of_files([0, 1, 2, 3], [9]))
+  names = theirs['files']['train']['names']
+  theirs['files']['train']['names'] = [f'train/{name}' for name in names]
+  data_record.write(tmp_path, theirs)
+  dataset = of_files(own, tested)
+  if not count:
+    data_record.check_taught(str(tmp_path), dataset)
+    return
+  with pytest.raises(ValueError, match=f'learned from {count} of the '):
+    data_record.check_taught(str(tmp_path), dataset)
+
+
 def test_a_teacher_without_a_record_is_taken(tmp_path):
   data_record.check_taught(str(tmp_path), of_files([1], [2]))
   damaged = tmp_path / data_record.LABELLED
