@@ -192,16 +192,32 @@ def test_of_images_in_no_fold_the_mean_speaks(teacher, cache_dir):
     np.testing.assert_allclose(actual, mean, rtol=1e-4, atol=1e-4)
 
 
-def test_a_probed_student(cache_dir, tmp_path):
+def test_a_probed_student_of_balanced_classes(cache_dir, tmp_path):
+  """Of a tenth each: every logit is tau log 10 above what labels alone say."""
   config = tiny.make_config(
     'tl',
     cache_dir,
     student__fit='probed',
     student__probe_views=0,
     student__probe_folds=3,
+    data__balance='logit_adjustment',
+    data__balance_tau=2.0,
   )
-  summary = arms.run(config, tmp_path, sharding.make_mesh())['tl']
+  mesh = sharding.make_mesh()
+  summary = arms.run(config, tmp_path, mesh)['tl']
   assert summary['best_step'] == 0 and 'student' in summary
+  dataset = decoding.load_dataset(config)
+  run = run_parts.set_up(config, tmp_path, dataset, mesh)
+  features, labels = (
+    probes.compute_features(run, 0),
+    run.dataset.splits['train'].labels,
+  )
+  of_image = logistic.make_folds(labels, 3, config.seed)
+  strength = logistic.choose(features, labels, of_image, 10)
+  head = logistic.fit(features, labels, 10, strength)
+  kernel, bias = head_of(tmp_path)
+  np.testing.assert_array_equal(kernel, head.kernel)
+  np.testing.assert_allclose(bias, head.bias + 2 * np.log(10), rtol=1e-5)
 
 
 def test_early_is_the_step_of_the_least_scaled_nll(
@@ -287,6 +303,7 @@ def test_the_students_own_probe(teacher, cache_dir, tmp_path, caplog):
     student__name='tiny_teacher',
     student__checkpoint=str(teacher[1]),
     distillation__sham='uniform',
+    data__balance='logit_adjustment',
     data__crop=0.8,
     augment__crop='random_resized',
   )
@@ -317,7 +334,7 @@ def test_the_students_own_probe(teacher, cache_dir, tmp_path, caplog):
   given = features['train'][:, None], own
   strengths = logistic.STRENGTHS[::2]
   strength = logistic.choose(*given, of_image, 10, strengths)
-  head = logistic.fit(*given, 10, strength)
+  head = logistic.fit(*given, 10, strength, data=settings.data)
   np.testing.assert_allclose(
     logits, head.logits(features['validation']), rtol=1e-3, atol=1e-3
   )

@@ -5,6 +5,9 @@ views of an image lie in one fold. `cross_fit` makes a head for each fold from
 the others, whose strength too is chosen without that fold, so that what it
 says of an image depends on no label of that image (Dao et al. 2021, "Knowledge
 Distillation as Semiparametric Inference", arXiv 2104.09732).
+
+Classes of unequal size are balanced as they are where networks learn from
+labels, by the sizes among the images that a head is fitted to.
 """
 
 import dataclasses
@@ -14,11 +17,14 @@ import numpy as np
 import scipy
 import threadpoolctl
 
+from tlkd_jax.settings import Data
+
 # scikit-learn's C, of features with deviation 1 and images that count once.
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-8, 1))
 # scikit-learn's tol: of heads that are kept, and of those that are compared.
 EXACT, ROUGH = 1e-8, 1e-4
 _MAX_ITERATIONS = {EXACT: 2000, ROUGH: 200}
+_PLAIN = Data()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +66,7 @@ def fit(
   num_classes: int,
   strength: float,
   tolerance: float = EXACT,
+  data: Data = _PLAIN,
 ) -> Head:
   """The head with the least penalised loss.
 
@@ -70,12 +77,22 @@ def fit(
     strength: C of scikit-learn: the sum of losses counts C times, the squared
       coefficients (of features scaled to deviation 1) a half; larger is freer.
     tolerance: EXACT, or ROUGH where a head is scored and not kept.
+    data: how classes of unequal size are balanced.
 
   Returns:
     The head, of the features as given. A class without an image has no
     coefficients, and the probability of about one image among those there.
   """
-  return _path(features, labels, num_classes, (strength,), tolerance)[0]
+  counted = _class_weights(labels, num_classes, data)
+  given = features, labels, num_classes, (strength,)
+  (head,) = _path(*given, counted, tolerance)
+  if data.balance != 'logit_adjustment':
+    return head
+  # What the loss adds to logits, which an unpenalised bias takes up whole.
+  number = np.bincount(labels, minlength=num_classes)
+  log_prior = np.log(np.where(number, number, labels.size) / labels.size)
+  bias = head.bias - (data.balance_tau * log_prior).astype(np.float32)
+  return dataclasses.replace(head, bias=bias)
 
 
 def choose(
@@ -84,6 +101,7 @@ def choose(
   folds: np.ndarray,
   num_classes: int,
   strengths: tuple[float, ...] = STRENGTHS,
+  data: Data = _PLAIN,
 ) -> float:
   """The strength with the least cross-validated loss.
 
@@ -93,12 +111,16 @@ def choose(
     folds: int [N].
     num_classes: K.
     strengths: to choose from, ascending.
+    data: as in `fit`; what logit adjustment adds is in this loss too, whose
+      heads are therefore those without it.
   """
   losses = np.zeros(len(strengths))
   for fold in np.unique(folds):
     kept, out = folds != fold, folds == fold
-    heads = _path(features[kept], labels[kept], num_classes, strengths)
-    losses += [_loss(head, features[out], labels[out]) for head in heads]
+    counted = _class_weights(labels[kept], num_classes, data)
+    given = features[kept], labels[kept], num_classes, strengths
+    tried = features[out], labels[out], counted
+    losses += [_loss(head, *tried) for head in _path(*given, counted)]
   return strengths[int(np.argmin(losses))]
 
 
@@ -108,6 +130,7 @@ def cross_fit(
   folds: np.ndarray,
   num_classes: int,
   strengths: tuple[float, ...] = STRENGTHS,
+  data: Data = _PLAIN,
 ) -> tuple[list[Head], list[float]]:
   """A head and a strength for each fold, neither of which saw it.
 
@@ -121,23 +144,27 @@ def cross_fit(
     folds: int [N] in 0..F-1, F of at least three.
     num_classes: K.
     strengths: to choose from, ascending.
+    data: as in `fit` and `choose`.
   """
   num_folds = int(folds.max()) + 1
   losses = np.zeros((num_folds, len(strengths)))
   for one in range(num_folds):
     for other in range(one + 1, num_folds):
       kept = (folds != one) & (folds != other)
-      heads = _path(features[kept], labels[kept], num_classes, strengths)
+      counted = _class_weights(labels[kept], num_classes, data)
+      given = features[kept], labels[kept], num_classes, strengths
+      heads = _path(*given, counted)
       for without, tried in ((one, other), (other, one)):
         rows = folds == tried
         losses[without] += [
-          _loss(head, features[rows], labels[rows]) for head in heads
+          _loss(head, features[rows], labels[rows], counted) for head in heads
         ]
   chosen = [strengths[int(best)] for best in losses.argmin(axis=1)]
   heads = []
   for fold, strength in enumerate(chosen):
     kept = folds != fold
-    heads.append(fit(features[kept], labels[kept], num_classes, strength))
+    given = features[kept], labels[kept], num_classes, strength
+    heads.append(fit(*given, data=data))
   return heads, chosen
 
 
@@ -148,13 +175,28 @@ def mean(heads: list[Head]) -> Head:
   return Head(np.mean(kernels, axis=0), np.mean(biases, axis=0))
 
 
-def _loss(head: Head, features: np.ndarray, labels: np.ndarray) -> float:
-  """Sum over images of the mean over views."""
+def _class_weights(
+  labels: np.ndarray, num_classes: int, data: Data
+) -> np.ndarray:
+  """What an image of each class counts, on the mean 1; float64 [K].
+
+  With 'sampling' as much as if each class there were drawn equally often.
+  """
+  if data.balance != 'sampling':
+    return np.ones(num_classes)
+  number = np.bincount(labels, minlength=num_classes)
+  return labels.size / (np.count_nonzero(number) * np.maximum(number, 1))
+
+
+def _loss(
+  head: Head, features: np.ndarray, labels: np.ndarray, counted: np.ndarray
+) -> float:
+  """Sum over images, each as it counts, of the mean over views."""
   said = scipy.special.log_softmax(
     head.logits(features).astype(np.float64), axis=-1
   )
   picked = np.take_along_axis(said, labels[:, None, None], axis=-1)
-  return -float(picked.mean(axis=1).sum())
+  return -float((picked.mean(axis=1)[:, 0] * counted[labels]).sum())
 
 
 def _path(
@@ -162,9 +204,13 @@ def _path(
   labels: np.ndarray,
   num_classes: int,
   strengths: tuple[float, ...],
+  counted: np.ndarray,
   tolerance: float = ROUGH,
 ) -> list[Head]:
-  """A head for each strength, each starting from the one before."""
+  """A head for each strength, each starting from the one before.
+
+  `counted` is what an image of each class counts; [K].
+  """
   # Here and not above: it takes half a second, and most commands need none.
   from sklearn.exceptions import ConvergenceWarning
   from sklearn.linear_model import LogisticRegression
@@ -176,7 +222,7 @@ def _path(
   scale = np.where(scale > 1e-6 * (np.abs(centre) + 1e-6), scale, np.inf)
   rows = (rows - centre) / scale
   repeated = np.repeat(labels, num_views)
-  weights = np.full(repeated.size, 1 / num_views)
+  weights = counted[repeated] / num_views
   model = LogisticRegression(
     warm_start=True, max_iter=_MAX_ITERATIONS[tolerance], tol=tolerance
   )

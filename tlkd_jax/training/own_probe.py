@@ -61,8 +61,10 @@ def predict(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
   validation = of_split(run.dataset.splits['validation'])
   folds = logistic.make_folds(train.labels, _NUM_FOLDS, run.settings.seed)
   given = train.pre_logits[:, None], train.labels
-  strength = logistic.choose(*given, folds, counts.size, _STRENGTHS)
-  head = logistic.fit(*given, counts.size, strength)
+  # Balanced as the teacher that it is compared with.
+  data = run.settings.data
+  strength = logistic.choose(*given, folds, counts.size, _STRENGTHS, data)
+  head = logistic.fit(*given, counts.size, strength, data=data)
   return head.logits(validation.pre_logits), validation.labels
 
 

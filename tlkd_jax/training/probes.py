@@ -67,13 +67,14 @@ def fit(run: Run) -> dict[str, Any]:
     if run.settings.memory_check:
       backbone.check_memory()
     found = backbone.of_training()
-  fitted = found, split.labels, of_image, num_classes
+  fitted, data = (found, split.labels, of_image, num_classes), run.settings.data
   if section.fit == 'probed':
-    strength = logistic.choose(*fitted)
-    head = logistic.fit(found, split.labels, num_classes, strength)
+    strength = logistic.choose(*fitted, data=data)
+    given = found, split.labels, num_classes, strength
+    head = logistic.fit(*given, data=data)
     said = f'{strength:.2g}'
   else:
-    heads, strengths = logistic.cross_fit(*fitted)
+    heads, strengths = logistic.cross_fit(*fitted, data=data)
     head = logistic.mean(heads)
     said = ', '.join(f'{strength:.2g}' for strength in strengths)
     if sharding.is_lead():
