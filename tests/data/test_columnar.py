@@ -242,22 +242,65 @@ def test_a_split_whose_labels_are_withheld(tmp_path):
   ]
 
 
-def test_images_beside_the_table(tmp_path):
+def beside(root, kind: str, count: int = 6):
+  """Writes images and a table of their paths; returns that of the images."""
+  (root / 'images').mkdir()
+  for n in range(count):
+    (root / 'images' / f'{n}.png').write_bytes(as_bytes(n))
+  paths = [f'images/{n}.png' for n in range(count)]
+  images = {
+    'texts': pa.array(paths),
+    'a dictionary': pa.array(paths).dictionary_encode(),
+    'structs without bytes': pa.array(
+      [{'path': path} for path in paths], pa.struct([('path', pa.string())])
+    ),
+    'structs': pa.array([{'bytes': None, 'path': p} for p in paths], STRUCT),
+  }[kind]
+  ending = 'arrow' if kind == 'structs without bytes' else 'parquet'
+  table = table_of(range(count), {}, image=images)
+  write(root, {f'train.{ending}': table})
+  return root / 'images'
+
+
+BESIDE = ['texts', 'a dictionary', 'structs without bytes', 'structs']
+
+
+@pytest.mark.parametrize('kind', BESIDE)
+def test_images_beside_the_table(kind, tmp_path):
   """A row has a path and no bytes."""
-  (tmp_path / 'images').mkdir()
-  for n in range(3):
-    (tmp_path / 'images' / f'{n}.png').write_bytes(as_bytes(n))
-  rows = [{'bytes': None, 'path': f'images/{n}.png'} for n in range(4)]
-  table = table_of(
-    range(5), image=pa.array([*rows, {'bytes': None, 'path': None}], STRUCT)
-  )
-  write(tmp_path, {'train.parquet': table})
+  images = beside(tmp_path, kind)
   found = columnar.read_columnar(str(tmp_path), Labelling())
   files = [one.file for one in found.splits['train']]
-  *there, away, none = found.read(files)
-  assert there == [as_bytes(n) for n in range(3)]
-  assert b'images/3.png: No such file' in away
-  assert b'no image in this row' in none
+  assert [*found.read(files)] == [as_bytes(n) for n in range(6)]
+  # Another image of that name is another set.
+  (images / '3.png').write_bytes(as_bytes(9))
+  again = columnar.read_columnar(str(tmp_path), Labelling())
+  assert again.fingerprint != found.fingerprint
+  # It may be there again later, so that its absence is no image's fault.
+  (images / '3.png').unlink()
+  with pytest.raises(FileNotFoundError, match='images/3.png cannot be read'):
+    list(columnar.read_columnar(str(tmp_path), Labelling()).read(files))
+
+
+def test_rows_without_an_image(tmp_path):
+  rows = [{'bytes': None, 'path': None}, None, image(2)]
+  write(
+    tmp_path, {'x.parquet': table_of(range(3), image=pa.array(rows, STRUCT))}
+  )
+  found = columnar.read_columnar(str(tmp_path), Labelling())
+  *none, there = found.read(one.file for one in found.splits['unsplit'])
+  assert all(b'no image in this row' in one for one in none)
+  assert there == as_bytes(2)
+
+
+def test_images_that_were_away_for_a_while(load, tmp_path):
+  """No copy is made without them."""
+  images = beside(tmp_path, 'texts', 30)
+  images.rename(tmp_path / 'unmounted')
+  with pytest.raises(FileNotFoundError, match='images/0.png cannot be read'):
+    load(f'parquet:{tmp_path}')
+  (tmp_path / 'unmounted').rename(images)
+  assert sum(map(len, load(f'parquet:{tmp_path}').splits.values())) == 30
 
 
 LISTS = pa.array([[n % 3] for n in range(6)])

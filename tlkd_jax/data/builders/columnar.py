@@ -311,20 +311,24 @@ def _rows(
   inner = f'{columns.image}.path'
   if kind.startswith('struct') and 'path:' in kind:
     wanted.append(inner)
+  elif 'string' in kind:
+    wanted.append(columns.image)
   stem = os.path.splitext(file.name)[0]
   size = file.size // max(part.count, 1)
-  rows = []
+  rows, paths = [], []
   for batch in part.batches(wanted):
     values = batch.to_pydict()
     if inner in wanted and inner not in values:
       values[inner] = [one and one['path'] for one in values[columns.image]]
+    told = inner if inner in wanted else columns.image
+    paths += values.get(told) or [None] * batch.num_rows
     for k in range(batch.num_rows):
       number = len(rows)
       label = values[columns.label][k]
       if columns.names is not None:
         place = f'{where}: {file.name} row {number + 1}'
         label = _name(place, columns.label, columns.names, label)
-      path = values[inner][k] if inner in wanted else None
+      path = paths[number] if inner in wanted else None
       name = f'{stem}/{number:07d}'
       rows.append(
         Row(
@@ -335,7 +339,32 @@ def _rows(
           file=File(name, size, file.stamp, (file, number)),
         )
       )
-  return rows
+  return _with_stamps(rows, paths, file)
+
+
+def _with_stamps(rows: list[Row], paths: list[Any], table: File) -> list[Row]:
+  """Rows of images beside the table, with size and time of these too.
+
+  One that is not there ends it: the images are in the table itself, or reading
+  them will fail.
+  """
+  found = []
+  for row, path in zip(rows, paths, strict=True):
+    if isinstance(path, str) and path:
+      try:
+        about = os.stat(_beside(table, path))
+      except (OSError, ValueError):
+        return rows
+      size = row.file.size + about.st_size
+      stamp = row.file.stamp + about.st_mtime_ns
+      file = dataclasses.replace(row.file, size=size, stamp=stamp)
+      row = row._replace(file=file)
+    found.append(row)
+  return found
+
+
+def _beside(table: File, path: str) -> str:
+  return os.path.join(os.path.dirname(table.origin), path)
 
 
 def _name(
@@ -389,7 +418,11 @@ def _values(arrow, where: str, file: File, column: str) -> Iterator[Any]:
 
 
 def _bytes(value: Any, file: File) -> bytes:
-  """An image's bytes, or why there are none."""
+  """An image's bytes, or why there are none.
+
+  Raises:
+    OSError: it is a file of its own that cannot be read now.
+  """
   path = value if isinstance(value, str) else None
   if isinstance(value, dict):
     value, path = value.get('bytes'), value.get('path')
@@ -397,7 +430,4 @@ def _bytes(value: Any, file: File) -> bytes:
     return value
   if not path:
     return transforms.unreadable('no image in this row')
-  try:
-    return (pathlib.Path(file.origin).parent / path).read_bytes()
-  except OSError as error:
-    return transforms.unreadable(f'no bytes, and {path}: {error.strerror}')
+  return walk.read_file(File(path, 0, 0, _beside(file, path)))
