@@ -338,6 +338,35 @@ def test_mistakes_are_one_message(tmp_path, capsys):
   assert 'summary.json is damaged' in capsys.readouterr().err
 
 
+def test_a_probed_teacher_is_part_of_the_cost(tmp_path):
+  """It took no steps: its images are counted by what it passed over."""
+  teacher = synthetic.write_run(
+    tmp_path / 'teacher', 'teacher', accuracy=0.9, teacher__fit='probed'
+  )
+  (teacher / 'metrics.jsonl').unlink()
+  synthetic.write_run(tmp_path / 'tl', 'tl')
+  synthetic.write_run(tmp_path / 'kd', 'kd', teacher=teacher)
+  page.write([tmp_path], tmp_path / 'report', replicates=20)
+  rows = named(tables(tmp_path / 'report')['What it cost'])
+  # 30 images, each as it is and in four views; three steps of eight, which
+  # the teacher sees too.
+  assert [(row['model'], row['images'], row['seconds']) for row in rows] == [
+    ('teacher', 30 * 5, 12.5),
+    ('TL', 3 * 8, 4.0),
+    ('TL+KD', 30 * 5 + 2 * 3 * 8, 12.5 + 4.0),
+  ]
+  assert rows[0]['last top-1 on validation'] == pytest.approx(0.9)
+
+
+def test_a_teacher_whose_run_is_not_here_is_not_said_to_be_counted(tmp_path):
+  for arm in ('tl', 'kd'):
+    synthetic.write_run(tmp_path / arm, arm)
+  page.write([tmp_path], tmp_path / 'report', replicates=20)
+  text = (tmp_path / 'report' / 'report.md').read_text()
+  assert "TL+KD without its teacher's own run, which is not here" in text
+  assert 'start where' not in text
+
+
 def test_members_are_parts_of_their_ensemble(tmp_path):
   """It stands beside a pair; the runs that it consists of do not."""
   for arm in ('tl', 'kd'):

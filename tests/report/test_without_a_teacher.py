@@ -102,6 +102,16 @@ def test_its_own_tl_run_is_no_teacher_and_part_of_the_cost(tmp_path):
   assert 'no better than TL' not in text
 
 
+def test_fixmatch_sees_some_images_twice(tmp_path):
+  _, data = write(tmp_path, 'fixmatch')
+  tables = {t['title']: t for s in data['sections'] for t in s['tables']}
+  cost = tables['What it cost']
+  rows = [dict(zip(cost['columns'], row, strict=True)) for row in cost['rows']]
+  found = {row['model']: row['images'] for row in rows}
+  # Three steps of eight; of a batch half has no labels.
+  assert found == {'TL': 3 * 8, 'FixMatch': 3 * (8 + 4)}
+
+
 def test_each_has_its_answer_beside_a_teacher(tmp_path):
   text, data = write(tmp_path, 'kd', 'hard', 'fixmatch', seeds=2)
   assert data['title'] == 'TL and TL+KD compared'

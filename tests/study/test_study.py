@@ -317,38 +317,3 @@ def test_checkpoints_of_parts_go_with_keep_best(tmp_path):
   kept = {str(p.relative_to(folder)) for p in folder.rglob('checkpoints')}
   assert kept == {'checkpoints'}
   assert (folder / 'member2').exists()
-
-
-@pytest.mark.usefixtures('tiny_models')
-@pytest.mark.parametrize(
-  ('arm', 'changes', 'images'),
-  [
-    ('tl', {}, 6 * 8),
-    ('tl', {'student__fit': 'probed'}, 40 * 5),
-    ('teacher', {'teacher__fit': 'probed', 'teacher__probe_views': 1}, 40 * 2),
-    (
-      'teacher',
-      {'teacher__fit': 'crossfitted_finetuned', 'teacher__probe_folds': 3},
-      (2 + 3 + 4) * 8,
-    ),
-    (
-      'tl',
-      {'student__fit': 'ensemble', 'student__members': 3},
-      (2 + 3 + 4) * 8,
-    ),
-  ],
-)
-def test_images_of_a_run_that_has_no_steps_of_its_own(
-  arm, changes, images, tmp_path
-):
-  """A probe passes over its images; folds and members learn."""
-  own = tiny.make_config(arm, **changes)
-  folders = {tmp_path: 6}
-  part = {'crossfitted_finetuned': 'fold', 'ensemble': 'member'}.get(own.fit)
-  if part:
-    folders = {tmp_path / f'{part}{n}': n + 1 for n in (1, 2, 3)}
-  for folder, steps in folders.items() if own.fit != 'probed' else ():
-    folder.mkdir(exist_ok=True)
-    row = {'step': steps, 'split': 'train', 'loss': 1.0}
-    (folder / 'metrics.jsonl').write_text(json.dumps(row) + '\n')
-  assert cells._images(own, tmp_path, {'num_train': 40}) == images

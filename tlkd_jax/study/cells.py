@@ -22,14 +22,11 @@ from tlkd_jax.study import measured
 from tlkd_jax.study.matrix import Cell, make_config, needed
 from tlkd_jax.training import (
   balance,
-  crossfit,
   decoding,
   defaults,
-  ensemble,
   inputs,
+  learned,
   networks,
-  probes,
-  shares,
   targets,
 )
 from tlkd_jax.training import workdir as workdirs
@@ -49,8 +46,6 @@ _PLACES = frozenset(
     'targets.features_dir',
   }
 )
-# Of the kinds of run whose learning is that of their parts.
-_PARTS = {crossfit.KIND: crossfit.parts, ensemble.KIND: ensemble.parts}
 
 
 def folder_of(root: pathlib.Path, cell: Cell) -> pathlib.Path:
@@ -129,10 +124,11 @@ def run(
   if own.data.folds and own.data.fold is None:
     record['folds'] = own.data.folds
   for part, summary in zip(parts[:-1], summaries, strict=False):
-    images = _images(part.settings, part.workdir, summary)
+    images = learned.images(part.settings, part.workdir, summary)
+    asked = _images_asked(part.settings, part.workdir)
     record['seconds'] += summary['seconds']
     record['train_images'] += images
-    record['teacher_images'] += images * (part.settings.arm == 'kd')
+    record['teacher_images'] += asked * (part.settings.arm == 'kd')
   # Of a run that was finished before, only the record was made.
   record['wall_seconds'] = max(time.monotonic() - began, record['seconds'])
   records.write_json(folder / 'cell.json', record)
@@ -228,7 +224,6 @@ def _record(
 ) -> dict[str, Any]:
   role = 'teacher' if cell.kind == 'teacher' else 'student'
   rows = read_rows(folder / 'metrics.jsonl')
-  images = _images(config, folder, summary)
   record: dict[str, Any] = {
     'dataset': cell.dataset,
     'size': cell.size,
@@ -249,12 +244,10 @@ def _record(
       [row['step'], row['seconds'], row['top1']] for row in _with_seconds(rows)
     ],
     # Images through a network: trained on, and seen by teachers meanwhile.
-    'train_images': images
-    // config.batch_size
-    * shares.images_per_step(config),
+    'train_images': learned.images(config, folder, summary),
     'teacher_images': len(cell.teachers)
     * targets.images_seen(
-      images,
+      _images_asked(config, folder),
       summary['num_train'] + summary.get('num_unlabelled', 0),
       mode=config.targets.mode,
       views=targets.num_views(
@@ -274,20 +267,9 @@ def _record(
   return record
 
 
-def _images(
-  own: Settings, folder: pathlib.Path, summary: dict[str, Any]
-) -> int:
-  """Images that a finished run has learned from, counted each time."""
-  if own.fit in probes.KINDS:
-    section = own.network(networks.role(networks.learner_names(own)[0]))
-    return summary['num_train'] * (1 + section.probe_views)
-  if own.fit == 'zero_shot':
-    return 0
-  steps = 0
-  for place in _PARTS[own.fit](own, folder) if own.fit in _PARTS else [folder]:
-    rows = read_rows(place / 'metrics.jsonl')
-    steps += max(row['step'] for row in rows if row['split'] == 'train')
-  return steps * own.batch_size
+def _images_asked(config: Settings, folder: pathlib.Path) -> int:
+  """Images that a guide was asked of in the steps of a run."""
+  return learned.steps(config, folder) * config.batch_size
 
 
 def _with_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
