@@ -338,6 +338,21 @@ def test_mistakes_are_one_message(tmp_path, capsys):
   assert 'summary.json is damaged' in capsys.readouterr().err
 
 
+def test_every_run_stands_there_with_the_pixels_that_it_saw(tmp_path):
+  sizes = {'image_size': 96, 'teacher__image_size': 160}
+  for arm in ('teacher', 'tl', 'kd'):
+    synthetic.write_run(tmp_path / arm, arm, **sizes)
+  synthetic.write_run(tmp_path / 'same', 'teacher', seed=1, image_size=96)
+  page.write([tmp_path], tmp_path / 'report', replicates=20)
+  rows = named(tables(tmp_path / 'report')['The runs'])
+  assert {row['run']: row['pixels'] for row in rows} == {
+    '../teacher': 160,
+    '../tl': 96,
+    '../kd': 96,
+    '../same': 96,
+  }
+
+
 def test_a_probed_teacher_is_part_of_the_cost(tmp_path):
   """It took no steps: its images are counted by what it passed over."""
   teacher = synthetic.write_run(

@@ -123,6 +123,8 @@ def _runs_table(runs: Sequence[RunFolder], out: pathlib.Path) -> Table:
   rows = []
   for run in runs:
     role = 'teacher' if run.arm == 'teacher' else 'student'
+    # A teacher may see other pixels than its students.
+    own = run.config.get(f'{role}.image_size') or run.config['image_size']
     rows.append(
       {
         'run': relative(run.path, out),
@@ -131,7 +133,7 @@ def _runs_table(runs: Sequence[RunFolder], out: pathlib.Path) -> Table:
         'size': run.size_in_words,
         'seed': run.seed,
         'model': run.config[f'{role}.name'],
-        'pixels': int(run.config['image_size']),
+        'pixels': int(own),
         'training images': run.num_train,
         'top-1 on test': records.number(run.summary[role]['test']['top1']),
         'training seconds': records.number(run.summary['seconds']),
