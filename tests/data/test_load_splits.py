@@ -1,4 +1,5 @@
 import errno
+import os
 import pathlib
 import shutil
 import subprocess
@@ -7,11 +8,12 @@ import zipfile
 
 import numpy as np
 import pytest
+import trees
 from pictures import encode, make_classes, picture
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tlkd_jax.data import prepared, transforms
+from tlkd_jax.data import Labelling, prepared, transforms
 from tlkd_jax.data.builders import folder, layout, walk
 from tlkd_jax.runtime import mapped
 
@@ -335,6 +337,40 @@ def test_a_damaged_copy_is_made_again_or_named(load, three_splits, tmp_path):
       except ValueError as error:
         assert 'array_record' in path.name and 'is damaged' in str(error)
         path.write_bytes(whole)
+
+
+ALIKE = ['folder:{}', 'folder:{}.tar', 'csv:{}/t.csv', 'imagefolder:{}']
+
+
+@pytest.mark.parametrize('kind', [*ALIKE, 'imagefolder:{}.tar', 'pattern'])
+def test_data_that_seem_alike_have_copies_of_their_own(kind, load, tmp_path):
+  """Same last name, names, sizes and times; other pixels."""
+  archive = kind == 'pattern' or kind.endswith('tar')
+  labelling = Labelling(pattern=r'/([ab])/\d') if kind == 'pattern' else None
+  found = []
+  for where in ('before', 'after'):
+    root = tmp_path / ('same' if archive else where) / 'pets'
+    members = {
+      f'{name}/{i}.bmp': encode(picture(f'{where}{name}{i}'), 'BMP')
+      for name in 'ab'
+      for i in range(10)
+    }
+    lines = [f'{name},{name[0]}\n' for name in members]
+    table = 't.csv' if kind.startswith('csv') else 'metadata.csv'
+    if kind.startswith(('csv', 'image')):
+      members[table] = ('file_name,label\n' + ''.join(lines)).encode()
+    for name, content in members.items():
+      path = root / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(content)
+      os.utime(path, (10**9, 10**9))
+    packed = {f'pets/{name}': content for name, content in members.items()}
+    trees.write_tar(root.with_name('pets.tar'), packed)
+    name = 'folder:{}.tar' if kind == 'pattern' else kind
+    found.append(load(name.format(root), labelling=labelling))
+  before, after = (dataset.splits['train'] for dataset in found)
+  assert before.names == after.names
+  assert before.fingerprint() != after.fingerprint()
 
 
 def test_no_space_for_mapped_images(monkeypatch, load, three_splits):

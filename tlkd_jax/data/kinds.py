@@ -55,13 +55,11 @@ def folder_builder(path: str, cache_dir: pathlib.Path, labelling: Labelling):
       found = patterns.arrange(f'folder:{path}', tree, labelling.pattern)
       return _from_labelled(found, cache_dir, path)
   root = pathlib.Path(path).expanduser()
-  key = f'folder-{prepared.plain_name(root)}-{folder.FolderImages.VERSION}'
+  version, place = folder.FolderImages.VERSION, _place(root)
+  key = f'folder-{prepared.plain_name(root)}-{version}-{place}'
   if archives.is_tar(root):
     # Its members are not listed again as long as the file is the same.
-    about = root.stat()
-    text = f'{root.resolve()} {about.st_size} {about.st_mtime_ns}'
-    digest = hashlib.sha256(text.encode('utf-8', 'replace'))
-    key += f'-tar-{digest.hexdigest()[:16]}'
+    key += '-tar'
     found = cache_dir / 'prepared' / key
     if prepared.is_described(found):
       return prepared.open_copy(folder.FolderImages.name, found)
@@ -193,7 +191,20 @@ def check_used(name: str, labelling: Labelling) -> None:
 
 def _from_labelled(found: Labelled, cache_dir: pathlib.Path, path: str):
   kind = found.where.partition(':')[0]
-  name = prepared.plain_name(pathlib.Path(path).expanduser())
-  version = labelled.LabelledImages.VERSION
-  key = f'{kind}-{name}-labels-{version}-{found.fingerprint}'
-  return prepared.from_labelled(found, cache_dir, key)
+  root = pathlib.Path(path).expanduser()
+  version, place = labelled.LabelledImages.VERSION, _place(root)
+  key = f'{kind}-{prepared.plain_name(root)}-labels-{version}-{place}'
+  return prepared.from_labelled(found, cache_dir, f'{key}-{found.fingerprint}')
+
+
+def _place(root: pathlib.Path) -> str:
+  """Tells data sets apart whose files are alike in name, size and time.
+
+  In a tar they often are, so that its own size and time count too.
+  """
+  text = str(root.resolve())
+  if archives.is_tar(root):
+    about = root.stat()
+    text += f' {about.st_size} {about.st_mtime_ns}'
+  digest = hashlib.sha256(text.encode('utf-8', 'replace'))
+  return digest.hexdigest()[:16]
