@@ -73,6 +73,28 @@ def test_tar_is_read_like_its_folder(
     load(f'folder:{path}')
 
 
+def test_a_tar_is_read_again_once_heic_can_be(
+  load, plain, tmp_path, monkeypatch
+):
+  members = _files(plain)
+  members['train/a/new.heic'] = members['train/a/000.png']
+  path = trees.write_tar(tmp_path / 'x.tar', members)
+
+  def names():
+    splits = load(f'folder:{path}').splits.values()
+    return {name for split in splits for name in split.names}
+
+  monkeypatch.setattr(transforms, 'has_heif', lambda: False)
+  transforms.suffixes.cache_clear()
+  assert len(names()) == 16
+  monkeypatch.setattr(transforms, 'has_heif', lambda: True)
+  transforms.suffixes.cache_clear()
+  found = names()
+  monkeypatch.undo()
+  transforms.suffixes.cache_clear()
+  assert len(found) == 17 and 'train/a/new.heic' in found
+
+
 def test_links_and_devices_in_a_tar_are_left_out(pets, tmp_path):
   path = tmp_path / 'x.tar'
   with tarfile.open(path, 'w') as archive:

@@ -317,8 +317,14 @@ def test_damaged_decoded_images_are_decoded_again(load, three_splits, tmp_path):
       assert fingerprints(load(name, **options)) == right, path
 
 
-def test_a_damaged_copy_is_made_again_or_named(load, three_splits, tmp_path):
+@pytest.mark.parametrize('kind', ['folder', 'tar'])
+def test_a_damaged_copy_is_made_again_or_named(
+  kind, load, three_splits, tmp_path
+):
   name, options = f'folder:{three_splits}', {'cache_dir': str(tmp_path)}
+  if kind == 'tar':
+    shutil.make_archive(str(tmp_path / 'x'), 'tar', three_splits)
+    name = f'folder:{tmp_path}/x.tar'
   right = [
     split.fingerprint() for split in load(name, **options).splits.values()
   ]

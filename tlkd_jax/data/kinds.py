@@ -8,7 +8,7 @@ import hashlib
 import os
 import pathlib
 
-from tlkd_jax.data import prepared
+from tlkd_jax.data import prepared, transforms
 from tlkd_jax.data.builders import (
   archives,
   arrays,
@@ -58,10 +58,11 @@ def folder_builder(path: str, cache_dir: pathlib.Path, labelling: Labelling):
   version, place = folder.FolderImages.VERSION, _place(root)
   key = f'folder-{prepared.plain_name(root)}-{version}-{place}'
   if archives.is_tar(root):
-    # Its members are not listed again as long as the file is the same.
-    key += '-tar'
+    # Its members are not listed again as long as the file is the same, and
+    # what of them can be read.
+    key += '-tar' + '-heif' * transforms.has_heif()
     found = cache_dir / 'prepared' / key
-    if prepared.is_described(found):
+    if prepared.is_whole(found):
       return prepared.open_copy(folder.FolderImages.name, found)
   kind = _TABLE_KINDS.get(root.suffix.lower())
   if kind and root.is_file():

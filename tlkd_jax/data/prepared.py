@@ -169,14 +169,14 @@ def read_beside(builder) -> tuple[list[dict[str, Any]], list[str]]:
   return stored['left_out'], stored['notes']
 
 
-def is_described(copy: pathlib.Path) -> bool:
-  """Whether a copy is there with what was said of its folder.
+def is_whole(copy: pathlib.Path) -> bool:
+  """Whether a copy is there, undamaged, with what was said of its folder.
 
   One that is there is from then on in use.
   """
   if copy.is_dir():
     _keep(copy)
-  return _stored_beside(copy / _BESIDE) is not None
+  return _stored_beside(copy / _BESIDE) is not None and not _damaged(copy)
 
 
 def _stored_beside(path: pathlib.Path) -> dict[str, Any] | None:

@@ -351,5 +351,6 @@ def _families(names) -> dict[tuple[str, ...], list[tuple[str, str]]]:
 
 
 def _class_name(name: str) -> str:
-  # A Mac's spelling of accents is another sequence of characters.
-  return unicodedata.normalize('NFC', name)
+  # A Mac's spelling of accents is another sequence of characters, and TFDS
+  # stores names without the spaces around them.
+  return unicodedata.normalize('NFC', name.strip())
