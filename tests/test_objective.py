@@ -359,6 +359,31 @@ def test_configuration_of_a_sum():
     make('kd', loss='kd+rkdd')
 
 
+@pytest.mark.parametrize('schedule', ['constant', 'linear'])
+@pytest.mark.parametrize('loss', ['kd', 'dkd', 'kd_logit_std+dkd', 'nkd+srd'])
+def test_a_sum_has_the_temperature_of_the_settings(loss, schedule):
+  """distillation.temperature is of its first loss; others keep their own."""
+  first, _, further = loss.partition('+')
+  published = {n: losses.hyperparameters_of(n) for n in (first, further) if n}
+  changes = {
+    'distillation.temperature_schedule': schedule,
+    'num_steps': 8,
+  }
+  config = with_values(make('kd', loss=loss), changes)
+  if first != 'kd':
+    told = config.distillation.temperature
+    assert told == published[first]['temperature']
+  config = with_values(config, {'distillation.temperature': 7.0})
+  terms = lessons.make_objective(config, None, guided=True).terms
+  assert terms[0].hyperparameters['temperature'] == 7.0
+  # Of a further loss that was not chosen by name, and brought nothing.
+  bare = with_values(make('kd'), changes | {'distillation.extra.dkd': {}})
+  terms += lessons.make_objective(bare, None, guided=True).terms[1:]
+  for term in terms[1:]:
+    own = losses.hyperparameters_of(term.name)['temperature']
+    assert objectives._temperature(term, 0) == own
+
+
 def test_both_networks_and_the_labels_see_the_mixed_images():
   """Mixing that reverses the batch is a reversed batch."""
 

@@ -570,6 +570,25 @@ def test_a_run_of_a_version_with_one_key_for_both_splits(tmp_path):
     settings.with_values(same, {'data.num_eval_per_class': 3})
 
 
+@pytest.mark.parametrize('losses', ['kd+at', 'dkd', 'nkd+dkd'])
+def test_a_run_of_a_version_with_a_second_temperature(losses, tmp_path):
+  """That of the options, which was the loss's, is the one there is."""
+  config = settings.make('kd', loss=losses)
+  published = config.distillation.temperature
+  old = json.loads(settings.to_json(config))
+  assert 'temperature' not in old['distillation']['options']
+  old['distillation']['options']['temperature'] = published
+  old['distillation']['temperature'] = 7.0
+  (tmp_path / 'config.json').write_text(json.dumps(old))
+  workdir.check(tmp_path, config)
+  assert settings.from_config(workdir.read(tmp_path)) == config
+  assert settings.from_config(old) == config
+  changed = settings.with_values(config, {'distillation.temperature': 3})
+  message = f'distillation.temperature: {published} there, 3.0 now'
+  with pytest.raises(ValueError, match=message):
+    workdir.check(tmp_path, changed)
+
+
 def test_a_run_of_a_version_that_lacked_keys_is_resumed(tmp_path):
   old = json.loads((FIXTURES / 'config.json').read_text())
   del old['data']['balance'], old['data']['balance_tau'], old['remat']

@@ -7,6 +7,7 @@ import pytest
 from configs import study
 from tlkd_jax import settings
 from tlkd_jax.study import matrix, workers
+from tlkd_jax.training import lessons
 
 ROOT = pathlib.Path('x')
 
@@ -111,6 +112,14 @@ def test_another_loss_brings_its_published_settings():
   config = make(study__arms__dkd=dkd)
   own = config_of(config, matrix.make_matrix(config), 'dkd')
   assert own.distillation.options['beta'] == 8.0
+  assert own.distillation.temperature == 4.0
+  config = make(
+    study__arms__dkd=dkd, study__arms__dkd__changes__distillation__temperature=8
+  )
+  own = config_of(config, matrix.make_matrix(config), 'dkd')
+  assert own.distillation.temperature == 8.0
+  (term,) = lessons.make_objective(own, None, guided=True).terms
+  assert term.hyperparameters['temperature'] == 8.0
   config = settings.with_values(config, {'study.run_arms': ('dkd',)})
   matrix.check(config, matrix.make_matrix(config))
 

@@ -95,7 +95,9 @@ class Distillation:
     _FRACTION,
   )
   temperature: float = key(
-    2.0, 'Of `loss`, where it has one.', number(0, above=True)
+    2.0,
+    'Of `loss`, where it has one; `loss=NAME` brings the published one.',
+    number(0, above=True),
   )
   temperature_schedule: str = key(
     'constant',
@@ -219,8 +221,9 @@ class Distillation:
   )
   options: Mapping[str, Any] = key(
     {},
-    'Other hyper-parameters of the loss; all are here, with their published '
-    'values, when the loss is chosen as `configs/kd.py:loss=NAME`.',
+    'Other hyper-parameters of the loss; all but temperature are here, with '
+    'their published values, when the loss is chosen as '
+    '`configs/kd.py:loss=NAME`.',
     mapping(),
   )
   extra: Mapping[str, ExtraLoss] = key(
@@ -238,6 +241,9 @@ class Distillation:
     problems = _compares_with_start('distillation.loss', self.loss)
     place = 'distillation.options'
     options, wrong = check_options(self.loss, self.options, place)
+    if 'temperature' in options:
+      # As earlier versions had it, which did not read the key then.
+      object.__setattr__(self, 'temperature', options.pop('temperature'))
     object.__setattr__(self, 'options', options)
     problems += wrong
     place, name = 'distillation.pretrain_options', self.pretrain_loss

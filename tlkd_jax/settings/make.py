@@ -79,15 +79,21 @@ def make(
 def loss_values(name: str) -> dict[str, Any]:
   """Dotted keys with the values that a loss brings, as published.
 
+  A temperature, which some losses have, is distillation.temperature.
+
   Raises:
     ValueError: a name that does not exist.
   """
-  return {
+  options = losses.hyperparameters_of(name)
+  brought: dict[str, Any] = {
     'distillation.loss': name,
-    'distillation.options': losses.hyperparameters_of(name),
+    'distillation.options': options,
     'distillation.soft_weight': losses.find(name).weight,
     'distillation.warmup_fraction': losses.find(name).warmup,
   }
+  if 'temperature' in options:
+    brought['distillation.temperature'] = options.pop('temperature')
+  return brought
 
 
 def _sum_of_losses(names: str) -> dict[str, Any]:
@@ -100,7 +106,7 @@ def _sum_of_losses(names: str) -> dict[str, Any]:
     extra[name] = {
       'weight': brought['distillation.soft_weight'],
       'warmup_fraction': brought['distillation.warmup_fraction'],
-      'options': brought['distillation.options'],
+      'options': losses.hyperparameters_of(name),
     }
   return {**loss_values(first), 'distillation.extra': extra}
 

@@ -23,4 +23,17 @@ def in_todays_keys(config: Mapping[str, Any]) -> dict[str, Any]:
         rest = {key: value for key, value in inner.items() if key != old}
         inner = rest | dict.fromkeys(keys, inner[old])
     found[section] = dict(inner)
-  return found
+  return _with_one_temperature(found)
+
+
+def _with_one_temperature(config: dict[str, Any]) -> dict[str, Any]:
+  """That of the loss's options, which took the place of the key."""
+  section = config.get('distillation')
+  if not isinstance(section, Mapping):
+    return config
+  options = section.get('options')
+  if not isinstance(options, Mapping) or 'temperature' not in options:
+    return config
+  rest = {k: v for k, v in options.items() if k != 'temperature'}
+  changed = {'temperature': options['temperature'], 'options': rest}
+  return config | {'distillation': dict(section) | changed}

@@ -77,9 +77,14 @@ def _make_term(
   """`section` is the distillation or the one of a further loss."""
   common, num_steps = settings.distillation, settings.num_steps
   hyperparameters = dict(section.options)
-  has_temperature = 'temperature' in losses.hyperparameters_of(name)
-  if has_temperature and name == common.loss:
-    hyperparameters.setdefault('temperature', common.temperature)
+  published = losses.hyperparameters_of(name)
+  has_temperature = 'temperature' in published
+  if has_temperature:
+    # Also what stands for several guides, or for a teacher, is formed at it.
+    own = (
+      common.temperature if name == common.loss else published['temperature']
+    )
+    hyperparameters.setdefault('temperature', own)
   temperature = None
   if has_temperature and common.temperature_schedule != 'constant':
     temperature = make_schedule(
