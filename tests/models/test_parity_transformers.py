@@ -1,3 +1,4 @@
+import fnmatch
 import functools
 import json
 import pathlib
@@ -35,6 +36,21 @@ LARGE = {'torchvision__vit_b_16': 'torchvision/vit_b_16'}
 STAGES = {
   'timm__convnext_tiny': [f'stages.{i}' for i in range(4)],
   'torchvision__convnext_tiny': [f'features.{i}' for i in (1, 3, 5, 7)],
+}
+
+# A 4 x 4 grid of n ** 2 % 7 in 3 x 5, by torch.nn.functional.interpolate of
+# torch 2 in float64, mode 'bicubic': without align_corners, and with it.
+RESAMPLED = {
+  'plain_cubic': [
+    [0.235984, 0.882459, 2.772569, 3.26318, 1.564405],
+    [1.214508, 4.029883, 3.327148, 0.918773, 0.875875],
+    [3.680966, 2.146621, 0.586661, 0.424041, 1.231327],
+  ],
+  'corner_cubic': [
+    [0.0, 0.457031, 2.78125, 3.863281, 2.0],
+    [1.40625, 4.180298, 3.327148, 0.960083, 0.90625],
+    [4.0, 1.785156, 0.125, 0.121094, 1.0],
+  ],
 }
 
 # Variants of one structure, under different keys, are compiled once.
@@ -206,6 +222,27 @@ class TestResizePosition:
     np.testing.assert_allclose(
       ours[0, 2:].reshape(*grid, 3), expected, atol=1e-5
     )
+
+  @pytest.mark.parametrize('filter', RESAMPLED)
+  def test_agrees_with_the_filters_of_torch(self, filter):
+    position = np.arange(16.0).reshape(1, 16, 1) ** 2 % 7
+    ours = resize_position(position, (3, 5), 0, filter)
+    expected = np.reshape(RESAMPLED[filter], (1, 15, 1))
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+  @pytest.mark.parametrize(
+    ('pattern', 'filter'),
+    [
+      ('transformers/vit_*', 'plain_cubic'),
+      ('transformers/deit_*', 'plain_cubic'),
+      ('torchvision/vit_*', 'corner_cubic'),
+      ('timm/vit_*_patch16_224', 'cubic'),
+    ],
+  )
+  def test_a_variant_resamples_as_its_library_does(self, pattern, filter):
+    names = fnmatch.filter(models.MODELS, pattern)
+    filters = {models.MODELS[name].build.args[0].filter for name in names}
+    assert filters == {filter}
 
   def test_a_grid_that_is_not_square_is_refused(self):
     with pytest.raises(ValueError, match='198 position embeddings'):

@@ -143,8 +143,9 @@ def _averaged_variants() -> dict[str, ModelSpec]:
 
 
 def _torchvision_variants() -> dict[str, ModelSpec]:
+  # As its interpolate_embeddings, without which it takes no other size.
   single = spec(
-    _VIT['base'][0],
+    dataclasses.replace(_VIT['base'][0], filter='corner_cubic'),
     _torchvision_modules,
     _torchvision_leaves,
     old_keys=(
@@ -158,10 +159,10 @@ def _torchvision_variants() -> dict[str, ModelSpec]:
 
 
 def _transformers_variants() -> dict[str, ModelSpec]:
-  """Hugging Face's implementation: as timm's but for the LayerNorm epsilon."""
+  """Hugging Face's: timm's but for LayerNorm's epsilon and the filter."""
   variants = {}
   for size, (design, _) in _VIT.items():
-    plain = dataclasses.replace(design, epsilon=1e-12)
+    plain = dataclasses.replace(design, epsilon=1e-12, filter='plain_cubic')
     distilled = dataclasses.replace(plain, distilled=True)
     variants |= {
       f'transformers/vit_{size}_patch16_224': spec(
