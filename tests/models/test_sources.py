@@ -23,6 +23,7 @@ from tlkd_jax.models.weights.torch_records import WeightsError
 
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 HALF = ((127.5,) * 3, (127.5,) * 3)
+CLIP = ((122.770938, 116.746012, 104.093736), (68.500533, 66.632193, 70.323163))
 
 
 def beside(tmp_path, files):
@@ -519,6 +520,26 @@ class TestMustMatch:
       source = sources.of_name(weights)
       assert source.known, weights
       sources.check(name, source)
+
+  @pytest.mark.parametrize(
+    ('weights', 'pixels', 'interpolation'),
+    [
+      ('hf-hub:laion/CLIP-ViT-L-14-laion2B-s32B-b82K', HALF, 'bicubic'),
+      ('hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K', CLIP, 'bicubic'),
+      ('hf-hub:openai/clip-vit-large-patch14', CLIP, 'bicubic'),
+      # timm keeps the same weights, and resizes otherwise.
+      ('timm:vit_base_patch16_siglip_224.v2_webli', HALF, 'bicubic'),
+      ('hf-hub:google/siglip2-so400m-patch14-384', HALF, 'bilinear'),
+      ('hf-hub:google/siglip2-base-patch16-224', HALF, 'bilinear'),
+      ('hf-hub:google/siglip2-base-patch16-naflex', HALF, 'bilinear'),
+    ],
+  )
+  def test_images_are_prepared_as_was_published(
+    self, weights, pixels, interpolation
+  ):
+    found = sources.of_name(weights)
+    assert found.interpolation == interpolation
+    np.testing.assert_allclose((found.mean, found.std), pixels, rtol=1e-6)
 
   def test_a_name_is_judged_before_it_is_fetched(self, monkeypatch):
     monkeypatch.setattr(sources.hub, 'resolve', lambda _: pytest.fail('asked'))

@@ -163,6 +163,8 @@ def _transformers_variants() -> dict[str, ModelSpec]:
         numbers,
         weights=f'hf-hub:{laion[size]}',
         texts=_texts(of_texts, numbers.activation),
+        # Of the three it alone was trained so.
+        **(HALF if size == 'large_patch14' else {}),
       )
   return variants
 

@@ -183,24 +183,30 @@ def _timm_variants() -> dict[str, ModelSpec]:
 
 
 def _transformers_variants() -> dict[str, ModelSpec]:
+  """Of the weights of SigLIP 2, whose processors resize images linearly.
+
+  Those of the first SigLIP do it cubically.
+  """
   variants = {}
+
+  def add(name, single, size, hub, **options):
+    variants[f'transformers/{name}'] = transformers_spec(
+      single,
+      weights=f'hf-hub:google/siglip2-{size.replace("_", "-")}-{hub}',
+      texts=_texts(size),
+      interpolation='bilinear',
+      **options,
+    )
+
   for size, sides in _SIDES.items():
     for side in sides:
       # timm's correction of the next one.
       if side == 378:
         continue
-      hub = f'google/siglip2-{size.replace("_", "-")}-{side}'
-      variants[f'transformers/siglip_{size}_{side}'] = transformers_spec(
-        _sized(size, side), weights=f'hf-hub:{hub}', texts=_texts(size)
-      )
+      add(f'siglip_{size}_{side}', _sized(size, side), size, side)
   for size in ('base_patch16', 'so400m_patch16'):
-    hub = f'google/siglip2-{size.replace("_", "-")}-naflex'
-    variants[f'transformers/siglip2_{size}_naflex'] = transformers_spec(
-      _sized(size, 256),
-      naflex=True,
-      weights=f'hf-hub:{hub}',
-      texts=_texts(size),
-    )
+    single = _sized(size, 256)
+    add(f'siglip2_{size}_naflex', single, size, 'naflex', naflex=True)
   return variants
 
 
