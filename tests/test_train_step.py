@@ -353,18 +353,29 @@ def test_state_is_donated_and_counted():
 
 
 def test_two_half_batches_are_one_batch():
-  """Without BatchNorm's batch statistics, and with clipping."""
-  states, _, _ = run_steps(1, **TL)
-  step, create, mesh, _ = make_step(**TL, accumulate=2)
-  state, whole = create(), make_batch()
-  start = jax.device_get(state.learners['student'].params)
-  for half in (slice(0, 4), slice(4, 8)):
-    assert_trees_close(state.learners['student'].params, start, 0)
-    batch = {key: value[half] for key, value in whole.items()}
-    state, _ = step(state, NO_TEACHER, sharding.shard_batch(batch, mesh))
-  assert_trees_close(state.learners['student'].params, states[0].params, 1e-6)
+  """Without BatchNorm's batch statistics, and with clipping.
+
+  Of the average of weights too, whose decay is that of the update.
+  """
+  states, _, _ = run_steps(1, **TL, ema_decay=0.15)
+  step, create, mesh, _ = make_step(**TL, ema_decay=0.15, accumulate=2)
+  state, found = create(), []
+  for number in range(2):
+    start = jax.device_get(state.learners['student'])
+    for half in (slice(0, 4), slice(4, 8)):
+      own = state.learners['student']
+      assert_trees_close((own.params, own.ema), (start.params, start.ema), 0)
+      batch = {k: value[half] for k, value in make_batch(number).items()}
+      state, _ = step(state, NO_TEACHER, sharding.shard_batch(batch, mesh))
+    found += [start, jax.device_get(state.learners['student'])]
+  assert_trees_close(found[1].params, states[0].params, 1e-6)
+  assert_trees_close(found[1].ema, states[0].ema, 1e-6)
+  expected = jax.tree.map(
+    lambda a, n: 0.15 * a + 0.85 * n, found[1].ema, found[3].params['weights']
+  )
+  assert_trees_close(found[3].ema, expected, 1e-6)
   moved = jax.tree.map(
-    lambda a, b: np.abs(a - b).max(), state.learners['student'].params, start
+    lambda a, b: np.abs(a - b).max(), found[1].params, found[0].params
   )
   assert max(jax.tree.leaves(moved)) > 1e-3
 

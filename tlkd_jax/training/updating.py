@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
@@ -93,12 +94,21 @@ def update(
     grads: of its params, from `summed`.
     model_state: statistics after the step.
     memory: of its losses, likewise.
-    step: int32 scalar, updates done before.
+    step: int32 scalar, batches seen before.
     decay: of its average.
   """
   change, opt_state = optimizer.update(grads, before.opt_state, before.params)
   after: Any = optax.apply_updates(before.params, change)
-  average = optimizers.average(before.ema, after, step, decay)
+  if not isinstance(opt_state, optax.MultiStepsState):
+    average = optimizers.average(before.ema, after, step, decay)
+    return Learner(after, model_state, opt_state, memory, average)
+  # Batches that make an update together are one to the average too.
+  done, whole = before.opt_state.gradient_step, opt_state.mini_step == 0
+  average = jax.tree.map(
+    lambda new, old: jnp.where(whole, new, old),
+    optimizers.average(before.ema, after, done, decay),
+    before.ema,
+  )
   return Learner(after, model_state, opt_state, memory, average)
 
 
