@@ -148,7 +148,8 @@ def describe(source: str) -> Source:
 def preprocessing(source: str) -> Source:
   """What is known of weights' interpolation and crop, without the network.
 
-  Of a name on a hub it is what the variant of that name was published with.
+  Of a name on a hub it is the interpolation that its variant was published
+  with, and no crop.
   """
   path = pathlib.Path(source).expanduser()
   if source and path.exists():

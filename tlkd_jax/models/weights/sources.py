@@ -120,7 +120,7 @@ def _find(weights: str, path: pathlib.Path) -> Source:
 
 
 def of_name(weights: str) -> Source:
-  """What the name says: the preprocessing is that of the library's variant."""
+  """What the name says: mean, std and interpolation of a library's variant."""
   kind, _, name = hub.split(weights)[0].partition(':')
   if kind == 'pypi':
     full = name
@@ -140,7 +140,7 @@ def _of_repository(weights: str) -> Source:
 
 
 def told(said_by: str, networks: tuple[str, ...]) -> Source:
-  """Of names alone; mean and std are those of the first that is a variant."""
+  """Of names alone: mean, std and interpolation are a single variant's."""
   networks = tuple(_present(name) for name in networks)
   spec = next((MODELS[name] for name in networks if name in MODELS), None)
   if spec is None or len(networks) > 1:
