@@ -53,12 +53,16 @@ class Context:
     return self.test['tl'].labels
 
   def run(self, arm: str) -> RunFolder | None:
-    """The run of an arm; None for a teacher known by its answers alone."""
-    return {
-      'tl': self.pair.tl,
-      'kd': self.pair.kd,
-      'teacher': self.pair.teacher,
-    }[arm]
+    """The run of an arm; None for a teacher known by its answers alone.
+
+    So is one whose own run had other test images: what it stored is of those.
+    """
+    if arm != 'teacher':
+      return {'tl': self.pair.tl, 'kd': self.pair.kd}[arm]
+    teacher = self.pair.teacher
+    if teacher is None or not _same_images(self.pair.tl, teacher):
+      return None
+    return teacher
 
   def describe(self) -> str:
     """Says which pair the sections are about."""
@@ -70,9 +74,11 @@ class Context:
 
   def source(self, *names: str, arms: list[str] | None = None) -> str:
     """Paths of files of the arms' runs, relative to the report."""
-    found = [self.run(arm) for arm in arms or self.arms]
-    if self.pair.teacher is None and 'teacher' in (arms or self.arms):
-      found = [run for run in found if run] or [self.pair.kd]
+    pair = self.pair
+    own = {'tl': pair.tl, 'kd': pair.kd, 'teacher': pair.teacher}
+    found = [own[arm] for arm in arms or self.arms]
+    if pair.teacher is None and 'teacher' in (arms or self.arms):
+      found = [run for run in found if run] or [pair.kd]
     paths = [relative(run.path, self.out) for run in found if run]
     files = names[0] if len(names) == 1 else '{' + ','.join(names) + '}'
     return ', '.join(f'{path}/{files}' for path in paths)
@@ -113,7 +119,10 @@ def _aligned(pair, split, tl) -> dict[str, Predictions]:
     # A TL run of the same student, and of the same seed the one beside it.
     teacher = None
   elif teacher is None and pair.teacher is not None:
-    teacher = pair.teacher.predictions(split)
+    # Of its own run, where its classes may have another order.
+    names = [_names_of(run) for run in (pair.tl, pair.teacher)]
+    if None in names or names[0] == names[1]:
+      teacher = pair.teacher.predictions(split)
   three = runs.align(tl, kd, teacher) if teacher is not None else None
   if three is None or three[2].logits.shape != three[0].logits.shape:
     return {'tl': both[0], 'kd': both[1]}
@@ -121,14 +130,45 @@ def _aligned(pair, split, tl) -> dict[str, Predictions]:
 
 
 def _class_names(pair: Pair, stored) -> list[str]:
-  for run in pair.runs:
-    best = run.path / 'checkpoints' / 'best'
-    for path in best.glob('*/record/metadata'):
-      return list(runs.read_json(path)['class_names'])
-    clean = run.record('clean')
-    if clean and 'per_class' in clean['test']:
-      return list(clean['test']['per_class']['class'])
+  """By label, in the order of the students' answers.
+
+  A teacher may have them in another order, and is matched by name.
+  """
+  teacher = [pair.teacher] if pair.teacher else []
+  for run in (pair.tl, pair.kd, *teacher):
+    found = _names_of(run)
+    if found is not None:
+      return found
   return [str(k) for k in range(stored['test']['tl'].logits.shape[1])]
+
+
+def _names_of(run: RunFolder) -> list[str] | None:
+  """Class names of a run in its own order; None where no file says them."""
+  best = run.path / 'checkpoints' / 'best'
+  for path in best.glob('*/record/metadata'):
+    return list(runs.read_json(path)['class_names'])
+  clean = run.record('clean')
+  if clean and 'per_class' in clean['test']:
+    return list(clean['test']['per_class']['class'])
+  return None
+
+
+def _same_images(tl: RunFolder, teacher: RunFolder) -> bool:
+  """Whether two runs were tested on the same images, as far as they say.
+
+  One may have fewer of them; those of one index are of one class.
+  """
+  own, theirs = tl.predictions('test'), teacher.predictions('test')
+  if own is None or theirs is None:
+    return True
+  _, i, j = np.intersect1d(own.indices, theirs.indices, return_indices=True)
+  if not i.size:
+    return False
+  classes: list[np.ndarray] = [own.labels[i], theirs.labels[j]]
+  names = _names_of(tl), _names_of(teacher)
+  if names[0] is not None and names[1] is not None:
+    classes = [np.asarray(n)[k] for n, k in zip(names, classes, strict=True)]
+  return np.array_equal(*classes)
 
 
 def relative(path: pathlib.Path, out: pathlib.Path) -> str:
@@ -157,8 +197,8 @@ def missing(context: Context, suite: str, what: str) -> Text:
 
 def read_images(context: Context) -> dict[int, bytes]:
   """Index -> JPEG of the test images that any arm stored."""
-  for run in context.pair.runs:
-    path = run.path / 'evaluation' / 'images.npz'
-    if path.exists():
+  for run in map(context.run, ('teacher', 'tl', 'kd')):
+    path = run.path / 'evaluation' / 'images.npz' if run else None
+    if path is not None and path.exists():
       return qualitative.unpack_images(path)
   return {}

@@ -20,7 +20,7 @@ class View:
   Attributes:
     name: of the model, for people.
     arrays: embedding.npz.
-    record: qualitative.json.
+    record: qualitative.json, with the names of its classes by its own labels.
   """
 
   name: str
@@ -35,7 +35,7 @@ def blocks(
 
   Args:
     views: of models that saw the same classes.
-    class_names: by label.
+    class_names: of all of them; a model may have them in another order.
     source: files that the numbers come from.
     note: of the pictures.
   """
@@ -53,10 +53,11 @@ def blocks(
     }
     for one in views
   ]
+  labels = [_labels(one, class_names) for one in views]
   panels = [
-    plots.scatter(f'{one.name}, {name}', one.arrays[kind], one.arrays['labels'])
+    plots.scatter(f'{one.name}, {name}', one.arrays[kind], own)
     for kind, name in _VIEWS
-    for one in views
+    for one, own in zip(views, labels, strict=True)
   ]
   data = [
     {
@@ -67,13 +68,10 @@ def blocks(
       'x': float(x),
       'y': float(y),
     }
-    for one in views
+    for one, own in zip(views, labels, strict=True)
     for kind, name in _VIEWS
     for i, k, (x, y) in zip(
-      one.arrays['indices'],
-      one.arrays['labels'],
-      one.arrays[kind],
-      strict=True,
+      one.arrays['indices'], own, one.arrays[kind], strict=True
     )
   ]
   table = named_table(
@@ -96,3 +94,11 @@ def blocks(
     note=note,
   )
   return [table, figure]
+
+
+def _labels(one: View, class_names: Sequence[str]) -> np.ndarray:
+  """True classes of a model's images as places among the names, int [N]."""
+  names, labels = one.record.get('class_names'), one.arrays['labels']
+  if names is None or sorted(names) != sorted(class_names):
+    return labels
+  return np.asarray([class_names.index(name) for name in names])[labels]

@@ -1,0 +1,119 @@
+"""What a page says of a teacher whose run is not like those of its students."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.report import synthetic
+from tlkd_jax.evaluation import records
+from tlkd_jax.report import page
+
+OURS, THEIRS = ('ant', 'bee', 'cat'), ('cat', 'ant', 'bee')
+# Label of the students -> label of the teacher.
+THERE = np.asarray([THEIRS.index(name) for name in OURS])
+
+
+def report(folder):
+  page.write([folder], folder / 'report', replicates=20)
+  found = json.loads((folder / 'report' / 'report.json').read_text())
+  tables = {t['title']: t for s in found['sections'] for t in s['tables']}
+  return (folder / 'report' / 'report.md').read_text(), tables
+
+
+def named(table):
+  return [
+    dict(zip(table['columns'], row, strict=True)) for row in table['rows']
+  ]
+
+
+def in_other_order(path):
+  """Predictions as a run of the teacher's order of classes has them."""
+  stored = records.read_arrays(path)
+  logits = np.empty_like(stored['logits'])
+  logits[:, THERE] = stored['logits']
+  records.write_arrays(
+    path, stored | {'logits': logits, 'labels': THERE[stored['labels']]}
+  )
+
+
+@pytest.fixture
+def other_order(tmp_path):
+  """Three runs, of which the teacher's has its classes in another order."""
+  teacher = synthetic.write_run(
+    tmp_path / 'teacher', 'teacher', accuracy=0.9, classes=THEIRS
+  )
+  tl = synthetic.write_run(tmp_path / 'tl', 'tl', classes=list(OURS))
+  kd = synthetic.write_run(
+    tmp_path / 'kd', 'kd', accuracy=0.8, teacher=teacher, classes=list(OURS)
+  )
+  for split in ('test', 'validation'):
+    path = teacher / 'predictions' / f'{split}.npz'
+    # As the run of TL+KD asked it, by name.
+    stored = records.read_arrays(path)
+    records.write_arrays(kd / 'predictions' / f'teacher_{split}.npz', stored)
+    in_other_order(path)
+  return {'teacher': teacher, 'tl': tl, 'kd': kd}
+
+
+def write_view(run, labels, names):
+  """What the suite qualitative stores of the space before the last layer."""
+  count = len(labels)
+  places = np.zeros((count, 2), np.float32)
+  arrays = {'labels': labels, 'indices': np.arange(count)}
+  folder = run / 'evaluation'
+  records.write_arrays(
+    folder / 'embedding.npz', arrays | {'pca': places, 'tsne': places}
+  )
+  figures = {
+    'count': count,
+    'knn_accuracy': 0.5,
+    'silhouette': 0.1,
+    'explained_by_pca': [0.4, 0.2],
+  }
+  records.write_json(
+    folder / 'qualitative.json',
+    {'class_names': list(names), 'embedding': figures},
+  )
+
+
+def test_classes_are_named_in_the_order_of_the_students(other_order, tmp_path):
+  labels = np.arange(9) % 3
+  write_view(other_order['tl'], labels, OURS)
+  write_view(other_order['teacher'], THERE[labels], THEIRS)
+  _, tables = report(tmp_path)
+  rows = named(tables['By class'])
+  assert [row['class'] for row in rows] == [*OURS]
+  # Each image is of one class, whoever speaks of it.
+  found = {}
+  for row in named(tables['Places']):
+    found.setdefault(row['index'], set()).add((row['class'], row['model']))
+  for index, said in found.items():
+    assert {name for name, _ in said} == {OURS[index % 3]}
+    assert {model for _, model in said} == {'TL', 'teacher'}
+
+
+def test_a_teacher_of_another_order_is_not_asked_by_place(
+  other_order, tmp_path
+):
+  """Where TL+KD did not store what it says, its own answers are no match."""
+  for path in (other_order['kd'] / 'predictions').glob('teacher_*.npz'):
+    path.unlink()
+  text, tables = report(tmp_path)
+  assert [row['class'] for row in named(tables['By class'])] == [*OURS]
+  assert 'The teacher is wrong' not in text
+
+
+def test_a_teacher_that_was_tested_on_other_images_shows_none(
+  other_order, tmp_path
+):
+  """Its answers to the students' images are at hand all the same."""
+  labels = np.arange(9) % 3
+  write_view(other_order['tl'], labels, OURS)
+  write_view(other_order['teacher'], THERE[labels], THEIRS)
+  path = other_order['teacher'] / 'predictions' / 'test.npz'
+  stored = records.read_arrays(path)
+  records.write_arrays(path, stored | {'indices': stored['indices'] + 1})
+  text, tables = report(tmp_path)
+  assert {row['model'] for row in named(tables['Places'])} == {'TL'}
+  assert 'The teacher is wrong' in text
