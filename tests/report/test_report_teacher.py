@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.report import synthetic
-from tlkd_jax.evaluation import records
+from tlkd_jax.evaluation import degradation, records
 from tlkd_jax.report import page
 
 OURS, THEIRS = ('ant', 'bee', 'cat'), ('cat', 'ant', 'bee')
@@ -117,3 +117,53 @@ def test_a_teacher_that_was_tested_on_other_images_shows_none(
   text, tables = report(tmp_path)
   assert {row['model'] for row in named(tables['Places'])} == {'TL'}
   assert 'The teacher is wrong' in text
+
+
+def write_cells(run, indices, size, labels=None):
+  """Cells of one corruption; half of the answers are right."""
+  labels = indices % 3 if labels is None else labels
+  rng = np.random.default_rng(0)
+  for cell in [degradation.CLEAN] + [('fog', s) for s in range(1, 6)]:
+    records.write_arrays(
+      degradation.cell_path(run, cell),
+      {
+        'logits': rng.normal(size=(len(indices), 3)).astype(np.float32),
+        'labels': labels.astype(np.int32),
+        'indices': indices,
+        'image_size': np.asarray(size),
+        'step': np.asarray(3),
+      },
+    )
+
+
+@pytest.mark.parametrize(
+  ('indices', 'size', 'turned', 'words', 'shown'),
+  [
+    (np.arange(30), 64, 0, 'ones for all models.', True),
+    (
+      np.arange(30),
+      96,
+      0,
+      "ones for TL and TL+KD; the teacher's at its own size, 96 pixels.",
+      True,
+    ),
+    (np.arange(0, 60, 6), 64, 0, 'ones for TL and TL+KD.', False),
+    (np.arange(30), 64, 1, 'ones for TL and TL+KD.', False),
+  ],
+)
+def test_degraded_images_of_a_teacher_are_the_same_or_said_to_be_others(
+  indices, size, turned, words, shown, tmp_path
+):
+  for arm in ('teacher', 'tl', 'kd'):
+    options = {'teacher': tmp_path / 'teacher'} if arm == 'kd' else {}
+    run = synthetic.write_run(tmp_path / arm, arm, **options)
+    if arm == 'teacher':
+      write_cells(run, indices, size, (indices + turned) % 3)
+    else:
+      write_cells(run, np.arange(30), 64)
+  text, tables = report(tmp_path)
+  assert f'30 test images, the same corrupted {words}' in text
+  left_out = 'on other degraded images and is left out' in text
+  assert left_out is not shown
+  rows = named(tables['Corrupted error, mean over severities 1 to 5'])
+  assert all((row['error teacher'] is not None) is shown for row in rows)

@@ -11,6 +11,7 @@ from tlkd_jax.report.blocks import (
   Figure,
   Section,
   Table,
+  Text,
   interval,
   named_table,
 )
@@ -42,11 +43,18 @@ def section(context: Context) -> Section:
     text = missing(context, 'corruptions', 'The test on degraded images')
     return Section('degraded', _TITLE, [text])
   cells = {arm: found for arm, found in cells.items() if _has(found, names)}
+  others = 'teacher' in cells and not _same_answers(cells)
+  if others:
+    del cells['teacher']
   if len(names) < len(degradation.NAMES):
     what = (
       f'Of {len(degradation.NAMES)} corruptions {len(names)} are here; the rest'
     )
     blocks.append(missing(context, 'corruptions', what))
+  if others:
+    blocks.append(
+      Text('The teacher was tested on other degraded images and is left out.')
+    )
   source = context.source(f'{_CELLS}NAME_SEVERITY.npz', arms=list(cells))
   blocks += [
     _errors(context, cells, names, source),
@@ -66,6 +74,12 @@ def _shared(cells: dict[str, Cells]) -> list[str]:
     return []
   both = set(degradation.complete(tl)) & set(degradation.complete(kd))
   return [name for name in degradation.NAMES if name in both]
+
+
+def _same_answers(cells: dict[str, Cells]) -> bool:
+  """Whether the teacher answers to the images of TL, in the same classes."""
+  own, theirs = (cells[arm][degradation.CLEAN] for arm in ('tl', 'teacher'))
+  return all(np.array_equal(own[k], theirs[k]) for k in ('indices', 'labels'))
 
 
 def _has(found: Cells, names: list[str]) -> bool:
@@ -88,7 +102,19 @@ def _note(context: Context, cells: dict[str, Cells]) -> str:
   count, table = len(clean['labels']), ''
   if record is not None:
     table = f' {record["severities_from"]}; {record["notes"]}'
-  return f'{count} test images, the same corrupted ones for all models.{table}'
+  return f'{count} test images, {_whose(context, cells)}.{table}'
+
+
+def _whose(context: Context, cells: dict[str, Cells]) -> str:
+  """Which models answered to the same corrupted images."""
+  clean = {arm: found[degradation.CLEAN] for arm, found in cells.items()}
+  students = f'the same corrupted ones for TL and {context.named["kd"]}'
+  if 'teacher' not in clean:
+    return students
+  if degradation.same_images(clean['tl'], clean['teacher']):
+    return 'the same corrupted ones for all models'
+  side = int(clean['teacher']['image_size'])
+  return f"{students}; the teacher's at its own size, {side} pixels"
 
 
 def _errors(context, cells, names, source) -> Table:
