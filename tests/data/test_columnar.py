@@ -396,7 +396,7 @@ def test_what_is_refused(case, tmp_path):
   files, message = REFUSED[case]
   write(tmp_path, files)
   with pytest.raises(ValueError, match=message) as error:
-    columnar.read_columnar(str(tmp_path), Labelling())
+    labels.check_classes(columnar.read_columnar(str(tmp_path), Labelling()))
   assert str(error.value).startswith(f'parquet:{tmp_path}')
 
 

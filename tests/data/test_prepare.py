@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from pictures import encode, picture
 
-from tlkd_jax.data import prepare
+from tlkd_jax.data import prepare, sources
 
 HAS_TENSORFLOW = importlib.util.find_spec('tensorflow') is not None
 
@@ -104,7 +104,13 @@ class GeneratedShapes(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS = [
     tfds.core.BuilderConfig(name=name)
-    for name in ('train', 'train_test', 'train_validation', 'unlabelled')
+    for name in (
+      'train',
+      'train_test',
+      'train_validation',
+      'unlabelled',
+      'test',
+    )
   ]
 
   def _info(self):
@@ -162,6 +168,14 @@ def test_missing_splits_of_a_tfds_set(load, shapes, config, sizes, note):
   again = load(f'generated_shapes/{config}', data_dir=shapes)
   assert again.splits['train'].names == train.names
   assert again.splits['train'].fingerprint() == train.fingerprint()
+
+
+def test_a_tfds_set_for_a_test_alone(load, shapes, tmp_path):
+  name, places = 'generated_shapes/test', {'data_dir': shapes}
+  found = sources.open_test(name, cache_dir=tmp_path, **places)
+  assert len(found.splits['test'].names) == 20
+  with pytest.raises(ValueError, match='has no train split'):
+    load(name, **places)
 
 
 def test_unlabelled_split_is_an_error(load, shapes):

@@ -398,7 +398,7 @@ REFUSED = {
   ),
   'no train': (
     OF_SPLITS.replace('train\n', 'val\n'),
-    'the splits are test, val, none of them train',
+    'the splits are test, validation, none of them train',
   ),
   'a split in other words': (
     OF_SPLITS.replace('split', 'is_valid'),
@@ -451,7 +451,7 @@ def test_tables_that_are_refused(case, tmp_path):
   text, message = REFUSED[case]
   path = write(tmp_path, text)
   with pytest.raises(ValueError, match=message) as error:
-    table_files.read_table_files(str(path), Labelling())
+    labels.check_classes(table_files.read_table_files(str(path), Labelling()))
   assert str(error.value).startswith(f'csv:{path}')
 
 
@@ -668,7 +668,7 @@ def test_what_a_pattern_does_not_match(pattern, message, tmp_path):
       ] * 2
       return
     with pytest.raises(ValueError, match=message):
-      patterns.arrange('folder:x', tree, pattern)
+      labels.check_classes(patterns.arrange('folder:x', tree, pattern))
 
 
 def test_images_and_labels_are_those_of_the_table(load, tmp_path):

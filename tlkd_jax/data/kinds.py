@@ -1,7 +1,7 @@
 """Kinds of own data sets: what a name such as 'folder:PATH' is read by.
 
 Each gives the TFDS builder of a copy in the cache folder, which is written if
-it is not there.
+it is not there. Data `for_test` alone need no train and no second class.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from tlkd_jax.data.builders import (
   digits,
   folder,
   labelled,
+  labels,
   layout,
   patterns,
   table_files,
@@ -32,9 +33,14 @@ _TABLE_KINDS = {
 _COLUMNS = ('image_column', 'label_column', 'split_column')
 
 
-def digits_builder(path: str, cache_dir: pathlib.Path, labelling: Labelling):
+def digits_builder(
+  path: str,
+  cache_dir: pathlib.Path,
+  labelling: Labelling,
+  for_test: bool = False,
+):
   """The prepared TFDS builder of `digits`; `path` must be empty."""
-  del labelling
+  del labelling, for_test
   if path:
     raise ValueError(f'digits takes no path, got digits:{path}')
   key = f'digits-{digits.Digits.VERSION}'
@@ -43,7 +49,12 @@ def digits_builder(path: str, cache_dir: pathlib.Path, labelling: Labelling):
   )
 
 
-def folder_builder(path: str, cache_dir: pathlib.Path, labelling: Labelling):
+def folder_builder(
+  path: str,
+  cache_dir: pathlib.Path,
+  labelling: Labelling,
+  for_test: bool = False,
+):
   """The prepared TFDS builder of `folder:PATH`.
 
   Classes are folders, or with `labelling.pattern` a part of names.
@@ -53,14 +64,14 @@ def folder_builder(path: str, cache_dir: pathlib.Path, labelling: Labelling):
   if labelling.pattern is not None:
     with archives.open_tree(path, cache_dir / 'spool') as tree:
       found = patterns.arrange(f'folder:{path}', tree, labelling.pattern)
-      return _from_labelled(found, cache_dir, path)
+      return _from_labelled(found, cache_dir, path, for_test)
   root = pathlib.Path(path).expanduser()
   version, place = folder.FolderImages.VERSION, _place(root)
   key = f'folder-{prepared.plain_name(root)}-{version}-{place}'
   if archives.is_tar(root):
-    # Its members are not listed again as long as the file is the same, and
-    # what of them can be read.
-    key += '-tar' + '-heif' * transforms.has_heif()
+    # Its members are not listed and checked again as long as the file is the
+    # same, and what of them can be read.
+    key += '-tar' + '-heif' * transforms.has_heif() + '-test' * for_test
     found = cache_dir / 'prepared' / key
     if prepared.is_whole(found):
       return prepared.open_copy(folder.FolderImages.name, found)
@@ -72,7 +83,7 @@ def folder_builder(path: str, cache_dir: pathlib.Path, labelling: Labelling):
       listing = layout.arrange(tree)
     except ValueError as error:
       raise ValueError(f'{error}{_other_kind(path, tree)}') from error
-    layout.check_classes(listing)
+    layout.check_classes(listing, for_test=for_test)
     if tree.kind != 'tar':
       key += f'-{listing.fingerprint}'
     return prepared.from_listing(listing, cache_dir, key)
@@ -96,16 +107,24 @@ def _other_kind(path: str, tree: walk.Tree) -> str:
   return ''
 
 
-def csv_builder(path: str, cache_dir: pathlib.Path, labelling: Labelling):
+def csv_builder(
+  path: str,
+  cache_dir: pathlib.Path,
+  labelling: Labelling,
+  for_test: bool = False,
+):
   """The prepared TFDS builder of `csv:PATH`, a table of paths and labels."""
   if not path:
     raise ValueError('csv needs a path: csv:PATH')
   found = table_files.read_table_files(path, labelling)
-  return _from_labelled(found, cache_dir, path)
+  return _from_labelled(found, cache_dir, path, for_test)
 
 
 def imagefolder_builder(
-  path: str, cache_dir: pathlib.Path, labelling: Labelling
+  path: str,
+  cache_dir: pathlib.Path,
+  labelling: Labelling,
+  for_test: bool = False,
 ):
   """The prepared TFDS builder of `imagefolder:PATH`, images and metadata."""
   if not path:
@@ -116,27 +135,37 @@ def imagefolder_builder(
     if table_files.has_metadata(tree):
       where = f'imagefolder:{path}'
       found = table_files.arrange_image_folder(where, tree, labelling)
-      return _from_labelled(found, cache_dir, path)
+      return _from_labelled(found, cache_dir, path, for_test)
   stated = [key for key in _COLUMNS if vars(labelling)[key] is not None]
   if stated:
     raise ValueError(
       f'imagefolder:{path} holds none of {", ".join(table_files.METADATA)}, '
       f'and data.{stated[0]} names a column of one'
     )
-  return folder_builder(path, cache_dir, labelling)
+  return folder_builder(path, cache_dir, labelling, for_test)
 
 
-def parquet_builder(path: str, cache_dir: pathlib.Path, labelling: Labelling):
+def parquet_builder(
+  path: str,
+  cache_dir: pathlib.Path,
+  labelling: Labelling,
+  for_test: bool = False,
+):
   """The prepared TFDS builder of `parquet:PATH`, tables that hold images."""
   if not path:
     raise ValueError('parquet needs a path: parquet:PATH')
   found = columnar.read_columnar(path, labelling)
-  return _from_labelled(found, cache_dir, path)
+  return _from_labelled(found, cache_dir, path, for_test)
 
 
-def arrays_builder(path: str, cache_dir: pathlib.Path, labelling: Labelling):
+def arrays_builder(
+  path: str,
+  cache_dir: pathlib.Path,
+  labelling: Labelling,
+  for_test: bool = False,
+):
   """The TFDS builder of `arrays:KEY`, which sources.store_arrays prepared."""
-  del labelling
+  del labelling, for_test
   found = cache_dir / 'prepared' / f'arrays-{path}'
   if not path or not found.is_dir():
     raise FileNotFoundError(
@@ -190,7 +219,11 @@ def check_used(name: str, labelling: Labelling) -> None:
       )
 
 
-def _from_labelled(found: Labelled, cache_dir: pathlib.Path, path: str):
+def _from_labelled(
+  found: Labelled, cache_dir: pathlib.Path, path: str, for_test: bool
+):
+  if not for_test:
+    labels.check_classes(found)
   kind = found.where.partition(':')[0]
   root = pathlib.Path(path).expanduser()
   version, place = labelled.LabelledImages.VERSION, _place(root)

@@ -167,7 +167,9 @@ def open_test(
   Raises:
     ValueError, FileNotFoundError: as `open_sources`.
   """
-  builder, class_names, found = _open(name, data_dir, cache_dir, labelling)
+  builder, class_names, found = _open(
+    name, data_dir, cache_dir, labelling, for_test=True
+  )
   split = next(s for s in ('test', 'validation', *found) if s in found)
   source = found[split]
   if source.labels.min(initial=0) < 0:
@@ -223,6 +225,8 @@ def _open(
   data_dir: str | os.PathLike | None,
   cache_dir: str | os.PathLike | None,
   labelling: Labelling | None,
+  *,
+  for_test: bool = False,
 ):
   """The builder of a data set, its class names, its own splits."""
   kind, _, path = name.partition(':')
@@ -230,13 +234,13 @@ def _open(
   labelling = labelling or Labelling()
   check_used(name, labelling)
   if kind in DATASETS:
-    builder = DATASETS[kind](path, cache, labelling)
+    builder = DATASETS[kind](path, cache, labelling, for_test)
   else:
     builder = _open_tfds(name, pathlib.Path(data_dir or default_data_dir()))
   image_key, label_key = _find_keys(name, builder.info)
   found = {
     split: open_split(builder, parts, image_key, label_key, cache)
-    for split, parts in _own_splits(name, builder.info).items()
+    for split, parts in _own_splits(name, builder.info, for_test).items()
   }
   return builder, builder.info.features[label_key].names, found
 
@@ -289,7 +293,9 @@ def _find_keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
   return image_key, label_key
 
 
-def _own_splits(name: str, info: tfds.core.DatasetInfo) -> dict[str, list[str]]:
+def _own_splits(
+  name: str, info: tfds.core.DatasetInfo, for_test: bool
+) -> dict[str, list[str]]:
   """Which TFDS splits, in which order, make up each of our splits."""
   available = list(info.splits)
   if info.name in IN_PARTS:
@@ -297,10 +303,11 @@ def _own_splits(name: str, info: tfds.core.DatasetInfo) -> dict[str, list[str]]:
     for split in sorted(available, key=lambda split: (len(split), split)):
       parts.setdefault(split.partition('_')[0], []).append(split)
     return parts
-  if 'train' not in available:
-    raise ValueError(f'data set {name!r} has no train split: {available}')
   used = ('train', 'validation', 'test')
-  return {split: [split] for split in used if split in available}
+  found = {split: [split] for split in used if split in available}
+  if not found or 'train' not in found and not for_test:
+    raise ValueError(f'data set {name!r} has no train split: {available}')
+  return found
 
 
 def _complete(

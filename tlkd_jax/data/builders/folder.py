@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import tensorflow_datasets as tfds
 
-from tlkd_jax.data.builders.layout import Listing, check_classes
+from tlkd_jax.data.builders.layout import Listing
 from tlkd_jax.data.builders.walk import File
 
 Item = TypeVar('Item')
@@ -27,16 +27,12 @@ class FolderImages(tfds.core.GeneratorBasedBuilder):
     Args:
       listing: what to store, from `layout.arrange`.
       data_dir: where the array_record files are written.
-
-    Raises:
-      ValueError: as `layout.check_classes`.
     """
     self._listing = listing
-    self._class_names = check_classes(listing)
     super().__init__(data_dir=data_dir, file_format='array_record')
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return info(self, self._class_names, 'Class folders of images.')
+    return info(self, self._listing.class_names, 'Class folders of images.')
 
   def _split_generators(self, dl_manager):
     del dl_manager

@@ -42,8 +42,8 @@ class Labelled:
   Attributes:
     where: the data set's name, for messages.
     class_names: K names, numbers in their own order.
-    splits: 'train' and any of 'validation' and 'test', or 'unsplit' alone, to
-      the examples.
+    splits: any of 'train', 'validation' and 'test', or 'unsplit' alone, to the
+      examples.
     left_out: what is there and is not used.
     notes: what a reader should know, one sentence each.
     read: some of a split's files in order -> their bytes, one by one.
@@ -114,8 +114,8 @@ def arrange(
     notes: likewise, these come first.
 
   Raises:
-    ValueError: a label or split that is missing or doubtful, several labels
-      for one image, a class that train lacks, one class only.
+    ValueError: a label or split that is missing or doubtful, or several labels
+      for one image.
   """
   if not rows:
     raise ValueError(f'{where}: no images')
@@ -140,11 +140,35 @@ def arrange(
   for k in kept:
     example = Example(rows[k].name, number[texts[k]], rows[k].file)
     found.setdefault(splits[k], []).append(example)
-  _check_classes(where, names, found)
   notes += _alike(names)
   if repeated:
     notes.append(f'{repeated} rows repeat another one and count once')
   return Labelled(where, names, found, [*left_out], notes, read)
+
+
+def check_classes(labelled: Labelled) -> None:
+  """Checks what is to be trained on.
+
+  Raises:
+    ValueError: there is no train, one class only, or a class that train lacks.
+  """
+  where, found = labelled.where, labelled.splits
+  names = labelled.class_names
+  main = 'unsplit' if 'unsplit' in found else 'train'
+  if main not in found:
+    raise ValueError(
+      f'{where}: the splits are {shown(sorted(found))}, none of them train'
+    )
+  if len(names) < 2:
+    raise ValueError(f'{where}: one class only ({names[0]!r})')
+  learned = {example.label for example in found[main]}
+  for split, examples in found.items():
+    unknown = sorted({example.label for example in examples} - learned)
+    if unknown:
+      listed = ', '.join(repr(names[k]) for k in unknown[:10])
+      raise ValueError(
+        f'{where}: class {listed} is in {split} but not in train'
+      )
 
 
 def _label_texts(where: str, rows: list[Row], *, whole: bool) -> list[str]:
@@ -258,10 +282,6 @@ def _splits(where: str, rows: list[Row]) -> list[str]:
       f'{where}: split {", ".join(map(repr, unknown[:5]))}; accepted: train, '
       'validation, test, or words like these (docs/data.md)'
     )
-  if 'train' not in meant.values():
-    raise ValueError(
-      f'{where}: the splits are {shown(sorted(meant))}, none of them train'
-    )
   return [str(meant[row.split or '']) for row in rows]
 
 
@@ -295,11 +315,9 @@ def class_order(where: str, names: Iterable[str]) -> list[str]:
   """Class names in order; numbers in that of their values.
 
   Raises:
-    ValueError: two spellings of one number, or one class only.
+    ValueError: two spellings of one number.
   """
   names = sorted(names)
-  if len(names) < 2:
-    raise ValueError(f'{where}: one class only ({", ".join(map(repr, names))})')
   if not all(map(_NUMBER.fullmatch, names)):
     return names
   by_value: dict[float, str] = {}
@@ -320,20 +338,6 @@ def _check_different(where: str, names: list[str | None]) -> None:
     raise ValueError(
       f'{where}: {shown(twice)} is the name of several classes; rename them'
     )
-
-
-def _check_classes(
-  where: str, names: list[str], found: dict[str, list[Example]]
-) -> None:
-  main = 'unsplit' if 'unsplit' in found else 'train'
-  learned = {example.label for example in found[main]}
-  for split, examples in found.items():
-    unknown = sorted({example.label for example in examples} - learned)
-    if unknown:
-      listed = ', '.join(repr(names[k]) for k in unknown[:10])
-      raise ValueError(
-        f'{where}: class {listed} is in {split} but not in train'
-      )
 
 
 def _alike(names: list[str]) -> list[str]:

@@ -43,6 +43,11 @@ class Listing:
     return digest.hexdigest()[:16]
 
   @property
+  def class_names(self) -> list[str]:
+    """Those of all splits, sorted."""
+    return sorted({name for found in self.files.values() for name in found})
+
+  @property
   def num_bytes(self) -> int:
     """Size of all files that can be read."""
     return sum(
@@ -92,13 +97,30 @@ def arrange(tree: Tree) -> Listing:
   )
 
 
-def check_classes(listing: Listing) -> list[str]:
-  """Returns the sorted class names after checking every split against train.
+def check_classes(listing: Listing, *, for_test: bool = False) -> None:
+  """Checks that classes hold images, and every split against train.
+
+  Args:
+    listing: from `arrange`.
+    for_test: nothing is trained on it, so that train does not matter.
 
   Raises:
     ValueError: if train is missing or has fewer than two classes, a class
       holds nothing, or another split has a class that train lacks.
   """
+  if not for_test:
+    _check_train(listing)
+  for split, classes in listing.files.items():
+    empty = sorted(c for c, files in classes.items() if not files)
+    if empty:
+      place = '' if split == 'unsplit' else f' in {split}'
+      raise ValueError(
+        f'folder:{listing.location}: class {names_of(empty)}{place} holds no '
+        f'images (files ending in {transforms.ENDINGS})'
+      )
+
+
+def _check_train(listing: Listing) -> None:
   where = f'folder:{listing.location}'
   main = 'unsplit' if 'unsplit' in listing.files else 'train'
   if main not in listing.files:
@@ -113,16 +135,8 @@ def check_classes(listing: Listing) -> list[str]:
         f'{where}: class {names_of(unknown)} is in {split} but not in train, '
         f'which has {names_of(class_names, 40)}'
       )
-    empty = sorted(c for c, files in classes.items() if not files)
-    if empty:
-      place = '' if split == 'unsplit' else f' in {split}'
-      raise ValueError(
-        f'{where}: class {names_of(empty)}{place} holds no images (files '
-        f'ending in {transforms.ENDINGS})'
-      )
   if len(class_names) < 2:
     raise ValueError(f'{where}: one class only ({class_names[0]!r})')
-  return class_names
 
 
 def _outside(parts: Parts, plan: Plan) -> str:
