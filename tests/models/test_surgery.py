@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from tlkd_jax import models
+from tlkd_jax.models.layers.positions import resize_position
 from tlkd_jax.models.weights import pretrained, surgery
 from tlkd_jax.runtime.trees import flatten
 
@@ -155,3 +156,23 @@ class TestAdaptStateDict:
     expected = np.ones((1, prefix + 14 * 14, width))
     expected[:, :prefix] = 5.0
     np.testing.assert_allclose(position, expected, rtol=1e-6)
+
+  @pytest.mark.parametrize(
+    ('name', 'filter'),
+    [
+      ('timm/vit_tiny_patch16_224', 'cubic'),
+      ('transformers/vit_tiny_patch16_224', 'plain_cubic'),
+    ],
+  )
+  def test_they_are_so_by_the_variants_filter_and_the_log_says_it(
+    self, name, filter, caplog
+  ):
+    state_dict = random_state_dict(name)
+    model = models.create_model(name)
+    leaf = pretrained.leaf_table(model)['position'][1]
+    larger = np.random.default_rng(1).normal(size=(1, 1 + 24 * 24, 192))
+    state_dict[leaf.key] = leaf.to_torch(larger)
+    adapted = surgery.adapt_state_dict(model, state_dict)
+    expected = resize_position(larger, (14, 14), 1, filter)
+    np.testing.assert_array_equal(adapted[leaf.key], leaf.to_torch(expected))
+    assert 'images of 384 px, are resampled for 224 px' in caplog.text

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.models.layers.positions import resize_position
@@ -147,12 +148,31 @@ def adapt_state_dict(
       if kernel.shape[2] == 3 != shape[2]:
         result[leaf.key] = leaf.to_torch(adapt_stem(kernel, shape[2]))
   if 'position' in table:
-    count = pretrained.prefix_positions(model, table)
-    shape, leaf = table['position']
-    side = math.isqrt(shape[1] - count)
-    if leaf.key in result:
-      position = leaf.to_flax(result[leaf.key])
-      if position.ndim == 3 and position.shape[1] != shape[1]:
-        position = resize_position(position, (side, side), count)
-        result[leaf.key] = leaf.to_torch(position)
+    key = table['position'][1].key
+    if key in result:
+      result[key] = _on_native_grid(model, table, result[key])
   return result
+
+
+def _on_native_grid(model: Model, table: dict, value: np.ndarray) -> np.ndarray:
+  """A file's position embeddings for the grid that checkpoints have.
+
+  A run's network is rebuilt by its name alone, with the native grid, so that
+  positions for larger images lose by it what no later resampling returns.
+  """
+  shape, leaf = table['position']
+  position = leaf.to_flax(value)
+  if position.ndim != 3 or position.shape[1] == shape[1]:
+    return value
+  count = pretrained.prefix_positions(model, table)
+  side = math.isqrt(shape[1] - count)
+  filter = model.spec.position_filter
+  resized = resize_position(position, (side, side), count, filter)
+  patch = model.spec.image_size // side
+  logging.warning(
+    '%s: the positions of the file, of images of %d px, are resampled for %d '
+    'px, and again at any other size: at their own they are not what was '
+    'published',
+    *(model.name, patch * math.isqrt(position.shape[1] - count), patch * side),
+  )
+  return leaf.to_torch(resized)
