@@ -10,7 +10,7 @@ none of them is paired with stands beside them as one more arm.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tlkd_jax.answer.labels import LABELS
@@ -45,7 +45,6 @@ _INCIDENTAL = (
   'data.memory_budget_mib',
   'log_every_steps',
   'keep_checkpoints',
-  'student.checkpoint',
   'teacher.checkpoint',
   'targets.dir',
   'targets.features_dir',
@@ -157,18 +156,30 @@ def _in_order(run: RunFolder) -> tuple[int, int, str]:
   return _TREATMENTS.index(run.kind), run.seed, str(run.path)
 
 
+def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What runs have in common that are compared: not what makes the arm.
+
+  Args:
+    config: of a run, dotted key -> value.
+
+  Returns:
+    Key -> value, sorted; what is None is left out, as a key that an older
+    version lacked is one that is not set.
+  """
+  found = {
+    key: _shown(config, key)
+    for key in sorted(config)
+    if not key.startswith((*_BETWEEN_ARMS, *_INCIDENTAL))
+  }
+  return {key: value for key, value in found.items() if value is not None}
+
+
 def _groups(runs: Sequence[RunFolder]) -> list[_Group]:
   found: dict[str, _Group] = {}
   for run in runs:
     # A member of an ensemble is a part of it.
     if run.arm != 'teacher' and not run.config.get('student.member'):
-      # A key that an older version lacked is one that is not set.
-      kept = {
-        key: value
-        for key, value in sorted(run.config.items())
-        if value is not None
-        and not key.startswith((*_BETWEEN_ARMS, *_INCIDENTAL))
-      }
+      kept = recipe(run.config)
       if run.kind == 'fixmatch':
         kept['student.fit'] = 'finetuned'
       group = found.setdefault(json.dumps(kept), _Group([], []))
@@ -287,18 +298,23 @@ def _telling(runs: Sequence[RunFolder], ignored: tuple[str, ...]) -> list[str]:
     key
     for key in keys
     if not key.startswith(ignored)
-    and len({json.dumps(_shown(run, key)) for run in runs}) > 1
+    and len({json.dumps(_shown(run.config, key)) for run in runs}) > 1
   ]
 
 
 def _values(run: RunFolder, keys: Sequence[str]) -> str:
-  return ', '.join(f'{key}={_shown(run, key)}' for key in keys)
+  return ', '.join(f'{key}={_shown(run.config, key)}' for key in keys)
 
 
-def _shown(run: RunFolder, key: str) -> Any:
-  value = run.config.get(key)
-  # Paths, which are others for every seed: their number tells arms apart.
-  return len(value or ()) if key == 'distillation.more_teachers' else value
+def _shown(config: Mapping[str, Any], key: str) -> Any:
+  value = config.get(key)
+  # Paths, which are others for every seed and arm: their number tells arms
+  # apart, and whether there is one to start from.
+  if key == 'distillation.more_teachers':
+    return len(value or ())
+  if key == 'student.checkpoint':
+    return 'set' if value else None
+  return value
 
 
 def _teacher_of(kd: RunFolder, runs: Sequence[RunFolder]) -> RunFolder | None:
