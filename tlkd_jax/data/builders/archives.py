@@ -102,8 +102,9 @@ def _open_tar(
     tree = Tree(path, 'tar', reader.read)
     members = _members(path, file)
     outside = entries.outside([member.name for member in members])
+    spelt = walk.composed(entries.clean(member.name) for member in members)
     for member in members:
-      name = entries.clean(member.name)
+      name = spelt[entries.clean(member.name)]
       if member.name in outside:
         tree.left_out.append(LeftOut(name, entries.ELSEWHERE))
         continue

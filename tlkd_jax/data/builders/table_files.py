@@ -62,6 +62,8 @@ def read_table_files(path: str, labelling: Labelling) -> Labelled:
         folders = () if os.path.isabs(found.name) else above
         rows.append(row._replace(name=found.name, file=found, folders=folders))
   _check_there(where, missing, total, f'the folder of {root.name}')
+  spelt = walk.composed(row.name for row in rows)
+  rows = [row._replace(name=spelt[row.name]) for row in rows]
   return labels.arrange(where, rows, _read, left_out=left_out, notes=notes)
 
 
@@ -99,7 +101,8 @@ def arrange_image_folder(
     total += len(table)
     for row in _rows(table, columns, None):
       name = posixpath.normpath(posixpath.join(*file.parts[:-1], row.name))
-      if name not in by_name:
+      name = next((n for n in walk.spellings(name) if n in by_name), None)
+      if name is None:
         missing.append(f'{file.name} {row.place} {row.name}')
         continue
       found = by_name[name]
@@ -180,7 +183,7 @@ def _on_disk(base: pathlib.Path, name: str) -> File | None:
     spellings.append(name.replace('\\', '/'))
   if not walk.looks_like_image(name):
     spellings += [spellings[-1] + ending for ending in transforms.SUFFIXES]
-  for spelling in spellings:
+  for spelling in (s for one in spellings for s in walk.spellings(one)):
     path = os.path.normpath(base / spelling)
     try:
       about = os.stat(path)

@@ -6,12 +6,14 @@ folder that cannot be read is an error and not an absence; nothing is unpacked
 beside a spool that has no name.
 """
 
+import collections
 import contextlib
 import dataclasses
 import os
 import pathlib
 import re
 import stat
+import unicodedata
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
@@ -245,6 +247,22 @@ def printable(name: bytes) -> str:
   return _CONTROLS.sub(lambda found: f'\\x{ord(found[0]):02x}', text)
 
 
+def composed(names: Iterable[str]) -> dict[str, str]:
+  """Names -> the same with composed accents, which a Mac spreads.
+
+  Splits are chosen by names. Those that would become one stay as they are.
+  """
+  found = {name: unicodedata.normalize('NFC', name) for name in names}
+  count = collections.Counter(found.values())
+  return {n: new if count[new] == 1 else n for n, new in found.items()}
+
+
+def spellings(name: str) -> list[str]:
+  """A name as it is, with composed accents and with spread ones."""
+  forms = (unicodedata.normalize(form, name) for form in ('NFC', 'NFD'))
+  return list(dict.fromkeys([name, *forms]))
+
+
 class _Walk:
   """One walk through a folder: real folders first, then what links lead to."""
 
@@ -288,10 +306,12 @@ class _Walk:
         self._tree.links[parts] = known or '.'
         continue
       self._tree.folders.add(parts)
-      for entry in entries:
-        name = printable(os.fsencode(entry.name))
+      shown = [printable(os.fsencode(entry.name)) for entry in entries]
+      spelt = composed(shown)
+      for entry, name in zip(entries, shown, strict=True):
         if name != entry.name:
           self._odd_names.append('/'.join((*parts, name)))
+        name = spelt[name]
         if self._entry(entry, (*parts, name)):
           below.append((entry.path, (*parts, name)))
 

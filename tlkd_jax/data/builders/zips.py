@@ -60,6 +60,7 @@ def open_zip(path: str, root: pathlib.Path) -> Generator[Tree]:
         f'read as code page 437, such as {guessed[0]}'
       )
     outside = entries.outside([info.filename for info in archive.infolist()])
+    spelt = walk.composed(name for name, _ in members)
     for name, info in members:
       if info.filename in outside:
         tree.left_out.append(LeftOut(name, entries.ELSEWHERE))
@@ -67,7 +68,7 @@ def open_zip(path: str, root: pathlib.Path) -> Generator[Tree]:
       kind = stat.S_IFMT(info.external_attr >> 16)
       is_folder = name.endswith('/')
       odd = kind not in (0, stat.S_IFREG, stat.S_IFDIR)
-      file = File(name.strip('/'), info.file_size, info.CRC, info)
+      file = File(spelt[name].strip('/'), info.file_size, info.CRC, info)
       entries.add(tree, file, is_folder, odd)
     entries.finish(tree, root.stat().st_size)
     _check_methods(tree)
