@@ -23,6 +23,7 @@ from tlkd_jax.training import (
   workdir,
 )
 from tlkd_jax.training.metric_writers import MetricWriter, read_rows
+from tlkd_jax.training.state import Learner, State
 
 
 def flips(content: bytes, count: int, seed: int = 0):
@@ -276,3 +277,22 @@ def test_a_kill_between_a_record_and_its_digest(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
       sealed.write_text(path, '{"a": 2}')
   assert sealed.read_json(path) == {'a': 2}
+
+
+def test_a_state_of_another_version_is_told_from_damage(tmp_path):
+  """Its optimizer keeps other numbers; no bit of it is wrong."""
+  one = np.zeros(2, np.float32)
+
+  def of(*kept):
+    learner = Learner({'weights': {'w': one}}, {}, (one, *kept), {}, {})
+    return State(np.zeros((), np.int32), {'student': learner})
+
+  saved = checkpoints.Checkpoints(tmp_path)
+  saved.save(of(), {})
+  where = sharding.replicated(sharding.make_mesh(1))
+  message = 'has not the arrays that this version keeps.*another --workdir'
+  with pytest.raises(ValueError, match=message):
+    saved.restore(checkpoints.abstract_like(of(one), where))
+  state, _ = saved.restore(checkpoints.abstract_like(of(), where))
+  assert equal(state, of())
+  saved.close()

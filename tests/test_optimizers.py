@@ -45,8 +45,8 @@ def draw(seed: int):
   }
 
 
-def train(steps: int = 4, schedule=lambda _: 0.1, **changes):
-  """Parameters before and after each of some steps on gradients draw(1..)."""
+def train(steps: int = 4, schedule=lambda _: 0.1, first: int = 1, **changes):
+  """Parameters before and after each of some steps on draw(first), ..."""
   model = models.create_model('tiny', num_classes=4)
   keys = {f'optimizer__{k}': v for k, v in changes.items()}
   options = tiny.make_config('tl', **keys).optimizer
@@ -56,7 +56,7 @@ def train(steps: int = 4, schedule=lambda _: 0.1, **changes):
   state = optimizer.init(jax.tree.map(jnp.asarray, params))
   history = [flat(params)]
   for step in range(steps):
-    updates, state = update(nest(draw(step + 1)), state, params)
+    updates, state = update(nest(draw(step + first)), state, params)
     params = jax.tree.map(np.add, params, jax.device_get(updates))
     history.append(flat(params))
   return history
@@ -266,6 +266,24 @@ def test_freeze_until_step(name):
     ]
     new = k.startswith(('weights.head.', 'projector.'))
     assert moved == [new, new, True, True]
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adamw'])
+@pytest.mark.parametrize('every', [1, 2])
+def test_what_was_frozen_begins_as_at_a_first_step(name, every):
+  """Its moments and their count are of the gradients that it was moved by."""
+  given = {'name': name, 'accumulate_steps': every, **PLAIN}
+  until = 2 * every
+  frozen = train(4 * every, freeze_until_step=until, **given)[until:]
+  fresh = train(2 * every, first=until + 1, **given)
+  whole = train(4 * every, **given)[until:]
+  for k in SHAPES:
+    new = k.startswith(('weights.head.', 'projector.'))
+    for number in range(2 * every):
+      found = frozen[number + 1][k] - frozen[number][k]
+      like = whole if new else fresh
+      expected = like[number + 1][k] - like[number][k]
+      np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_freezing_counts_batches_when_accumulating():

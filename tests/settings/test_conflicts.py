@@ -336,6 +336,11 @@ CONFLICTS = [
     'optimizer.freeze_until_step is 7, so that in 7 steps (num_steps) nothing',
   ),
   (
+    {'optimizer.freeze_until_step': 7, 'teacher.fit': 'finetuned'},
+    {'teacher.num_steps': 7},
+    'optimizer.freeze_until_step is 7, so that in 7 steps (teacher.num_steps)',
+  ),
+  (
     {'distillation.hard_weight': 0},
     {'distillation.soft_weight': 0},
     'distillation.hard_weight is 0.0, and so are distillation.soft_weight',

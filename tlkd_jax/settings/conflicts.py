@@ -15,7 +15,13 @@ from tlkd_jax.settings.guiding import (
   only,
   options_of,
 )
-from tlkd_jax.settings.networks import OPEN, ZERO_SHOT, Student, Teacher
+from tlkd_jax.settings.networks import (
+  FINE_TUNED,
+  OPEN,
+  ZERO_SHOT,
+  Student,
+  Teacher,
+)
 from tlkd_jax.settings.sections import (
   Augment,
   Data,
@@ -292,6 +298,7 @@ def of_balance(section: Data, distillation: Distillation) -> list[str]:
 
 
 def of_steps(
+  arm: str,
   optimizer: Optimizer,
   num_steps: int,
   teacher: Teacher,
@@ -313,11 +320,16 @@ def of_steps(
     if 0 < count < least
   ]
   frozen = optimizer.freeze_until_step
+  if optimizer.train_only == 'head':
+    return lines
+  moved = {'num_steps': num_steps}
+  if arm != 'tl' and not teacher.checkpoint and teacher.fit in FINE_TUNED:
+    moved['teacher.num_steps'] = teacher.num_steps
   # 0 steps are as many as the data will say.
-  if 0 < num_steps <= frozen and optimizer.train_only != 'head':
-    lines.append(
-      f'optimizer.freeze_until_step is {frozen}, so that in {num_steps} steps '
-      '(num_steps) nothing but the head would move; accepted: a whole number '
-      "below that, or optimizer.train_only='head', which says so"
-    )
-  return lines
+  return lines + [
+    f'optimizer.freeze_until_step is {frozen}, so that in {count} steps '
+    f'({name}) nothing but the head would move; accepted: a whole number '
+    "below that, or optimizer.train_only='head', which says so"
+    for name, count in moved.items()
+    if 0 < count <= frozen
+  ]

@@ -25,6 +25,8 @@ STUDENT_FITS = ('finetuned', 'probed', 'fixmatch', 'ensemble')
 OPEN = 'auto'
 # Fitted to nothing but the names of the classes, see training/zero_shot.py.
 ZERO_SHOT = 'zero_shot'
+# Those of a teacher whose weights all move.
+FINE_TUNED = ('finetuned', 'early', 'crossfitted_finetuned')
 # Where a class's name goes in a prompt.
 PLACE = '{class}'
 TEACHER_FITS = (

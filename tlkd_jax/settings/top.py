@@ -239,7 +239,7 @@ class Settings:
     )
     lines += conflicts.of_balance(self.data, guides)
     lines += conflicts.of_steps(
-      self.optimizer, self.num_steps, teacher, self.transfer, guides
+      self.arm, self.optimizer, self.num_steps, teacher, self.transfer, guides
     )
     if self.num_train_per_class and self.train_fraction != 1:
       lines.append(

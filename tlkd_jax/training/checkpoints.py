@@ -193,8 +193,17 @@ def _checked(path: pathlib.Path, read: Callable[[], Any]) -> Any:
       return read()
   except Exception as error:
     raise ValueError(
-      f'corrupt or foreign checkpoint {path}: {_first_line(error)}'
+      f'corrupt or foreign checkpoint {path}: {_told(error)}'
     ) from error
+
+
+def _told(error: Exception) -> str:
+  if 'structures do not match' not in str(error):
+    return _first_line(error)
+  return (
+    'it has not the arrays that this version keeps of such a run; the version '
+    'that wrote it goes on with it, or begin anew in another --workdir'
+  )
 
 
 @contextlib.contextmanager

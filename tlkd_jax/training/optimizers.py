@@ -71,7 +71,7 @@ def make_optimizer(
     ]
   else:
     parts += [
-      optax.scale_by_adam(options.beta1, options.beta2),
+      *_moments(model, until, options),
       optax.add_decayed_weights(options.weight_decay, mask=decayed),
     ]
   parts.append(
@@ -89,6 +89,30 @@ def make_optimizer(
   if every > 1:
     return optax.MultiSteps(optimizer, every).gradient_transformation()
   return optimizer
+
+
+def _moments(
+  model: Model, until: int, options: Optimizer
+) -> list[optax.GradientTransformation]:
+  """AdamW's; of everything old they begin at update number `until`.
+
+  Counted from the first update, those of zeros before it would make the steps
+  after it several times too large.
+  """
+  adam = optax.scale_by_adam(options.beta1, options.beta2)
+  if not until:
+    return [adam]
+
+  def masked(new: bool) -> optax.GradientTransformation:
+    return optax.masked(
+      adam,
+      functools.partial(map_with_path, lambda p, _: is_new(model, p) == new),
+    )
+
+  old = optax.transforms.conditionally_transform(
+    masked(new=False), lambda update: update >= until
+  )
+  return [masked(new=True), old]
 
 
 def decayed(params: Tree) -> Tree:
