@@ -124,6 +124,15 @@ def test_what_is_not_used_is_said(tmp_path):
   ]
 
 
+@pytest.mark.parametrize('ending', ['.JPG', '.png', '.Jpeg'])
+def test_the_case_of_an_ending_that_a_table_lacks(ending, tmp_path):
+  files = PETS.replace('.png', ending)
+  path = write(tmp_path, CSV.replace('.png', ''), files=files)
+  found = table_files.read_table_files(str(path), Labelling())
+  names = {name.replace('.png', ending): c for name, c in LABELS.items()}
+  assert found_of(found) == {'unsplit': names}
+
+
 def test_a_column_without_a_name(tmp_path):
   """As pandas writes its index."""
   lines = [f'{n if n else ""},{x}' for n, x in enumerate(CSV.splitlines())]

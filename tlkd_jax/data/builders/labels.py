@@ -140,7 +140,7 @@ def arrange(
   for k in kept:
     example = Example(rows[k].name, number[texts[k]], rows[k].file)
     found.setdefault(splits[k], []).append(example)
-  notes += _alike(names)
+  notes += alike(names)
   if repeated:
     notes.append(f'{repeated} rows repeat another one and count once')
   return Labelled(where, names, found, [*left_out], notes, read)
@@ -340,7 +340,7 @@ def _check_different(where: str, names: list[str | None]) -> None:
     )
 
 
-def _alike(names: list[str]) -> list[str]:
+def alike(names: Iterable[str]) -> list[str]:
   """Notes on names that are probably meant to be one."""
   groups = collections.defaultdict(list)
   for name in names:

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable
 
 from tlkd_jax.data import transforms
-from tlkd_jax.data.builders import reading, walk
+from tlkd_jax.data.builders import labels, reading, walk
 from tlkd_jax.data.builders.reading import Plan, names_of
 from tlkd_jax.data.builders.walk import File, LeftOut, Parts, Tree
 
@@ -87,7 +87,8 @@ def arrange(tree: Tree) -> Listing:
     else:
       name = '/'.join(parts[len(plan.top) :])
       found[home[0]][home[1]].append((name, file))
-  notes = [*tree.notes, *plan.notes]
+  class_names = sorted({class_name for _, class_name in plan.homes.values()})
+  notes = [*tree.notes, *plan.notes, *labels.alike(class_names)]
   return Listing(
     tree.location,
     found,

@@ -182,7 +182,10 @@ def _on_disk(base: pathlib.Path, name: str) -> File | None:
   if '\\' in name:
     spellings.append(name.replace('\\', '/'))
   if not walk.looks_like_image(name):
-    spellings += [spellings[-1] + ending for ending in transforms.SUFFIXES]
+    start = spellings[-1]
+    for ending in transforms.SUFFIXES:
+      cases = (ending, ending.upper(), ending.title())
+      spellings += [start + spelt for spelt in cases]
   for spelling in (s for one in spellings for s in walk.spellings(one)):
     path = os.path.normpath(base / spelling)
     try:
