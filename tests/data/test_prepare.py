@@ -178,6 +178,21 @@ def test_a_tfds_set_for_a_test_alone(load, shapes, tmp_path):
     load(name, **places)
 
 
+class HandMade(GeneratedShapes):
+  """Its archive is to be downloaded by hand."""
+
+  MANUAL_DOWNLOAD_INSTRUCTIONS = 'put shapes.tar there'
+
+  def _split_generators(self, dl_manager):
+    raise FileNotFoundError(dl_manager.manual_dir / 'shapes.tar')
+
+
+def test_what_is_to_be_downloaded_by_hand_is_said(tmp_path):
+  message = f'{tmp_path}/downloads/manual does not exist .*put shapes.tar there'
+  with pytest.raises(FileNotFoundError, match=f'(?s)by hand.*{message}'):
+    prepare.prepare('hand_made/train', data_dir=tmp_path)
+
+
 def test_unlabelled_split_is_an_error(load, shapes):
   with pytest.raises(ValueError, match='test is not labelled'):
     load('generated_shapes/unlabelled', data_dir=shapes)

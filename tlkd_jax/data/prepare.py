@@ -87,6 +87,7 @@ def prepare(
 
   Raises:
     ValueError: an unknown name, or a data set that cannot be used.
+    FileNotFoundError: an archive that must be downloaded by hand is missing.
     ModuleNotFoundError: the step needs TensorFlow, which is not installed.
   """
   kind, _, path = name.partition(':')
@@ -98,13 +99,20 @@ def prepare(
     return pathlib.Path(builder.data_path)
   target = pathlib.Path(data_dir or sources.default_data_dir()).expanduser()
   sources.check_tfds_name(name)
+  by_hand = None
   try:
     builder = tfds.builder(
       name, data_dir=str(target), file_format='array_record'
     )
+    by_hand = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     builder.download_and_prepare()
   # TFDS wraps the missing import in errors of its own while it extracts.
   except Exception as error:
+    # So TFDS says that a folder for downloads by hand is empty.
+    if by_hand and isinstance(error, AssertionError):
+      raise FileNotFoundError(
+        f'{name!r} must be downloaded by hand: {error}'
+      ) from error
     if not _lacks_tensorflow(error):
       raise
     raise ModuleNotFoundError(
