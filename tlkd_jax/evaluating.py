@@ -60,7 +60,8 @@ def evaluate_run(
         f'--suite={suite} is of the own data of a run; with --dataset only the '
         'suite clean is accepted'
       )
-    folders = runs_in(expanded(workdir))
+    root = expanded(workdir)
+    folders = runs_in(root)
   names = list(suites.SUITES) if suite == 'all' else [suite]
   datasets: dict[str, Dataset] = {}
   rows, lines = [], []
@@ -76,17 +77,23 @@ def evaluate_run(
       text = suites.SUITES[name](subject)
       if name == 'clean':
         clean = sealed.read_json(subject.folder / 'clean.json')
-        rows.append((_label(folder, subject, len(folders)), clean))
+        several = len(folders) > 1
+        label = _place(folder, root) if several else subject.model
+        rows.append((label, clean))
         if dataset:
           lines += _about_other(folder, subject)
       else:
-        lines.append(f'{folder.name}, {name}: {text}')
+        lines.append(f'{_place(folder, root)}, {name}: {text}')
   table = [tables.closing_table(rows)] if rows else []
   return '\n'.join([*table, *dict.fromkeys(lines)])
 
 
-def _label(folder: pathlib.Path, subject: Subject, runs: int) -> str:
-  return folder.name if runs > 1 else subject.model
+def _place(folder: pathlib.Path, root: pathlib.Path) -> str:
+  """What a run is called: where it lies in the folder that was given.
+
+  By their own names the cells of a study cannot be told apart.
+  """
+  return folder.name if folder == root else folder.relative_to(root).as_posix()
 
 
 def runs_in(workdir: pathlib.Path) -> list[pathlib.Path]:

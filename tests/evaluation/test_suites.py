@@ -70,6 +70,21 @@ def test_clean_and_calibration_of_all_runs_of_a_folder(runs):
   assert sum(found['bins_after']['count']) == found['test_count'] == 40
 
 
+def test_runs_of_one_name_are_told_apart_by_their_places(runs, tmp_path):
+  """As the cells of a study lie, all of them called by their seed."""
+  places = [f'cells/digits/{arm}/seed0' for arm in ('tl', 'tl_longer')]
+  for place in places:
+    shutil.copytree(runs / 'tl', tmp_path / place)
+  table = evaluate_run(tmp_path)
+  found = [line.split()[0] for line in table.splitlines()[2:]]
+  assert found == [place for place in places for _ in range(2)]
+  said = evaluate_run(tmp_path, suite='calibration').splitlines()
+  assert [line.partition(',')[0] for line in said] == places
+  # One run alone keeps its plain name.
+  said = evaluate_run(tmp_path / places[0], suite='calibration')
+  assert said.startswith('seed0, calibration: ')
+
+
 def test_an_interrupted_suite_goes_on_and_answers_for_the_same_images(
   runs, monkeypatch, caplog
 ):
