@@ -16,7 +16,7 @@ from tlkd_jax.data import Look, augment, pipeline
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.runtime import sharding
 from tlkd_jax.study.cells import Loader
-from tlkd_jax.training import decoding, inputs, networks, showing
+from tlkd_jax.training import decoding, drawing, inputs, networks, showing
 
 pytestmark = pytest.mark.usefixtures('tiny_models')
 
@@ -230,6 +230,31 @@ def test_batches_bring_the_images_of_each_look(cache_dir):
   plain = pipeline.train_iterator(dataset.splits['train'], 8, 0)
   assert 'others' not in next(plain)
   plain.close()
+
+
+@pytest.mark.parametrize('in_the_step', [True, False])
+def test_clean_views_are_of_the_looks_in_the_step(in_the_step, cache_dir):
+  """Not of those whose outputs are stored, nor of other runs of a command."""
+  config = tiny.make_config(
+    'kd',
+    cache_dir,
+    teacher__image_size=24,
+    distillation__teacher_view='clean',
+  )
+  dataset = decoding.load_dataset(config)
+  looks = [other.look for other in dataset.others] if in_the_step else []
+  views = drawing.make_views(config, dataset, looks)
+  assert set(views.clean) == {None, *looks}
+  sizes = [draw.keywords['image_size'] for draw in views.clean.values()]
+  assert sizes == [16, 24][: 1 + in_the_step]
+  (batch, *_) = inputs.train_batches(config, dataset, 1, {}, looks)
+  seen = showing.draw_views(
+    batch,
+    views.clean[None],
+    {look: draw for look, draw in views.clean.items() if look},
+    np.int32(0),
+  )
+  assert set(seen) == {None, *looks}
 
 
 def test_the_views_of_a_batch_by_look():

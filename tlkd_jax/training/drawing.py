@@ -1,7 +1,7 @@
 """The random views of a run: how a network's images are drawn in a step."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 from flax.core import FrozenDict
 
@@ -124,7 +124,7 @@ def make_mixing(settings: Settings) -> Mixing | None:
 
 
 def make_views(
-  settings: Settings, dataset: data.Dataset, looks: Iterable[Look] = ()
+  settings: Settings, dataset: data.Dataset, looks: Collection[Look] = ()
 ) -> Views:
   """How the images of a run's batches are drawn.
 
@@ -139,9 +139,9 @@ def make_views(
   if settings.fit == 'fixmatch':
     strong = unseeded(make_strong(augmentation))
   if taught and section.teacher_view == 'clean':
-    clean = {None: unseeded(heard_through(settings, dataset))} | {
-      other.look: unseeded(heard_through(settings, other))
-      for other in dataset.others
+    clean = {
+      look: unseeded(heard_through(settings, dataset.seen(look)))
+      for look in (None, *looks)
     }
   return Views(
     plain=unseeded(augmentation),
