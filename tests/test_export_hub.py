@@ -325,6 +325,34 @@ def test_the_student_without_a_teacher_must_have_seen_the_same(runs, tmp_path):
   assert card._beside(run) == []
 
 
+@pytest.mark.parametrize(
+  ('key', 'value', 'shown'),
+  [
+    ('num_steps', 2000, False),
+    ('optimizer.learning_rate', 3e-3, False),
+    ('label_smoothing', 0.2, False),
+    ('batch_size', 16, False),
+    ('augment.crop', 'random', False),
+    ('student.checkpoint', 'runs/a', False),
+    # What makes the arm, and how a run is done.
+    ('distillation.temperature', 4.0, True),
+    ('teacher.name', 'tiny', True),
+    ('log_every_steps', 3, True),
+  ],
+)
+def test_the_student_without_a_teacher_must_have_learned_alike(
+  key, value, shown, runs, tmp_path
+):
+  for arm in ('tl', 'kd'):
+    shutil.copytree(runs / arm, tmp_path / arm)
+  run = card.read_run(tmp_path / 'kd')
+  assert run.settings.seed == 0
+  changed = settings.with_values(run.settings, {key: value})
+  assert changed != run.settings
+  run = dataclasses.replace(run, settings=changed)
+  assert bool(card._beside(run)) is shown
+
+
 def test_of_a_run_of_tl_there_is_no_teacher(runs, tmp_path, without_onnx):
   export.export_run(runs / 'tl', 'hub', tmp_path / 'out')
   text = (tmp_path / 'out' / 'README.md').read_text()

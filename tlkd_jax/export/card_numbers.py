@@ -2,11 +2,14 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from tlkd_jax.evaluation import bootstrap, evaluate, metrics, statistics
 from tlkd_jax.evaluation.predictions import predicted_class
+from tlkd_jax.report import pairing
+from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings, from_config
 from tlkd_jax.training import decoding, workdir
 
@@ -100,7 +103,7 @@ def recalls(
 def beside_tl(
   run: pathlib.Path, settings: Settings, test: evaluate.Predictions
 ) -> Pair | None:
-  """A TL+KD run beside the TL run of the same student, data and seed.
+  """A TL+KD run beside the TL run of the same recipe, data and seed.
 
   It is looked for where a comparison and a study have it: RUN/../tl and
   RUN/../../tl/NAME.
@@ -111,7 +114,8 @@ def beside_tl(
     test: its predictions on test images.
 
   Returns:
-    None where there is no such run, or it has other test images.
+    None where there is no such run, it has other test images, or anything else
+    differs than what makes the arm: it would be no effect of the teacher.
 
   Raises:
     ValueError: its record is damaged.
@@ -124,14 +128,17 @@ def beside_tl(
     theirs = from_config(workdir.read(other))
     same = (
       theirs.arm == 'tl'
-      and theirs.student == settings.student
-      and theirs.image_size == settings.image_size
+      and _recipe(theirs) == _recipe(settings)
       and decoding.data_key(theirs) == decoding.data_key(settings)
     )
     reference = evaluate.load(stored)
     if same and np.array_equal(reference.indices, test.indices):
       return _pair(test, reference)
   return None
+
+
+def _recipe(settings: Settings) -> dict[str, Any]:
+  return pairing.recipe(flatten(workdir.as_json(settings)))
 
 
 def _pair(test: evaluate.Predictions, reference: evaluate.Predictions) -> Pair:
