@@ -17,6 +17,7 @@ from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import Interrupted, UserError
 from tlkd_jax.settings import WrongSettings
 from tlkd_jax.training import decoding, finished, loop
+from tlkd_jax.training import run as run_parts
 from tlkd_jax.training import workdir as workdirs
 from tlkd_jax.training.checkpoints import read_description
 
@@ -61,6 +62,23 @@ def run(runner, tmp_path_factory):
 
 def bounds(tree) -> dict[str, np.ndarray]:
   return {k: v for k, v in tree.items() if k.endswith('bounds')}
+
+
+def test_a_transfer_baseline_keeps_it_to_its_calibrated_start(
+  compare_run, tmp_path
+):
+  """That rounds as the student does before its first update."""
+  changes = {'transfer.delta': 1e-3}
+  config = configured(compare_run / 'kd', guide='none', **changes)
+  dataset = decoding.load_dataset(config)
+  found = run_parts.set_up(config, tmp_path, dataset, sharding.make_mesh())
+  own = tiny.flatten(found.learners['student'].model_state)
+  start = tiny.flatten(found.start['model_state'])
+  assert own.keys() == start.keys() and len(bounds(own)) == 7
+  for name, value in own.items():
+    np.testing.assert_array_equal(start[name], value, err_msg=name)
+  (name, *_) = bounds(own)
+  assert np.isfinite(own[name]).all() and np.ptp(own[name]) > 0
 
 
 def test_its_bounds_follow_and_then_stay(run):

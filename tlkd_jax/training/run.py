@@ -140,6 +140,8 @@ def set_up(
   own, first = next(iter(learners.items()))
   dataset = dataset.seen(first.network.look)
   learners = quantization.calibrated(settings, learners, dataset, num_steps)
+  # A student that learns to round starts with the bounds that it has now.
+  first = learners[own]
   kept = lessons.start_terms(learned[own])
   start = starts.load(settings, kept, first, dataset, mesh) if kept else {}
   frozen = {name: teacher.network for name, teacher in teachers.items()}
