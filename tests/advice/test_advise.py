@@ -201,6 +201,40 @@ def test_the_arms_of_the_study(tmp_path):
   assert (teacher.teacher.fit, teacher.teacher.weights) == ('probed', 'w.pth')
 
 
+def test_every_key_that_advice_decides_is_refused(monkeypatch):
+  """A value for it would be overwritten where the runs are made."""
+  asked = request.make(
+    'digits', ('tiny=scratch',), ('tiny_teacher=scratch',), (16,)
+  )
+  decided: set[str] = set()
+
+  def heard(with_values):
+    def wrapped(settings, values, *rest):
+      decided.update(values)
+      return with_values(settings, values, *rest)
+
+    return wrapped
+
+  monkeypatch.setattr(trial, 'with_values', heard(trial.with_values))
+  monkeypatch.setattr(matrix, '_with_values', heard(matrix._with_values))
+  counts = {'train': 60, 'validation': 80, 'test': 60}
+  looked = {'folds': 0, 'classes': 10, 'counts': counts}
+  models = 'tiny=scratch', 16, 'tiny_teacher=scratch', 24
+  choice = conduct.Choice(*models, 60, 1.0, 1.0, True, '', True)
+  config = trial.make(asked, looked, choice, 2)
+  arms = {cell.arm: cell for cell in matrix.make_matrix(config, count=1)}
+  for cell in arms.values():
+    guides = {arm: (arms[arm], pathlib.Path('run')) for arm in cell.teachers}
+    matrix.make_config(config, cell, guides)
+  found = {re.sub(r'^study\..*', 'study', key) for key in decided}
+  # The seed is the first one of the study, whoever says it; a model's name goes
+  # with its weights, and a fold with the seed.
+  assert found - {'seed'} | {'student.name', 'data.fold'} == {*request.DECIDED}
+  for key in request.DECIDED:
+    with pytest.raises(ValueError, match=f'--set has {key}, which advice'):
+      request.make('digits', *[('tiny=scratch',)] * 2, values={key: 1})
+
+
 @pytest.mark.parametrize(
   ('given', 'message'),
   [
@@ -213,6 +247,20 @@ def test_the_arms_of_the_study(tmp_path):
     ({'budget_minutes': float('nan')}, 'accepted: above 0'),
     ({'values': {'data.pattrn': 'x'}}, 'did you mean data.pattern'),
     ({'values': {'optimizer.name': 'adamx'}}, 'accepted: sgd, adamw'),
+    (
+      {'values': {'num_steps': 50}},
+      '--set has num_steps, which advice decides itself; accepted: '
+      '--budget_minutes in its place, or any other key',
+    ),
+    (
+      {'values': {'label_smoothing': 0.1}},
+      'which advice decides itself; accepted: any other key',
+    ),
+    ({'values': {'study.seeds': 3}}, '--set has study.seeds, which advice'),
+    (
+      {'values': {'teacher': {'fit': 'probed'}}},
+      '--set has teacher.fit, which',
+    ),
   ],
 )
 def test_what_a_request_refuses(given, message):

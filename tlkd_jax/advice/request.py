@@ -8,11 +8,44 @@ from tlkd_jax import models, settings
 from tlkd_jax.models import describe
 from tlkd_jax.models.weights import hub
 from tlkd_jax.models.weights.torch_records import WeightsError
+from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 
 BUDGET_MINUTES = 60.0
 # Sides of images that are tried, of those that the files and the budget allow.
 SIZES = (64, 96, 128, 160, 224)
+# Keys that advice decides, with the flag that has a say in it; what is without
+# one follows from the data, from the budget or from the question.
+DECIDED = {
+  'dataset': '--dataset',
+  'student.name': '--students',
+  'student.weights': '--students',
+  'teacher.name': '--teachers',
+  'teacher.weights': '--teachers',
+  'teacher.checkpoint': '--teachers',
+  'image_size': '--image_sizes',
+  'teacher.image_size': '--image_sizes',
+  'num_steps': '--budget_minutes',
+  'train_fraction': '--budget_minutes',
+  **dict.fromkeys(
+    (
+      'arm',
+      'cost_matched',
+      'data.fold',
+      'data.folds',
+      'data.num_test_per_class',
+      'data.num_validation_per_class',
+      'distillation.more_teachers',
+      'label_smoothing',
+      'num_train_per_class',
+      'study',
+      'teacher.fit',
+      'teacher.probe_folds',
+      'teacher.probe_views',
+    ),
+    '',
+  ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +113,13 @@ def make(
     teachers: likewise; () is all whose weights are at hand.
     image_sizes: see Request.
     budget_minutes: likewise.
-    values: likewise.
+    values: likewise; none of DECIDED.
 
   Raises:
-    ValueError: a name, a size or a value that is not accepted, or no model.
+    ValueError: a name, a size, a key or a value that is not accepted, or no
+      model.
   """
+  _check_keys(values or {})
   if not budget_minutes > 0:
     raise ValueError(f'--budget_minutes is {budget_minutes}; accepted: above 0')
   wrong = [size for size in image_sizes if size < 8]
@@ -155,6 +190,19 @@ def macs(name: str, image_size: int) -> int:
   """Multiply-adds of one image."""
   found = describe.describe(name, image_size, num_classes=10)
   return found.macs + found.attention_macs
+
+
+def _check_keys(values: Mapping[str, Any]) -> None:
+  """Raises ValueError where a value would have no say."""
+  for key in flatten(values):
+    decided = 'study' if key.partition('.')[0] == 'study' else key
+    if decided in DECIDED:
+      flag = DECIDED[decided]
+      instead = f'{flag} in its place, or ' if flag else ''
+      raise ValueError(
+        f'--set has {key}, which advice decides itself; accepted: {instead}any '
+        'other key'
+      )
 
 
 def _candidate(text: str) -> Candidate:
