@@ -78,6 +78,15 @@ def test_a_split_that_was_given_is_kept(tmp_path, split):
   assert looking.num_folds(opened) == 0
 
 
+def test_folds_that_were_asked_for_are_made(tmp_path):
+  dataset = write(tmp_path / 'pets', {'cat': 20, 'dog': 24})
+  values = {'data.folds': 3, 'data.cache_dir': str(tmp_path / 'cache')}
+  models = ('tiny=scratch',), ('tiny_teacher=scratch',)
+  asked = request.make(dataset, *models, (16,), values=values)
+  own = request.settings_of(asked, asked.students[0], 16)
+  assert looking.look(own)['folds'] == 3
+
+
 def test_too_few_images_are_refused(tmp_path):
   dataset = write(tmp_path / 'pets', {'cat': 4, 'dog': 24})
   opened = looking.open_data(settings_of(dataset, tmp_path))
@@ -227,9 +236,10 @@ def test_every_key_that_advice_decides_is_refused(monkeypatch):
     guides = {arm: (arms[arm], pathlib.Path('run')) for arm in cell.teachers}
     matrix.make_config(config, cell, guides)
   found = {re.sub(r'^study\..*', 'study', key) for key in decided}
-  # The seed is the first one of the study, whoever says it; a model's name goes
-  # with its weights, and a fold with the seed.
-  assert found - {'seed'} | {'student.name', 'data.fold'} == {*request.DECIDED}
+  # The first seed and the number of folds are as they were said; a model's name
+  # goes with its weights, and a fold with the seed.
+  found = found - {'seed', 'data.folds'} | {'student.name', 'data.fold'}
+  assert found == {*request.DECIDED}
   for key in request.DECIDED:
     with pytest.raises(ValueError, match=f'--set has {key}, which advice'):
       request.make('digits', *[('tiny=scratch',)] * 2, values={key: 1})

@@ -32,7 +32,6 @@ DECIDED = {
       'arm',
       'cost_matched',
       'data.fold',
-      'data.folds',
       'data.num_test_per_class',
       'data.num_validation_per_class',
       'distillation.more_teachers',
