@@ -1,5 +1,6 @@
 """Transfer baselines in the step and in a run, by hand and resumed."""
 
+import dataclasses
 import functools
 import shutil
 
@@ -21,6 +22,7 @@ from tlkd_jax.models import create_model
 from tlkd_jax.models.weights import pretrained, torch_files
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.trees import flatten
+from tlkd_jax.settings import with_values
 from tlkd_jax.training import decoding, guides, networks, optimizers, run, start
 from tlkd_jax.training.objective import Objective
 from tlkd_jax.training.state import Beginning, create
@@ -237,6 +239,25 @@ def test_scratch_has_no_source_head(cache_dir):
   terms = start.make_terms(config, learner.network.model)
   with pytest.raises(ValueError, match="student.weights 'pretrained' has none"):
     start.load(config, terms, learner, dataset, sharding.make_mesh(1))
+
+
+def test_the_pretrained_head_goes_with_its_own_backbone(cache_dir, weights):
+  """Not with that of a finished run, but for one in which the head learned."""
+  config = tiny.make_config(
+    'tl',
+    cache_dir,
+    transfer__lwf=1.0,
+    student__weights=weights,
+    student__checkpoint='runs/a',
+  )
+  plain = with_values(config, {'student.checkpoint': None})
+  learner = networks.load(plain, 'student', [str(n) for n in range(10)])
+  moved = jax.tree.map(lambda value: value + 0.01, learner.params)
+  probe = learner.params | {'head': moved['head']}
+  start.load_source(config, dataclasses.replace(learner, params=probe))
+  with pytest.raises(ValueError, match=r'runs/a \(student.checkpoint\) has an'):
+    start.load_source(config, dataclasses.replace(learner, params=moved))
+  start.load_source(plain, learner)
 
 
 def test_stochastic_norm_is_between_frozen_and_train():

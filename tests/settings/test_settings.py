@@ -602,6 +602,36 @@ def test_a_run_of_a_version_that_lacked_keys_is_resumed(tmp_path):
     workdir.check(tmp_path, changed)
 
 
+@pytest.mark.parametrize(
+  ('changes', 'flags_of_it'),
+  [
+    ({}, ['student.checkpoint={run}']),
+    (
+      {'transfer.lwf': 0.1, 'transfer.co_tuning': 0.2},
+      [
+        'student.checkpoint={run}',
+        'transfer.lwf=0',
+        'transfer.co_tuning=0',
+      ],
+    ),
+    ({'quantize.mode': 'qat', 'student.checkpoint': 'runs/tl'}, []),
+  ],
+)
+def test_more_steps_than_a_finished_run_has(changes, flags_of_it, tmp_path):
+  """The advice is a command that is not refused for what it goes on from."""
+  config = settings.with_values(settings.make('tl'), changes)
+  shorter = settings.with_values(config, {'num_steps': 5})
+  (tmp_path / 'config.json').write_text(settings.to_json(shorter))
+  (tmp_path / 'summary.json').write_text('{}')
+  longer = settings.with_values(config, {'num_steps': 9})
+  with pytest.raises(ValueError, match='it is finished') as error:
+    workdir.check(tmp_path, longer)
+  *_, advice = str(error.value).splitlines()
+  expected = [f'--config={tmp_path}/config.json', '--config.num_steps=9']
+  expected += [f'--config.{f.format(run=tmp_path)}' for f in flags_of_it]
+  assert advice.split() == [*expected, '--workdir=ANOTHER']
+
+
 def test_a_study_stands_the_way_out_and_in():
   config = study_file.get_config('arms=methods')
   made = settings.from_config(config)

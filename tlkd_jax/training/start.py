@@ -22,6 +22,7 @@ from tlkd_jax.models.functional import Model, Tree
 from tlkd_jax.models.network import Loaded, last_layer, make_eval_step
 from tlkd_jax.models.weights import loading
 from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import optimizers, preparation
 from tlkd_jax.training.objective import Term
@@ -101,7 +102,7 @@ def load_source(settings: Settings, learner: Loaded) -> Loaded:
   """The student's backbone under the head of its pretrained weights.
 
   Raises:
-    ValueError: the weights have no head.
+    ValueError: the weights have no head, or the student has another backbone.
   """
   section = settings.student
   source = section.weights
@@ -117,8 +118,29 @@ def load_source(settings: Settings, learner: Loaded) -> Loaded:
     )
   model = models.create_model(section.name, num_classes=classes)
   read = loading.load(model, source, jax.random.key(0), head='keep')
+  if section.checkpoint and not _same_backbone(learner, read):
+    raise ValueError(
+      'transfer.lwf and transfer.co_tuning need the backbone that the head of '
+      f'student.weights was trained on, and {section.checkpoint} '
+      '(student.checkpoint) has another; accepted: 0 of both, a run in which '
+      'the head alone learned, or student.checkpoint None'
+    )
   network = dataclasses.replace(learner.network, model=read.model)
   return Loaded(network, read.params, read.model_state)
+
+
+def _same_backbone(learner: Loaded, read: loading.Weights) -> bool:
+  """Whether a student differs from weights in its head alone.
+
+  A probe's does, up to the rounding of an average of weights that stay.
+  """
+  heads = tuple(f'{name}.' for name in read.model.spec.head)
+  own = flatten(learner.params)
+  return all(
+    name.startswith(heads)
+    or (name in own and np.allclose(own[name], value, rtol=1e-4, atol=1e-6))
+    for name, value in flatten(read.params).items()
+  )
 
 
 def _relationship(settings, source, dataset, mesh: Mesh) -> np.ndarray:

@@ -94,11 +94,19 @@ def _how_to_go_on(workdir: pathlib.Path, settings: Settings) -> str:
   section = 'teacher' if settings.arm == 'teacher' else 'student'
   own = settings.arm == 'teacher' and settings.teacher.num_steps
   steps = f'{"teacher." if own else ""}num_steps={num_steps(settings)}'
+  state, start = 'best state', f'--config.{section}.checkpoint={workdir} '
+  if settings.quantize.mode == 'qat':
+    # It goes on from a student in float, which its configuration names.
+    state, start = 'start', ''
+  elif section == 'student':
+    # No head but its own goes with the backbone that it has now.
+    on = [n for n in ('lwf', 'co_tuning') if vars(settings.transfer)[n]]
+    start += ''.join(f'--config.transfer.{name}=0 ' for name in on)
   return (
     'it is finished, and its learning rate has fallen to its end. More steps '
-    'are a run of their own, with a schedule of their own, from its best '
-    f'state:\n  --config={workdir}/config.json --config.{steps} '
-    f'--config.{section}.checkpoint={workdir} --workdir=ANOTHER'
+    'are a run of their own, with a schedule of their own, from its '
+    f'{state}:\n  --config={workdir}/config.json --config.{steps} '
+    f'{start}--workdir=ANOTHER'
   )
 
 
