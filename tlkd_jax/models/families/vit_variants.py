@@ -143,9 +143,10 @@ def _averaged_variants() -> dict[str, ModelSpec]:
 
 
 def _torchvision_variants() -> dict[str, ModelSpec]:
-  # As its interpolate_embeddings, without which it takes no other size.
+  # At other sizes, which it refuses by itself, it is timm's: their weights are
+  # each other's.
   single = spec(
-    dataclasses.replace(_VIT['base'][0], filter='corner_cubic'),
+    _VIT['base'][0],
     _torchvision_modules,
     _torchvision_leaves,
     old_keys=(

@@ -16,8 +16,7 @@ def resize_position(
 ):
   """Interpolates position embeddings to another grid of patches.
 
-  The old grid is taken to be square. All filters but 'corner_cubic' align the
-  corners of the outermost pixels, that one their centres.
+  The old grid is taken to be square. Pixel centres are aligned, not corners.
 
   Args:
     position: [1, prefix + n * n, D], a numpy or jax array.
@@ -72,14 +71,9 @@ def _antialiased(kernel: Callable, old: int, new: int) -> np.ndarray:
   return weights / weights.sum(1, keepdims=True)
 
 
-def _plain_cubic(old: int, new: int, *, corners: bool = False) -> np.ndarray:
-  """Four neighbours, the border repeated; torch's cubic has a slope of -3/4.
-
-  With `corners` the outermost centres of the two grids lie on each other.
-  """
+def _plain_cubic(old: int, new: int) -> np.ndarray:
+  """Four neighbours, the border repeated; torch's cubic has a slope of -3/4."""
   centre = (np.arange(new)[:, None] + 0.5) * (old / new) - 0.5
-  if corners:
-    centre = np.arange(new)[:, None] * ((old - 1) / max(new - 1, 1))
   taps = np.floor(centre) + np.arange(-1, 3)
   weights = np.zeros((new, old))
   place = np.arange(new)[:, None], np.clip(taps, 0, old - 1).astype(int)
@@ -92,5 +86,4 @@ FILTERS: dict[str, Callable[[int, int], np.ndarray]] = {
   'cubic': functools.partial(_antialiased, functools.partial(_keys, a=-0.5)),
   'linear': functools.partial(_antialiased, _triangle),
   'plain_cubic': _plain_cubic,
-  'corner_cubic': functools.partial(_plain_cubic, corners=True),
 }
