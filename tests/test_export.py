@@ -18,6 +18,7 @@ from tlkd_jax import export, models
 from tlkd_jax.export import __main__ as command
 from tlkd_jax.export import formats, onnx, stablehlo, weights
 from tlkd_jax.export import student as students
+from tlkd_jax.models import functional
 from tlkd_jax.models.families import mobileone
 from tlkd_jax.models.weights import (
   folding,
@@ -190,6 +191,15 @@ class TestConfiguration:
     assert config['model_args'] == {'dynamic_img_size': True}
     assert config['pretrained_cfg']['classifier'] == ['head', 'head_dist']
     assert config['pretrained_cfg']['first_conv'] == 'patch_embed.proj'
+
+  def test_positions_of_another_grid_say_of_which(self):
+    name = 'deit_tiny_distilled_patch16_224'
+    model = models.create_model(name, num_classes=len(CLASSES))
+    model = functional.with_positions(model, 2 + 36)
+    student = students.Student(model, *random_variables(model), describe(name))
+    config = formats.configuration(student, 'safetensors')
+    expected = {'dynamic_img_size': True, 'img_size': 96}
+    assert config['model_args'] == expected
 
   @pytest.mark.parametrize(
     ('format', 'shape'),

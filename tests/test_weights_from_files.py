@@ -11,10 +11,18 @@ import pytest
 
 from tests import tiny
 from tests.fixtures import fill_rule
-from tlkd_jax import models, settings
+from tlkd_jax import evaluating, models, settings
+from tlkd_jax.evaluation import evaluate
 from tlkd_jax.models.weights import pretrained, torch_files, twins
+from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.trees import flatten
-from tlkd_jax.training import networks
+from tlkd_jax.training import (
+  checkpoints,
+  decoding,
+  finished,
+  loop,
+  networks,
+)
 
 CLASSES = ['a', 'b', 'c']
 
@@ -280,6 +288,47 @@ def test_a_bad_checkpoint_is_one_error(damage, message, resnet18, tmp_path):
   assert str(caught.value).startswith(str(path))
   assert '\n' not in str(caught.value)
   assert not (tmp_path / 'harm').exists()
+
+
+@pytest.fixture
+def larger(tiny_models, tmp_path_factory):
+  """tiny_vit with positions for images of 24 px, where it has 16 px."""
+  state_dict = filled('tiny_vit')
+  position = np.random.default_rng(0).normal(size=(1, 1 + 36, 8))
+  state_dict['pos_embed'] = position.astype(np.float32)
+  path = tmp_path_factory.mktemp('weights') / 'larger.safetensors'
+  return write(path, state_dict)
+
+
+@pytest.mark.parametrize('arm', ['tl', 'teacher'])
+def test_a_run_keeps_the_positions_of_its_file(
+  arm, larger, cache_dir, tmp_path
+):
+  """They are checkpointed and restored, and start and teach other runs."""
+  role = 'student' if arm == 'tl' else 'teacher'
+  changes = {f'{role}__name': 'tiny_vit', f'{role}__weights': str(larger)}
+  config = tiny.make_config(arm, cache_dir, image_size=24, **changes)
+  dataset = decoding.load_dataset(config)
+  loop.fine_tune(config, tmp_path, dataset, sharding.make_mesh(1))
+  place = str(tmp_path)
+  description = checkpoints.read_description(place)
+  assert description.positions == 1 + 36
+  stored = finished.restore(place, description)
+  assert stored.params['position'].shape == (1, 1 + 36, 8)
+  model = models.create_model('tiny_vit', num_classes=10)
+  names = description.class_names
+  again, params, _ = finished.read_as(place, model, names)
+  assert again.params_shape['position'].shape == (1, 1 + 36, 8)
+  assert_equal(params, stored.params, ())
+  before = evaluate.load(tmp_path / 'predictions' / 'test.npz')
+  evaluating.evaluate_run(place, sharding.make_mesh(1))
+  after = evaluate.load(tmp_path / 'predictions' / 'test.npz')
+  np.testing.assert_array_equal(before.logits, after.logits)
+  if arm == 'teacher':
+    changes = {'teacher__name': 'tiny_vit', 'teacher__checkpoint': place}
+    config = tiny.make_config('kd', cache_dir, image_size=24, **changes)
+    (teacher,) = networks.load_teachers(config, names).values()
+    assert_equal(teacher.params, stored.params, ())
 
 
 def test_a_missing_file():

@@ -3,8 +3,12 @@ import numpy as np
 import pytest
 
 from tlkd_jax import models
-from tlkd_jax.models.layers.positions import resize_position
-from tlkd_jax.models.weights import pretrained, surgery
+from tlkd_jax.models.weights import (
+  loading,
+  pretrained,
+  surgery,
+  torch_files,
+)
 from tlkd_jax.runtime.trees import flatten
 
 
@@ -140,39 +144,29 @@ class TestAdaptStateDict:
       ('timm/vit_tiny_patch16_224', 1),
       ('timm/deit_tiny_distilled_patch16_224', 2),
       ('timm/deit3_small_patch16_224', 0),
+      ('transformers/vit_tiny_patch16_224', 1),
     ],
   )
-  def test_positions_of_a_file_for_larger_images_are_interpolated(
-    self, name, prefix
+  def test_positions_of_a_file_for_other_images_stay_its_own(
+    self, name, prefix, tmp_path
   ):
+    """At its own size they are used as they are, at others resampled once."""
     state_dict = random_state_dict(name)
     model = models.create_model(name)
-    width = state_dict['pos_embed'].shape[2]
-    larger = np.ones((1, prefix + 24 * 24, width), np.float32)
-    larger[:, :prefix] = 5.0
-    state_dict['pos_embed'] = larger
-    adapted = surgery.adapt_state_dict(model, state_dict)
-    position = pretrained.from_torch(model, adapted)[0]['position']
-    expected = np.ones((1, prefix + 14 * 14, width))
-    expected[:, :prefix] = 5.0
-    np.testing.assert_allclose(position, expected, rtol=1e-6)
-
-  @pytest.mark.parametrize(
-    ('name', 'filter'),
-    [
-      ('timm/vit_tiny_patch16_224', 'cubic'),
-      ('transformers/vit_tiny_patch16_224', 'plain_cubic'),
-    ],
-  )
-  def test_they_are_so_by_the_variants_filter_and_the_log_says_it(
-    self, name, filter, caplog
-  ):
-    state_dict = random_state_dict(name)
-    model = models.create_model(name)
-    leaf = pretrained.leaf_table(model)['position'][1]
-    larger = np.random.default_rng(1).normal(size=(1, 1 + 24 * 24, 192))
-    state_dict[leaf.key] = leaf.to_torch(larger)
-    adapted = surgery.adapt_state_dict(model, state_dict)
-    expected = resize_position(larger, (14, 14), 1, filter)
-    np.testing.assert_array_equal(adapted[leaf.key], leaf.to_torch(expected))
-    assert 'images of 384 px, are resampled for 224 px' in caplog.text
+    shape, leaf = pretrained.leaf_table(model)['position']
+    own = np.random.default_rng(1).normal(size=(1, prefix + 24**2, shape[2]))
+    own = own.astype(np.float32)
+    state_dict[leaf.key] = leaf.to_torch(own)
+    path = tmp_path / 'model.safetensors'
+    torch_files.write_safetensors(path, state_dict)
+    found = loading.load(model, str(path), jax.random.key(0), head='keep')
+    np.testing.assert_array_equal(found.params['position'], own)
+    shapes = jax.tree.map(np.shape, found.params)
+    expected = jax.tree.map(lambda leaf: leaf.shape, found.model.params_shape)
+    assert shapes == expected
+    again = loading.load(model, str(path), jax.random.key(0), head='keep')
+    assert again.model is found.model
+    for side in (224, 384):
+      images = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+      out, _ = jax.eval_shape(found.model.apply, found.params, {}, images)
+      assert out['logits'].shape == (1, 1000)

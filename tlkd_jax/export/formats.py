@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import importlib.util
+import math
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -27,6 +28,7 @@ from tlkd_jax.export import (
 from tlkd_jax.export import student as students
 from tlkd_jax.export.options import Int8
 from tlkd_jax.export.student import Student, library_model
+from tlkd_jax.models.functional import Model
 from tlkd_jax.models.layers.branches import FUSED
 from tlkd_jax.models.weights import pretrained, twins
 from tlkd_jax.runtime.atomic import replace_text
@@ -269,8 +271,9 @@ def configuration(student: Student, name: str) -> dict[str, Any]:
   if fused:
     result['fused'] = True
   if 'position' in table:
-    # Positions are stored for the native grid and interpolated at run time.
-    result['model_args'] = {'dynamic_img_size': True}
+    # Positions are stored for one grid and interpolated at run time.
+    own = _stored_side(student, target, table)
+    result['model_args'] = {'dynamic_img_size': True, **own}
   takes = FORMATS[name].takes
   if takes is not None:
     result['input'] = takes(size)
@@ -278,6 +281,18 @@ def configuration(student: Student, name: str) -> dict[str, Any]:
   if student.rounds:
     result['quantized'] = 'int8'
   return result
+
+
+def _stored_side(
+  student: Student, target: Model, table: dict
+) -> dict[str, int]:
+  """Where positions are not of the native grid: of which images they are."""
+  shape, count = table['position'][0], student.params['position'].shape[1]
+  if count == shape[1]:
+    return {}
+  patches = count - pretrained.prefix_positions(target, table)
+  patch = table[f'{target.spec.stem}.kernel'][0][0]
+  return {'img_size': patch * math.isqrt(patches)}
 
 
 def _module(table: dict, path: str) -> str:

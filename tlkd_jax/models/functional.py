@@ -15,6 +15,7 @@ from flax import nnx
 
 from tlkd_jax.models.layers import core as layers
 from tlkd_jax.models.spec import ModelSpec
+from tlkd_jax.runtime.trees import flatten, nest
 
 Array = jax.Array
 Tree = dict[str, Any]
@@ -115,6 +116,35 @@ def to_functional(
     model_state_shape=_plain(model_state),
     options=options,
   )
+
+
+@functools.lru_cache(maxsize=64)
+def with_positions(model: Model, count: int) -> Model:
+  """The model with so many learned positions; 0 leaves it as it is.
+
+  Weights may have them for images of another size than the variant's.
+  """
+  shapes = flatten(model.params_shape)
+  others = {
+    path: jax.ShapeDtypeStruct((1, count, leaf.shape[2]), leaf.dtype)
+    for path, leaf in shapes.items()
+    if _is_position(path) and count not in (0, leaf.shape[1])
+  }
+  if not others:
+    return model
+  return dataclasses.replace(model, params_shape=nest({**shapes, **others}))
+
+
+def positions_of(params: Tree) -> int:
+  """Number of learned positions, of each part where it has several; or 0."""
+  for path, leaf in flatten(params).items():
+    if _is_position(path):
+      return leaf.shape[1]
+  return 0
+
+
+def _is_position(path: str) -> bool:
+  return path.rpartition('.')[2] == 'position'
 
 
 def structure(

@@ -100,8 +100,6 @@ class ModelSpec:
     embeddings: names of the embeddings, keys of losses.stages.EMBEDDINGS.
     distilled: whether it has a distillation token with a head of its own.
     texts: of the tower of texts that it was trained with; None without one.
-    position_filter: by which learned positions are resampled, a key of
-      positions.FILTERS.
   """
 
   build: Callable[..., nnx.Module]
@@ -126,7 +124,6 @@ class ModelSpec:
   embeddings: tuple[str, ...] = ('pooled',)
   distilled: bool = False
   texts: TextDesign | None = None
-  position_filter: str = 'cubic'
 
   def side_near(self, wanted: int) -> int:
     """The side of its images that is nearest to a wanted one, in pixels."""

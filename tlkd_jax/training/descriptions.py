@@ -41,6 +41,7 @@ class Description:
     mean: per channel, of its images in 0..255; () are the variant's own.
     std: likewise.
     licences: of all weights that went into it, those of its teachers too.
+    positions: learned ones, prefix included; 0 is the variant's own number.
   """
 
   model: str
@@ -56,6 +57,7 @@ class Description:
   mean: tuple[float, ...] = ()
   std: tuple[float, ...] = ()
   licences: tuple[str, ...] = ()
+  positions: int = 0
 
   @property
   def look(self) -> Look:

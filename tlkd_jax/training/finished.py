@@ -10,7 +10,12 @@ import numpy as np
 from absl import logging
 
 from tlkd_jax import data, models
-from tlkd_jax.models.functional import Model, Tree
+from tlkd_jax.models.functional import (
+  Model,
+  Tree,
+  positions_of,
+  with_positions,
+)
 from tlkd_jax.models.network import DTYPES, Loaded, Network
 from tlkd_jax.models.weights import hub, loading
 from tlkd_jax.settings import Settings, conflicts, from_config
@@ -42,6 +47,7 @@ def describe(
     mean=tuple(network.model.spec.mean),
     std=tuple(network.model.spec.std),
     licences=licences,
+    positions=positions_of(network.model.params_shape),
   )
 
 
@@ -193,9 +199,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _as_trained(model: Model, description: Description) -> Model:
-  """The model with the mean and the standard deviation of a run's images."""
+  """The model with mean and std of a run's images, and its positions."""
   mean, std = description.mean or None, description.std or None
-  return loading.with_preprocessing(model, mean, std)
+  model = loading.with_preprocessing(model, mean, std)
+  return with_positions(model, description.positions)
 
 
 def read_as(
@@ -218,7 +225,8 @@ def read_as(
       f'{model.name}'
     )
   order = class_order(run, description, class_names)
-  return _as_trained(model, description), *_read(run, model, order)
+  model = _as_trained(model, description)
+  return model, *_read(run, model, order)
 
 
 def variant(run: str, name: str) -> str:

@@ -21,7 +21,7 @@ from absl import logging
 
 from tlkd_jax import models
 from tlkd_jax.models import zero_shot
-from tlkd_jax.models.functional import Tree
+from tlkd_jax.models.functional import Tree, positions_of, with_positions
 from tlkd_jax.models.weights import loading, tokens
 from tlkd_jax.models.weights import texts as text_files
 from tlkd_jax.models.weights.texts import Texts
@@ -68,6 +68,7 @@ def read(section: Teacher, class_names: list[str]) -> loading.Weights:
   )
   spec = image.model.spec
   model = loading.with_preprocessing(model, spec.mean, spec.std)
+  model = with_positions(model, positions_of(image.params))
   licence = image.licence
   if texts.licence != licence:
     licence = f'{licence}; texts: {texts.licence}'

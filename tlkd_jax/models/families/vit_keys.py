@@ -121,7 +121,6 @@ def spec(
     'head': heads,
     'embeddings': design.embeddings,
     'distilled': design.distilled,
-    'position_filter': design.filter,
   }
   return ModelSpec(
     build=functools.partial(VisionTransformer, design),

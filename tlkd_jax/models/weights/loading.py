@@ -9,7 +9,13 @@ import numpy as np
 from absl import logging
 
 from tlkd_jax.models import create_model, fused_name
-from tlkd_jax.models.functional import Array, Model, Tree
+from tlkd_jax.models.functional import (
+  Array,
+  Model,
+  Tree,
+  positions_of,
+  with_positions,
+)
 from tlkd_jax.models.layers.branches import FUSED
 from tlkd_jax.models.weights import (
   aliases,
@@ -36,7 +42,7 @@ class Weights:
 
   Attributes:
     model: with the mean and the standard deviation of images that the weights
-      were trained with, where they are known.
+      were trained with, where they are known, and the file's positions.
     params: nested dicts of float32 numpy arrays.
     model_state: likewise.
     source: what is known of them.
@@ -66,7 +72,7 @@ def load(
 
   Accepted are the keys of the variant's own library, of a twin (see twins) and
   of Hugging Face's transformers (see aliases), all behind one prefix or none.
-  Stem and position embeddings are adapted to the model. Where it is known
+  The stem is adapted to the model. Where it is known
   which network the weights are of (see sources), it must be the model's.
 
   Args:
@@ -110,6 +116,7 @@ def load(
       *(path, len(aside), model.name, listed(aside)),
     )
   model = with_preprocessing(model, found.mean, found.std)
+  model = with_positions(model, positions_of(params))
   _say(model, path, found, others)
   if head == 'new':
     params = surgery.new_head(model, params, key, head_init)

@@ -1,19 +1,16 @@
 """What is changed of pretrained weights before they fit a new task.
 
-A head for another number of classes, a first convolution for other channels,
-position embeddings for another grid. Shapes come from the model; a model's
-`params_shape` says what it wants.
+A head for another number of classes, a first convolution for other channels.
+Shapes come from the model; a model's `params_shape` says what it wants.
+Positions for another grid of patches stay: the network resamples them.
 """
 
-import math
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 from tlkd_jax.models.functional import Model, Tree
-from tlkd_jax.models.layers.positions import resize_position
 from tlkd_jax.models.weights import pretrained
 from tlkd_jax.runtime.errors import unknown_name
 from tlkd_jax.runtime.trees import flatten, nest
@@ -129,10 +126,10 @@ def _with_second_head(
 def adapt_state_dict(
   model: Model, state_dict: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-  """Fits a file's stem, position embeddings and single head to the model.
+  """Fits a file's stem and single head to the model.
 
   Args:
-    model: says which channel count and which grid are wanted.
+    model: says which channel count is wanted.
     state_dict: torch names and arrays under the variant's own keys. Entries
       that fit already, or are absent, stay as they are.
 
@@ -147,32 +144,4 @@ def adapt_state_dict(
       kernel = leaf.to_flax(result[leaf.key])
       if kernel.shape[2] == 3 != shape[2]:
         result[leaf.key] = leaf.to_torch(adapt_stem(kernel, shape[2]))
-  if 'position' in table:
-    key = table['position'][1].key
-    if key in result:
-      result[key] = _on_native_grid(model, table, result[key])
   return result
-
-
-def _on_native_grid(model: Model, table: dict, value: np.ndarray) -> np.ndarray:
-  """A file's position embeddings for the grid that checkpoints have.
-
-  A run's network is rebuilt by its name alone, with the native grid, so that
-  positions for larger images lose by it what no later resampling returns.
-  """
-  shape, leaf = table['position']
-  position = leaf.to_flax(value)
-  if position.ndim != 3 or position.shape[1] == shape[1]:
-    return value
-  count = pretrained.prefix_positions(model, table)
-  side = math.isqrt(shape[1] - count)
-  filter = model.spec.position_filter
-  resized = resize_position(position, (side, side), count, filter)
-  patch = model.spec.image_size // side
-  logging.warning(
-    '%s: the positions of the file, of images of %d px, are resampled for %d '
-    'px, and again at any other size: at their own they are not what was '
-    'published',
-    *(model.name, patch * math.isqrt(position.shape[1] - count), patch * side),
-  )
-  return leaf.to_torch(resized)
