@@ -167,12 +167,11 @@ def test_the_answer(name):
 def test_what_stands_beside_the_answer():
   """Seeds to go and correlations, in words of results.md and earlier.md."""
   text = ' '.join(page('docs/results.md').split())
-  more = [
-    conclusions.draw(stored('results'), _KD, reference, ()).decision.more
-    for reference in (_SMOOTH, _TL)
-  ]
-  assert more == [67, 4]
-  assert 'about 67 further seeds would tell the first and four' in text
+  for reference in (_SMOOTH, _TL):
+    # Without the answers to single images no number of seeds would do.
+    drawn = conclusions.draw(stored('results'), _KD, reference, ())
+    assert drawn.decision.more is None
+  assert 'further seeds would tell' not in text
   found, places = correlations.with_gain(stored('results'), _KD, _TL)
   text = ' '.join(page('docs/earlier.md').split())
   assert places == 10

@@ -142,7 +142,9 @@ def test_worth_in_labels():
   drawn = draw(rows)
   text = words.worth(found, drawn.labels)
   assert 'TL+KD is worth +100 % labels' in text
-  assert 'At 400 training images its accuracy lies outside of what TL' in text
+  assert "At 400 training images its accuracy lies beyond the ends of TL's" in (
+    text
+  )
   assert text in drawn.remarks
   (table,) = verdict_blocks.in_labels(drawn, 'rows')
   last = dict(zip(table.columns, table.rows[-1], strict=True))

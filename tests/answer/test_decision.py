@@ -156,13 +156,13 @@ def test_two_images_of_one_cell_change_no_sure_verdict(gain, margin, expected):
 def test_a_verdict_that_two_images_would_change_is_not_called_sure():
   """The gain shrinks until it is fragile, and only then is it unknown."""
   seen = []
-  for right in range(30, -1, -1):
-    reference = np.zeros((6, 60), bool)
-    arm = np.zeros((6, 60), bool)
+  for right in range(90, -1, -1):
+    reference = np.zeros((6, 300), bool)
+    arm = np.zeros((6, 300), bool)
     for seed in range(6):
       # Another part of the images for each seed.
-      start = 9 * seed
-      arm[seed, np.arange(start, start + right + seed % 2) % 60] = True
+      start, count = 45 * seed, (right + seed) // 6 + seed % 2
+      arm[seed, np.arange(start, start + count) % 300] = True
     found = judge(reference, arm)
     seen.append((found.verdict, found.fragile))
   assert seen[0] == ('helps', False)
@@ -277,3 +277,86 @@ def test_packed_answers_are_an_eighth_and_come_back():
       unpack(packed | damage)
   with pytest.raises(ValueError, match='damaged'):
     unpack({'images': 'a'})
+
+
+@pytest.mark.parametrize(
+  ('count', 'expected'),
+  [
+    (100, 'not yet known'),
+    (360, 'not yet known'),
+    (600, 'not yet known'),
+    (2000, 'equal within the margin'),
+  ],
+)
+def test_answers_that_are_all_alike_say_little_of_other_images(count, expected):
+  """None of N images differs: of all, up to 3 in N may (95 %)."""
+  right = np.ones((20, count), bool)
+  found = judge(right, right)
+  assert found.verdict == expected
+  assert found.low == -found.high and found.high > 3 / count
+  assert (found.more is None) == (expected == 'not yet known')
+  assert found.from_images == pytest.approx(1.8237 / count, rel=1e-4)
+  # A seed's own images each time: all of them are as many images.
+  own = {
+    PLACE: {
+      seed: tuple({'answers': Answers(f'{seed}', right[seed])} for _ in 'ab')
+      for seed in range(20)
+    }
+  }
+  over = hits.over_images(own, range(20))
+  assert over.now.unseen == pytest.approx((1.8237 / count / 20) ** 2, rel=1e-3)
+
+
+def test_nothing_is_added_where_images_do_differ():
+  over = hits.over_images(pairs_of(*drawn(10, 630, 0.02)), range(10))
+  assert over.now.unseen == over.least.unseen == over.most.unseen == 0
+
+
+def test_seeds_that_it_takes_are_those_after_which_it_is_sure():
+  """Of arms that are alike, where two flipped images count most."""
+  right = np.ones((40, 1500), bool)
+  for seeds in (5, 6, 8):
+    found = judge(right[:seeds], right[:seeds])
+    assert found.fragile == (found.verdict == 'not yet known')
+    total = seeds + found.more
+    assert judge(right[:total], right[:total]).verdict != 'not yet known'
+    if found.more:
+      before = judge(right[: total - 1], right[: total - 1])
+      assert before.verdict == 'not yet known'
+
+
+def test_a_test_set_that_changed_on_the_way_counts_once():
+  """Seed 7 was tested on one image more: the others' images are the same."""
+  rows = []
+  for seed in range(8):
+    hit = np.zeros(300 + (seed == 7), bool)
+    for arm in ('tl', 'kd'):
+      own = hit.copy()
+      if arm == 'kd':
+        own[:3], own[10 + seed] = True, seed % 2
+      rows.append(row(arm, seed, float(own.mean())))
+      rows[-1]['answers'] = Answers(f'{len(hit)}', own)
+  drawn = conclusions.draw(rows, 'kd', 'tl', ('top1',))
+  assert drawn.overall.seeds == (0, 1, 2, 3, 4, 5, 6)
+  assert drawn.decision.verdict == 'not yet known'
+  assert drawn.decision.from_images > 0
+  (said,) = (r for r in drawn.remarks if 'left out' in r)
+  assert 'seed 7' in said and 'tested on other images than most seeds' in said
+  # Where each seed has images of its own none is left out.
+  for entry in rows:
+    entry['answers'] = dataclasses.replace(
+      entry['answers'], images=f'{entry["seed"]}'
+    )
+  drawn = conclusions.draw(rows, 'kd', 'tl', ('top1',))
+  assert len(drawn.overall.seeds) == 8
+
+
+def test_without_answers_no_number_of_seeds_is_promised():
+  rows = [
+    row(arm, seed, 0.5 + 0.1 * (arm == 'kd') + seed / 1000 * (arm == 'kd'))
+    for seed in range(8)
+    for arm in ('tl', 'kd')
+  ]
+  found = conclusions.draw(rows, 'kd', 'tl', ('top1',))
+  assert found.decision.more is None
+  assert 'seeds would tell' not in found.sentence

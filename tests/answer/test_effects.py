@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.study.rows import paired, row
-from tlkd_jax.answer import effects
+from tlkd_jax.answer import conclusions, effects
 from tlkd_jax.answer import rows as runs
-from tlkd_jax.answer.rows import Place, make_answers
+from tlkd_jax.answer.rows import Answers, Place, make_answers
 from tlkd_jax.evaluation import comparison, statistics
 
 GAINS = (0.03, 0.01, 0.02, 0.04, 0.02, 0.03)
@@ -204,3 +204,22 @@ def test_arms_that_share_a_label_are_told_apart():
   rows = [row('tl', 0, 0.5), row('a', 0, 0.5, label='x')]
   rows.append(row('b', 0, 0.5, label='x'))
   assert runs.labels(rows) == {'tl': 'TL', 'a': 'x (a)', 'b': 'x (b)'}
+
+
+@pytest.mark.parametrize(
+  ('won', 'lost', 'more'),
+  [(4, 0, False), (5, 0, False), (7, 1, False), (9, 2, False), (9, 1, True)],
+)
+def test_one_seed_is_no_more_than_its_p_says(won, lost, more):
+  """The bootstrap's interval leaves 0 earlier than McNemar's exact test."""
+  right = np.ones((2, 200), bool)
+  right[1, :won] = right[0, won : won + lost] = False
+  rows = [
+    row(arm, 0, float(own.mean()), answers=Answers('same', own))
+    for arm, own in zip(('kd', 'tl'), right, strict=True)
+  ]
+  drawn = conclusions.draw(rows, 'kd', 'tl', ('top1',))
+  (alone,) = drawn.per_place['top1']
+  assert alone.images.low > 0
+  assert (alone.images.mcnemar_p < 0.05) == more
+  assert ('which is no more than' in drawn.sentence) != more

@@ -44,8 +44,11 @@ def ends(right, *quantiles):
     some, (own + images) ** 2 / np.where(some, below, 1), seeds - 1
   )
   mean = means.mean(axis=1)
+  # Three images in so many may be answered otherwise by all seeds.
+  unseen = np.maximum((3 / 1.645 / count) ** 2 - images - noise / count, 0)
   halves = [
-    scipy.stats.t.isf(q, freedom) * np.sqrt(own + images) for q in quantiles
+    scipy.stats.t.isf(q, freedom) * np.sqrt(own + images + unseen)
+    for q in quantiles
   ]
   return [(mean - half, mean + half) for half in halves]
 

@@ -113,3 +113,34 @@ def test_the_remark_stands_with_the_answer():
   plain = [dict(r, folds=0) for r in rows]
   drawn = conclusions.draw(plain, 'kd', 'tl', ('top1',))
   assert not any('fold' in remark for remark in drawn.remarks)
+
+
+def test_other_metrics_and_places_count_the_overlap_too():
+  """Twenty runs of five folds whose NLL differs by fold, not by method."""
+  by_fold = np.array([0.03, -0.01, 0.05, 0.02, 0.03])
+  noise = np.random.default_rng(0).normal(0, 0.002, 20)
+  rows = of_folds(np.zeros(20))
+  for entry in rows:
+    seed = entry['seed']
+    more = by_fold[seed % 5] + noise[seed] if entry['arm'] == 'kd' else 0.0
+    entry['test']['nll'] = 1.0 + more
+  found = conclusions.draw(rows, 'kd', 'tl', ('top1', 'nll'))
+  (nll,) = found.secondary
+  (place,) = found.per_place['nll']
+  apart = [dict(r, folds=0) for r in rows]
+  alone = conclusions.draw(apart, 'kd', 'tl', ('top1', 'nll'))
+  assert alone.secondary[0].verdict == 'worse' and alone.secondary[0].p < 0.001
+  difference = nll.x - nll.y
+  error = difference.std(ddof=1) * (1 / 20 + 1 / 4) ** 0.5
+  for one in (nll, place):
+    assert one.verdict == 'inconclusive'
+    assert one.p == one.test['p_t'] > 0.05 > one.test['p_sign_flip']
+    half = (one.test['ci_high'] - one.test['ci_low']) / 2
+    assert half == pytest.approx(2.776 * error, rel=1e-3)
+
+
+def test_what_folds_leave_is_not_said_to_be_the_choice_of_test_images():
+  gains = np.tile([0.03, -0.01, 0.05, 0.0, 0.02], 4)
+  text = conclusions.draw(of_folds(gains), 'kd', 'tl', ('top1',)).sentence
+  assert 'training sets of folds share their images alone leaves' in text
+  assert 'test images alone leaves' not in text

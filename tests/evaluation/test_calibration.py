@@ -79,3 +79,16 @@ def test_ece_level_of_a_calibrated_model():
   assert abs(level['mean'] - np.mean(direct)) < 5 * error
   assert level['mean'] > 0.02
   assert abs(level['quantile_95'] - np.quantile(direct, 0.95)) < 0.01
+
+
+def test_beyond_the_temperatures_that_are_searched_nothing_is_scaled():
+  """All of validation right: the NLL falls for ever as T gets smaller."""
+  rng = np.random.default_rng(0)
+  labels = np.arange(200) % 2
+  sure = np.eye(2)[labels] * 3.0
+  test = sure + rng.normal(0, 2, sure.shape)
+  found = calibration.scaled_metrics(sure[:40], labels[:40], test, labels)
+  assert {*found} == {f'{name}_scaled' for name in calibration.SCALED_METRICS}
+  assert np.isnan([*found.values()]).all()
+  found = calibration.scaled_metrics(test[:40], labels[:40], test, labels)
+  assert np.isfinite([*found.values()]).all()

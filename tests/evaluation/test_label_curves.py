@@ -108,3 +108,21 @@ def test_mistakes_are_named():
   for read in (label_curves.efficiency, label_curves.needed):
     with pytest.raises(ValueError, match=r'\[seeds, 4\]'):
       read(SIZES, scores[:, :2], scores)
+
+
+@pytest.mark.parametrize('sizes', [[60, 540], [49, 98, 343]])
+def test_the_same_score_takes_as_many_labels(sizes):
+  """At the ends too, where a logarithm there and back is another number."""
+  scores = np.linspace(0.5, 0.8, len(sizes)) + np.arange(3)[:, None] / 1000
+  found = label_curves.needed(sizes, scores, scores)
+  assert [one.labels for one in found] == sizes
+
+
+def test_on_a_plateau_the_nearest_number_of_labels_is_read():
+  plain = np.array([[0.9, 1.0, 1.0, 1.0]] * 3)
+  found = label_curves.needed([50, 100, 200, 400], plain, plain)
+  assert [one.labels for one in found] == [50, 100, 200, 400]
+  # As good with 50 as the plateau, which begins at 100.
+  taught = np.array([[1.0, 1.0, 1.0, 1.0]] * 3)
+  found = label_curves.needed([50, 100, 200, 400], taught, plain)
+  assert [one.labels for one in found] == [100, 100, 200, 400]

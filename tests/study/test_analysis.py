@@ -252,3 +252,13 @@ def test_page_says_the_answer_first_and_the_files_agree(tmp_path):
   assert keys[:3] == ['answer', 'curves', 'arms'] and 'lost' in keys
   lost = next(section for section in data if section['key'] == 'lost')
   assert 'digits, 20 per class (-2.50 points' in lost['texts'][0]
+
+
+def test_an_edge_counts_the_pairs_that_the_answer_counts():
+  """Two seeds of TL+KD on other cores, on which it lost, are no pair."""
+  rows = paired((0.03, 0.02, 0.03, -0.30, -0.30))
+  for entry in rows:
+    cores = 1 + (entry['arm'] == 'kd' and entry['seed'] > 2)
+    entry['made'] = {'device': 'cpu', 'cores': cores, 'versions': {}}
+  (edge,) = [e for e in analysis.edges(rows, 'tl') if e.arm == 'kd']
+  assert edge.gain == pytest.approx(0.08 / 3)

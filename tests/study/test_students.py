@@ -236,7 +236,7 @@ def play(monkeypatch):
     records.write_json(cells.folder_of(root, cell) / 'cell.json', record)
 
   monkeypatch.setattr(cells, 'run', run)
-  monkeypatch.setattr(conduct, 'check', lambda config, matrix: None)
+  monkeypatch.setattr(conduct, 'check', lambda config, matrix: [])
   monkeypatch.setattr(plots, '_draw', lambda *_, **__: '<svg></svg>')
   return ran
 

@@ -54,7 +54,7 @@ def play(monkeypatch):
     monkeypatch.setattr(cells, 'run', run)
     return ran
 
-  monkeypatch.setattr(conduct, 'check', lambda config, matrix: None)
+  monkeypatch.setattr(conduct, 'check', lambda config, matrix: [])
   return set_gains
 
 

@@ -188,7 +188,7 @@ def _secondary(
     effects.overall(rows, treatment, reference, name, plan.places)
     for name in metrics
   ]
-  corrected = statistics.holm([one.test['p_sign_flip'] for one in found])
+  corrected = statistics.holm([one.p for one in found])
   return [
     dataclasses.replace(
       one, p=float(p), verdict=decide(one.test, p, one.metric)

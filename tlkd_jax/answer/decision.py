@@ -35,8 +35,8 @@ EQUAL, UNKNOWN = 'equal within the margin', 'not yet known'
 SURE: tuple[Decided, ...] = (HELPS, HURTS, EQUAL)
 # Differences are not quite normal: a tenth of the level is kept back.
 _SPENT = 0.9
-# Beyond so many seeds nobody goes.
-_MOST_SEEDS = 5000
+# Beyond so many seeds nobody goes; so many are imagined one after the other.
+_MOST_SEEDS, _MOST_IMAGINED = 5000, 60
 _NAN = float('nan')
 
 
@@ -61,6 +61,7 @@ class Decision:
     more: seeds that it would take besides, by POWER; 0 where it is sure, None
       where that cannot be told or no number would do.
     floor: half of the 95 % interval that no number of seeds makes smaller.
+    folds: that is so since training sets of folds overlap.
   """
 
   verdict: Decided
@@ -78,6 +79,7 @@ class Decision:
   fragile: bool
   more: int | None
   floor: float
+  folds: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +120,11 @@ def decide_primary(
     found = _name(verdicts(np.array(mean), half, plan.margin))
   fragile = found != UNKNOWN and not _survives(values, images, plan, found)
   verdict: Decided = UNKNOWN if fragile else found
-  more, floor = 0, _floor(now)
-  if verdict == UNKNOWN:
-    more = _more(mean, spread, now, count, plan, fragile)
+  more = 0 if images else None
+  if verdict == UNKNOWN and images is not None:
+    more = _more(mean, spread, now, count, plan)
+    if fragile:
+      more = _until_firm(values, images, plan, found, more)
   return Decision(
     verdict=verdict,
     seeds=count,
@@ -132,11 +136,12 @@ def decide_primary(
     inner_high=mean + inner,
     within=bool(abs(mean) + inner < plan.margin),
     spread=spread,
-    from_images=math.sqrt(now.images),
+    from_images=math.sqrt(now.images + now.unseen),
     alone=alone,
     fragile=fragile,
     more=more,
-    floor=floor,
+    floor=_floor(now),
+    folds=images is not None and images.folds,
   )
 
 
@@ -166,7 +171,10 @@ def _widths(
   # these grow with that share.
   few = crossed.freedom(high, count - 1, least.images, least.freedom)
   many = crossed.freedom(low, count - 1, most.images, most.freedom)
-  small, large = np.sqrt(low + least.images), np.sqrt(high + most.images)
+  small, large = (
+    np.sqrt(own + parts.images + parts.unseen)
+    for own, parts in ((low, least), (high, most))
+  )
   outer, inner = levels(count, plan)
   return (
     Halves(
@@ -236,24 +244,41 @@ def _survives(
 
 def _floor(parts: Parts) -> float:
   """Half of the 95 % interval over images alone."""
-  return float(scipy.stats.norm.isf(ALPHA / 2) * math.sqrt(parts.images))
+  left = math.sqrt(parts.images + parts.unseen)
+  return float(scipy.stats.norm.isf(ALPHA / 2) * left)
+
+
+def _until_firm(
+  values: np.ndarray,
+  images: OverImages,
+  plan: Plan,
+  found: Decided,
+  more: int | None,
+) -> int | None:
+  """Likewise, until no two images of one cell change what the same says.
+
+  Args:
+    values: differences of seeds, of which more of the same are imagined.
+    images: what test images add.
+    plan: how it is judged.
+    found: the verdict that two images would change.
+    more: seeds that it takes without a look at them.
+  """
+  count = len(values)
+  first = count + (more or 1)
+  for total in range(first, max(first, plan.max_seeds, _MOST_IMAGINED) + 1):
+    if _survives(np.resize(values, total), images, plan, found):
+      return total - count
+  return None
 
 
 def _more(
-  mean: float,
-  spread: float,
-  parts: Parts,
-  count: int,
-  plan: Plan,
-  fragile: bool,
+  mean: float, spread: float, parts: Parts, count: int, plan: Plan
 ) -> int | None:
   """Further seeds for a sure verdict, by POWER, if what is seen is true."""
   if count < 2:
     return None
-  # Some seed that is not this one; a flipped image of the next counts less.
   least = max(count + 1, FIRST_LOOK)
-  if fragile and spread == 0:
-    return least - count
   totals = np.arange(least, _MOST_SEEDS + 1)
   shape = np.minimum(totals, plan.max_seeds)
   outer, inner = (
@@ -267,7 +292,7 @@ def _more(
   freedom = total**2 / (
     seeds**2 / (totals - 1) + parts.images**2 / parts.freedom + 1e-300
   )
-  error, size = np.sqrt(total), abs(mean)
+  error, size = np.sqrt(total + parts.unseen), abs(mean)
   with np.errstate(divide='ignore', invalid='ignore'):
     apart = scipy.stats.t.sf(
       scipy.stats.t.isf(outer[shape - FIRST_LOOK], freedom) - size / error,

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import scipy
@@ -11,7 +11,13 @@ from tlkd_jax.answer import hits
 from tlkd_jax.answer import rows as runs
 from tlkd_jax.answer.rows import Place, Row
 from tlkd_jax.answer.verdicts import Verdict, decide
-from tlkd_jax.evaluation import bootstrap, comparison, crossed, statistics
+from tlkd_jax.evaluation import (
+  bootstrap,
+  comparison,
+  crossed,
+  overlapping,
+  statistics,
+)
 from tlkd_jax.evaluation.crossed import Parts
 from tlkd_jax.evaluation.statistics import ALPHA
 
@@ -66,8 +72,10 @@ class Effect:
     seeds: of the k pairs.
     x: values of the arm, float64 [k].
     y: values of the reference, [k].
-    test: statistics.compare_paired of them.
-    p: that gives the verdict: exact sign-flip, of one place corrected (Holm).
+    test: statistics.compare_paired of them; of folds its interval and p_t are
+      those of overlapping.compare_paired.
+    p: that gives the verdict: exact sign-flip, of folds the larger of it and
+      p_t; of one place corrected (Holm).
     verdict: of verdicts.decide.
     images: the same over test images, where answers are at hand.
     both: the same over seeds and test images together, of several seeds.
@@ -106,18 +114,20 @@ def per_place(
       seed: (runs.value(x, metric), runs.value(y, metric))
       for seed, (x, y) in both.items()
     }
-    effect = _effect(arm, reference, metric, (place,), (), sides)
+    effect = _effect(
+      arm, reference, metric, (place,), (), sides, _folds([both])
+    )
     if not effect.seeds:
       continue
-    p_worst = effect.test['p_sign_flip']
+    p_worst = effect.p
     if metric == 'top1':
       effect = _with_images(effect, list(both.values()))
       over = hits.over_images({place: both}, effect.seeds)
       effect = dataclasses.replace(effect, both=_over_both(effect, over))
-      p_worst = _worst_p(effect, over)
+      p_worst = max(p_worst, _worst_p(effect, over))
     found.append(effect)
     worst.append(p_worst)
-  plain = [e.test['p_sign_flip'] for e in found]
+  plain = [e.p for e in found]
   corrected = statistics.holm(plain)
   # Each may be the one of which two images change.
   judged = np.max(
@@ -205,7 +215,10 @@ def overall(
     )
 
   sides = {seed: (mean(0, seed), mean(1, seed)) for seed in seeds}
-  effect = _effect(arm, reference, metric, (*at_places,), left_out, sides)
+  folds = _folds(at_places.values())
+  effect = _effect(
+    arm, reference, metric, (*at_places,), left_out, sides, folds
+  )
   if metric == 'top1':
     over = hits.over_images(at_places, effect.seeds)
     effect = dataclasses.replace(effect, both=_over_both(effect, over))
@@ -219,12 +232,17 @@ def _effect(
   places: tuple[Place, ...],
   left_out: tuple[Place, ...],
   sides: dict[int, tuple[float, float]],
+  folds: int,
 ) -> Effect:
   """Tests (arm, reference) by seed; pairs with a NaN do not count."""
   sides = {s: xy for s, xy in sides.items() if not np.isnan(xy).any()}
   x, y = np.array(list(sides.values()), np.float64).reshape(-1, 2).T
   test = statistics.compare_paired(x, y)
   p = test['p_sign_flip']
+  if folds and test['std_difference'] > 0:
+    test |= overlapping.compare_paired(x - y, folds)
+    # Signs that flip are those of runs that share nothing.
+    p = max(p, test['p_t'])
   return Effect(
     arm=arm,
     reference=reference,
@@ -238,6 +256,12 @@ def _effect(
     p=p,
     verdict=decide(test, p, metric),
   )
+
+
+def _folds(pairs: Iterable[Mapping[int, tuple[Row, Row]]]) -> int:
+  """Of the runs of pairs by seed; 0 where seeds have one test split."""
+  rows = [row for both in pairs for pair in both.values() for row in pair]
+  return max((row.get('folds', 0) for row in rows), default=0)
 
 
 def _with_images(effect: Effect, both: list[tuple[Row, Row]]) -> Effect:
@@ -280,14 +304,14 @@ def _over_both(effect: Effect, over: hits.OverImages | None) -> OverBoth | None:
     low=mean - half,
     high=mean + half,
     from_seeds=variance**0.5,
-    from_images=over.now.images**0.5,
+    from_images=(over.now.images + over.now.unseen) ** 0.5,
   )
 
 
 def _half(variance: float, count: int, parts: Parts) -> float:
   freedom = crossed.freedom(variance, count - 1, parts.images, parts.freedom)
   quantile = scipy.stats.t.isf(ALPHA / 2, freedom)
-  return float(quantile * (variance + parts.images) ** 0.5)
+  return float(quantile * (variance + parts.images + parts.unseen) ** 0.5)
 
 
 def _worst_p(effect: Effect, over: hits.OverImages | None) -> float:
@@ -311,7 +335,7 @@ def _worst_p(effect: Effect, over: hits.OverImages | None) -> float:
   # The more of the variance is of images, the more degrees of freedom.
   freedom = crossed.freedom(variance, count - 1, least.images, least.freedom)
   half = scipy.stats.t.isf(ALPHA / 2, freedom)
-  half *= np.sqrt(variance + most.images)
+  half *= np.sqrt(variance + most.images + most.unseen)
   if (np.abs(mean) <= half).any():
     return 1.0
   against = float(-2 * step * np.sign(difference.mean()))

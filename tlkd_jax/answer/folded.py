@@ -35,7 +35,7 @@ def remarks(counted: Sequence[tuple[int, Row]]) -> list[str]:
     'Training sets of different folds share most of their images, so that the '
     'interval is that of Nadeau and Bengio (2003): the variance over S runs '
     f's^2 counts 1 / S + 1 / {count - 1} times, and more seeds make only the '
-    'first part smaller. The interval of a place over seeds alone, and its '
-    'exact p, do not hold that part.'
+    'first part smaller. Intervals over seeds and p of the t test are so too, '
+    'and verdicts need both p; the exact p alone does not hold that part.'
   )
   return [text]

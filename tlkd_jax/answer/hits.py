@@ -10,6 +10,8 @@ from tlkd_jax.answer.rows import Answers, Place, Row
 from tlkd_jax.evaluation import crossed, overlapping
 from tlkd_jax.evaluation.crossed import Parts
 
+# Of a normal distribution whose one-sided 95 % bound is 3, its variance.
+_UNSEEN = (3 / 1.645) ** 2
 # Place -> seed -> rows of (arm, reference).
 Pairs = Mapping[Place, Mapping[int, tuple[Row, Row]]]
 
@@ -24,7 +26,7 @@ class Block:
       data set with these images; [S, N] of images that each seed drew anew
       where `nested`.
     places: how many.
-    nested: no image is the same for all seeds, so that the spread over seeds
+    nested: each seed has images of its own, so that the spread over seeds
       holds that of the images.
     count: of images, those of all folds together.
     folds: of which each seed is tested on one, see evaluation.overlapping; 0
@@ -55,6 +57,7 @@ class OverImages:
     most: likewise, at most.
     steps: by how much one image of one cell changes the mean of its seed,
       each size once.
+    folds: they are of folds, and what they add is that these overlap.
   """
 
   count: int
@@ -62,6 +65,7 @@ class OverImages:
   least: Parts
   most: Parts
   steps: tuple[float, ...]
+  folds: bool
 
 
 def over_images(pairs: Pairs, seeds: Sequence[int]) -> OverImages | None:
@@ -83,6 +87,7 @@ def over_images(pairs: Pairs, seeds: Sequence[int]) -> OverImages | None:
     least=_sum(blocks, least),
     most=_sum(blocks, most),
     steps=tuple(sorted(steps)),
+    folds=any(block.folds for block in blocks),
   )
 
 
@@ -145,25 +150,48 @@ def _thinned(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _parts(block: Block) -> tuple[Parts, Parts, Parts]:
+  """The parts as they are, and at least and at most.
+
+  Where a seed answers hardly an image otherwise, no variance is seen; all the
+  same up to 3 in N of the images that were not drawn may be answered
+  otherwise by every seed (95 %; Hanley and Lippman-Hand 1983).
+  """
+  seeds, count = block.values.shape
+  answers = seeds * count
   if block.folds:
-    return overlapping.parts(block.values, block.folds, 1 / block.places)
-  if block.nested:
-    seeds, count = block.values.shape
+    found = overlapping.parts(block.values, block.folds, 1 / block.places)
+    count = block.count
+  elif block.nested:
     rest = float(block.values.var(axis=1, ddof=1).mean()) / (seeds * count)
     none = Parts(0.0, rest, count - 1)
-    return none, none, none
-  least, most = crossed.changed(block.values, 1 / block.places)
-  return crossed.parts(block.values), least, most
+    found, count = (none, none, none), answers
+  else:
+    least, most = crossed.changed(block.values, 1 / block.places)
+    found = crossed.parts(block.values), least, most
+  now, low, high = (
+    dataclasses.replace(
+      one,
+      # The spread within a seed is what one seed alone would show of them.
+      unseen=max(
+        _UNSEEN / count**2 - one.images - one.rest * answers / count, 0.0
+      ),
+    )
+    for one in found
+  )
+  return now, low, high
 
 
 def _sum(blocks: Sequence[Block], found: Sequence[Parts]) -> Parts:
   """Parts of a weighted sum over sets of images that were drawn apart."""
   both = list(zip(blocks, found, strict=True))
   images = [block.weight**2 * one.images for block, one in both]
-  rest = sum(block.weight**2 * one.rest for block, one in both)
+  rest, unseen = (
+    sum(block.weight**2 * getattr(one, name) for block, one in both)
+    for name in ('rest', 'unseen')
+  )
   below = sum(
     value**2 / one.freedom for value, one in zip(images, found, strict=True)
   )
   # Of the sum, as crossed.freedom.
   freedom = sum(images) ** 2 / below if below > 0 else found[0].freedom
-  return Parts(sum(images), rest, freedom)
+  return Parts(sum(images), rest, freedom, unseen)

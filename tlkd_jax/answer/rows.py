@@ -213,13 +213,12 @@ def pairs(
   """Seed -> rows of (arm, reference), of the seeds that both have at a place.
 
   Two runs that answered to different test images, or were made by other
-  versions, devices or numbers of cores, are no pair.
+  versions, devices or numbers of cores, are no pair; nor are those of a seed
+  that was tested on other images than most, where seeds have them in common.
   """
-  return {
-    seed: both
-    for seed, both in _common(rows, place, arm, reference).items()
-    if not _why_no_pair(*both)
-  }
+  common = _common(rows, place, arm, reference)
+  refused = _refused(common)
+  return {seed: both for seed, both in common.items() if seed not in refused}
 
 
 def mismatched(
@@ -229,8 +228,7 @@ def mismatched(
   return {
     (place, seed): why
     for place in places(rows)
-    for seed, both in _common(rows, place, arm, reference).items()
-    if (why := _why_no_pair(*both))
+    for seed, why in _refused(_common(rows, place, arm, reference)).items()
   }
 
 
@@ -239,6 +237,25 @@ def _common(
 ) -> dict[int, tuple[R, R]]:
   x, y = at(rows, place, arm), at(rows, place, reference)
   return {seed: (x[seed], y[seed]) for seed in x if seed in y}
+
+
+def _refused(common: Mapping[int, tuple[Row, Row]]) -> dict[int, str]:
+  """Seeds whose runs are no pair -> why."""
+  found = {s: why for s, both in common.items() if (why := _why_no_pair(*both))}
+  if any(row.get('folds') for both in common.values() for row in both):
+    return found
+  images = {
+    seed: answers.images
+    for seed, (row, _) in common.items()
+    if seed not in found and (answers := row.get('answers')) is not None
+  }
+  usual = collections.Counter(images.values()).most_common(1)
+  # Images of its own for each seed, or for a few, are meant to be so.
+  if usual and 2 * usual[0][1] > len(images):
+    for seed, name in images.items():
+      if name != usual[0][0]:
+        found[seed] = 'were tested on other images than most seeds'
+  return found
 
 
 def _why_no_pair(x: Row, y: Row) -> str:

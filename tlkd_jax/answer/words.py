@@ -141,10 +141,12 @@ def unknown_why(decision: Decision, plan: Plan) -> list[str]:
       )
     found.append(f'{text}.')
   elif decision.images and decision.seeds >= FIRST_LOOK:
+    what, more = 'the choice of these test images', 'test images'
+    if decision.folds:
+      what, more = 'that training sets of folds share their images', 'images'
     found.append(
-      'No number of seeds would tell: the choice of these test images alone '
-      f'leaves {_size(decision.floor)} points to either side; it takes more '
-      'test images.'
+      f'No number of seeds would tell: {what} alone leaves '
+      f'{_size(decision.floor)} points to either side; it takes more {more}.'
     )
   return found
 
@@ -188,7 +190,7 @@ def _one_seed(
   if images is None or images.mcnemar_p is None:
     text = f'Not yet known: one seed. With it {_means(overall, name, base)}'
   else:
-    apart = images.low > 0 or images.high < 0
+    apart = images.mcnemar_p < ALPHA and (images.low > 0 or images.high < 0)
     text = (
       f'Not yet known: one seed. This {name} model got '
       f'{percent(overall.x.mean())} of the {images.count:,} test images right '
@@ -275,9 +277,9 @@ def worth(found: Worth, labels: Labels) -> str:
   if found.outside:
     sizes = ', '.join(f'{size:,}' for size in found.outside)
     text += (
-      f' At {sizes} training images its accuracy lies outside of what {base} '
-      'reached at any size that was tried, and how many labels that is cannot '
-      'be said.'
+      f' At {sizes} training images its accuracy lies beyond the ends of '
+      f"{base}'s curve, in which more labels never hurt, and how many labels "
+      'that is cannot be said.'
     )
   return text
 

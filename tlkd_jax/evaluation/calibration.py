@@ -63,6 +63,11 @@ def fit_temperature(logits, labels) -> float:
   return float(np.exp(scipy.optimize.brentq(slope, low, high, xtol=1e-12)))
 
 
+def is_at_bound(temperature: float) -> bool:
+  """Whether the best temperature may lie outside of the searched range."""
+  return temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE)
+
+
 def temperature_scaling(val_logits, val_labels, logits, labels) -> dict:
   """Fits T on validation and measures another split before and after.
 
@@ -84,7 +89,7 @@ def temperature_scaling(val_logits, val_labels, logits, labels) -> dict:
 
   return {
     'temperature': temperature,
-    'at_bound': temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE),
+    'at_bound': is_at_bound(temperature),
     'before': measured(logits),
     'after': measured(logits / temperature),
   }
@@ -95,9 +100,13 @@ def scaled_metrics(
 ) -> dict[str, float]:
   """Metrics of a split after temperature scaling, 'NAME_scaled' -> value.
 
-  Arguments as of `temperature_scaling`; `names` are of SCALED_METRICS.
+  Arguments as of `temperature_scaling`; `names` are of SCALED_METRICS. NaN
+  where the best temperature lies beyond those that are searched, as where all
+  of validation is right: what a bound makes of the NLL is the bound's.
   """
   temperature = fit_temperature(val_logits, val_labels)
+  if is_at_bound(temperature):
+    return {name + metrics.SCALED: float('nan') for name in names}
   logits, labels = predictions.check_split(logits, labels)
   scaled = logits / temperature
   return {

@@ -27,11 +27,14 @@ class Parts:
     images: var(b) / N, at least 0.
     rest: var(e) / (S N): what the seeds' own spread holds at least.
     freedom: degrees of freedom of `images`, N - 1.
+    unseen: what is added where hardly an image differs, from which no variance
+      can be estimated; it has no degrees of freedom of its own.
   """
 
   images: float
   rest: float
   freedom: float
+  unseen: float = 0.0
 
 
 def parts(values: np.ndarray) -> Parts:

@@ -20,6 +20,8 @@ _NUM_GROUPS = 20
 # Candidates between two sizes.
 _NUM_STEPS = 16
 _NAN = float('nan')
+# Scores that differ by less are one.
+_ROUNDING = 1e-12
 # Bounds of what a curve cannot tell.
 FEWER, MORE = 0.0, float('inf')
 
@@ -124,16 +126,24 @@ def needed(sizes, taught, plain, level: float = 0.95) -> list[Needed]:
   candidates[::_NUM_STEPS] = sizes
   found = []
   for i, size in enumerate(sizes):
-    labels = float(np.exp(np.interp(scores[i], curve, log_sizes)))
-    if scores[i] > curve[-1]:
-      labels = MORE
-    if scores[i] < curve[0]:
-      labels = FEWER
+    labels = _read(scores[i], float(size), curve, sizes)
     low, high = _bounds(taught[:, i], plain, at, candidates, level)
     # The means may fall where the curve does not.
     low, high = (low, high) if np.isnan(low) else _holding(low, high, labels)
     found.append(Needed(float(size), labels, low, high))
   return found
+
+
+def _read(score: float, size: float, curve, sizes) -> float:
+  """Labels at which a curve has a score; where it is flat, those nearest."""
+  same = np.flatnonzero(np.abs(curve - score) <= _ROUNDING)
+  if same.size:
+    return float(np.clip(size, sizes[same[0]], sizes[same[-1]]))
+  if score > curve[-1]:
+    return MORE
+  if score < curve[0]:
+    return FEWER
+  return float(np.exp(np.interp(score, curve, np.log(sizes))))
 
 
 def _holding(low: float, high: float, labels: float) -> tuple[float, float]:

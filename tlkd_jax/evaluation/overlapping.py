@@ -15,8 +15,30 @@ no further sets of images: the degrees of freedom are min(S, K) - 1.
 """
 
 import numpy as np
+import scipy
 
 from tlkd_jax.evaluation.crossed import Parts
+from tlkd_jax.evaluation.statistics import ALPHA
+
+
+def compare_paired(difference: np.ndarray, folds: int) -> dict[str, float]:
+  """The t test of S >= 2 differences, one a run and not all equal.
+
+  Args:
+    difference: float64 [S].
+    folds: K, at least 2.
+
+  Returns:
+    `ci_low`, `ci_high` (covering 1 - ALPHA), `t` and `p_t`, in place of those
+    of statistics.compare_paired.
+  """
+  runs, mean = len(difference), float(np.mean(difference))
+  variance = _variance(difference) * (1 / runs + 1 / (folds - 1))
+  freedom, error = min(runs, folds) - 1, variance**0.5
+  half = float(scipy.stats.t.isf(ALPHA / 2, freedom)) * error
+  p = 2 * float(scipy.stats.t.sf(abs(mean) / error, freedom))
+  ends = {'ci_low': mean - half, 'ci_high': mean + half}
+  return ends | {'t': mean / error, 'p_t': p}
 
 
 def parts(

@@ -1,5 +1,6 @@
 """Sections on one pair's answers: metrics, disagreements, classes, teacher."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from tlkd_jax.evaluation import (
   fidelity,
   metrics,
 )
+from tlkd_jax.evaluation.statistics import ALPHA
 from tlkd_jax.report import plots, space
 from tlkd_jax.report.blocks import (
   Figure,
@@ -30,6 +32,8 @@ def metrics_section(context: Context, replicates: int) -> Section:
   found = comparison.paired_bootstrap(
     kd.logits, tl.logits, tl.labels, num_replicates=replicates
   )
+  right = [one.logits.argmax(axis=1) == one.labels for one in (kd, tl)]
+  p = comparison.mcnemar(*right)['p']
   teacher: dict[str, float] = {}
   name_of_kd, taught = context.named['kd'], context.pair.kd.kind == 'kd'
   if 'teacher' in context.test:
@@ -43,9 +47,7 @@ def metrics_section(context: Context, replicates: int) -> Section:
       name_of_kd: row['x'],
       f'{name_of_kd} minus TL': row['difference'],
       '95 % interval': interval(row['low'], row['high']),
-      f'{name_of_kd} is': verdicts.decide_over_images(
-        row['difference'], row['low'], row['high'], name
-      ),
+      f'{name_of_kd} is': _verdict(name, row, p),
     }
     for name, row in found.items()
   ]
@@ -60,6 +62,15 @@ def metrics_section(context: Context, replicates: int) -> Section:
     'equal-width bins; NLL and entropy in nats; AURC after Geifman.',
   )
   return Section('metrics', 'All metrics', [Text(context.describe()), table])
+
+
+def _verdict(name: str, row: Mapping[str, float], p: float) -> verdicts.Verdict:
+  """Of accuracy only where McNemar's test agrees, which the page prints too."""
+  if name == 'top1' and not p < ALPHA:
+    return 'inconclusive'
+  return verdicts.decide_over_images(
+    row['difference'], row['low'], row['high'], name
+  )
 
 
 def disagreement_section(context: Context) -> Section:

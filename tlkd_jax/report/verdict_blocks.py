@@ -46,7 +46,8 @@ _EVERY_NOTE = (
 _SCALED_NOTE = (
   "The same after each run's logits were divided by the temperature that is "
   'best for its NLL on validation (Guo et al. 2017), which changes no answer: '
-  'what stays is no matter of confidence alone.'
+  'what stays is no matter of confidence alone. A run whose best temperature '
+  'lies beyond those searched, as where all of validation is right, counts not.'
 )
 _IN_LABELS_NOTE = (
   'Training images at which the reference, straight in their logarithm between '

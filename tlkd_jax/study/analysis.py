@@ -268,12 +268,11 @@ def edges(rows: Rows, reference: str, metric: str = 'top1') -> list[Edge]:
   found = []
   places, arms = runs.places(rows), runs.arms(rows, reference)
   for place, arm in itertools.product(places, arms):
-    own = runs.at(rows, place, arm)
-    base = runs.at(rows, place, reference)
+    both = runs.pairs(rows, place, arm, reference)
+    own, base = ({s: pair[side] for s, pair in both.items()} for side in (0, 1))
     names = next(iter(own.values()))['teachers'] if own else []
     theirs = [runs.at(rows, place, name) for name in names]
-    seeds = own.keys() & base.keys()
-    seeds = sorted(seeds.intersection(*(t.keys() for t in theirs)))
+    seeds = sorted(both.keys() & set.intersection(*map(set, theirs), {*both}))
     if not (names and seeds):
       continue
 
