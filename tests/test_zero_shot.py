@@ -26,6 +26,7 @@ from tlkd_jax.training import (
   decoding,
   defaults,
   finished,
+  learned,
   networks,
   workdir,
   zero_shot,
@@ -472,7 +473,7 @@ def test_it_takes_no_steps_and_costs_nothing_to_fit(folder):
 
 def test_a_study_counts_no_image_that_it_learned_from(folder):
   own = config_of('teacher', folder)
-  assert cells._images(own, folder, {'num_train': 9}) == 0
+  assert learned.images(own, folder, {'num_train': 9}) == 0
   rows = [{'split': 'validation', 'step': 0, 'top1': 0.5}]
   assert cells._with_seconds(rows) == [rows[0] | {'seconds': 0.0}]
 
