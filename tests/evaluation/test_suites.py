@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tlkd_jax import evaluating
+from tlkd_jax.data import Look, load_splits
 from tlkd_jax.evaluation import (
   corruptions,
   degradation,
@@ -189,6 +190,39 @@ def test_out_of_distribution(runs, tmp_path):
   suites.out_of_distribution(one)
   found = read(runs / 'tl' / 'evaluation' / 'ood.json')
   assert found['out'].startswith('folder:') and found['in_count'] == 4
+
+
+def test_other_data_are_prepared_as_the_runs_own(runs, tmp_path):
+  """Else a run tells images of its own by the crop alone."""
+  rng = np.random.default_rng(0)
+  place = tmp_path / 'other'
+  for part in ('train', 'test'):
+    for name in 'ab':
+      (place / part / name).mkdir(parents=True)
+      for i in range(4):
+        pixels = rng.integers(0, 256, (20, 28, 3), np.uint8)
+        Image.fromarray(pixels).save(place / part / name / f'{i}.png')
+  (place / 'test' / 'a' / 'broken.png').write_bytes(b'none')
+  section = {'on_bad_image': 'skip', 'cache_dir': str(tmp_path / 'cache')}
+  records.write_json(tmp_path / 'run' / 'config.json', {'data': section})
+  one = subject(runs / 'tl', ood_dataset=f'folder:{place}')
+  look = Look(16, 0.5, 'nearest')
+  network = dataclasses.replace(one.network, look=look)
+  one = dataclasses.replace(one, network=network, workdir=tmp_path / 'run')
+  _, found = suites._other_images(one)
+  assert (tmp_path / 'cache').is_dir()
+  expected = load_splits(
+    f'folder:{place}',
+    image_size=16,
+    crop_fraction=0.5,
+    interpolation='nearest',
+    **section,
+  )
+  np.testing.assert_array_equal(found.images, expected.splits['test'].images)
+  # By another path too it is the run's own.
+  own = dataclasses.replace(one.dataset, name=f'folder:{place}/../other')
+  with pytest.raises(ValueError, match="is the run's own data set"):
+    suites._other_images(dataclasses.replace(one, dataset=own))
 
 
 def test_qualitative(runs):

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from tlkd_jax.data import Dataset, Split, pipeline
 from tlkd_jax.evaluation import evaluate
 from tlkd_jax.models.network import Network
-from tlkd_jax.runtime import sharding
+from tlkd_jax.runtime import sealed, sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,15 @@ class Subject:
   def predictions(self) -> pathlib.Path:
     """Where predictions on whole splits are kept."""
     return (self.folder if self.place else self.workdir) / 'predictions'
+
+  def data_settings(self) -> dict[str, Any]:
+    """The section `data` of the run's configuration, as it was recorded.
+
+    Raises:
+      FileNotFoundError: the run has none.
+      ValueError: it is damaged.
+    """
+    return sealed.read_json(self.workdir / 'config.json').get('data', {})
 
   def batches(self, split: Split) -> Iterable[dict[str, np.ndarray]]:
     """This process's share of each batch of a split, in order."""

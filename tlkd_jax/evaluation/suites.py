@@ -4,6 +4,7 @@ Every suite is a function Subject -> text to print. To add one: a function and
 a line in SUITES.
 """
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -29,6 +30,7 @@ from tlkd_jax.evaluation import (
 from tlkd_jax.evaluation.subject import Subject, take
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import as_user_errors
+from tlkd_jax.runtime.paths import expanded
 
 SPLITS = ('validation', 'test')
 PHOTOGRAPHS = 'sample_photographs'
@@ -134,16 +136,42 @@ def out_of_distribution(subject: Subject) -> str:
 
 
 def _other_images(subject: Subject) -> tuple[str, Split]:
+  """Name of other data, and their test images as the run's network looks."""
   own, size = subject.dataset.name, subject.dataset.image_size
   name = subject.ood_dataset or ('digits' if own != 'digits' else PHOTOGRAPHS)
-  if name == own:
+  if _located(name) == _located(own):
     raise ValueError(
       f"--ood_dataset {name} is the run's own data set; name another"
     )
   if name == PHOTOGRAPHS:
     return name, photographs(size, subject.max_images or _NUM_CROPS)
-  other = data.load_splits(name, image_size=size, num_train_per_class=1)
+  look, said = subject.network.look, subject.data_settings()
+  labelling = None
+  # Names of columns mean nothing in data of another kind.
+  if name.partition(':')[0] == own.partition(':')[0]:
+    keys = (field.name for field in dataclasses.fields(data.Labelling))
+    labelling = data.Labelling(**{k: said[k] for k in keys if k in said})
+  other = data.load_splits(
+    name,
+    image_size=size,
+    num_train_per_class=1,
+    # Data that are cut otherwise are told apart by that alone.
+    crop_fraction=look.crop if look else None,
+    interpolation=look.interpolation if look else 'bicubic',
+    on_bad_image=said.get('on_bad_image', 'error'),
+    data_dir=said.get('data_dir'),
+    cache_dir=said.get('cache_dir'),
+    labelling=labelling,
+  )
   return name, take(other.splits['test'], subject.max_images)
+
+
+def _located(name: str) -> str:
+  """KIND:PATH with the path resolved, so that one place has one name."""
+  kind, colon, path = name.partition(':')
+  if not colon or kind not in data.DATASETS:
+    return name
+  return f'{kind}:{expanded(path).resolve()}'
 
 
 def photographs(size: int, count: int) -> Split:
