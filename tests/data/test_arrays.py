@@ -133,6 +133,12 @@ IMAGES, LABELS = draw(60)
       'class_names is .*; accepted: two',
     ),
     ({'class_names': 'abc'}, "class_names is 'abc'"),
+    ({'class_names': {*NAMES}}, 'class_names is a set, .*; accepted: a list'),
+    ({'class_names': frozenset(NAMES)}, 'class_names is a frozenset'),
+    (
+      {'class_names': dict(zip(NAMES, (2, 0, 1), strict=True))},
+      'class_names is a dict',
+    ),
     ({'class_names': ['cat', 'dog ', 'eel']}, 'without spaces'),
     ({'class_names': [*NAMES, 'fox']}, "class 'fox' has 0 images"),
     (

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,11 @@ def _check_split(split: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_names(names: Sequence[str]) -> None:
+  if isinstance(names, Set | Mapping):
+    raise ValueError(
+      f'class_names is a {type(names).__name__}, which does not say which name '
+      'is of which label; accepted: a list'
+    )
   plain = not isinstance(names, str) and all(
     isinstance(name, str) and name and name == ' '.join(name.split())
     for name in names
