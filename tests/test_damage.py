@@ -293,6 +293,10 @@ def test_a_state_of_another_version_is_told_from_damage(tmp_path):
   message = 'has not the arrays that this version keeps.*another --workdir'
   with pytest.raises(ValueError, match=message):
     saved.restore(checkpoints.abstract_like(of(one), where))
+  other = of()
+  other.learners['student'].params['weights']['w'] = np.zeros(3, np.float32)
+  with pytest.raises(ValueError, match=message):
+    saved.restore(checkpoints.abstract_like(other, where))
   state, _ = saved.restore(checkpoints.abstract_like(of(), where))
   assert equal(state, of())
   saved.close()

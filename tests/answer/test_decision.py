@@ -325,6 +325,21 @@ def test_seeds_that_it_takes_are_those_after_which_it_is_sure():
       assert before.verdict == 'not yet known'
 
 
+def test_what_is_fragile_may_become_another_verdict():
+  """Equal by two images at eleven seeds; with as many again it helps."""
+  rng = np.random.default_rng(5)
+  seen = 0
+  for _ in range(300):
+    reference = rng.random((11, 1000)) < 0.9
+    arm = reference | (rng.random((11, 1000)) < rng.uniform(0.0, 0.06))
+    found = judge(reference, arm)
+    more = judge(np.tile(reference, (4, 1)), np.tile(arm, (4, 1)))
+    if found.fragile and more.verdict != 'not yet known':
+      assert found.more is not None
+      seen += 1
+  assert seen > 3
+
+
 def test_a_test_set_that_changed_on_the_way_counts_once():
   """Seed 7 was tested on one image more: the others' images are the same."""
   rows = []

@@ -133,6 +133,16 @@ def test_the_case_of_an_ending_that_a_table_lacks(ending, tmp_path):
   assert found_of(found) == {'unsplit': names}
 
 
+def test_of_several_endings_lower_case_comes_first(tmp_path):
+  """As before endings in capitals were looked for: data stay what they were."""
+  path = write(tmp_path, CSV.replace('.png', ''))
+  for name in LABELS:
+    other = (tmp_path / name).with_suffix('.JPG')
+    other.write_bytes((tmp_path / name).read_bytes())
+  found = table_files.read_table_files(str(path), Labelling())
+  assert found_of(found) == {'unsplit': LABELS}
+
+
 def test_a_column_without_a_name(tmp_path):
   """As pandas writes its index."""
   lines = [f'{n if n else ""},{x}' for n, x in enumerate(CSV.splitlines())]

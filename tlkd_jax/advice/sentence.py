@@ -130,6 +130,10 @@ def _more(grounds: Grounds) -> str:
     left = FIRST_LOOK - decision.seeds
     time = duration(left * grounds.seconds_a_seed)
     return f'the first look is after {FIRST_LOOK} seeds, about {time} more'
+  if not decision.images:
+    return 'the answers to single test images are not at hand'
+  if decision.more is None and decision.fragile:
+    return 'two test images of one run, answered otherwise, would change it'
   if decision.more is None:
     return (
       'no number of seeds would tell with these images, whose choice alone '

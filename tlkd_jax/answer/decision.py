@@ -36,7 +36,7 @@ SURE: tuple[Decided, ...] = (HELPS, HURTS, EQUAL)
 # Differences are not quite normal: a tenth of the level is kept back.
 _SPENT = 0.9
 # Beyond so many seeds nobody goes; so many are imagined one after the other.
-_MOST_SEEDS, _MOST_IMAGINED = 5000, 60
+_MOST_SEEDS, _MOST_IMAGINED = 5000, 100
 _NAN = float('nan')
 
 
@@ -124,7 +124,7 @@ def decide_primary(
   if verdict == UNKNOWN and images is not None:
     more = _more(mean, spread, now, count, plan)
     if fragile:
-      more = _until_firm(values, images, plan, found, more)
+      more = _until_firm(values, images, plan, more)
   return Decision(
     verdict=verdict,
     seeds=count,
@@ -249,27 +249,43 @@ def _floor(parts: Parts) -> float:
 
 
 def _until_firm(
-  values: np.ndarray,
-  images: OverImages,
-  plan: Plan,
-  found: Decided,
-  more: int | None,
+  values: np.ndarray, images: OverImages, plan: Plan, more: int | None
 ) -> int | None:
-  """Likewise, until no two images of one cell change what the same says.
+  """Likewise, until no two images of one cell change what is said then.
 
   Args:
     values: differences of seeds, of which more of the same are imagined.
     images: what test images add.
     plan: how it is judged.
-    found: the verdict that two images would change.
     more: seeds that it takes without a look at them.
   """
   count = len(values)
   first = count + (more or 1)
-  for total in range(first, max(first, plan.max_seeds, _MOST_IMAGINED) + 1):
-    if _survives(np.resize(values, total), images, plan, found):
+  if first > _MOST_IMAGINED:
+    # Of so many seeds one cell's two images change next to nothing.
+    return more
+  for total in range(first, _MOST_IMAGINED + 1):
+    same = np.resize(values, total)
+    then = _of_more_seeds(images, count / total)
+    variance = same.var(ddof=1) / total
+    half = _widths(variance, then.now, then.now, total, plan)[1]
+    found = _name(verdicts(same.mean(), half, plan.margin))
+    if found != UNKNOWN and _survives(same, then, plan, found):
       return total - count
   return None
+
+
+def _of_more_seeds(images: OverImages, share: float) -> OverImages:
+  """What the same images add where these seeds are such a share of all."""
+  now = dataclasses.replace(images.now, rest=images.now.rest * share)
+
+  def bound(one: Parts) -> Parts:
+    moved = images.now.images + (one.images - images.now.images) * share
+    return dataclasses.replace(one, images=moved, rest=one.rest * share)
+
+  return dataclasses.replace(
+    images, now=now, least=bound(images.least), most=bound(images.most)
+  )
 
 
 def _more(

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import scipy
@@ -115,7 +115,7 @@ def per_place(
       for seed, (x, y) in both.items()
     }
     effect = _effect(
-      arm, reference, metric, (place,), (), sides, _folds([both])
+      arm, reference, metric, (place,), (), sides, hits.folds_of([both])
     )
     if not effect.seeds:
       continue
@@ -215,7 +215,7 @@ def overall(
     )
 
   sides = {seed: (mean(0, seed), mean(1, seed)) for seed in seeds}
-  folds = _folds(at_places.values())
+  folds = hits.folds_of(at_places.values())
   effect = _effect(
     arm, reference, metric, (*at_places,), left_out, sides, folds
   )
@@ -256,12 +256,6 @@ def _effect(
     p=p,
     verdict=decide(test, p, metric),
   )
-
-
-def _folds(pairs: Iterable[Mapping[int, tuple[Row, Row]]]) -> int:
-  """Of the runs of pairs by seed; 0 where seeds have one test split."""
-  rows = [row for both in pairs for pair in both.values() for row in pair]
-  return max((row.get('folds', 0) for row in rows), default=0)
 
 
 def _with_images(effect: Effect, both: list[tuple[Row, Row]]) -> Effect:

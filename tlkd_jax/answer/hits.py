@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -100,7 +100,7 @@ def make_blocks(pairs: Pairs, seeds: Sequence[int]) -> list[Block] | None:
   for places in by_dataset.values():
     groups: dict[tuple[str, ...], list[np.ndarray]] = {}
     counts: dict[tuple[str, ...], int] = {}
-    folds = _folds(pairs, places)
+    folds = folds_of(pairs[place] for place in places)
     for place in places:
       found = [_difference(*pairs[place][seed]) for seed in seeds]
       found = [one for one in found if one is not None]
@@ -131,9 +131,9 @@ def make_blocks(pairs: Pairs, seeds: Sequence[int]) -> list[Block] | None:
   return blocks
 
 
-def _folds(pairs: Pairs, places: Sequence[Place]) -> int:
-  """Of the runs of a data set; 0 where all have one test split."""
-  rows = [row for p in places for both in pairs[p].values() for row in both]
+def folds_of(pairs: Iterable[Mapping[int, tuple[Row, Row]]]) -> int:
+  """Of the runs of pairs by seed; 0 where all have one test split."""
+  rows = [row for both in pairs for pair in both.values() for row in pair]
   return max((row.get('folds', 0) for row in rows), default=0)
 
 

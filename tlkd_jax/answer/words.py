@@ -140,7 +140,10 @@ def unknown_why(decision: Decision, plan: Plan) -> list[str]:
         'of a new study)'
       )
     found.append(f'{text}.')
-  elif decision.images and decision.seeds >= FIRST_LOOK:
+  # Of a fragile one the number that would do was not found; some may.
+  elif (
+    decision.images and decision.seeds >= FIRST_LOOK and not decision.fragile
+  ):
     what, more = 'the choice of these test images', 'test images'
     if decision.folds:
       what, more = 'that training sets of folds share their images', 'images'

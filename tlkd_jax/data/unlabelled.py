@@ -4,6 +4,7 @@ They come from a folder, from a TFDS split, or are the rest of the training
 images, of which the labelled subset was chosen. No label of theirs is read.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import os
@@ -255,7 +256,15 @@ def _folder_source(tree: walk.Tree, first_index: int) -> Source:
   digest = hashlib.sha256(tree.location.encode('utf-8', 'replace'))
   for file in files:
     digest.update(f'{file.name}:{file.size}:{file.stamp}'.encode())
-  of_bytes = [digest_of(walk.read_image(tree, file)) for file in files]
+  logging.info(
+    'distillation.unlabelled: reads %d images of %s, to know copies of those '
+    'of validation and test',
+    *(len(files), tree.location),
+  )
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    of_bytes = list(
+      pool.map(lambda file: digest_of(walk.read_image(tree, file)), files)
+    )
   return Source(
     [file.name for file in files],
     np.zeros(len(files), np.int32),

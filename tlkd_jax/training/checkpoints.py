@@ -198,7 +198,9 @@ def _checked(path: pathlib.Path, read: Callable[[], Any]) -> Any:
 
 
 def _told(error: Exception) -> str:
-  if 'structures do not match' not in str(error):
+  # Other arrays, or arrays of other shapes.
+  others = 'structures do not match', 'not compatible with the stored shape'
+  if not any(words in str(error) for words in others):
     return _first_line(error)
   return (
     'it has not the arrays that this version keeps of such a run; the version '

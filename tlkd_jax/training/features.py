@@ -44,7 +44,7 @@ from tlkd_jax.training.step import as_int32
 # Fits that leave a backbone as it is.
 KINDS = ('probed', 'crossfitted')
 # To be raised when the meaning of a stored row changes.
-_FORMAT = 1
+_FORMAT = 2
 # Of a file, about; what is computed of it is lost when a run is killed.
 _ROWS_AT_ONCE = 4096
 

@@ -138,9 +138,14 @@ def _same_backbone(learner: Loaded, read: loading.Weights) -> bool:
   own = flatten(learner.params)
   return all(
     name.startswith(heads)
-    or (name in own and np.allclose(own[name], value, rtol=1e-4, atol=1e-6))
+    or (name in own and _alike(own[name], value))
     for name, value in flatten(read.params).items()
   )
+
+
+def _alike(own: np.ndarray, value: np.ndarray) -> bool:
+  same = np.shape(own) == np.shape(value)
+  return same and np.allclose(own, value, rtol=1e-4, atol=1e-6)
 
 
 def _relationship(settings, source, dataset, mesh: Mesh) -> np.ndarray:

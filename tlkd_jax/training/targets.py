@@ -52,7 +52,7 @@ from tlkd_jax.training.step import as_int32
 from tlkd_jax.training.target_store import Layout, Store, Targets
 
 # To be raised when the meaning of a stored row changes.
-_FORMAT = 1
+_FORMAT = 2
 # What a head says; all other outputs are the backbone's.
 _HEADS = ('logits',)
 

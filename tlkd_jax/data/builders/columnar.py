@@ -311,7 +311,7 @@ def _rows(
   inner = f'{columns.image}.path'
   if kind.startswith('struct') and 'path:' in kind:
     wanted.append(inner)
-  elif 'string' in kind:
+  elif 'string' in kind and not kind.startswith('struct'):
     wanted.append(columns.image)
   stem = os.path.splitext(file.name)[0]
   size = file.size // max(part.count, 1)

@@ -183,9 +183,8 @@ def _on_disk(base: pathlib.Path, name: str) -> File | None:
     spellings.append(name.replace('\\', '/'))
   if not walk.looks_like_image(name):
     start = spellings[-1]
-    for ending in transforms.SUFFIXES:
-      cases = (ending, ending.upper(), ending.title())
-      spellings += [start + spelt for spelt in cases]
+    for case in (str.lower, str.upper, str.title):
+      spellings += [start + case(ending) for ending in transforms.SUFFIXES]
   for spelling in (s for one in spellings for s in walk.spellings(one)):
     path = os.path.normpath(base / spelling)
     try:
