@@ -255,8 +255,11 @@ def test_the_pretrained_head_goes_with_its_own_backbone(cache_dir, weights):
   moved = jax.tree.map(lambda value: value + 0.01, learner.params)
   probe = learner.params | {'head': moved['head']}
   start.load_source(config, dataclasses.replace(learner, params=probe))
-  with pytest.raises(ValueError, match=r'runs/a \(student.checkpoint\) has an'):
-    start.load_source(config, dataclasses.replace(learner, params=moved))
+  # As positions of another size have.
+  longer = jax.tree.map(lambda value: np.append(value, value, 0), moved)
+  for params in (moved, longer):
+    with pytest.raises(ValueError, match='runs/a .student.checkpoint. has an'):
+      start.load_source(config, dataclasses.replace(learner, params=params))
   start.load_source(plain, learner)
 
 
