@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from absl import logging
@@ -19,7 +20,8 @@ from tlkd_jax.runtime.trees import flatten
 from tlkd_jax.settings import Settings
 from tlkd_jax.settings.top import AUTOMATIC
 from tlkd_jax.study import measured
-from tlkd_jax.study.matrix import Cell, make_config, needed
+from tlkd_jax.study.damage import left_out
+from tlkd_jax.study.matrix import Cell, by_group, make_config, needed
 from tlkd_jax.training import (
   balance,
   decoding,
@@ -44,6 +46,16 @@ _PLACES = frozenset(
     'data.cache_dir',
     'targets.dir',
     'targets.features_dir',
+  }
+)
+# How a run is done, which may change between finished cells.
+_MANNER = frozenset(
+  {
+    'data.memory_budget_mib',
+    'keep_checkpoints',
+    'log_every_steps',
+    'memory_check',
+    'targets.features_mib',
   }
 )
 
@@ -163,20 +175,63 @@ def configure(
   own = make_config(config, cell, guides_of(config, cell, matrix, root))
   folder = folder_of(root, cell)
   if (folder / 'config.json').exists():
-    there = flatten(workdirs.read(folder))
     last = protocols.plan(own, folder)[-1].settings
-    new = workdirs.comparable(flatten(workdirs.as_json(last)))
-    old = workdirs.comparable(new | there)
-    shared = (there.keys() & new.keys()) - _PLACES - workdirs.left_open(new)
-    keys = sorted(k for k in shared if old[k] != new[k])
-    if keys:
-      raise workdirs.another_configuration(
-        folder, old, new, keys, 'that folder'
-      )
+    _compare(folder, flatten(workdirs.as_json(last)))
     workdirs.check_origins(folder, last)
     if not (folder / 'summary.json').exists():
       (folder / 'config.json').unlink()
   return own
+
+
+def check_finished(
+  config: Settings, matrix: list[Cell], root: pathlib.Path
+) -> None:
+  """Refuses finished cells of another configuration than the study's.
+
+  Not those whose settings are not at hand (published rows, damaged files), nor
+  those whose teachers, which say some of them, are no longer finished.
+
+  Raises:
+    ValueError: as `configure`.
+  """
+  groups, known = by_group(matrix), {}
+  for cell in matrix:
+    group, folder = groups[cell.group], folder_of(root, cell)
+    if not (folder / 'config.json').exists():
+      continue
+    if not all(is_done(root, c) for c in [cell, *needed(cell, group)]):
+      continue
+    guides = guides_of(config, cell, group, root)
+    # Of cells that differ in their seed alone it is made once: it takes long.
+    alike = [cell, *(guide for guide, _ in guides.values())]
+    key = tuple(dataclasses.replace(each, seed=0) for each in alike)
+    if key not in known:
+      own = make_config(config, cell, guides)
+      last = protocols.plan(own, folder)[-1].settings
+      known[key] = flatten(workdirs.as_json(last))
+    _compare(folder, known[key] | {'seed': cell.seed}, finished=True)
+
+
+def _compare(
+  folder: pathlib.Path, own: dict[str, Any], *, finished: bool = False
+) -> None:
+  """Raises ValueError where a run is of other settings than its cell's.
+
+  Args:
+    folder: of the run.
+    own: dotted key -> value, of the cell.
+    finished: the run is, and settings that cannot be read are left out.
+  """
+  there: dict[str, Any] = {}
+  with left_out(folder / 'config.json') if finished else nullcontext():
+    there = flatten(workdirs.read(folder))
+  new = workdirs.comparable(own)
+  old = workdirs.comparable(own | there)
+  free = _PLACES | workdirs.left_open(new) | (_MANNER if finished else set())
+  shared = (there.keys() & new.keys()) - free
+  keys = sorted(k for k in shared if old[k] != new[k])
+  if keys:
+    raise workdirs.another_configuration(folder, old, new, keys, 'that folder')
 
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:

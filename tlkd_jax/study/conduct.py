@@ -74,11 +74,13 @@ def prepare(
   """Makes the folder, checks every cell and states the plan.
 
   Raises:
-    ValueError, FileNotFoundError: what would stop a cell; another plan.
+    ValueError, FileNotFoundError: what would stop a cell; another plan, or
+      finished cells of another configuration.
   """
   matrix = known(config, root, end)
   root.mkdir(parents=True, exist_ok=True)
   checked = check(config, matrix)
+  cells.check_finished(config, matrix, root)
   plan = plans.state(config, root)
   plans.say(plan, checked)
   if end is not None:
