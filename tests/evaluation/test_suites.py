@@ -86,6 +86,54 @@ def test_runs_of_one_name_are_told_apart_by_their_places(runs, tmp_path):
   assert said.startswith('seed0, calibration: ')
 
 
+def test_what_a_stopped_runs_weights_said_is_not_taken_for_later_ones(
+  runs, tmp_path
+):
+  """A run may be evaluated, go on to another best step, and again."""
+  shutil.copytree(runs / 'tl', tmp_path / 'tl')
+  one = subject(tmp_path / 'tl')
+  path = one.predictions / 'validation.npz'
+  real = evaluate.load(path)
+  wrong = dataclasses.replace(real, logits=-real.logits)
+  # As a run writes them at its end, and an earlier version at any time.
+  evaluate.save(path, wrong)
+  stored = suites._stored(one, 'validation')
+  np.testing.assert_array_equal(stored.logits, wrong.logits)
+  (tmp_path / 'tl' / 'summary.json').unlink()
+  stored = suites._stored(one, 'validation')
+  np.testing.assert_array_equal(stored.logits, real.logits)
+  evaluate.save(path, wrong, step=one.step + 1)
+  suites.calibration(one)
+  assert evaluate.load_with_step(path)[1] == one.step
+  np.testing.assert_array_equal(evaluate.load(path).logits, real.logits)
+  suites.out_of_distribution(one)
+  steps = [
+    read(one.folder / 'clean.json')['test']['step'],
+    read(one.folder / 'calibration.json')['step'],
+    read(one.folder / 'ood.json')['step'],
+  ]
+  assert steps == [one.step] * 3
+
+
+def test_cells_of_an_earlier_step_or_of_other_images_are_left_out(tmp_path):
+  """As an interrupted repetition leaves them."""
+  for severity, step, first in ((0, 3, 0), (1, 3, 0), (2, 2, 0), (3, 3, 1)):
+    cell = ('fog', severity) if severity else degradation.CLEAN
+    stored = {
+      'logits': np.eye(4, dtype=np.float32),
+      'labels': np.arange(4),
+      'indices': np.arange(4) + first,
+      'image_size': np.asarray(16),
+      'step': np.asarray(step),
+    }
+    records.write_arrays(degradation.cell_path(tmp_path, cell), stored)
+  kept = [degradation.CLEAN, ('fog', 1)]
+  assert list(degradation.read_cells(tmp_path)) == kept
+  for best, found in ((3, kept), (4, [])):
+    records.write_json(tmp_path / 'summary.json', {'best_step': best})
+    assert list(degradation.read_cells(tmp_path)) == found
+
+
 def test_an_interrupted_suite_goes_on_and_answers_for_the_same_images(
   runs, monkeypatch, caplog
 ):
@@ -117,6 +165,7 @@ def test_an_interrupted_suite_goes_on_and_answers_for_the_same_images(
   assert 's left' in caplog.text
   degradation.run(kd, NAMES)
   found = read(runs / 'kd' / 'evaluation' / 'corruptions.json')
+  assert found['step'] == kd.step
   assert found['count'] == 10 and found['images_of_split'] == 40
   assert '32 pixels' in found['severities_from']
   rows = found['corruptions']

@@ -276,6 +276,29 @@ def test_other_test_images_are_not_compared(tmp_path):
   assert 'There is no answer' in text
 
 
+def test_what_is_of_an_earlier_step_is_not_there(tmp_path):
+  """A stopped run was evaluated, and went on to another best step."""
+  folder = synthetic.write_run(tmp_path / 'tl', 'tl')
+  summary = json.loads((folder / 'summary.json').read_text())
+  records.write_json(folder / 'summary.json', summary | {'best_step': 5})
+  place, run = folder / 'evaluation', runs.read_run(folder)
+  records.write_json(place / 'qualitative.json', {'count': 1})
+  records.write_arrays(place / 'embedding.npz', {'tsne': np.zeros((1, 2))})
+  for step, shown in ((None, True), (5, True), (3, False)):
+    said = {} if step is None else {'step': step}
+    records.write_json(place / 'ood.json', {'count': 1} | said)
+    arrays = {'labels': np.zeros(1)}
+    arrays |= {name: np.asarray(value) for name, value in said.items()}
+    records.write_arrays(place / 'features.npz', arrays)
+    found = [
+      run.record('ood'),
+      run.record('qualitative'),
+      run.arrays('features'),
+      run.arrays('embedding'),
+    ]
+    assert [one is not None for one in found] == [shown] * 4
+
+
 @pytest.mark.usefixtures('laid_out')
 def test_degraded_images(tmp_path):
   """Cells of three corruptions; TL+KD gains on TL as it gets worse."""

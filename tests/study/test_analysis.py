@@ -235,6 +235,15 @@ def test_results_take_up_what_the_corruption_suite_left(tmp_path):
   kd, tl = results.collect(tmp_path, 'top1')
   assert kd['degraded'] == {'count': 5, 'top1': {'clean': 0.5, 'noise': 0.25}}
   assert 'degraded' not in tl
+  # Of the step that is the best of the cell, or of an earlier one.
+  stored = row('kd', 0, 0.5) | {'best_step': 5}
+  (folder / 'cell.json').write_text(json.dumps(stored))
+  for step in (5, 3):
+    suite['step'] = step
+    path = folder / 'evaluation' / 'corruptions.json'
+    path.write_text(json.dumps(suite))
+    kd, _ = results.collect(tmp_path, 'top1')
+    assert ('degraded' in kd) is (step == 5)
 
 
 def test_page_says_the_answer_first_and_the_files_agree(tmp_path):

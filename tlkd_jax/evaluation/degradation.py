@@ -23,8 +23,9 @@ from tlkd_jax.evaluation import (
   records,
   robustness,
 )
-from tlkd_jax.evaluation.subject import Subject
+from tlkd_jax.evaluation.subject import Subject, best_step
 from tlkd_jax.runtime import bars, sharding
+from tlkd_jax.runtime.errors import as_user_errors
 
 NAMES = tuple(
   name for names in corruptions.CORRUPTION_GROUPS.values() for name in names
@@ -39,6 +40,7 @@ STANDARD = tuple(
 _SEED = 0
 _METRICS = ('top1', 'nll', 'ece')
 Cell = tuple[str, int]
+Arrays = dict[str, np.ndarray]
 
 
 def run(subject: Subject, names=NAMES) -> str:
@@ -54,9 +56,11 @@ def run(subject: Subject, names=NAMES) -> str:
       shown.finish(cell)
   finally:
     shown.close()
-  summary = summarize(subject.workdir, subject.teacher)
+  with as_user_errors():
+    summary = summarize(subject.workdir, subject.teacher)
   size = subject.dataset.image_size
   summary = {
+    'step': subject.step,
     'dataset': subject.dataset.name,
     'split': 'test',
     'images_of_split': len(subject.dataset.splits['test']),
@@ -77,15 +81,29 @@ def cell_path(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
   return folder / f'{cell[0]}_{cell[1]}.npz'
 
 
-def read_cells(workdir: pathlib.Path) -> dict[Cell, dict[str, np.ndarray]]:
-  """All cells of a run that were stored; {} before the suite ran."""
+def read_cells(workdir: pathlib.Path) -> dict[Cell, Arrays]:
+  """The cells of a run that answer as its clean one; {} before the suite ran.
+
+  Those of another step or of other images are of an earlier call, and all are
+  where the run went on after it to another best step.
+
+  Raises:
+    ValueError: a cell, or the run's summary, is damaged.
+  """
   found = {}
   for name in (CLEAN[0], *NAMES):
     for severity in (0, *corruptions.SEVERITIES):
       path = cell_path(workdir, (name, severity))
       if path.exists():
         found[name, severity] = records.read_arrays(path)
-  return found
+  clean = found.get(CLEAN)
+  if clean is None or best_step(workdir) not in (None, int(clean['step'])):
+    return {}
+  return {
+    cell: stored
+    for cell, stored in found.items()
+    if _agree(stored, clean, 'step', 'indices')
+  }
 
 
 def complete(cells: dict[Cell, Any]) -> list[str]:
@@ -95,6 +113,10 @@ def complete(cells: dict[Cell, Any]) -> list[str]:
     for name in NAMES
     if all((name, severity) in cells for severity in corruptions.SEVERITIES)
   ]
+
+
+def _agree(a: Arrays, b: Arrays, *names: str) -> bool:
+  return all(np.array_equal(a[name], b[name]) for name in names)
 
 
 def same_images(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:

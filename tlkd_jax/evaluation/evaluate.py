@@ -87,9 +87,20 @@ def summarize(
   return summary
 
 
-def save(path: str | pathlib.Path, predictions: Predictions) -> None:
-  """Writes `predictions/<split>.npz`, whole or not at all."""
-  records.write_arrays(pathlib.Path(path), dataclasses.asdict(predictions))
+def save(
+  path: str | pathlib.Path, predictions: Predictions, step: int | None = None
+) -> None:
+  """Writes `predictions/<split>.npz`, whole or not at all.
+
+  Args:
+    path: of the file.
+    predictions: of a split.
+    step: of the weights; None at the end of a run, whose best it is.
+  """
+  arrays = dataclasses.asdict(predictions)
+  if step is not None:
+    arrays['step'] = np.asarray(step)
+  records.write_arrays(pathlib.Path(path), arrays)
 
 
 def save_confusions(
@@ -113,4 +124,13 @@ def save_confusions(
 
 def load(path: str | pathlib.Path) -> Predictions:
   """Reads what `save` wrote."""
-  return Predictions(**records.read_arrays(pathlib.Path(path)))
+  return load_with_step(path)[0]
+
+
+def load_with_step(
+  path: str | pathlib.Path,
+) -> tuple[Predictions, int | None]:
+  """The same, and the step that was given to `save`."""
+  arrays = records.read_arrays(pathlib.Path(path))
+  step = arrays.pop('step', None)
+  return Predictions(**arrays), None if step is None else int(step)

@@ -89,6 +89,16 @@ class Subject:
     return take(self.dataset.splits[split], self.max_images)
 
 
+def best_step(workdir: pathlib.Path) -> int | None:
+  """Of a run's own network, as its summary says; None before the run's end.
+
+  Raises:
+    ValueError: the summary is damaged.
+  """
+  path = workdir / 'summary.json'
+  return sealed.read_json(path).get('best_step') if path.exists() else None
+
+
 def take(split: Split, count: int | None) -> Split:
   """At most `count` examples, evenly spaced over the split's order."""
   if count is None or count >= len(split):

@@ -48,9 +48,11 @@ def clean(subject: Subject) -> str:
     predictions = subject.predict(subject.dataset.splits[split])
     found[split] = predictions
     teacher = _teacher_predictions(subject.predictions, split, predictions)
-    summary[split] = describe(predictions, teacher, subject.dataset.class_names)
+    described = describe(predictions, teacher, subject.dataset.class_names)
+    summary[split] = {'step': subject.step} | described
     if sharding.is_lead():
-      evaluate.save(subject.predictions / f'{split}.npz', predictions)
+      path = subject.predictions / f'{split}.npz'
+      evaluate.save(path, predictions, subject.step)
     if teacher is not None:
       found[f'teacher_{split}'] = teacher
   if sharding.is_lead():
@@ -87,6 +89,7 @@ def calibration(subject: Subject) -> str:
   )
   scaled = test.logits.astype(np.float64) / result['temperature']
   result |= {
+    'step': subject.step,
     'fitted_on': 'validation',
     'validation_count': len(validation.labels),
     'measured_on': 'test',
@@ -113,6 +116,7 @@ def out_of_distribution(subject: Subject) -> str:
     name, outside = _other_images(subject)
   predictions = [subject.predict(split) for split in (inside, outside)]
   result = {
+    'step': subject.step,
     'in': subject.dataset.name,
     'out': name,
     'in_count': len(inside),
@@ -206,10 +210,19 @@ def photographs(size: int, count: int) -> Split:
 
 
 def _stored(subject: Subject, split: str) -> evaluate.Predictions:
-  path = subject.predictions / f'{split}.npz'
-  if not path.exists():
-    logging.info('%s is missing; the clean suite runs first', path)
-    clean(subject)
+  """Predictions on a split, made first where none are of the run's weights."""
+  path, why = subject.predictions / f'{split}.npz', 'is missing'
+  if path.exists():
+    found, step = evaluate.load_with_step(path)
+    if step is None:
+      # A run writes them at its end, of its best step.
+      finished = (subject.workdir / 'summary.json').exists()
+      step = subject.step if finished else None
+    if step == subject.step:
+      return found
+    why = f'is not of step {subject.step}'
+  logging.info('%s %s; the clean suite runs first', path, why)
+  clean(subject)
   return evaluate.load(path)
 
 

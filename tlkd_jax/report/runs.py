@@ -30,6 +30,9 @@ _WITHOUT_A_TEACHER = {
   "ones (student.fit='fixmatch').",
 }
 
+# Files of evaluation/ without a step, which the one with features holds.
+_WITH_FEATURES = ('qualitative', 'embedding')
+
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
@@ -109,14 +112,27 @@ class RunFolder:
     return _predictions(path) if path.exists() else None
 
   def record(self, name: str) -> dict[str, Any] | None:
-    """A JSON file of evaluation/, None where its suite has not run."""
+    """A JSON file of evaluation/, None where its suite has not run.
+
+    Or ran before the run went on to another best step.
+    """
     path = self.path / 'evaluation' / f'{name}.json'
-    return read_json(path) if path.exists() else None
+    found = read_json(path) if path.exists() else None
+    return found if found and self._is_of_best(name, found) else None
 
   def arrays(self, name: str) -> dict[str, np.ndarray] | None:
-    """An .npz file of evaluation/, None where its suite has not run."""
+    """An .npz file of evaluation/, None as in `record`."""
     path = self.path / 'evaluation' / f'{name}.npz'
-    return records.read_arrays(path) if path.exists() else None
+    found = records.read_arrays(path) if path.exists() else None
+    return found if found and self._is_of_best(name, found) else None
+
+  def _is_of_best(self, name: str, found: dict[str, Any]) -> bool:
+    """Whether a file is of the best step, as far as it says."""
+    features = self.path / 'evaluation' / 'features.npz'
+    if name in _WITH_FEATURES and features.exists():
+      found = records.read_arrays(features)
+    step, best = found.get('step'), self.summary.get('best_step')
+    return step is None or best is None or int(step) == best
 
   @property
   def made(self) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """STUDY/results.json: one row a cell, from the records on disk."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -53,7 +53,7 @@ def collect(root: pathlib.Path, metric: str) -> list[CellRow]:
     record = cells.find_record(folder)
     if record is not None:
       place = {'folder': str(folder.relative_to(root))}
-      rows.append(record | place | _degraded(folder))
+      rows.append(record | place | _degraded(folder, record))
   groups: dict[tuple, list[dict[str, Any]]] = {}
   for row in rows:
     groups.setdefault(key_of(row), []).append(row)
@@ -107,7 +107,7 @@ def completed(root: pathlib.Path, rows: Sequence[CellRow]) -> list[CellRow]:
       with left_out(folder / 'predictions'):
         row = _completed(folder, row)
     if row['chosen']:
-      row = cast(CellRow, {**row, **_degraded(folder)})
+      row = cast(CellRow, {**row, **_degraded(folder, row)})
     found.append(row)
   return found
 
@@ -122,12 +122,16 @@ def _completed(folder: pathlib.Path, row: CellRow) -> CellRow:
   return cast(CellRow, {**found, **row, 'test': found['test']})
 
 
-def _degraded(folder: pathlib.Path) -> dict[str, Any]:
+def _degraded(folder: pathlib.Path, row: Mapping[str, Any]) -> dict[str, Any]:
   path = folder / 'evaluation' / 'corruptions.json'
   found: dict[str, Any] = {}
   if path.exists():
     with left_out(path):
-      found = _of_corruptions(sealed.read_json(path))
+      stored = sealed.read_json(path)
+      # It may have run before the cell went on to another best step.
+      step, best = stored.get('step'), row.get('best_step')
+      if step is None or best is None or step == best:
+        found = _of_corruptions(stored)
   return found
 
 
