@@ -6,7 +6,9 @@ import pytest
 
 from configs import study
 from tlkd_jax import settings
-from tlkd_jax.study import matrix, workers
+from tlkd_jax.evaluation import records
+from tlkd_jax.study import cells as runs
+from tlkd_jax.study import matrix, results, workers
 from tlkd_jax.training import lessons
 
 ROOT = pathlib.Path('x')
@@ -100,6 +102,27 @@ def test_every_arm_has_the_same_trials():
   # The grid wins over the arm's own rate.
   assert own.optimizer.learning_rate == 0.1
   assert first.name.endswith('/seed0/learning_rate=0.1,weight_decay=0.0')
+
+
+@pytest.mark.parametrize(
+  ('value', 'name'),
+  [
+    ('timm/resnet18', 'name=timm%2Fresnet18'),
+    # As ever: cells that are finished lie there.
+    ('a b,é%=', 'name=a b,é%='),
+    ((0.1, 0.9), 'name=(0.1, 0.9)'),
+    (None, 'name=None'),
+  ],
+)
+def test_a_trial_is_one_folder_whatever_its_value(value, name, tmp_path):
+  trial = (('student.name', value),)
+  assert matrix.trial_name(trial) == name
+  cell = matrix.Cell('digits', 2, 'tl', 0, trial, 'TL', 'tl', (), ())
+  record = {'dataset': 'digits', 'size': 2, 'arm': 'tl', 'seed': 0}
+  record |= {'trial': {'student.name': value}, 'validation': {'top1': 0.5}}
+  records.write_json(runs.folder_of(tmp_path, cell) / 'cell.json', record)
+  (row,) = results.collect(tmp_path, 'top1')
+  assert row['folder'] == f'cells/{cell.name}'
 
 
 def test_another_loss_brings_its_published_settings():

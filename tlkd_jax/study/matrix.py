@@ -64,9 +64,11 @@ def trial_name(trial: Trial) -> str:
     part if last.count(part) == 1 else key
     for part, (key, _) in zip(last, trial, strict=True)
   ]
-  return ','.join(
+  whole = ','.join(
     f'{name}={value}' for name, (_, value) in zip(names, trial, strict=True)
   )
+  # As in a URL; results are looked for one folder deep.
+  return whole.replace('/', '%2F')
 
 
 def section_of(config: Settings) -> Study:
