@@ -186,6 +186,38 @@ def test_an_interrupted_suite_goes_on_and_answers_for_the_same_images(
   assert found['mean_corrupted_error']['weather'] is None
 
 
+def test_a_teacher_agrees_on_the_same_images_alone(runs, tmp_path):
+  """Indices of a test split count its images, whatever they show."""
+  for arm in ('teacher', 'kd'):
+    shutil.copytree(runs / arm, tmp_path / arm)
+  one = subject(tmp_path / 'kd', max_images=4)
+
+  def agreement(changed):
+    for arm, dataset in (('teacher', changed), ('kd', one.dataset)):
+      run = dataclasses.replace(
+        one, workdir=tmp_path / arm, dataset=dataset, max_images=None
+      )
+      shutil.rmtree(
+        degradation.cell_path(run.workdir, ('none', 0)).parent, True
+      )
+      degradation._fill(run, run.dataset.splits['test'], degradation.CLEAN)
+    found = degradation.summarize(tmp_path / 'kd', tmp_path / 'teacher')
+    return found['clean']['teacher_agreement']
+
+  def with_test(**changes):
+    own = one.dataset.splits['test']
+    split = dataclasses.replace(own, **changes)
+    return dataclasses.replace(one.dataset, splits={'test': split})
+
+  own = one.dataset
+  images = own.splits['test'].images
+  assert agreement(own) == 1
+  assert agreement(with_test(images=255 - images)) is None
+  assert agreement(with_test(labels=9 - own.splits['test'].labels)) is None
+  turned = dataclasses.replace(own, class_names=own.class_names[::-1])
+  assert agreement(turned) is None
+
+
 def test_corrupted_images_depend_on_the_image_alone(runs, monkeypatch):
   seen = {}
   real = degradation.corruptions.corrupt_batch

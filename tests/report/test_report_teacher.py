@@ -119,7 +119,7 @@ def test_a_teacher_that_was_tested_on_other_images_shows_none(
   assert 'The teacher is wrong' in text
 
 
-def write_cells(run, indices, size, labels=None):
+def write_cells(run, indices, size, labels=None, **said):
   """Cells of one corruption; half of the answers are right."""
   labels = indices % 3 if labels is None else labels
   rng = np.random.default_rng(0)
@@ -132,7 +132,8 @@ def write_cells(run, indices, size, labels=None):
         'indices': indices,
         'image_size': np.asarray(size),
         'step': np.asarray(3),
-      },
+      }
+      | {k: np.asarray(v) for k, v in said.items() if cell[0] == 'none'},
     )
 
 
@@ -167,3 +168,40 @@ def test_degraded_images_of_a_teacher_are_the_same_or_said_to_be_others(
   assert left_out is not shown
   rows = named(tables['Corrupted error, mean over severities 1 to 5'])
   assert all((row['error teacher'] is not None) is shown for row in rows)
+
+
+@pytest.mark.parametrize(
+  ('said', 'words', 'shown', 'agreed'),
+  [
+    ({'pixels': 'p', 'look': 'a'}, 'ones for all models.', True, True),
+    (
+      {'pixels': 'q', 'look': 'b'},
+      "ones for TL and TL+KD; the teacher's cut as it looks at images.",
+      True,
+      False,
+    ),
+    ({'pixels': 'q', 'look': 'a'}, 'ones for TL and TL+KD.', False, False),
+    (
+      {'pixels': 'p', 'look': 'a', 'classes': 'other'},
+      'ones for TL and TL+KD.',
+      False,
+      False,
+    ),
+  ],
+)
+def test_degraded_images_are_the_same_where_their_pixels_are(
+  said, words, shown, agreed, tmp_path
+):
+  """Of one size and with labels alike: indices of a split only count."""
+  for arm in ('teacher', 'tl', 'kd'):
+    options = {'teacher': tmp_path / 'teacher'} if arm == 'kd' else {}
+    run = synthetic.write_run(tmp_path / arm, arm, **options)
+    own = {'pixels': 'p', 'look': 'a', 'classes': 'c'}
+    own |= said if arm == 'teacher' else {}
+    write_cells(run, np.arange(30), 64, **own)
+  text, tables = report(tmp_path)
+  assert f'30 test images, the same corrupted {words}' in text
+  assert ('on other degraded images and is left out' in text) is not shown
+  means = 'Means by severity, with agreement'
+  metrics = {row['metric'] for row in named(tables[means])}
+  assert ('agreement with teacher' in metrics) is agreed

@@ -1,12 +1,13 @@
 """The `corruptions` suite: a run's predictions on degraded test images.
 
 RUN/evaluation/corruptions/NAME_SEVERITY.npz holds one cell (logits, labels,
-indices); `none_0` the images as they are. An interrupted suite computes only
-the cells that are missing. Images, corruptions and keys depend on the data and
-how they are cut alone, so all runs on one data set whose networks look alike
-answer to the same corrupted images.
+indices); `none_0` the images as they are, with what tells them from others. An
+interrupted suite computes only the cells that are missing. Images, corruptions
+and keys depend on the data and how they are cut alone, so all runs on one data
+set whose networks look alike answer to the same corrupted images.
 """
 
+import hashlib
 import pathlib
 import time
 from typing import Any
@@ -115,15 +116,26 @@ def complete(cells: dict[Cell, Any]) -> list[str]:
   ]
 
 
+def same_images(a: Arrays, b: Arrays) -> bool:
+  """Whether two runs answer to the same pixels, in the same classes.
+
+  Args:
+    a: the clean cell of a run.
+    b: of another. Those of earlier versions are told apart by labels alone.
+  """
+  return _agree(a, b, 'indices', 'labels', 'image_size', 'pixels', 'classes')
+
+
+def same_examples(a: Arrays, b: Arrays) -> bool:
+  """Likewise, but the images may be cut as each network looks at them."""
+  if not _agree(a, b, 'indices', 'labels', 'classes'):
+    return False
+  return not _agree(a, b, 'image_size', 'look') or _agree(a, b, 'pixels')
+
+
 def _agree(a: Arrays, b: Arrays, *names: str) -> bool:
-  return all(np.array_equal(a[name], b[name]) for name in names)
-
-
-def same_images(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-  """Whether two cells answer to the same images in the same order."""
-  return np.array_equal(a['indices'], b['indices']) and int(
-    a['image_size']
-  ) == int(b['image_size'])
+  """Whether two cells do not differ in what both say."""
+  return all(np.array_equal(a[n], b[n]) for n in names if n in a and n in b)
 
 
 def summarize(
@@ -133,7 +145,8 @@ def summarize(
 
   Args:
     workdir: of a run with at least its clean cell.
-    teacher: workdir of a run whose cells are compared, as far as it has any.
+    teacher: workdir of a run whose cells are compared, as far as it has any
+      and they are of the same images.
 
   Returns:
     `count`, `clean` (metrics of the same images uncorrupted), `corruptions`:
@@ -145,6 +158,8 @@ def summarize(
   cells = read_cells(workdir)
   teachers = read_cells(teacher) if teacher else {}
   clean = cells[CLEAN]
+  if CLEAN in teachers and not same_images(clean, teachers[CLEAN]):
+    teachers = {}
   table: dict[str, dict] = {}
   for name in complete(cells):
     rows = [
@@ -173,7 +188,7 @@ def _measure(cell, clean, teacher) -> dict[str, Any]:
   }
   row['agreement_with_clean'] = fidelity.agreement(logits, clean['logits'])
   row['teacher_agreement'] = None
-  if teacher is not None and same_images(cell, teacher):
+  if teacher is not None:
     row['teacher_agreement'] = fidelity.agreement(logits, teacher['logits'])
   return row
 
@@ -221,7 +236,24 @@ def _fill(subject: Subject, split: Split, cell: Cell) -> None:
       'image_size': np.asarray(subject.dataset.image_size),
       'step': np.asarray(subject.step),
     }
+    if cell == CLEAN:
+      arrays |= _identity(subject, split)
     records.write_arrays(cell_path(subject.workdir, cell), arrays)
+
+
+def _identity(subject: Subject, split: Split) -> Arrays:
+  """What tells a split's images from others: their indices only count them."""
+  pixels = hashlib.blake2b(repr(split.images.shape).encode(), digest_size=16)
+  # One by one: they may be mapped from a file larger than the memory.
+  for image in split.images:
+    pixels.update(np.ascontiguousarray(image))
+  names = repr(list(subject.dataset.class_names)).encode()
+  classes = hashlib.blake2b(names, digest_size=16)
+  return {
+    'pixels': np.asarray(pixels.hexdigest()),
+    'classes': np.asarray(classes.hexdigest()),
+    'look': np.asarray(str(subject.network.look)),
+  }
 
 
 class _Shown:

@@ -43,7 +43,9 @@ def section(context: Context) -> Section:
     text = missing(context, 'corruptions', 'The test on degraded images')
     return Section('degraded', _TITLE, [text])
   cells = {arm: found for arm, found in cells.items() if _has(found, names)}
-  others = 'teacher' in cells and not _same_answers(cells)
+  others = 'teacher' in cells and not degradation.same_examples(
+    *(cells[arm][degradation.CLEAN] for arm in ('tl', 'teacher'))
+  )
   if others:
     del cells['teacher']
   if len(names) < len(degradation.NAMES):
@@ -74,12 +76,6 @@ def _shared(cells: dict[str, Cells]) -> list[str]:
     return []
   both = set(degradation.complete(tl)) & set(degradation.complete(kd))
   return [name for name in degradation.NAMES if name in both]
-
-
-def _same_answers(cells: dict[str, Cells]) -> bool:
-  """Whether the teacher answers to the images of TL, in the same classes."""
-  own, theirs = (cells[arm][degradation.CLEAN] for arm in ('tl', 'teacher'))
-  return all(np.array_equal(own[k], theirs[k]) for k in ('indices', 'labels'))
 
 
 def _has(found: Cells, names: list[str]) -> bool:
@@ -113,8 +109,10 @@ def _whose(context: Context, cells: dict[str, Cells]) -> str:
     return students
   if degradation.same_images(clean['tl'], clean['teacher']):
     return 'the same corrupted ones for all models'
-  side = int(clean['teacher']['image_size'])
-  return f"{students}; the teacher's at its own size, {side} pixels"
+  sides = [int(clean[arm]['image_size']) for arm in ('tl', 'teacher')]
+  if sides[0] == sides[1]:
+    return f"{students}; the teacher's cut as it looks at images"
+  return f"{students}; the teacher's at its own size, {sides[1]} pixels"
 
 
 def _errors(context, cells, names, source) -> Table:
@@ -238,14 +236,20 @@ def _agreements(context, cells, names, severities) -> list[dict[str, Any]]:
   """Agreement with the teacher and with the clean answer, all corruptions."""
   rows = []
   for arm, found in cells.items():
+    taught = (
+      arm != 'teacher'
+      and 'teacher' in cells
+      and degradation.same_images(
+        found[degradation.CLEAN], cells['teacher'][degradation.CLEAN]
+      )
+    )
     for s in severities:
       group = [(n, s) for n in names] if s else [degradation.CLEAN]
       others = {'agreement with own clean answer': found[degradation.CLEAN]}
       values: dict[str, list[float]] = {}
       for cell in group:
-        if arm != 'teacher' and 'teacher' in cells:
-          if degradation.same_images(found[cell], cells['teacher'][cell]):
-            others['agreement with teacher'] = cells['teacher'][cell]
+        if taught:
+          others['agreement with teacher'] = cells['teacher'][cell]
         for title, other in others.items():
           values.setdefault(title, []).append(
             fidelity.agreement(found[cell]['logits'], other['logits'])
