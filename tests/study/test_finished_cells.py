@@ -1,6 +1,7 @@
 """Finished cells are of the study that counts them, or it does not begin."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from tests.study.test_damaged_cells import ROW
 from tests.study.test_plans import make as make_study
 from tlkd_jax.runtime import sealed
-from tlkd_jax.study import cells, conduct, matrix
+from tlkd_jax.runtime.errors import RunError
+from tlkd_jax.study import cells, conduct, matrix, until, workers
 from tlkd_jax.training import workdir as workdirs
 
 
@@ -95,3 +97,29 @@ def test_what_cannot_be_compared_is_no_reason(study, caplog):
   shutil.rmtree(cells.folder_of(root, teacher))
   conduct.prepare(config, root)
   assert f'{path} is damaged' in caplog.text
+
+
+def test_a_study_that_leaves_cells_open_does_not_end_well(study, monkeypatch):
+  """Its workers alone were asked to stop, and ended with 0 as they should."""
+  config, root = study
+  conduct.check_complete(config, root)
+  more = make(study__seeds=4)
+  message = '12 cells are not finished; the same command goes on'
+  # With --until of its first four seeds.
+  monkeypatch.setattr(conduct, 'known', lambda *_: matrix.make_matrix(more))
+  for end in (None, until.Until(7, None, 2), until.Until(7, math.inf, 2)):
+    with pytest.raises(RunError, match=message):
+      conduct.check_complete(more, root, end=end)
+  # The budget of --until is spent, or nothing was to be run.
+  conduct.check_complete(more, root, end=until.Until(7, 0.0, 2))
+  conduct.check_complete(more, root, ran=False)
+
+
+def test_of_several_machines_each_answers_for_its_own_cells(study):
+  config, root = study
+  mine = workers.shard_of(matrix.make_matrix(config), 0, 2)
+  for cell in mine:
+    shutil.rmtree(cells.folder_of(root, cell))
+  conduct.check_complete(config, root, (1, 2))
+  with pytest.raises(RunError, match=f'{len(mine)} cells are not finished'):
+    conduct.check_complete(config, root, (0, 2))

@@ -117,7 +117,7 @@ def _study() -> None:
   if rows:
     print(answer)
     print(f'The report: {root / "index.html"}')
-  conduct.check_complete(config, root, part, end)
+  conduct.check_complete(config, root, part, end, ran=not _ONLY_REPORT.value)
 
 
 def _noise() -> None:

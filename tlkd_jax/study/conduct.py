@@ -250,8 +250,22 @@ def check_complete(
   root: pathlib.Path,
   part: tuple[int, int] = WHOLE,
   end: Until | None = None,
+  *,
+  ran: bool = True,
 ) -> None:
-  """Raises RunError with why cells failed, which, and which wait for one."""
+  """Fails where cells are without a result.
+
+  Args:
+    config: of the study.
+    root: STUDY.
+    part: (index, count) of the machines that share the folder.
+    end: see run.
+    ran: whether cells were to be run, so that none should be left.
+
+  Raises:
+    RunError: why cells failed, which, and which wait for one; or how many were
+      not run, as their workers were stopped.
+  """
   everything = known(config, root, end)
   states = workers.states(workers.shard_of(everything, *part), root)
   reasons: dict[str, list[str]] = {}
@@ -262,6 +276,9 @@ def check_complete(
   if reasons:
     found = (f'{why}: {", ".join(names)}' for why, names in reasons.items())
     raise RunError('cells without a result:\n  ' + '\n  '.join(found))
+  left = sum(state in ('open', 'running') for state in states.values())
+  if left and ran and not (end and end.is_over()):
+    raise RunError(f'{left} cells are not finished; the same command goes on')
   open_ = sum(not cells.is_done(root, cell) for cell in everything)
   if part != WHOLE and open_ and tuning.is_tuning(config, everything):
     raise RunError(
