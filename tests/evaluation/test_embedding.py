@@ -50,5 +50,20 @@ def test_tsne_keeps_clusters_together():
   knn = neighbors.KNeighborsClassifier(5).fit(places, labels)
   assert knn.score(places, labels) > 0.95
   np.testing.assert_array_equal(places, embedding.tsne(x))
-  assert embedding.tsne(x[:3]).shape == (3, 2)
   assert not embedding.tsne(np.ones((20, 4))).any()
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 4])
+@pytest.mark.parametrize('width', [1, 2, 6])
+def test_few_points_are_their_principal_components(count, width):
+  """The first two, which hold all that points in a plane have."""
+  x = np.random.default_rng(0).normal(size=(count, width))
+  places = embedding.tsne(x)
+  assert places.shape == (count, 2)
+  centred = x - x.mean(axis=0)
+  # Of the matrix of inner products, by another way than the code's.
+  values, vectors = np.linalg.eigh(centred @ centred.T)
+  first = vectors[:, ::-1][:, :2] * np.sqrt(values[::-1][:2].clip(0))
+  expected = np.zeros((count, 2))
+  expected[:, : first.shape[1]] = first
+  np.testing.assert_allclose(abs(places), abs(expected), atol=1e-7)

@@ -24,11 +24,15 @@ def tsne(features, seed: int = 0) -> np.ndarray:
   """t-SNE (van der Maaten and Hinton 2008), float [N, 2].
 
   From the first 50 principal components, started from the first two; distances
-  between clusters mean little. For N < 5 the principal components themselves.
+  between clusters mean little. For N < 5 the first two principal components
+  themselves, a missing one as zeros; zeros too where all points are one.
   """
   features = np.asarray(features, np.float64)
-  if len(features) < 5 or not np.ptp(features, axis=0).any():
+  if not (features != features[:1]).any():
     return np.zeros((len(features), 2))
+  if len(features) < 5:
+    found = principal_components(features)['coordinates']
+    return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
   reduced = principal_components(features, 50)['coordinates']
   perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
   return manifold.TSNE(
