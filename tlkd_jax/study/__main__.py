@@ -1,7 +1,10 @@
 """Command line: `python -m tlkd_jax.study --config configs/study.py`."""
 
+import os
 import pathlib
+import signal
 import sys
+import threading
 import time
 
 from absl import flags
@@ -49,7 +52,10 @@ _CACHE = flags.DEFINE_string(
   'Folder of compiled programs; default in the user cache, "off" for none.',
 )
 _WORKER = flags.DEFINE_string('worker', None, 'I/N, given by --jobs.')
+_PARENT = flags.DEFINE_integer('parent', None, 'Given by --jobs.')
 _DEADLINE = flags.DEFINE_float('deadline', None, 'Given by --jobs.')
+# Between two looks whether the parent is there.
+_LOOK_SECONDS = 1.0
 
 
 def main(argv: list[str]) -> None:
@@ -80,6 +86,8 @@ def main(argv: list[str]) -> None:
 
 def _study() -> None:
   interrupts.resumable()
+  if _PARENT.value is not None:
+    _end_with_parent(_PARENT.value)
   allocator.keep_freed_memory()
   if _NOISE.value:
     _noise()
@@ -118,6 +126,20 @@ def _study() -> None:
     print(answer)
     print(f'The report: {root / "index.html"}')
   conduct.check_complete(config, root, part, end, ran=not _ONLY_REPORT.value)
+
+
+def _end_with_parent(parent: int) -> None:
+  """Asks this process to stop when the one that started it is gone.
+
+  Its id is told, not asked for: it may be gone before the first line here.
+  """
+
+  def watch() -> None:
+    while os.getppid() == parent:
+      time.sleep(_LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def _noise() -> None:

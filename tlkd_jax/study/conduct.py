@@ -1,7 +1,6 @@
 """A study from its settings to its page: the command's parts, and Python's."""
 
 import contextlib
-import os
 import pathlib
 
 from tlkd_jax.answer import effects
@@ -111,7 +110,7 @@ def run_part(
     root: STUDY.
     part: (index, count) of the machines that share the folder.
     worker: another process started this one, tells the progress and has
-      forgotten the failures; when it is gone, this one stops.
+      forgotten the failures.
     end: see run.
 
   Raises:
@@ -120,10 +119,8 @@ def run_part(
   mesh, load = sharding.make_mesh(), cells.Loader()
   devices.say(mesh)
   shard = workers.shard_of(known(config, root, end), *part)
-  if worker:
-    workers.end_with_parent(os.getppid())
-    report = None
-  else:
+  report = None
+  if not worker:
     workers.forget_failures(shard, root)
     report = make_report(config, root, part, 1, end)
 

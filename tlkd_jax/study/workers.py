@@ -12,7 +12,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -162,6 +161,7 @@ def spawn(
   for index in range(jobs):
     with (root / 'logs' / f'worker{index}.log').open('a') as log:
       command = [sys.executable, *arguments, f'--worker={index}/{jobs}']
+      command.append(f'--parent={os.getpid()}')
       workers.append(
         subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
       )
@@ -222,17 +222,6 @@ def check_cores(count: int, cores: int) -> None:
   """
   if hasattr(os, 'sched_setaffinity') and not devices.has_card():
     _check_cores(devices.cores(), count, cores)
-
-
-def end_with_parent(parent: int) -> None:
-  """Asks this process to stop when its parent is gone."""
-
-  def watch() -> None:
-    while os.getppid() == parent:
-      time.sleep(POLL_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-  threading.Thread(target=watch, daemon=True).start()
 
 
 class Sparingly:
