@@ -21,12 +21,12 @@ def test_a_worker_is_told_who_started_it(monkeypatch, tmp_path):
   ]
 
 
-def test_a_worker_whose_parent_is_gone_loads_nothing(tmp_path):
+def test_a_worker_whose_parent_is_gone_begins_nothing(tmp_path):
   """It ended while the worker's interpreter was still being started."""
   gone = subprocess.Popen([sys.executable, '-c', ''])
   gone.wait()
   done = subprocess.run(
-    [sys.executable, '-X', 'importtime', '-m', 'tlkd_jax.study']
+    [sys.executable, '-m', 'tlkd_jax.study']
     + ['--config=configs/study.py:smoke', f'--workdir={tmp_path / "study"}']
     + ['--worker=0/1', f'--parent={gone.pid}'],
     cwd=ROOT,
@@ -35,8 +35,6 @@ def test_a_worker_whose_parent_is_gone_loads_nothing(tmp_path):
     timeout=300,
   )
   assert done.returncode == 0 and 'stopped by SIGTERM' in done.stderr
-  loaded = {line.split()[-1] for line in done.stderr.splitlines()}
-  assert 'absl.flags' in loaded and 'jax' not in loaded
   assert not (tmp_path / 'study').exists()
 
 
