@@ -45,6 +45,30 @@ def test_what_was_written_is_there(tmp_path):
   ]
 
 
+def test_two_processes_of_one_number_write_apart(tmp_path):
+  """As in two containers, which share the folder and not their processes."""
+  path = tmp_path / 'a.txt'
+  with atomic.replacing(path) as one:
+    with atomic.replacing(path) as other:
+      other.write_text('whole')
+      one.write_text('half of')
+    assert path.read_text() == 'whole'
+    one.write_text('half of another, and the rest')
+  assert path.read_text() == 'half of another, and the rest'
+  assert [*tmp_path.iterdir()] == [path]
+
+
+def test_what_a_kill_leaves_is_swept(tmp_path):
+  with atomic.replacing(tmp_path / 'a.txt') as temporary:
+    names = [temporary.name, 'a.txt.4711.tmp']
+    temporary.touch()
+  mine = tmp_path / 'a.txt.4711-of.tmp'
+  for path in (*(tmp_path / name for name in names), mine):
+    path.touch()
+  atomic.sweep(tmp_path)
+  assert {path.name for path in tmp_path.iterdir()} == {'a.txt', mine.name}
+
+
 @pytest.mark.parametrize(('age', 'stays'), [(10, True), (7200, False)])
 def test_a_later_write_removes_what_a_killed_one_left(age, stays, tmp_path):
   left, other = tmp_path / 'a.txt.4711.tmp', tmp_path / 'a.txt.old.tmp'

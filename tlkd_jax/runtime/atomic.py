@@ -5,6 +5,7 @@ import glob
 import os
 import pathlib
 import re
+import secrets
 import time
 from collections.abc import Generator, Iterable
 
@@ -12,7 +13,8 @@ import numpy as np
 
 from tlkd_jax.runtime import interrupts
 
-_TEMPORARY = re.compile(r'.+\.\d+\.tmp')
+# Earlier versions named the process alone.
+_TEMPORARY = re.compile(r'.+\.\d+(-[0-9a-f]{8})?\.tmp')
 # What was not written to for so long, nobody writes.
 STALE_SECONDS = 3600.0
 
@@ -24,7 +26,9 @@ def replacing(path: pathlib.Path) -> Generator[pathlib.Path]:
   Several processes may do it at once. What was raised leaves nothing behind; a
   kill leaves the temporary file, which `sweep` or a later write removes.
   """
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  # Processes of two containers may have one number.
+  own = f'{os.getpid()}-{secrets.token_hex(4)}'
+  temporary = path.with_name(f'{path.name}.{own}.tmp')
   for left in path.parent.glob(f'{glob.escape(path.name)}.*.tmp'):
     if _TEMPORARY.fullmatch(left.name):
       _remove_stale(left)
