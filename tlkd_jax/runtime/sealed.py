@@ -9,7 +9,7 @@ import json
 import pathlib
 from typing import Any
 
-from tlkd_jax.runtime.atomic import replace_text
+from tlkd_jax.runtime.atomic import replace_text, replacing
 
 FOLDER = '.sums'
 
@@ -17,10 +17,12 @@ FOLDER = '.sums'
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file in UTF-8, whole or not at all, and its digest after it.
 
-  A kill between the two leaves a file that nothing is known of.
+  A kill between the two leaves a file that nothing is known of; a write that
+  fails, as on a full disk, what was there and its digest.
   """
-  unseal(path)
-  replace_text(path, text)
+  with replacing(path) as temporary:
+    temporary.write_text(text, encoding='utf-8')
+    unseal(path)
   seal(path)
 
 
