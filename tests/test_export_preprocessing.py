@@ -28,7 +28,7 @@ EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / 'docs' / 'examples'
 # of the longest aspect, larger.
 SIZES = (
   *((40, 24), (24, 41), (5, 7), (3, 3), (17, 17), (16, 16), (1, 40)),
-  *((300, 11), (9, 144), (9, 145), (480, 641), (601, 400)),
+  *((300, 11), (9, 144), (9, 145), (480, 641), (601, 400), (600, 200)),
 )
 
 
@@ -87,6 +87,8 @@ def test_the_images_of_the_check_are_of_many_shapes():
   assert {np.sign(h - w) for h, w in shapes} == {-1, 1}
   assert min(map(min, shapes)) < 8 and max(map(max, shapes)) > 400
   assert any(max(s) > 16 * min(s) for s in shapes)
+  # Tall, and shrinking for a network of 224 pixels too.
+  assert any(h > 2.2 * w and w > 256 for h, w in shapes)
   assert all(image.dtype == np.uint8 for image in images)
 
 

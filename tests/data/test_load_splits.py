@@ -297,6 +297,9 @@ def test_over_the_budget_images_are_mapped(monkeypatch, load, three_splits):
   )
   with pytest.raises(AssertionError, match='decoded again'):
     load(name, memory_budget_bytes=1000, seed=5)
+  monkeypatch.setattr(transforms, 'RULES', transforms.RULES - 1)
+  with pytest.raises(AssertionError, match='decoded again'):
+    load(name, memory_budget_bytes=1000)
 
 
 def test_damaged_decoded_images_are_decoded_again(load, three_splits, tmp_path):

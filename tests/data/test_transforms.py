@@ -307,6 +307,67 @@ def test_short_side(size, short_side, expected):
   assert image.size == expected
 
 
+def _resized(pixels, short_side, interpolation):
+  image = Image.fromarray(pixels)
+  return np.asarray(
+    transforms.resize_short_side(image, short_side, interpolation)
+  )
+
+
+def _line_by_line(pixels, shape, interpolation):
+  """Each row to its width, then each column to its height."""
+  kernel = transforms.INTERPOLATIONS[interpolation]
+  height, width = shape
+
+  def rows_to(array, length):
+    rows = (Image.fromarray(row[None]) for row in array)
+    return np.concatenate(
+      [np.asarray(row.resize((length, 1), kernel)) for row in rows]
+    )
+
+  columns = rows_to(pixels, width).transpose(1, 0, 2)
+  return rows_to(np.ascontiguousarray(columns), height).transpose(1, 0, 2)
+
+
+@pytest.mark.parametrize('interpolation', transforms.INTERPOLATIONS)
+@pytest.mark.parametrize(
+  ('shape', 'short_side'),
+  [((120, 40), 22), ((80, 30), 21), ((60, 130), 22), ((40, 15), 32)],
+)
+def test_the_width_is_resized_first(shape, short_side, interpolation):
+  """Of tall images too, of which Pillow since 13 begins with the height."""
+  pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+  found = _resized(pixels, short_side, interpolation)
+  expected = _line_by_line(pixels, found.shape[:2], interpolation)
+  np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize('interpolation', transforms.INTERPOLATIONS)
+@pytest.mark.parametrize(
+  'shape', [(192, 256), (90, 160), (33, 300), (50, 50), (160, 90), (256, 192)]
+)
+@pytest.mark.parametrize('short_side', [16, 36, 72, 110, 200])
+def test_other_images_are_what_pillow_makes_in_one(
+  shape, short_side, interpolation
+):
+  pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+  found = _resized(pixels, short_side, interpolation)
+  whole = Image.fromarray(pixels).resize(
+    found.shape[1::-1], transforms.INTERPOLATIONS[interpolation]
+  )
+  np.testing.assert_array_equal(found, np.asarray(whole))
+
+
+@pytest.mark.parametrize('shape', [(300, 100), (40, 15), (160, 10)])
+def test_so_are_tall_images_that_grow(shape):
+  pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+  found = _resized(pixels, 109, 'bicubic')
+  whole = Image.fromarray(pixels).resize(
+    found.shape[1::-1], Image.Resampling.BICUBIC
+  )
+  np.testing.assert_array_equal(found, np.asarray(whole))
+
+
 def test_centre_crop_is_the_centre():
   pixels = np.arange(6 * 9, dtype=np.uint8).reshape(6, 9)
   cropped = transforms.centre_crop(Image.fromarray(pixels), 4)

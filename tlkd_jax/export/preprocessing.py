@@ -35,7 +35,7 @@ _MODES = {
 }
 
 # Height and width of the images on which a written file is run.
-_SIZES = ((90, 61), (61, 90), (7, 5), (340, 455), (9, 200))
+_SIZES = ((90, 61), (61, 90), (7, 5), (340, 455), (9, 200), (800, 320))
 
 _BEFORE = """
 <ir_version: {ir}, opset_import: ["": {opset}]>
