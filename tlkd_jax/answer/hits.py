@@ -157,26 +157,27 @@ def _parts(block: Block) -> tuple[Parts, Parts, Parts]:
   otherwise by every seed (95 %; Hanley and Lippman-Hand 1983).
   """
   seeds, count = block.values.shape
-  answers = seeds * count
   if block.folds:
     found = overlapping.parts(block.values, block.folds, 1 / block.places)
-    count = block.count
+    images = block.count
   elif block.nested:
     rest = float(block.values.var(axis=1, ddof=1).mean()) / (seeds * count)
     none = Parts(0.0, rest, count - 1)
-    found, count = (none, none, none), answers
+    found, images = (none, none, none), seeds * count
   else:
     least, most = crossed.changed(block.values, 1 / block.places)
-    found = crossed.parts(block.values), least, most
+    found, images = (crossed.parts(block.values), least, most), count
+  # What the spread within a cell shows of them; that of a mean over places is
+  # so much less. Two flips change it by up to two answers in all of a place.
+  answers = seeds * count * block.places
+  shown = found[0].rest * answers / images
+  flips = 2 * block.places / answers / images
   now, low, high = (
     dataclasses.replace(
       one,
-      # The spread within a seed is what one seed alone would show of them.
-      unseen=max(
-        _UNSEEN / count**2 - one.images - one.rest * answers / count, 0.0
-      ),
+      unseen=max(_UNSEEN / images**2 - one.images - shown - change, 0.0),
     )
-    for one in found
+    for one, change in zip(found, (0.0, -flips, flips), strict=True)
   )
   return now, low, high
 
