@@ -137,8 +137,7 @@ def _same_backbone(learner: Loaded, read: loading.Weights) -> bool:
   heads = tuple(f'{name}.' for name in read.model.spec.head)
   own = flatten(learner.params)
   return all(
-    name.startswith(heads)
-    or (name in own and _alike(own[name], value))
+    name.startswith(heads) or (name in own and _alike(own[name], value))
     for name, value in flatten(read.params).items()
   )
 
