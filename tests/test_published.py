@@ -388,3 +388,26 @@ def test_published_claims():
   }
   assert pixels.pop('teachers') == {64} and '(64 px; labels of' in text
   assert set.union(*pixels.values()) == {96} and 'at 96 px [rest.md]' in text
+
+
+def test_folds_beside_a_published_accuracy():
+  text = ' '.join(page('docs/results.md').split())
+  arms = _TL, 'teacher_high_res', 'kd'
+  folds = [scores(arm, 'trashnet_whole', 0, name='folds') for arm in arms]
+  plain, teacher, taught = map(over_seeds, folds)
+  assert f'TL {plain}, its teacher at 368 px {teacher}, TL+KD {taught}:' in text
+  sizes = {row['arm']: row['image_size'] for row in stored('folds')}
+  assert (sizes['kd'], sizes['teacher_high_res']) == (96, 368)
+  assert min(folds[0].min(), folds[2].min()) > 0.768
+  for metric, write in (('top1', points), ('nll', shares)):
+    kd, tl = (
+      scores(arm, 'trashnet_whole', 0, metric, 'folds') for arm in ('kd', _TL)
+    )
+    # 1 / 5 + 1 / 4 of the variance, with four degrees of freedom.
+    half = 2.7764451 * (kd - tl).std(ddof=1) * math.sqrt(0.45)
+    mean = (kd - tl).mean()
+    ends = {'ci_low': mean - half, 'ci_high': mean + half}
+    written = write({'mean_difference': mean} | ends).rstrip(')')
+    if metric == 'top1':
+      written = written.replace(' (', ' points (')
+    assert written in text
