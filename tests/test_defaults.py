@@ -10,7 +10,7 @@ import pytest
 
 from tests import tiny
 from tests.data.pictures import make_classes
-from tlkd_jax import arms, data, settings
+from tlkd_jax import arms, data, protocols, settings
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import UserError
 from tlkd_jax.settings import WrongSettings
@@ -344,3 +344,27 @@ def test_how_a_teacher_is_fitted_where_that_is_open(
   made = settings.with_values(settings.make(arm), changes)
   done = defaults.settled(made, 200, smallest)
   assert done.teacher.fit == expected
+
+
+@pytest.mark.parametrize('dataset', ['digits', 'folder:birds'])
+@pytest.mark.parametrize(('of_each', 'fit'), [(20, 'probed'), (3, 'finetuned')])
+def test_a_teacher_that_was_left_open_is_gone_on_with(
+  dataset, of_each, fit, tmp_path, monkeypatch
+):
+  """The same command again, which does not know the data when it compares."""
+  monkeypatch.chdir(tmp_path)
+  given = defaults.settled(settings.make('compare', dataset=dataset))
+  taken = defaults.for_counts(given, np.full(4, of_each))
+  assert taken.teacher.fit == fit and given.teacher.fit == 'auto'
+  for part in protocols.plan(taken, pathlib.Path('run')):
+    part.workdir.mkdir(parents=True)
+    text = json.dumps(workdirs.as_json(part.settings))
+    (part.workdir / 'config.json').write_text(text)
+  for again in (given, taken):
+    for part in protocols.plan(again, pathlib.Path('run')):
+      workdirs.check(part.workdir, part.settings)
+  # When they are known it is compared.
+  other = settings.with_values(taken, {'teacher.fit': 'crossfitted'})
+  with pytest.raises(ValueError, match='teacher.fit'):
+    for part in protocols.plan(other, pathlib.Path('run')):
+      workdirs.check(part.workdir, part.settings)

@@ -14,6 +14,7 @@ from PIL import Image
 from tests import strict, tiny
 from tests.workdirs import arrays
 from tlkd_jax import arms, evaluating, inference
+from tlkd_jax.answer import effects
 from tlkd_jax.data import load_splits
 from tlkd_jax.evaluation import evaluate, predictions, records
 from tlkd_jax.report import closing, runs
@@ -104,7 +105,10 @@ def test_table_and_remarks(compare_run):
     found = evaluate.load(compare_run / arm / 'predictions' / 'test.npz')
     hits.append(found.logits.argmax(-1) == found.labels)
   won, lost = (hits[0] & ~hits[1]).sum(), (~hits[0] & hits[1]).sum()
-  assert f'; {won} test images won, {lost} lost, 95 % over images' in text
+  # The interval of the report page.
+  low, high = effects.interval_over_images(hits[0].astype(float) - hits[1])
+  counts = f'; {won} test images won, {lost} lost, 95 % over images'
+  assert f'{counts} {low:+.3f} to {high:+.3f}, McNemar' in text
 
 
 @pytest.mark.parametrize('arm', ['teacher', 'kd'])

@@ -272,12 +272,12 @@ def _with_images(effect: Effect, both: list[tuple[Row, Row]]) -> Effect:
   if len(answers) == 1:
     x, y = answers[0]
     p = comparison.mcnemar(x.right, y.right)['p']
-  low, high = _interval(np.mean(differences, axis=0))
+  low, high = interval_over_images(np.mean(differences, axis=0))
   images = OverImages(len(first.right), low, high, p)
   return dataclasses.replace(effect, images=images)
 
 
-def _interval(differences: np.ndarray) -> tuple[float, float]:
+def interval_over_images(differences: np.ndarray) -> tuple[float, float]:
   """Percentile bootstrap interval of a mean over images, [N] -> (low, high)."""
   counts = bootstrap.resample_counts(len(differences), _REPLICATES, 0)
   draws = counts @ differences / len(differences)

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from tlkd_jax.answer import effects
 from tlkd_jax.answer.labels import LABELS, label_of_part
 from tlkd_jax.evaluation import comparison, evaluate
 from tlkd_jax.evaluation.records import number
@@ -46,12 +47,17 @@ def table(
 
 
 def _changes(kd: pathlib.Path, tl: pathlib.Path) -> dict[str, Any]:
-  """McNemar's test of two finished runs on the same test images."""
+  """McNemar's test of two finished runs on the same test images.
+
+  With the interval over images, `low` to `high`, that a report page has.
+  """
   correct = []
   for workdir in (kd, tl):
     found = evaluate.load(workdir / 'predictions' / 'test.npz')
     correct.append(found.logits.argmax(axis=-1) == found.labels)
-  return comparison.mcnemar(*correct) | {'count': correct[0].size}
+  difference = correct[0].astype(float) - correct[1]
+  low, high = effects.interval_over_images(difference)
+  return comparison.mcnemar(*correct) | {'low': low, 'high': high}
 
 
 def _saved(kd: Mapping[str, Any], workdirs: Mapping[str, pathlib.Path]) -> str:

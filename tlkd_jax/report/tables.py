@@ -1,6 +1,5 @@
 """Plain-text tables of summaries, for the end of a run and the README."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,7 +52,7 @@ def remarks(
   Args:
     summaries: arm -> summary, any of 'teacher', 'tl', 'kd'.
     changes: comparison.mcnemar of the TL+KD and the TL student's test answers,
-      with their `count`, where both are there.
+      with the interval `low` to `high` over images, where both are there.
   """
   kd, tl = summaries.get('kd', {}), summaries.get('tl')
   found = [_knew(name, said) for name, said in _said(kd).items()]
@@ -119,10 +118,8 @@ def _gain(
   text = f'{name} minus TL on test: {gain:+.3f} top-1, {nll:+.3f} NLL'
   if changes is None:
     return f'{text}. {_ONE_SEED}'
-  won, lost, count = changes['only_x'], changes['only_y'], changes['count']
-  half = 1.96 * math.sqrt(max(won + lost - count * gain**2, 0.0)) / count
   return (
-    f'{text}; {won} test images won, {lost} lost, 95 % over images '
-    f'{gain - half:+.3f} to {gain + half:+.3f}, McNemar p = '
-    f'{changes["p"]:.2g}. {_ONE_SEED}'
+    f'{text}; {changes["only_x"]} test images won, {changes["only_y"]} lost, '
+    f'95 % over images {changes["low"]:+.3f} to {changes["high"]:+.3f}, '
+    f'McNemar p = {changes["p"]:.2g}. {_ONE_SEED}'
   )

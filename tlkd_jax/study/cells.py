@@ -227,7 +227,7 @@ def _compare(
     there = flatten(workdirs.read(folder))
   new = workdirs.comparable(own)
   old = workdirs.comparable(own | there)
-  free = _PLACES | workdirs.left_open(new) | (_MANNER if finished else set())
+  free = _PLACES | workdirs.left_open(own) | (_MANNER if finished else set())
   shared = (there.keys() & new.keys()) - free
   keys = sorted(k for k in shared if old[k] != new[k])
   if keys:

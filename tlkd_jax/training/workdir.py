@@ -33,8 +33,8 @@ _COST = 'cost.json'
 def check(workdir: pathlib.Path, settings: Settings) -> None:
   """Checks that a run's folder is new or holds the same configuration.
 
-  Keys that an earlier version lacked have their defaults there. Numbers of
-  steps that are left open until the data are known are not compared.
+  Keys that an earlier version lacked have their defaults there. What is left
+  open until the data are known is not compared.
 
   Raises:
     ValueError: the folder holds a run of another configuration; the message
@@ -45,10 +45,11 @@ def check(workdir: pathlib.Path, settings: Settings) -> None:
     return
   defaults = flatten(as_json(Settings()))
   old = comparable(defaults | flatten(read(workdir)))
-  new = comparable(flatten(as_json(settings)))
+  own = flatten(as_json(settings))
+  new = comparable(own)
   changed = [
     key
-    for key in sorted((old | new).keys() - left_open(new))
+    for key in sorted((old | new).keys() - left_open(own))
     if not _alike(workdir, key, old.get(key, '-'), new.get(key, '-'))
   ]
   if changed:
@@ -211,9 +212,12 @@ def comparable(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def left_open(flat: dict[str, Any]) -> set[str]:
-  """Dotted keys that the data will settle."""
+  """Dotted keys of settings, as they are, that the data will settle."""
   keys = {k for k in ('num_steps', 'eval_every_steps') if not flat[k]}
-  return keys | ({'teacher.fit'} if flat['teacher.fit'] == OPEN else set())
+  if flat['teacher.fit'] == OPEN:
+    # Which a probe sees more of.
+    keys |= {'teacher.fit', 'teacher.image_size'}
+  return keys
 
 
 def is_adopted(settings: Settings) -> bool:
