@@ -213,12 +213,15 @@ def _quiet_failure() -> Generator[None]:
   """Keeps what follows a failure off the user's screen.
 
   Reads and writes that Orbax abandons come back later, each to an event loop
-  that is closed by then, and each with a traceback.
+  that is closed by then or where they are collected as garbage, and each with
+  a traceback.
   """
   report = sys.unraisablehook
 
   def report_others(unraisable):
-    if str(unraisable.exc_value) != 'Event loop is closed':
+    error = unraisable.exc_value
+    collected = isinstance(error.__cause__, GeneratorExit)
+    if str(error) != 'Event loop is closed' and not collected:
       report(unraisable)
 
   sys.unraisablehook = report_others
