@@ -169,9 +169,9 @@ def _parts(block: Block) -> tuple[Parts, Parts, Parts]:
     found, images = (crossed.parts(block.values), least, most), count
   # What the spread within a cell shows of them; that of a mean over places is
   # so much less. Two flips change it by up to two answers in all of a place.
-  answers = seeds * count * block.places
-  shown = found[0].rest * answers / images
-  flips = 2 * block.places / answers / images
+  answers = seeds * count
+  shown = found[0].rest * answers * block.places / images
+  flips = 2 / answers / images
   now, low, high = (
     dataclasses.replace(
       one,

@@ -31,10 +31,28 @@ def decide(test: Mapping[str, float], p: float, metric: str) -> Verdict:
 
 
 def decide_over_images(
-  difference: float, low: float, high: float, metric: str
+  difference: float,
+  low: float,
+  high: float,
+  metric: str,
+  mcnemar_p: float | None = None,
 ) -> Verdict:
-  """The verdict on two models, from an interval over test images."""
-  return _verdict(difference, low > 0 or high < 0, metric)
+  """The verdict on two models, see `is_apart_over_images`."""
+  apart = is_apart_over_images(low, high, mcnemar_p)
+  return _verdict(difference, apart, metric)
+
+
+def is_apart_over_images(
+  low: float, high: float, mcnemar_p: float | None = None
+) -> bool:
+  """Whether two models differ by more than the choice of test images.
+
+  Args:
+    low: of the interval over test images.
+    high: likewise.
+    mcnemar_p: of accuracy, which must agree: the interval leaves 0 earlier.
+  """
+  return (low > 0 or high < 0) and (mcnemar_p is None or mcnemar_p < ALPHA)
 
 
 def _verdict(difference: float, is_apart: bool, metric: str) -> Verdict:

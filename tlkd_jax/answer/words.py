@@ -15,7 +15,7 @@ from tlkd_jax.answer.decision import (
 from tlkd_jax.answer.effects import Effect
 from tlkd_jax.answer.plan import POWER, Plan
 from tlkd_jax.answer.rows import Row
-from tlkd_jax.answer.verdicts import JUDGED
+from tlkd_jax.answer.verdicts import JUDGED, is_apart_over_images
 from tlkd_jax.answer.worth import Worth
 from tlkd_jax.evaluation import statistics
 from tlkd_jax.evaluation.label_curves import Needed
@@ -193,7 +193,7 @@ def _one_seed(
   if images is None or images.mcnemar_p is None:
     text = f'Not yet known: one seed. With it {_means(overall, name, base)}'
   else:
-    apart = images.mcnemar_p < ALPHA and (images.low > 0 or images.high < 0)
+    apart = is_apart_over_images(images.low, images.high, images.mcnemar_p)
     text = (
       f'Not yet known: one seed. This {name} model got '
       f'{percent(overall.x.mean())} of the {images.count:,} test images right '

@@ -28,7 +28,7 @@ from tlkd_jax.data.builders import arrays as _arrays
 from tlkd_jax.data.builders.headers import Labelling
 from tlkd_jax.data.examples import Files, Fold, Look, Split
 from tlkd_jax.data.index import Source
-from tlkd_jax.data.kinds import DATASETS
+from tlkd_jax.data.kinds import DATASETS, located
 from tlkd_jax.runtime.errors import as_user_errors
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
   'Look',
   'Split',
   'load_splits',
+  'located',
 ]
 
 _EVAL_SALT = 'evaluation'

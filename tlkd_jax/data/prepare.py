@@ -25,6 +25,7 @@ from absl import flags, logging
 from tlkd_jax.data import facts, load_splits, sources
 from tlkd_jax.data.builders import patterns
 from tlkd_jax.data.builders.headers import Labelling
+from tlkd_jax.data.kinds import Asked
 from tlkd_jax.runtime import command_line
 
 # main has a flag of this name too, and a process may load both.
@@ -94,7 +95,7 @@ def prepare(
   if kind in sources.DATASETS:
     cache = pathlib.Path(cache_dir or sources.default_cache_dir())
     builder = sources.DATASETS[kind](
-      path, cache.expanduser(), labelling or Labelling()
+      Asked(path, cache.expanduser(), labelling or Labelling())
     )
     return pathlib.Path(builder.data_path)
   target = pathlib.Path(data_dir or sources.default_data_dir()).expanduser()

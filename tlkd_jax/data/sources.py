@@ -21,7 +21,7 @@ from tlkd_jax.data.builders import arrays
 from tlkd_jax.data.builders.headers import Labelling
 from tlkd_jax.data.examples import Fold
 from tlkd_jax.data.index import NO_DIGEST, Source, open_split
-from tlkd_jax.data.kinds import DATASETS, IN_PARTS, check_used
+from tlkd_jax.data.kinds import DATASETS, IN_PARTS, Asked, check_used
 from tlkd_jax.runtime.errors import nearest
 
 # Sets whose meaning a left-right flip destroys.
@@ -234,7 +234,7 @@ def _open(
   labelling = labelling or Labelling()
   check_used(name, labelling)
   if kind in DATASETS:
-    builder = DATASETS[kind](path, cache, labelling, for_test)
+    builder = DATASETS[kind](Asked(path, cache, labelling, for_test))
   else:
     builder = _open_tfds(name, pathlib.Path(data_dir or default_data_dir()))
   image_key, label_key = _find_keys(name, builder.info)

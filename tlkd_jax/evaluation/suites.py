@@ -30,7 +30,6 @@ from tlkd_jax.evaluation import (
 from tlkd_jax.evaluation.subject import Subject, take
 from tlkd_jax.runtime import sharding
 from tlkd_jax.runtime.errors import as_user_errors
-from tlkd_jax.runtime.paths import expanded
 
 SPLITS = ('validation', 'test')
 PHOTOGRAPHS = 'sample_photographs'
@@ -143,7 +142,7 @@ def _other_images(subject: Subject) -> tuple[str, Split]:
   """Name of other data, and their test images as the run's network looks."""
   own, size = subject.dataset.name, subject.dataset.image_size
   name = subject.ood_dataset or ('digits' if own != 'digits' else PHOTOGRAPHS)
-  if _located(name) == _located(own):
+  if data.located(name) == data.located(own):
     raise ValueError(
       f"--ood_dataset {name} is the run's own data set; name another"
     )
@@ -168,14 +167,6 @@ def _other_images(subject: Subject) -> tuple[str, Split]:
     labelling=labelling,
   )
   return name, take(other.splits['test'], subject.max_images)
-
-
-def _located(name: str) -> str:
-  """KIND:PATH with the path resolved, so that one place has one name."""
-  kind, colon, path = name.partition(':')
-  if not colon or kind not in data.DATASETS:
-    return name
-  return f'{kind}:{expanded(path).resolve()}'
 
 
 def photographs(size: int, count: int) -> Split:

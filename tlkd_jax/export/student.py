@@ -119,10 +119,7 @@ def load_student(
     )
   _, count = side_by_side.parts_of(description.model)
   if count:
-    first, *_, last = (
-      ensemble.folder_of(pathlib.Path(checkpoint), n)
-      for n in range(1, count + 1)
-    )
+    first, *_, last = ensemble.folders(pathlib.Path(checkpoint), count)
     raise ValueError(
       f'{checkpoint} holds several students, {description.model}, and one is '
       f'exported: give the workdir of a member, {first} to {last.name}'

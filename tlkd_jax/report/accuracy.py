@@ -1,6 +1,5 @@
 """Sections on one pair's answers: metrics, disagreements, classes, teacher."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from tlkd_jax.evaluation import (
   fidelity,
   metrics,
 )
-from tlkd_jax.evaluation.statistics import ALPHA
 from tlkd_jax.report import plots, space
 from tlkd_jax.report.blocks import (
   Figure,
@@ -47,7 +45,13 @@ def metrics_section(context: Context, replicates: int) -> Section:
       name_of_kd: row['x'],
       f'{name_of_kd} minus TL': row['difference'],
       '95 % interval': interval(row['low'], row['high']),
-      f'{name_of_kd} is': _verdict(name, row, p),
+      f'{name_of_kd} is': verdicts.decide_over_images(
+        row['difference'],
+        row['low'],
+        row['high'],
+        name,
+        p if name == 'top1' else None,
+      ),
     }
     for name, row in found.items()
   ]
@@ -62,15 +66,6 @@ def metrics_section(context: Context, replicates: int) -> Section:
     'equal-width bins; NLL and entropy in nats; AURC after Geifman.',
   )
   return Section('metrics', 'All metrics', [Text(context.describe()), table])
-
-
-def _verdict(name: str, row: Mapping[str, float], p: float) -> verdicts.Verdict:
-  """Of accuracy only where McNemar's test agrees, which the page prints too."""
-  if name == 'top1' and not p < ALPHA:
-    return 'inconclusive'
-  return verdicts.decide_over_images(
-    row['difference'], row['low'], row['high'], name
-  )
 
 
 def disagreement_section(context: Context) -> Section:

@@ -1,5 +1,6 @@
 """STUDY/plan.json: what a study states before its runs, and holds to."""
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Iterable
@@ -92,17 +93,14 @@ def say(plan: Plan, checked: Iterable[tuple[Cell, Settings]]) -> None:
     checked: from matrix.check.
   """
   lines = [f'{what}: {value}' for what, value in plan.words]
-  seen: dict[str, dict[str, dict[str, None]]] = {}
+  seen: dict[str, dict[str, None]] = collections.defaultdict(dict)
   for cell, config in checked:
     role = 'teacher' if cell.kind == 'teacher' else 'student'
     network = config.network(role).name
-    look = f'{network} at {networks.look(config, role).image_size} px'
-    arms = seen.setdefault(cell.dataset, {}).setdefault(look, {})
-    arms[cell.arm] = None
-  for name, looks in seen.items():
-    lines += [
-      f'{name}, {look}: {", ".join(arms)}' for look, arms in looks.items()
-    ]
+    side = networks.look(config, role).image_size
+    # Once, of several trials.
+    seen[f'{cell.dataset}, {network} at {side} px'][cell.arm] = None
+  lines += [f'{look}: {", ".join(arms)}' for look, arms in seen.items()]
   logging.info('study of %s\n  %s', '; '.join(plan.places), '\n  '.join(lines))
 
 

@@ -27,6 +27,11 @@ def folder_of(workdir: pathlib.Path, number: int) -> pathlib.Path:
   return workdir / f'fold{number}'
 
 
+def folders(workdir: pathlib.Path, count: int) -> list[pathlib.Path]:
+  """Of so many runs, each without a fold, in the order of the folds."""
+  return [folder_of(workdir, number) for number in range(1, count + 1)]
+
+
 def without(settings: Settings, number: int) -> Settings:
   """The settings of the run without a fold."""
   return with_values(
@@ -37,9 +42,9 @@ def without(settings: Settings, number: int) -> Settings:
 
 def parts(settings: Settings, workdir: pathlib.Path) -> joined.Parts:
   """The folders and settings of the runs, each without a fold."""
+  found = folders(workdir, settings.teacher.probe_folds)
   return {
-    folder_of(workdir, number): without(settings, number)
-    for number in range(1, settings.teacher.probe_folds + 1)
+    folder: without(settings, number) for number, folder in enumerate(found, 1)
   }
 
 

@@ -25,13 +25,19 @@ def folder_of(workdir: pathlib.Path, number: int) -> pathlib.Path:
   return workdir / f'member{number}'
 
 
+def folders(workdir: pathlib.Path, count: int) -> list[pathlib.Path]:
+  """Of so many members, in their order."""
+  return [folder_of(workdir, number) for number in range(1, count + 1)]
+
+
 def parts(settings: Settings, workdir: pathlib.Path) -> joined.Parts:
   """The members' folders and settings."""
+  found = folders(workdir, settings.student.members)
   return {
-    folder_of(workdir, number): with_values(
+    folder: with_values(
       settings, {'student.fit': 'finetuned', 'student.member': number}
     )
-    for number in range(1, settings.student.members + 1)
+    for number, folder in enumerate(found, 1)
   }
 
 

@@ -15,7 +15,7 @@ from absl import logging
 from tlkd_jax import models
 from tlkd_jax.data import Dataset
 from tlkd_jax.models import side_by_side
-from tlkd_jax.models.functional import Tree, positions_of, with_positions
+from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.network import Loaded, Network, make_eval_step
 from tlkd_jax.models.weights import loading
 from tlkd_jax.runtime.errors import as_user_errors
@@ -95,7 +95,4 @@ def as_one(single: Network, count: int) -> Network:
     num_classes=single.model.num_classes,
   )
   # Weights may have been trained otherwise than their variant was published.
-  spec = single.model.spec
-  model = loading.with_preprocessing(model, spec.mean, spec.std)
-  model = with_positions(model, positions_of(single.model.params_shape))
-  return dataclasses.replace(single, model=model)
+  return dataclasses.replace(single, model=loading.like(model, single.model))

@@ -64,11 +64,9 @@ def images(
 def _places(settings: Settings, folder: pathlib.Path) -> list[pathlib.Path]:
   """Where the updates of a run are recorded."""
   if settings.fit == crossfit.KIND:
-    count = settings.teacher.probe_folds
-    return [crossfit.folder_of(folder, n) for n in range(1, count + 1)]
+    return crossfit.folders(folder, settings.teacher.probe_folds)
   if settings.fit == ensemble.KIND:
-    count = settings.student.members
-    return [ensemble.folder_of(folder, n) for n in range(1, count + 1)]
+    return ensemble.folders(folder, settings.student.members)
   return [folder]
 
 

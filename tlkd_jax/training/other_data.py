@@ -6,8 +6,7 @@ import re
 
 from absl import logging
 
-from tlkd_jax.data import DATASETS, Dataset, other
-from tlkd_jax.runtime.paths import expanded
+from tlkd_jax.data import Dataset, located, other
 from tlkd_jax.settings import Settings
 from tlkd_jax.training import data_record, decoding
 from tlkd_jax.training.descriptions import Description
@@ -48,14 +47,14 @@ def load(name: str, settings: Settings, description: Description) -> Dataset:
 
 def is_own(name: str, settings: Settings) -> bool:
   """Whether data are those that a run was trained on, by another path too."""
-  return _located(name) == _located(settings.dataset)
+  return located(name) == located(settings.dataset)
 
 
 def place(name: str) -> str:
   """The folder for it: the data's name, and a digest that tells two apart."""
-  located = _located(name)
-  digest = hashlib.sha256(located.encode('utf-8', 'replace')).hexdigest()[:6]
-  word = re.sub(r'\W+', '_', pathlib.PurePath(located).name).strip('_')
+  whole = located(name)
+  digest = hashlib.sha256(whole.encode('utf-8', 'replace')).hexdigest()[:6]
+  word = re.sub(r'\W+', '_', pathlib.PurePath(whole).name).strip('_')
   return f'on_{word[:40]}-{digest}'
 
 
@@ -73,11 +72,3 @@ def notes(workdir: pathlib.Path, dataset: Dataset) -> list[str]:
       f'copies of training images of {workdir}'
     )
   return lines
-
-
-def _located(name: str) -> str:
-  """KIND:PATH with the path resolved."""
-  kind, colon, path = name.partition(':')
-  if not colon or kind not in DATASETS:
-    return name
-  return f'{kind}:{expanded(path).resolve()}'

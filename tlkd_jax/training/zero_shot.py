@@ -21,7 +21,7 @@ from absl import logging
 
 from tlkd_jax import models
 from tlkd_jax.models import zero_shot
-from tlkd_jax.models.functional import Tree, positions_of, with_positions
+from tlkd_jax.models.functional import Tree
 from tlkd_jax.models.weights import loading, tokens
 from tlkd_jax.models.weights import texts as text_files
 from tlkd_jax.models.weights.texts import Texts
@@ -66,9 +66,7 @@ def read(section: Teacher, class_names: list[str]) -> loading.Weights:
   model = models.create_model(
     zero_shot.name_of(section.name), num_classes=len(names)
   )
-  spec = image.model.spec
-  model = loading.with_preprocessing(model, spec.mean, spec.std)
-  model = with_positions(model, positions_of(image.params))
+  model = loading.like(model, image.model)
   licence = image.licence
   if texts.licence != licence:
     licence = f'{licence}; texts: {texts.licence}'

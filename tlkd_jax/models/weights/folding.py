@@ -17,7 +17,7 @@ from tlkd_jax.models import create_model, folded, fused_name, quantized
 from tlkd_jax.models.functional import Model, Tree, structure, to_functional
 from tlkd_jax.models.layers import branches
 from tlkd_jax.models.layers.branches import Branched
-from tlkd_jax.models.weights.loading import with_preprocessing
+from tlkd_jax.models.weights.loading import like
 from tlkd_jax.runtime.trees import flatten, nest
 
 
@@ -53,7 +53,7 @@ def fuse(
     if branched.keys().isdisjoint(parents):
       _fuse(flat, path, child)
   fused = create_model(name, num_classes=model.num_classes, **model.options)
-  fused = with_preprocessing(fused, model.spec.mean, model.spec.std)
+  fused = like(fused, model)
   shapes = fused.params_shape, fused.model_state_shape
   trees = [nest({key: flat[key] for key in flatten(tree)}) for tree in shapes]
   return fused, trees[0], trees[1]
@@ -126,7 +126,7 @@ def to_int8(
     num_classes=model.num_classes,
     **model.options,
   )
-  whole = with_preprocessing(whole, model.spec.mean, model.spec.std)
+  whole = like(whole, model)
   if folds(model):
     _, params, _ = fold_norms(model, params, model_state)
   bounds = jax.tree.map(

@@ -175,6 +175,12 @@ def with_preprocessing(
   return _with_preprocessing(model, tuple(mean), tuple(std))
 
 
+def like(model: Model, other: Model) -> Model:
+  """The model for weights of another: its mean, std and positions."""
+  model = with_preprocessing(model, other.spec.mean, other.spec.std)
+  return with_positions(model, positions_of(other.params_shape))
+
+
 @functools.lru_cache(maxsize=64)
 def _with_preprocessing(model: Model, mean: tuple, std: tuple) -> Model:
   # One for one variant, as models are compared.
